@@ -1,0 +1,152 @@
+"""Stream adapters: their weights, and how they lie on disk (safetensors and one JSON card)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from specstream.anatomy import Anatomy
+from specstream.lora import LoRA
+from specstream.streams import Streams
+
+WEIGHTS, CARD = "adapter.safetensors", "card.json"
+FORMAT = 1
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "adapters"
+
+
+class AdapterError(ValueError):
+    """An adapter can't be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an adapter is: its shape, the base model it belongs to, and how it was made.
+
+    ``base_shape`` are the base's model type, layers, hidden size and vocabulary; an adapter loads onto nothing else.
+    """
+
+    base: str
+    base_shape: dict[str, Any]
+    task: str
+    mode: str
+    gamma: int
+    layers: int
+    start_rank: int
+    lora_rank: int
+    lora_scale: float
+    data: str = ""
+    licence: str = ""
+    command: str = ""
+    date: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("shared", "lossless"):
+            raise AdapterError(f"The adapter's card names an unknown mode {self.mode!r}.")
+        if self.format != FORMAT:
+            raise AdapterError(f"The adapter is of format {self.format}; this version reads format {FORMAT}.")
+
+
+class Adapter(nn.Module):
+    """Streams and LoRA for one base model.
+
+    In ``shared`` mode LoRA acts on every row of every layer: the model is fine-tuned and the main stream with it.
+    In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes.
+    """
+
+    def __init__(self, anatomy: Anatomy, card: Card) -> None:
+        super().__init__()
+        self.card = card
+        self.streams = Streams(anatomy.hidden_size, card.gamma, card.layers, card.start_rank)
+        first = 0 if card.mode == "shared" else len(anatomy.layers) - card.layers
+        self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+def base_shape(anatomy: Anatomy) -> dict[str, Any]:
+    """What a base model must have in common with the one an adapter was trained on."""
+    config = anatomy.model.config.get_text_config(decoder=True)
+    return {
+        "model_type": config.model_type,
+        "num_hidden_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def save(adapter: Adapter, folder: Path, card: Card, dtype: torch.dtype = torch.float16) -> None:
+    """Write weights (in 16 bit) and card. The card comes last, so that a folder with a card is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().to(dtype).cpu().contiguous() for k, v in adapter.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_card(folder: Path) -> Card:
+    """The card of an adapter folder. Raises AdapterError when it is missing or damaged."""
+    try:
+        data = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return Card(**{f.name: data[f.name] for f in fields(Card) if f.name in data})
+    except FileNotFoundError:
+        raise AdapterError(f"There is no adapter in {folder}: the file {CARD} is missing.") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"The adapter's card {folder / CARD} can't be read: it is damaged.") from None
+
+
+def load(folder: Path, anatomy: Anatomy) -> Adapter:
+    """Load an adapter onto its base. Raises AdapterError for a damaged adapter or one of another model."""
+    card = read_card(folder)
+    here = base_shape(anatomy)
+    if card.base_shape != here:
+        want = ", ".join(f"{k} {v}" for k, v in card.base_shape.items() if here.get(k) != v)
+        raise AdapterError(f"The adapter in {folder} was trained for {card.base} ({want}): load it onto that model.")
+    if card.layers > len(anatomy.layers):
+        raise AdapterError(f"The adapter's card names {card.layers} stream layers; the model has {len(anatomy.layers)}.")
+    adapter = Adapter(anatomy, card)
+    try:
+        state = load_file(folder / WEIGHTS)
+        adapter.load_state_dict({k: v.float() for k, v in state.items()})
+    except FileNotFoundError:
+        raise AdapterError(f"The adapter in {folder} is incomplete: the file {WEIGHTS} is missing.") from None
+    except (SafetensorError, RuntimeError, OSError):
+        raise AdapterError(f"The adapter's weights {folder / WEIGHTS} are damaged: get the adapter again.") from None
+    if not all(bool(p.isfinite().all()) for p in adapter.parameters()):
+        raise AdapterError(f"The adapter's weights {folder / WEIGHTS} hold values that are not finite numbers.")
+    return adapter.to(device=anatomy.device).eval()
+
+
+def bundled(model: str) -> dict[str, Path]:
+    """The adapters that come with the project for a catalogue model, by task name."""
+    root = BUNDLED / model
+    return {p.name: p for p in sorted(root.iterdir()) if (p / CARD).is_file()} if root.is_dir() else {}
+
+
+def find(name: str, model: str) -> Path | None:
+    """The folder of an adapter: "none", "auto" (the first bundled one), a bundled task name, or a folder.
+
+    Raises AdapterError when there is no such adapter.
+    """
+    have = bundled(model)
+    if name == "none":
+        return None
+    if name == "auto":
+        return next(iter(have.values()), None)
+    if name in have:
+        return have[name]
+    if Path(name).is_dir():
+        return Path(name)
+    known = ", ".join(have) or "none are bundled for this model"
+    raise AdapterError(f"There is no adapter {name!r}: name a folder or one of the bundled ones ({known}).")

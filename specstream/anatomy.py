@@ -1,0 +1,140 @@
+"""Finds the parts of a stock Hugging Face causal LM that the engine works with. No code per model family."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+KNOWN_LAYER_TYPES = {FULL, SLIDING}
+
+
+class UnsupportedModel(ValueError):
+    """The model can't do tree verification or carry streams; the message says why, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of one loaded model.
+
+    ``layer_types[i]`` is "full_attention" or "sliding_attention"; ``mask_by_type`` tells whether the model's
+    forward takes one mask per layer type (a dict) or a single one. ``tail`` are the modules between the last layer
+    and the LM head, in call order (the final norm, for OPT also its output projection).
+    """
+
+    model: PreTrainedModel
+    decoder: nn.Module
+    layers: nn.ModuleList
+    rotaries: tuple[nn.Module, ...]
+    tail: tuple[nn.Module, ...]
+    head: nn.Module
+    hidden_size: int
+    layer_types: tuple[str, ...]
+    window: int | None
+    mask_by_type: bool
+    softcap: float | None
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the model was built for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 20)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    def logits(self, states: Tensor) -> Tensor:
+        """LM-head logits, float32 ``[..., vocab]``, of last-layer states ``[..., hidden]`` (before the final norm)."""
+        for module in self.tail:
+            states = module(states)
+        return self.head_logits(states)
+
+    def head_logits(self, states: Tensor) -> Tensor:
+        """LM-head logits, float32 ``[..., vocab]``, of states after the final norm."""
+        out = self.head(states).float()
+        return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
+
+    def linears(self, layer: int) -> dict[str, nn.Module]:
+        """Every linear map inside one layer by its path, e.g. ``self_attn.q_proj``."""
+        return {n: m for n, m in self.layers[layer].named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def dissect(model: PreTrainedModel) -> Anatomy:
+    """Find the parts of ``model``. Raises UnsupportedModel with the reason when something is missing."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModel("Encoder-decoder models are not supported: choose a causal language model.")
+    layers = _layers(model, config.num_hidden_layers)
+    types = tuple(getattr(config, "layer_types", None) or ())
+    if set(types) - KNOWN_LAYER_TYPES:
+        raise UnsupportedModel(f"Layers of type {', '.join(sorted(set(types) - KNOWN_LAYER_TYPES))} can't be rolled back.")
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    default = SLIDING if window else FULL
+    decoder = model.get_decoder()
+    return Anatomy(
+        model=model,
+        decoder=decoder,
+        layers=layers,
+        rotaries=tuple(m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")),
+        tail=_tail(model, layers),
+        head=model.get_output_embeddings(),
+        hidden_size=config.hidden_size,
+        layer_types=types or (default,) * len(layers),
+        window=window,
+        mask_by_type=bool(types),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _layers(model: PreTrainedModel, count: int) -> nn.ModuleList:
+    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(found) != 1:
+        raise UnsupportedModel("The decoder layers of this model could not be told apart.")
+    return found[0]
+
+
+def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, ...]:
+    """Trace one token and note the modules that run after the last layer and before the head."""
+    inside = {id(m) for m in layers.modules()}
+    head = model.get_output_embeddings()
+    seen: list[nn.Module] = []
+    after_last = False
+
+    def last_layer_done(*_: Any) -> None:
+        nonlocal after_last
+        after_last = True
+
+    def started(module: nn.Module, _: Any) -> None:
+        if after_last and not any(module is m for s in seen for m in s.modules()):
+            seen.append(module)
+
+    outside = [m for m in model.modules() if id(m) not in inside and not any(id(c) in inside for c in m.modules())]
+    hooks = [m.register_forward_pre_hook(started) for m in outside]
+    hooks.append(layers[-1].register_forward_hook(last_layer_done))
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen or seen[-1] is not head:
+        raise UnsupportedModel("The part of this model between its layers and its head could not be found.")
+    return tuple(seen[:-1])
+
+
+def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of ``module`` by name, extra keyword arguments merged in."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    extra = bound.pop("kwargs", {})
+    return {**bound, **extra}

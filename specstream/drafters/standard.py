@@ -1,0 +1,15 @@
+"""Standard decoding: the loop with an empty draft."""
+
+from __future__ import annotations
+
+from specstream.events import Draft
+
+
+class StandardDrafter:
+    """Drafts nothing."""
+
+    def propose(self, room: int) -> Draft:
+        return Draft()
+
+    def observe(self, row: int) -> None:
+        """Nothing to remember."""

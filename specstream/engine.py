@@ -1,0 +1,228 @@
+"""The engine: a loaded model with its adapter, behind ``generate``."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from specstream import adapters, anatomy, models, selftest
+from specstream.adapters import Adapter
+from specstream.drafters import Drafter
+from specstream.drafters.standard import StandardDrafter
+from specstream.drafters.streaming import StreamingDrafter
+from specstream.events import Event, Started
+from specstream.info import EngineInfo
+from specstream.loop import Run, decode
+from specstream.params import Method, Sampling, Standard, Streaming
+from specstream.sampling import Picker
+from specstream.target import ModelTarget, PlainTarget
+from specstream.tasks import task
+from specstream.text import TextStream, token_text
+
+MAX_PROMPT_CHARACTERS = 50_000
+Progress = Callable[[str, float | None], None]
+
+
+class PromptError(ValueError):
+    """A prompt can't be used; the message is one sentence for the user."""
+
+
+class MethodUnavailable(ValueError):
+    """A method can't run on the loaded model; the message says why."""
+
+
+@dataclass
+class Engine:
+    """One loaded model. Runs are one at a time: a second ``generate`` waits for the first to end.
+
+    ``make_target(streaming)`` gives a fresh view of the model for one run. ``float32`` is a context in which the model
+    computes in float32, to tell a numerical tie from a real mismatch.
+    """
+
+    info: EngineInfo
+    tokenizer: Any
+    eos: Collection[int]
+    make_target: Callable[[bool], Any]
+    float32: Callable[[], AbstractContextManager[None]] = nullcontext
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
+
+    def prompt(self, task_name: str, text: str) -> str:
+        """The prompt for a user's text: the task's template; for ``chat`` the model's own, where it has one."""
+        if task_name in ("", "none", "raw"):
+            return text
+        if task_name == "chat" and getattr(self.tokenizer, "chat_template", None):
+            messages = [{"role": "user", "content": text}]
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return task(task_name).prompt(text)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt. Raises PromptError for an empty one or one that does not fit the context."""
+        if not prompt.strip():
+            raise PromptError("The prompt is empty: type some text first.")
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise PromptError(
+                f"The prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT_CHARACTERS:,}: shorten it."
+            )
+        bos = getattr(self.tokenizer, "bos_token", None)
+        ids = list(self.tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos))).input_ids)
+        if not ids:
+            raise PromptError("The prompt holds no tokens for this model: type some text first.")
+        if len(ids) >= self.info.context:
+            raise PromptError(
+                f"The prompt has {len(ids):,} tokens; this model's context is {self.info.context:,}: shorten it."
+            )
+        return ids
+
+    def generate(
+        self,
+        prompt: str,
+        method: Method | None = None,
+        sampling: Sampling | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Event]:
+        """Run to the end: Started, Steps, Finished.
+
+        Raises PromptError, MethodUnavailable or ValueError before the first event. Closing the iterator early frees
+        the cache and leaves the engine ready.
+        """
+        method, sampling = method or self.default_method(), sampling or Sampling()
+        if reason := self.info.unavailable.get(method.name):
+            raise MethodUnavailable(reason)
+        ids = self.encode(prompt)
+        with self.lock:
+            run = self._run(ids, method, sampling)
+            yield Started(method.name, len(ids), {"method": method.to_dict(), "sampling": sampling.to_dict()})
+            yield from decode(run, should_stop)
+
+    def default_method(self) -> Method:
+        return Standard() if Streaming.name in self.info.unavailable else Streaming()
+
+    def _run(self, ids: list[int], method: Method, sampling: Sampling) -> Run:
+        streaming = isinstance(method, Streaming)
+        target = self.make_target(streaming)
+        drafter: Drafter = StreamingDrafter(target, method) if isinstance(method, Streaming) else StandardDrafter()
+        text = TextStream(self.tokenizer, sampling.stop)
+        eos = () if sampling.ignore_eos else self.eos
+        return Run(target, drafter, Picker(sampling), text, ids, eos, self.show)
+
+
+def load(
+    model: str = models.DEFAULT,
+    adapter: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress = lambda words, fraction: None,
+) -> Engine:
+    """Load a model and an adapter.
+
+    ``model`` is a catalogue name, a Hub id or a folder; ``adapter`` "auto", "none", a bundled task or a folder.
+    Raises ModelError or AdapterError (both ValueError) with one sentence.
+    """
+    started = time.perf_counter()
+    where, device_reason = models.choose_device(device)
+    kind, dtype_reason = models.choose_dtype(dtype, where)
+    folder = adapters.find(adapter, model)
+    source = models.resolve(model, progress)
+    progress("Loading the model", None)
+    network, tokenizer = models.load_model(source, where, kind)
+    parts, reason = _anatomy(network)
+    loaded, notes = None, []
+    if folder:
+        if parts is None:
+            raise adapters.AdapterError(f"{reason} Load it with adapter none.")
+        progress("Loading the adapter", None)
+        loaded = adapters.load(folder, parts)
+    base_parameters = sum(p.numel() for p in network.parameters())
+    if loaded and loaded.lora and loaded.card.mode == "shared":
+        loaded.lora.merge(parts)
+    progress("Checking that the model can verify draft trees", None)
+    reason = reason or selftest.failure(parts, loaded)
+    unavailable = {}
+    if reason:
+        unavailable[Streaming.name] = reason
+    elif loaded is None:
+        unavailable[Streaming.name] = (
+            "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
+            "(python -m specstream train)."
+        )
+    notes += list(unavailable.values())
+    info = EngineInfo(
+        model=model,
+        source=source.origin,
+        adapter=str(adapter if adapter in adapters.bundled(model) else folder.name) if folder else "none",
+        task=loaded.card.task if loaded else "",
+        mode=loaded.card.mode if loaded else "",
+        device=where,
+        device_reason=device_reason,
+        dtype=str(kind).removeprefix("torch."),
+        dtype_reason=dtype_reason,
+        parameters=base_parameters,
+        extra_parameters=loaded.parameter_count() if loaded else 0,
+        gamma=loaded.card.gamma if loaded else 0,
+        context=parts.context if parts else PlainTarget(network).context,
+        load_seconds=time.perf_counter() - started,
+        unavailable=unavailable,
+        notes=tuple(notes),
+        versions=versions(),
+    )
+    return Engine(info, tokenizer, _eos(network, tokenizer), _targets(network, parts, loaded, reason), _float32(network))
+
+
+def _anatomy(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
+    try:
+        return anatomy.dissect(network), None
+    except anatomy.UnsupportedModel as error:
+        return None, str(error)
+
+
+def _targets(network: Any, parts: Any, adapter: Adapter | None, reason: str | None) -> Callable[[bool], Any]:
+    if reason:
+        return lambda streaming: PlainTarget(network)
+    return lambda streaming: ModelTarget(parts, adapter, streaming)
+
+
+def _eos(network: Any, tokenizer: Any) -> set[int]:
+    ids = network.generation_config.eos_token_id
+    out = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
+    return {i for i in out if i is not None}
+
+
+def _float32(network: Any) -> Callable[[], AbstractContextManager[None]]:
+    @contextmanager
+    def context() -> Iterator[None]:
+        kind = network.dtype
+        network.float()  # exact: every half-precision number is a float32 number, so the way back is exact too
+        try:
+            yield
+        finally:
+            network.to(kind)
+
+    return context
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("torch", "transformers", "gradio")
+    found = {n: importlib.metadata.version(n) for n in names if _installed(n)}
+    return {"python": platform.python_version(), **found, "threads": str(torch.get_num_threads())}
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

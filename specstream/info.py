@@ -1,0 +1,37 @@
+"""What is loaded, in plain values: shown on the page, written to the log."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """A loaded model and adapter.
+
+    ``unavailable`` gives, per method that can't run on this model, one sentence that says why. ``notes`` are sentences
+    that a user should see (an untrained model, a failed self-test). ``gamma`` is 0 without streams.
+    ``parameters`` counts the base model's weights, ``extra_parameters`` the adapter's (streams and LoRA).
+    """
+
+    model: str
+    source: str
+    adapter: str
+    task: str
+    mode: str
+    device: str
+    device_reason: str
+    dtype: str
+    dtype_reason: str
+    parameters: int
+    extra_parameters: int
+    gamma: int
+    context: int
+    load_seconds: float = 0.0
+    unavailable: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,79 @@
+"""Low-rank adapters on every linear map of the decoder layers (LoRA), with rows to act on.
+
+Our own and not peft's, because in lossless mode the adapters act on the stream rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from specstream.anatomy import Anatomy
+
+
+class LoRA(nn.Module):
+    """One pair of low-rank factors per linear map in layers ``first`` .. N-1: ``y = W x + scale * B A x``.
+
+    A is ``[rank, in]``, random; B is ``[out, rank]``, zero, so that training starts from the base model.
+    """
+
+    def __init__(self, anatomy: Anatomy, rank: int, scale: float, first: int = 0) -> None:
+        super().__init__()
+        self.rank, self.scale, self.first = rank, scale, first
+        self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
+        for layer in range(first, len(anatomy.layers)):
+            for path, linear in anatomy.linears(layer).items():
+                inner, outer = _sizes(linear)
+                key = _key(layer, path)
+                self.a[key] = nn.Parameter(torch.randn(rank, inner) * inner**-0.5)
+                self.b[key] = nn.Parameter(torch.zeros(outer, rank))
+
+    def delta(self, key: str) -> Tensor:
+        """The full-size change of a weight, float32 ``[out, in]``."""
+        return self.scale * (self.b[key].float() @ self.a[key].float())
+
+    @contextmanager
+    def attached(self, anatomy: Anatomy, rows_from: int = 0) -> Iterator[None]:
+        """While open, the adapters act in the model's forward, on the rows ``rows_from`` and above."""
+        hooks = [
+            linear.register_forward_hook(self._hook(_key(layer, path), rows_from))
+            for layer in range(self.first, len(anatomy.layers))
+            for path, linear in anatomy.linears(layer).items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, key: str, rows_from: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            x = args[0][:, rows_from:] if rows_from else args[0]  # [B, rows, in]
+            change = ((x @ self.a[key].to(x.dtype).T) @ self.b[key].to(x.dtype).T) * self.scale
+            return torch.cat([out[:, :rows_from], out[:, rows_from:] + change], 1) if rows_from else out + change
+
+        return hook
+
+    @torch.no_grad()
+    def merge(self, anatomy: Anatomy) -> None:
+        """Add the adapters to the model's weights for good. The sum is taken in float32."""
+        for layer in range(self.first, len(anatomy.layers)):
+            for path, linear in anatomy.linears(layer).items():
+                change = self.delta(_key(layer, path))
+                change = change.T if isinstance(linear, Conv1D) else change
+                weight = linear.weight
+                weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+
+
+def _key(layer: int, path: str) -> str:
+    return f"{layer}/{path}".replace(".", "/")  # a ParameterDict key must not hold a dot
+
+
+def _sizes(linear: nn.Module) -> tuple[int, int]:
+    shape = tuple(linear.weight.shape)
+    return shape if isinstance(linear, Conv1D) else (shape[1], shape[0])

@@ -1,0 +1,59 @@
+"""Attention masks as tensors: who sees whom in a pass over a tree with streams.
+
+Boolean masks say True = sees. The model gets an additive float mask, the only form that is right under eager and
+SDPA attention alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tree_mask(rows: list[list[int]], prefix: int) -> Tensor:
+    """Boolean ``[1, n, prefix + n]``: node i sees the prefix and the nodes listed in ``rows[i]`` (ancestors, itself)."""
+    n = len(rows)
+    mask = torch.zeros(1, n, prefix + n, dtype=torch.bool)
+    mask[:, :, :prefix] = True
+    for i, visible in enumerate(rows):
+        mask[0, i, [prefix + v for v in visible]] = True
+    return mask
+
+
+def causal_mask(rows: int, prefix: int) -> Tensor:
+    """Boolean ``[1, rows, prefix + rows]`` of a plain chain."""
+    return torch.ones(1, rows, prefix + rows, dtype=torch.bool).tril(prefix)
+
+
+def windowed(mask: Tensor, query_positions: Tensor, key_positions: Tensor, window: int) -> Tensor:
+    """``mask`` ``[B, q, k]`` without the keys that lie ``window`` or more positions before the query.
+
+    By position and not by index, since in a tree the two differ.
+    """
+    near = query_positions[:, :, None] - key_positions[:, None, :] < window
+    return mask & near
+
+
+def with_streams(mask: Tensor, nodes: Tensor, gamma: int) -> Tensor:
+    """Add the stream rows and their keys to the mask of the node rows (equation 2).
+
+    ``mask`` is boolean ``[B, n, k]``; its last n keys are the node rows themselves. ``nodes`` ``[B, S]`` are the rows
+    that carry streams. Returns boolean ``[B, n + S*gamma, k + S*gamma]`` with stream rows in the order node, stream.
+    Node rows never see a stream. Stream j of a node sees what its node sees, and streams 1..j of the same node.
+    """
+    batch, n, keys = mask.shape
+    carried = nodes.shape[1]
+    streams = carried * gamma
+    out = mask.new_zeros(batch, n + streams, keys + streams)
+    out[:, :n, :keys] = mask
+    view = mask.gather(1, nodes[:, :, None].expand(-1, -1, keys))  # [B, S, k]
+    out[:, n:, :keys] = view.repeat_interleave(gamma, dim=1)
+    lower = torch.ones(gamma, gamma, dtype=torch.bool, device=mask.device).tril()
+    out[:, n:, keys:] = torch.block_diag(*[lower] * carried).bool()
+    return out
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[B, 1, q, k]`` in ``dtype``: 0 where seen, the lowest finite number elsewhere (never -inf: eager gives NaN)."""
+    out = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return out.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]

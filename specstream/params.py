@@ -1,0 +1,106 @@
+"""Settings of a run: defaults, limits and their words, once. The command line and the page read them here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+
+def _number(default: Any, label: str, help: str, low: float, high: float, step: float = 1) -> Any:
+    return field(default=default, metadata={"label": label, "help": help, "min": low, "max": high, "step": step})
+
+
+def _choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any:
+    return field(default=default, metadata={"label": label, "help": help, "choices": choices})
+
+
+def _other(default: Any, label: str, help: str) -> Any:
+    return field(default=default, metadata={"label": label, "help": help})
+
+
+class _Checked:
+    """Checks every field that has limits or choices; raises ValueError with one sentence."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value, meta = getattr(self, f.name), f.metadata
+            if "choices" in meta and value not in meta["choices"]:
+                raise ValueError(f"{meta['label']} must be one of {', '.join(meta['choices'])}, not {value!r}.")
+            if "min" in meta:
+                self._check_number(f.name, value, meta, isinstance(f.default, int))
+
+    def _check_number(self, name: str, value: Any, meta: Any, whole: bool) -> None:
+        limits = f"{meta['label']} must be a {'whole number' if whole else 'number'} from {meta['min']} to {meta['max']}"
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{limits}, not {value!r}.")
+        if not meta["min"] <= value <= meta["max"] or (whole and value != int(value)):
+            raise ValueError(f"{limits}, not {value!r}.")
+        object.__setattr__(self, name, int(value) if whole else float(value))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Sampling(_Checked):
+    """How the target chooses tokens and when a run ends. The same for every method.
+
+    Order of the warpers as in transformers: repetition penalty, temperature, top-k, top-p, min-p.
+    """
+
+    max_new_tokens: int = _number(128, "Max new tokens", "The run ends after this many tokens.", 1, 4096)
+    temperature: float = _number(0.0, "Temperature", "0 always takes the likeliest token (greedy).", 0, 5, 0.05)
+    top_k: int = _number(0, "Top-k", "Sample among the k likeliest tokens only; 0 switches it off.", 0, 1000)
+    top_p: float = _number(1.0, "Top-p", "Sample among the likeliest tokens that together hold p; 1 is off.", 0, 1, 0.01)
+    min_p: float = _number(0.0, "Min-p", "Drop tokens below this share of the likeliest token; 0 is off.", 0, 1, 0.01)
+    repetition_penalty: float = _number(
+        1.0, "Repetition penalty", "Above 1 makes tokens that already appeared less likely.", 0.5, 2, 0.05
+    )
+    seed: int = _number(0, "Seed", "The same seed gives the same text, with every method.", 0, 2**31 - 1)
+    stop: tuple[str, ...] = _other((), "Stop strings", "The run ends where one of these appears.")
+    ignore_eos: bool = _other(False, "Ignore end of text", "Go on after the model's own end of text.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
+
+
+@dataclass(frozen=True)
+class Standard(_Checked):
+    """Standard autoregressive decoding: one token per pass."""
+
+    name: ClassVar[str] = "standard"
+    label: ClassVar[str] = "Standard decoding"
+
+
+@dataclass(frozen=True)
+class Streaming(_Checked):
+    """Speculative Streaming: the model's own streams draft a tree, the next pass verifies it."""
+
+    name: ClassVar[str] = "streaming"
+    label: ClassVar[str] = "Speculative Streaming"
+
+    tree: str = _choice(
+        "best-first",
+        "Tree",
+        "best-first: the likeliest nodes within the budget; full: every combination of the top k (the paper).",
+        ("best-first", "full"),
+    )
+    budget: int = _number(12, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    width: int = _number(4, "Width k", "Most children of a node: the top k tokens of each stream.", 1, 8)
+    depth: int = _number(0, "Depth", "Deepest level of the tree; 0 uses every stream of the adapter.", 0, 16)
+
+
+METHODS: dict[str, type[Standard] | type[Streaming]] = {m.name: m for m in (Standard, Streaming)}
+Method = Standard | Streaming
+
+
+def method(name: str, **values: Any) -> Method:
+    """The parameters of a method by name. Raises ValueError for an unknown name or setting."""
+    if name not in METHODS:
+        raise ValueError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
+    known = {f.name for f in fields(METHODS[name])}
+    if unknown := set(values) - known:
+        raise ValueError(f"{METHODS[name].label} has no setting {', '.join(sorted(unknown))}.")
+    return METHODS[name](**values)

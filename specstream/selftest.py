@@ -1,0 +1,60 @@
+"""A check at load time that the model verifies trees rightly: a dozen tokens, a few passes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specstream.adapters import Adapter
+from specstream.anatomy import Anatomy
+from specstream.events import Draft
+from specstream.target import ModelTarget
+
+# Largest logit difference that rounding explains, as a share of the logits' spread. A wrong mask or position changes
+# logits by about their spread.
+TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
+HALF_TOLERANCE = 0.3
+PARENTS = (-1, -1, 0, 0, 1, 2)
+PROMPT, NODES = 6, len(PARENTS)
+
+
+def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
+    """Why this model can't verify trees, in one sentence, or None when its node logits equal its path logits."""
+    try:
+        gap = worst_gap(anatomy, adapter)
+    except Exception as error:  # any failure of foreign model code means the same to us: standard decoding only
+        return f"This model can't verify draft trees ({type(error).__name__} in the self-test): standard decoding only."
+    limit = TOLERANCE.get(anatomy.dtype, HALF_TOLERANCE)
+    if not gap <= limit:
+        return f"This model failed the tree self-test (logits off by {gap:.2g} of their spread): standard decoding only."
+    return None
+
+
+@torch.inference_mode()
+def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
+    """Largest difference between node logits of a tree pass and logits of each path alone, in spreads of the logits."""
+    vocab = anatomy.model.get_input_embeddings().num_embeddings
+    tokens = torch.randint(vocab, (PROMPT + 1 + NODES,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompt, root, drafted = tokens[:PROMPT], tokens[PROMPT], tokens[PROMPT + 1 :]
+    target = ModelTarget(anatomy, adapter, streaming=adapter is not None)
+    target.prefill(prompt)
+    got = target.verify(root, Draft(tuple(drafted), PARENTS, (1.0,) * NODES))
+    target.release()
+    gaps = [_gap(got[row], _alone(anatomy, prompt + [root] + path)) for row, path in enumerate(_paths(drafted))]
+    return max(gaps)
+
+
+def _paths(drafted: list[int]) -> list[list[int]]:
+    paths: list[list[int]] = [[]]
+    for node, parent in enumerate(PARENTS):
+        paths.append([*paths[parent + 1], drafted[node]])
+    return paths
+
+
+def _alone(anatomy: Anatomy, ids: list[int]) -> Tensor:
+    out = anatomy.model(input_ids=torch.tensor([ids], device=anatomy.device), use_cache=False)
+    return out.logits[0, -1].float()
+
+
+def _gap(got: Tensor, want: Tensor) -> float:
+    return float((got - want).abs().max() / want.std().clamp_min(1e-6))

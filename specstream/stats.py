@@ -1,0 +1,142 @@
+"""RunStats: every metric's name and formula, once. A fold over the events of one run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from specstream.events import Event, Fate, Finished, Origin, Reason, Started, Step
+
+PHASES = ("draft", "verify", "accept", "keep")
+
+
+@dataclass
+class RunStats:
+    """Metrics of one run. Only emitted tokens count: what EOS, a stop string or the limit cut off is not in a Step.
+
+    The prompt pass (step 0) emits the first token. It counts in ``tokens`` and ``seconds``, and is kept out of
+    everything that is said per step, alike for every method.
+    """
+
+    method: str = ""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    accepted: int = 0
+    steps: int = 0
+    drafted: int = 0
+    rows: int = 0
+    stream_rows: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    phase_seconds: Counter[str] = field(default_factory=Counter)
+    reached_depth: Counter[int] = field(default_factory=Counter)
+    accepted_depth: Counter[int] = field(default_factory=Counter)
+    reason: Reason | None = None
+
+    def add(self, event: Event) -> None:
+        """Fold one event in."""
+        if isinstance(event, Started):
+            self.method, self.prompt_tokens = event.method, event.prompt_tokens
+        elif isinstance(event, Finished):
+            self.reason = event.reason
+        elif event.index == 0:
+            self.tokens += len(event.tokens)
+            self.prefill_seconds += event.total_seconds
+        else:
+            self._add_step(event)
+
+    def _add_step(self, step: Step) -> None:
+        self.steps += 1
+        self.tokens += len(step.tokens)
+        self.accepted += sum(t.origin is Origin.DRAFT for t in step.tokens)
+        self.drafted += len(step.draft)
+        self.rows += step.rows
+        self.stream_rows += step.stream_rows
+        self.decode_seconds += step.total_seconds
+        self.phase_seconds.update(step.seconds)
+        fates = list(zip(step.draft.depths(), step.draft.fate, strict=False))
+        self.reached_depth.update({d for d, fate in fates if fate in (Fate.ACCEPTED, Fate.REJECTED)})
+        self.accepted_depth.update({d for d, fate in fates if fate is Fate.ACCEPTED})
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run on the engine's clock, prompt pass included."""
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens after the first."""
+        return self.tokens - 1 if self.tokens else 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens after the first per second of the steps that made them."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else None
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Emitted tokens per step, the target's own included; 1 for standard decoding."""
+        return self.decode_tokens / self.steps if self.steps else None
+
+    @property
+    def calls_saved(self) -> int | None:
+        """Model calls that standard decoding would have made on top of the steps for the same tokens."""
+        return self.decode_tokens - self.steps if self.steps else None
+
+    @property
+    def acceptance_by_depth(self) -> list[float]:
+        """Share of steps, of those whose accepted path reached a node with children at depth d, that accepted one there."""
+        return [self.accepted_depth[d] / n for d, n in sorted(self.reached_depth.items())]
+
+    @property
+    def rows_per_token(self) -> float | None:
+        """Rows put through the model per emitted token (waste: 1 is none)."""
+        return (self.rows + self.stream_rows) / self.decode_tokens if self.decode_tokens else None
+
+    @property
+    def outside_share(self) -> float | None:
+        """Share of the decode time spent outside the forward pass."""
+        if self.decode_seconds <= 0:
+            return None
+        return 1 - self.phase_seconds["verify"] / self.decode_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """All metrics as plain values."""
+        return {
+            "method": self.method,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": self.tokens,
+            "steps": self.steps,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "tokens_per_step": self.tokens_per_step,
+            "tokens_per_second": self.tokens_per_second,
+            "calls_saved": self.calls_saved,
+            "acceptance_by_depth": self.acceptance_by_depth,
+            "seconds": self.seconds,
+            "prefill_seconds": self.prefill_seconds,
+            "decode_seconds": self.decode_seconds,
+            "phase_seconds": {p: self.phase_seconds[p] for p in PHASES},
+            "outside_share": self.outside_share,
+            "rows": self.rows,
+            "stream_rows": self.stream_rows,
+            "rows_per_token": self.rows_per_token,
+            "reason": str(self.reason) if self.reason else None,
+        }
+
+
+def summarize(events: Iterable[Event]) -> RunStats:
+    """The stats of a whole run."""
+    stats = RunStats()
+    for event in events:
+        stats.add(event)
+    return stats
+
+
+def speedup(standard: RunStats, method: RunStats) -> float | None:
+    """Wall time of standard decoding / wall time of the method, prompt pass included; per token where lengths differ."""
+    if not (standard.tokens and method.tokens and standard.seconds > 0 and method.seconds > 0):
+        return None
+    return (standard.seconds / standard.tokens) / (method.seconds / method.tokens)

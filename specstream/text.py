@@ -1,0 +1,60 @@
+"""Token ids to text as they come: whole characters only, stop strings found across tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+LONGEST_CHARACTER = 4  # tokens: an unfinished UTF-8 character has at most three bytes, a token at least one
+
+
+class TextStream:
+    """Incremental detokeniser of one run.
+
+    It decodes from a safe offset and gives the difference, so that tokenisers which decode a token differently at the
+    start of a text (SentencePiece) come out right. What could still change is held back: an unfinished character, and
+    an end that could be the start of a stop string.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._ids: list[int] = []
+        self._start = self._done = 0  # decode ids[start:]; ids[:done] are given out
+        self._held = ""
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """Add a token. Returns the text that it releases, and whether a stop string is complete (it is cut off)."""
+        self._ids.append(token)
+        new = self._decode_new()
+        pending = self._held + new
+        cut = min((at for s in self._stop if (at := pending.find(s)) >= 0), default=-1)
+        if cut >= 0:
+            self._held = ""
+            return pending[:cut], True
+        keep = max((n for s in self._stop for n in range(1, len(s)) if pending.endswith(s[:n])), default=0)
+        self._held = pending[len(pending) - keep :]
+        return pending[: len(pending) - keep], False
+
+    def flush(self) -> str:
+        """What was held back, at the end of a run."""
+        rest = self._held + self._decode_new(final=True)
+        self._held = ""
+        return rest
+
+    def _decode_new(self, final: bool = False) -> str:
+        before = self._decode(self._ids[self._start : self._done])
+        after = self._decode(self._ids[self._start :])
+        unfinished = after.endswith("\ufffd") and len(self._ids) - self._done < LONGEST_CHARACTER
+        if len(after) <= len(before) or (unfinished and not final):
+            return ""
+        self._start, self._done = self._done, len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """One token for display in a tree: special tokens by name, bytes of unfinished characters as they come."""
+    return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))

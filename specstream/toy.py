@@ -1,0 +1,144 @@
+"""A scripted toy model: the same interface as a real one, no weights, starts at once.
+
+It is a byte-level n-gram model of a few sentences. Its streams see less context than its main stream, so that some of
+what they draft is rejected. For tests, and for the page without a model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specstream.engine import Engine, versions
+from specstream.events import Draft
+from specstream.info import EngineInfo
+
+EOS = 256
+VOCAB = 257
+GAMMA = 4
+CONTEXT = 4096
+ORDER, STREAM_ORDER = 12, 4  # bytes of context that the main stream and the streams look at
+SENTENCES = (
+    "The Copper Kettle is a quiet café by the river that serves warm bread and good coffee at a low price.",
+    "The Copper Kettle is a family friendly café near the old harbour. Guests praise its warm bread.",
+    "Near the old harbour there is a small restaurant called The Green Lantern. It serves fresh fish at a fair price.",
+    "The Green Lantern is a small restaurant in the city centre with a high customer rating and fresh fish.",
+    "In the city centre you can find a pub called The Brass Owl, which serves good food at a moderate price.",
+    "The Brass Owl is a pub by the river. It is not family friendly, but its food is good and its price is low.",
+)
+NOTE = "This is a scripted toy model that paces itself so that it can be watched: its speeds mean nothing."
+
+
+class ByteTokenizer:
+    """One token per byte of UTF-8; 256 ends a text."""
+
+    eos_token_id = EOS
+    bos_token = None
+    chat_template = None
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+        return SimpleNamespace(input_ids=list(text.encode()))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, **_: Any) -> str:
+        text = bytes(i for i in ids if i < EOS).decode(errors="replace")
+        return text + ("" if skip_special_tokens else "<eos>" * sum(i == EOS for i in ids))
+
+
+class Ngrams:
+    """Counts of the byte ``ahead`` places after every context of the sentences."""
+
+    def __init__(self, order: int, ahead: int) -> None:
+        self.order = order
+        self.counts: dict[bytes, Counter[int]] = defaultdict(Counter)
+        for sentence in SENTENCES:
+            body = ("Text: " + sentence).encode()
+            for at in range(len(body) + 1 - ahead):
+                target = body[at + ahead] if at + ahead < len(body) else EOS
+                for length in range(min(order, at) + 1):
+                    self.counts[body[at - length : at]][target] += 1
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits ``[vocab]`` after ``ids``: the counts of the longest known context, a little smoothed."""
+        tail = bytes(i for i in ids[-self.order :] if i < EOS)
+        while tail and tail not in self.counts:
+            tail = tail[1:]
+        out = torch.full((VOCAB,), 1e-4)
+        for token, count in self.counts[tail].items():
+            out[token] += count
+        return out.log()
+
+
+class ToyTarget:
+    """A target over n-gram counts. ``pace`` is the time of a pass in seconds; a row adds a hundredth of it."""
+
+    context = CONTEXT
+
+    def __init__(self, streaming: bool, pace: float) -> None:
+        self.gamma = GAMMA if streaming else 0
+        self.stream_rows = 0
+        self._pace = pace
+        self._kept: list[int] = []
+        self._paths: list[list[int]] = []
+
+    def prefill(self, ids: Sequence[int]) -> Tensor:
+        self._kept = list(ids)
+        self._paths = [[]]
+        self.stream_rows = self.gamma
+        self._wait(1)
+        return MAIN.logits(self._kept)[None]
+
+    def verify(self, root: int, draft: Draft) -> Tensor:
+        self._paths = [[root]]
+        for token, parent in zip(draft.tokens, draft.parents, strict=True):
+            self._paths.append([*self._paths[parent + 1], token])
+        self.stream_rows = self.gamma * len(self._paths)
+        self._wait(len(self._paths))
+        return torch.stack([MAIN.logits(self._kept + path) for path in self._paths])
+
+    def stream_logits(self, row: int) -> Tensor:
+        # Asked for after ``keep``, so the accepted path is committed already.
+        return torch.stack([s.logits(self._kept) for s in STREAMS])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._kept += self._paths[rows[-1]]
+
+    def synchronize(self) -> None:
+        """Nothing runs elsewhere."""
+
+    def release(self) -> None:
+        self._kept, self._paths = [], []
+
+    def _wait(self, rows: int) -> None:
+        time.sleep(self._pace * (1 + rows / 100))
+
+
+MAIN = Ngrams(ORDER, 0)
+STREAMS = [Ngrams(STREAM_ORDER, ahead) for ahead in range(1, GAMMA + 1)]
+
+
+def load_toy(pace: float = 0.04) -> Engine:
+    """An Engine on the toy model."""
+    info = EngineInfo(
+        model="toy",
+        source="scripted in the program",
+        adapter="toy",
+        task="e2e",
+        mode="shared",
+        device="cpu",
+        device_reason="the toy model needs no accelerator",
+        dtype="float32",
+        dtype_reason="the toy model counts in float32",
+        parameters=0,
+        extra_parameters=0,
+        gamma=GAMMA,
+        context=CONTEXT,
+        notes=(NOTE,),
+        versions=versions(),
+    )
+    return Engine(info, ByteTokenizer(), {EOS}, lambda streaming: ToyTarget(streaming, pace))

@@ -1,0 +1,82 @@
+"""The draft tree: growth, attention rows, paths. Standard library only.
+
+In a pass, row 0 is the root (the newest committed token) and row i + 1 is node i of the Draft.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from specstream.events import Draft
+
+FULL_TREE_LIMIT = 400
+
+Level = Sequence[tuple[int, float]]  # the candidates of one depth: (token, probability), likeliest first
+
+
+def attention_rows(parents: Sequence[int]) -> list[list[int]]:
+    """For every row of a pass the rows that it sees: its ancestors from the root on, and itself."""
+    rows = [[0]]
+    for node, parent in enumerate(parents):
+        if parent >= node:
+            raise ValueError(f"node {node} comes before its parent {parent}")
+        rows.append([*rows[parent + 1], node + 1])
+    return rows
+
+
+def best_first(levels: Sequence[Level], budget: int) -> Draft:
+    """The ``budget`` likeliest nodes by joint probability: the product of the probabilities on the path.
+
+    The tokens at a depth are the same for every parent, so the candidates form a k-ary tree that is grown lazily.
+    """
+    tokens: list[int] = []
+    parents: list[int] = []
+    probs: list[float] = []
+    heap: list[tuple[float, int, int, int, float]] = []  # (-joint, depth, rank, parent, parent's joint)
+
+    def offer(depth: int, rank: int, parent: int, above: float) -> None:
+        if depth < len(levels) and rank < len(levels[depth]):
+            heapq.heappush(heap, (-above * levels[depth][rank][1], depth, rank, parent, above))
+
+    offer(0, 0, -1, 1.0)
+    while heap and len(tokens) < budget:
+        joint, depth, rank, parent, above = heapq.heappop(heap)
+        token, prob = levels[depth][rank]
+        tokens.append(token)
+        parents.append(parent)
+        probs.append(prob)
+        offer(depth, rank + 1, parent, above)
+        offer(depth + 1, 0, len(tokens) - 1, -joint)
+    return Draft(tuple(tokens), tuple(parents), tuple(probs))
+
+
+def full(levels: Sequence[Level]) -> Draft:
+    """Every combination, as in the paper (section 3.2.2): the candidates of a depth under every node above."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    probs: list[float] = []
+    above = [-1]
+    for level in levels:
+        here = []
+        for parent in above:
+            for token, prob in level:
+                here.append(len(tokens))
+                tokens.append(token)
+                parents.append(parent)
+                probs.append(prob)
+        above = here
+    return Draft(tuple(tokens), tuple(parents), tuple(probs))
+
+
+def full_size(width: int, depth: int) -> int:
+    """Nodes of a full tree, the root not counted."""
+    return sum(width**d for d in range(1, depth + 1))
+
+
+def children(draft: Draft) -> list[dict[int, int]]:
+    """For every row of the pass its children: token to node. Siblings never share a token."""
+    out: list[dict[int, int]] = [{} for _ in range(len(draft) + 1)]
+    for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        out[parent + 1][token] = node
+    return out
