@@ -38,10 +38,11 @@ class LoRA(nn.Module):
         return self.scale * (self.b[key].float() @ self.a[key].float())
 
     @contextmanager
-    def attached(self, anatomy: Anatomy, rows_from: int = 0) -> Iterator[None]:
-        """While open, the adapters act in the model's forward, on the rows ``rows_from`` and above."""
+    def attached(self, anatomy: Anatomy, first_row: int = 0, rows: int = 0) -> Iterator[None]:
+        """While open, the adapters act in the model's forward: on all rows, or on ``first_row`` .. ``rows`` - 1 of each
+        sequence of ``rows``."""
         hooks = [
-            linear.register_forward_hook(self._hook(_key(layer, path), rows_from))
+            linear.register_forward_hook(self._hook(_key(layer, path), first_row, rows))
             for layer in range(self.first, len(anatomy.layers))
             for path, linear in anatomy.linears(layer).items()
         ]
@@ -51,13 +52,20 @@ class LoRA(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def _hook(self, key: str, rows_from: int) -> Any:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            x = args[0][:, rows_from:] if rows_from else args[0]  # [B, rows, in]
-            change = ((x @ self.a[key].to(x.dtype).T) @ self.b[key].to(x.dtype).T) * self.scale
-            return torch.cat([out[:, :rows_from], out[:, rows_from:] + change], 1) if rows_from else out + change
+    def _hook(self, key: str, first_row: int, rows: int) -> Any:
+        def change(x: Tensor) -> Tensor:
+            return ((x @ self.a[key].to(x.dtype).T) @ self.b[key].to(x.dtype).T) * self.scale
 
-        return hook
+        def all_rows(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            return out + change(args[0])
+
+        def some_rows(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            # Some families flatten batch and rows before their linear maps (OPT).
+            x, y = (t.reshape(-1, rows, t.shape[-1]) for t in (args[0], out))
+            changed = torch.cat([y[:, :first_row], y[:, first_row:] + change(x[:, first_row:])], 1)
+            return changed.reshape(out.shape)
+
+        return some_rows if first_row else all_rows
 
     @torch.no_grad()
     def merge(self, anatomy: Anatomy) -> None:

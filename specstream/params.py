@@ -15,10 +15,6 @@ def _choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> An
     return field(default=default, metadata={"label": label, "help": help, "choices": choices})
 
 
-def _other(default: Any, label: str, help: str) -> Any:
-    return field(default=default, metadata={"label": label, "help": help})
-
-
 class _Checked:
     """Checks every field that has limits or choices; raises ValueError with one sentence."""
 
@@ -58,8 +54,8 @@ class Sampling(_Checked):
         1.0, "Repetition penalty", "Above 1 makes tokens that already appeared less likely.", 0.5, 2, 0.05
     )
     seed: int = _number(0, "Seed", "The same seed gives the same text, with every method.", 0, 2**31 - 1)
-    stop: tuple[str, ...] = _other((), "Stop strings", "The run ends where one of these appears.")
-    ignore_eos: bool = _other(False, "Ignore end of text", "Go on after the model's own end of text.")
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -136,7 +136,8 @@ class ModelTarget:
     def _carry(self, plan: Plan) -> Iterator[Carried]:
         assert self.adapter is not None
         lossless = self.adapter.card.mode == "lossless" and self.adapter.lora
-        lora = self.adapter.lora.attached(self.anatomy, plan.positions.shape[1]) if lossless else nullcontext()
+        first = plan.positions.shape[1]
+        lora = self.adapter.lora.attached(self.anatomy, first, first + self.stream_rows) if lossless else nullcontext()
         with lora, carry(self.anatomy, self.adapter.streams, plan) as carried:
             yield carried
 

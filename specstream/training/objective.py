@@ -45,9 +45,9 @@ class StreamModel(nn.Module):
         masks = layer_masks(anatomy, batch)
         plan = Plan(masks, batch.positions, batch.nodes)
         floats = {t: additive(m, anatomy.dtype) for t, m in masks.items()}
-        shared = adapter.card.mode == "shared"
-        rows_from = 0 if shared else batch.ids.shape[1]
-        lora = adapter.lora.attached(anatomy, rows_from) if adapter.lora else nullcontext()
+        first = 0 if adapter.card.mode == "shared" else batch.ids.shape[1]
+        rows = batch.ids.shape[1] + batch.nodes.shape[1] * adapter.card.gamma
+        lora = adapter.lora.attached(anatomy, first, rows) if adapter.lora else nullcontext()
         with lora, carry(anatomy, adapter.streams, plan) as carried:
             out = anatomy.decoder(
                 input_ids=batch.ids,

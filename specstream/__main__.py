@@ -1,0 +1,5 @@
+"""``python -m specstream``."""
+
+from specstream.cli import main
+
+main()

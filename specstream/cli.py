@@ -1,0 +1,331 @@
+"""The command line: generate, bench, train, runs, models. Errors are one line on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specstream.params import METHODS, Method, Sampling, Standard, Streaming, method
+
+Command = Callable[..., Any]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit; no traceback for anything that a user can cause."""
+    try:
+        cli.main(args=args, prog_name="python -m specstream", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message().replace("\n", " "), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("stopped", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except (ValueError, OSError) as error:
+        _fail(_sentence(error), 1)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(words: str, code: int) -> None:
+    click.echo(f"error: {words}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Speculative Streaming: one language model drafts for itself and verifies its own drafts."""
+
+
+def params_options(*kinds: type) -> Callable[[Command], Command]:
+    """One option per field of the given parameter classes, with its default and help."""
+
+    def decorate(command: Command) -> Command:
+        for kind in reversed(kinds):
+            for f in reversed(fields(kind)):
+                if "label" in f.metadata:
+                    command = _option(f)(command)
+        return command
+
+    return decorate
+
+
+def _option(f: Any) -> Callable[[Command], Command]:
+    assert f.default is not MISSING
+    choices = f.metadata.get("choices")
+    kind = click.Choice(choices) if choices else type(f.default)
+    name = "--" + f.name.replace("_", "-")
+    return click.option(name, f.name, type=kind, default=f.default, show_default=True, help=f.metadata["help"])
+
+
+def model_options(command: Command) -> Command:
+    """The options that choose what is loaded."""
+    for option in (
+        click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+        click.option("--adapter", default="auto", show_default=True, help="auto, none, a bundled task or a folder."),
+        click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder."),
+    ):
+        command = option(command)
+    return command
+
+
+def _load(model: str, adapter: str, device: str, dtype: str) -> Any:
+    from specstream.engine import load
+
+    engine = load(model, adapter, device, dtype, progress=_progress)
+    for note in engine.info.notes:
+        click.echo(f"note: {note}", err=True)
+    return engine
+
+
+def _progress(words: str, fraction: float | None) -> None:
+    if sys.stderr.isatty():
+        share = "" if fraction is None else f" {100 * fraction:3.0f} %"
+        click.echo(f"\r\033[K{words}{share}", err=True, nl=False)
+        if fraction is None or fraction >= 1:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+
+
+def _method(name: str, values: dict[str, Any]) -> Method:
+    return method(name, **_pick(METHODS[name], values) if name in METHODS else {})
+
+
+def read_prompts(engine: Any, data: Path, task_name: str, limit: int) -> list[str]:
+    """Prompts of the first rows of a JSONL file (0: all). Raises DataError naming a bad line."""
+    from specstream.tasks import task
+    from specstream.training.data import DataError, read_rows
+
+    chosen, out = task(task_name), []
+    for number, row in read_rows(data):
+        if limit and len(out) >= limit:
+            break
+        try:
+            chosen.row_prompt(row)
+        except ValueError as error:
+            raise DataError(f"{data}, line {number}: {error}.") from None
+        out.append(engine.prompt("chat", row["prompt"]) if task_name == "chat" else chosen.row_prompt(row))
+    if not out:
+        raise DataError(f"{data} holds no rows.")
+    return out
+
+
+def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> None:
+    if (prompt is None) == (data is None):
+        raise click.UsageError("Give either --prompt TEXT or --data FILE.jsonl.")
+    if data is not None and not task_name:
+        raise click.UsageError("--data needs --task: the task says which columns to read.")
+
+
+@cli.command()
+@model_options
+@click.option("--method", "method_name", default=None, help=f"{', '.join(METHODS)} (default: streaming where the model can).")
+@click.option("--prompt", help="The prompt; with --task its template is put around it.")
+@click.option("--data", type=click.Path(path_type=Path), help="A JSONL file of prompts.")
+@click.option("--task", "task_name", help="e2e, sql, dialogsum or chat.")
+@click.option("--limit", default=0, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write one JSON object per prompt, - for standard output.")
+@click.option("--stop", multiple=True, help="A stop string; may be given several times.")
+@params_options(Sampling, Streaming)
+def generate(
+    model: str, adapter: str, device: str, dtype: str, method_name: str | None, prompt: str | None, data: Path | None,
+    task_name: str | None, limit: int, json_file: Path | None, stop: tuple[str, ...], **values: Any,
+) -> None:
+    """Write a continuation of a prompt, or of every prompt of a file."""
+    _need_one(prompt, data, task_name)
+    sampling = Sampling(**_pick(Sampling, values), stop=stop)
+    chosen = _method(method_name, values) if method_name else None
+    _check_writable(json_file)
+    engine = _load(model, adapter, device, dtype)
+    if data is not None:
+        prompts = read_prompts(engine, data, str(task_name), limit)
+    else:
+        prompts = [engine.prompt(task_name or "", str(prompt))]
+    chosen = chosen or _with_values(engine.default_method(), values)
+    results = (_generate_one(engine, p, chosen, sampling, echo=json_file != Path("-")) for p in prompts)
+    _write_lines(json_file, results)
+
+
+def _with_values(chosen: Method, values: dict[str, Any]) -> Method:
+    return _method(chosen.name, values)
+
+
+def _generate_one(engine: Any, prompt: str, chosen: Method, sampling: Sampling, echo: bool) -> dict[str, Any]:
+    from specstream.events import Finished, Step
+    from specstream.session import token_ids
+    from specstream.stats import summarize
+
+    events, parts = [], []
+    for event in engine.generate(prompt, chosen, sampling):
+        events.append(event)
+        new = "".join(t.text for t in event.tokens) if isinstance(event, Step) else ""
+        new += event.tail if isinstance(event, Finished) else ""
+        parts.append(new)
+        if echo:
+            click.echo(new, nl=False)
+    stats = summarize(events)
+    if echo:
+        click.echo()
+        click.echo(_summary(stats), err=True)
+    text = "".join(parts)
+    return {"prompt": prompt, "text": text, "token_ids": token_ids(events), "method": chosen.name, "stats": stats.to_dict()}
+
+
+def _summary(stats: Any) -> str:
+    rate, per_step = stats.tokens_per_second, stats.tokens_per_step
+    words = [f"{stats.tokens} tokens in {stats.seconds:.2f} s"]
+    words += [f"{rate:.1f} tokens/s after the first"] if rate else []
+    words += [f"{per_step:.2f} tokens per step"] if per_step else []
+    return f"[{', '.join(words)}]"
+
+
+def _write_lines(file: Path | None, results: Iterator[dict[str, Any]]) -> None:
+    """Every result as soon as it is there, one JSON object a line."""
+    if file is None:
+        for _ in results:
+            pass
+        return
+    with click.open_file(str(file), "w", encoding="utf-8") as out:
+        for result in results:
+            out.write(json.dumps(result, ensure_ascii=False) + "\n")
+            out.flush()
+
+
+def _check_writable(file: Path | None) -> None:
+    """Refuse an output that can't be written before the work starts, not after."""
+    if file is None or file == Path("-"):
+        return
+    if not file.parent.is_dir():
+        raise ValueError(f"The folder {file.parent} of the output file does not exist: make it first.")
+    with file.open("a", encoding="utf-8"):
+        pass
+
+
+@cli.command()
+@model_options
+@click.option("--methods", default="standard,streaming", show_default=True, help="Names, separated by commas.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
+@click.option("--task", "task_name", required=True, help="e2e, sql, dialogsum or chat.")
+@click.option("--limit", default=40, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
+@click.option("--stop", multiple=True, help="A stop string; may be given several times.")
+@params_options(Sampling, Streaming)
+def bench(
+    model: str, adapter: str, device: str, dtype: str, methods: str, data: Path, task_name: str, limit: int,
+    repeats: int, json_file: Path | None, stop: tuple[str, ...], **values: Any,
+) -> None:
+    """Time methods against standard decoding, interleaved on the same prompts."""
+    from tqdm import tqdm
+
+    from specstream import bench as benchmark
+
+    if repeats < 1:
+        raise ValueError("--repeats must be at least 1.")
+    names = [n.strip() for n in methods.split(",") if n.strip()]
+    sampling = Sampling(**_pick(Sampling, values), stop=stop)
+    chosen = [_method(n, values) for n in names]
+    _check_writable(json_file)
+    engine = _load(model, adapter, device, dtype)
+    if missing := [engine.info.unavailable[n] for n in names if n in engine.info.unavailable]:
+        raise ValueError(missing[0])
+    prompts = read_prompts(engine, data, task_name, limit)
+    runs = len(prompts) * repeats * (1 + sum(not isinstance(c, Standard) for c in chosen))
+    with tqdm(total=runs, unit="run", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        rows = benchmark.bench(engine, prompts, chosen, sampling, repeats, lambda: bar.update() and None)
+    results = benchmark.result_rows(rows, task_name, engine.info.extra_parameters)
+    info = engine.info
+    report = {
+        "machine": benchmark.machine(),
+        "model": info.model,
+        "source": info.source,
+        "adapter": info.adapter,
+        "dtype": info.dtype,
+        "device": info.device,
+        "commit": benchmark.commit(),
+        "repeats": repeats,
+        "sampling": sampling.to_dict(),
+        "rows": results,
+    }
+    for line in benchmark.table(results):
+        click.echo(line)
+    click.echo(json.dumps(report, ensure_ascii=False))
+    if json_file:
+        _write_lines(json_file, iter([report]))
+
+
+@cli.command()
+@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
+@click.option("--task", "task_name", required=True, help="e2e, sql or dialogsum.")
+@click.option("--mode", type=click.Choice(["shared", "lossless"]), default="shared", show_default=True,
+              help="shared: fine-tunes the model with its streams; lossless: the model's output stays as it is.")
+@click.option("--data", required=True, help="A JSONL file with the task's columns.")
+@click.option("--dev", type=click.Path(path_type=Path), help="A JSONL file to validate on.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder of the adapter and its checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--minutes", default=0.0, show_default=True, help="Train for this long; 0 trains for --epochs.")
+@click.option("--epochs", default=3, show_default=True)
+@click.option("--gamma", default=4, show_default=True, help="Number of streams.")
+@click.option("--layers", default=6, show_default=True, help="Top layers that carry streams (N_s).")
+@click.option("--start-rank", default=64, show_default=True, help="Rank of the stream start map; 0 is the identity.")
+@click.option("--lora-rank", default=16, show_default=True)
+@click.option("--alpha", default=0.5, show_default=True, help="Weight of each stream's loss.")
+@click.option("--batch", default=8, show_default=True)
+@click.option("--lr", default=1e-3, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--max-length", default=512, show_default=True, help="Longest row in tokens.")
+def train(model: str, task_name: str, mode: str, data: str, dev: Path | None, out: Path, resume: bool, device: str,
+          max_length: int, **values: Any) -> None:
+    """Train streams (and, in shared mode, the model's LoRA) on a task."""
+    from specstream.training.command import train_adapter
+
+    card = train_adapter(model, task_name, mode, data, dev, out, resume, device, max_length, values, sys.argv[1:])
+    click.echo(f"Adapter saved in {out} after {card.training['progress']['step']} steps.")
+
+
+@cli.group()
+def runs() -> None:
+    """The log of sessions: list, show, export."""
+
+
+@cli.group()
+def models() -> None:
+    """Models that are known by name: list, pull."""
+
+
+@models.command("list")
+def models_list() -> None:
+    """Known models and the adapters that come with them."""
+    from specstream.adapters import bundled
+    from specstream.models import catalogue
+
+    for entry in catalogue():
+        have = ", ".join(bundled(entry.name)) or "no adapter yet"
+        click.echo(f"{entry.name:16} {entry.hub_id:40} {entry.size:>8}  {entry.licence:12} {have}")
+
+
+@models.command("pull")
+@click.argument("name")
+def models_pull(name: str) -> None:
+    """Download a model, so that it loads without a network."""
+    from specstream.models import pull
+
+    source = pull(name, _progress)
+    click.echo(f"{name}: {source.origin}")

@@ -1,0 +1,236 @@
+"""Self-test at load, models that can't verify trees, text as it streams, adapters on disk, parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests import tiny
+
+from specstream import adapters, selftest, toy
+from specstream.anatomy import UnsupportedModel, dissect
+from specstream.drafters.standard import StandardDrafter
+from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
+from specstream.params import Sampling, Standard, Streaming, method
+from specstream.session import run_session
+from specstream.stats import speedup, summarize
+from specstream.target import PlainTarget
+from specstream.text import TextStream
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_selftest_passes(family: str) -> None:
+    anatomy, adapter = tiny.model_with_adapter(family)
+    assert selftest.failure(anatomy, None) is None
+    assert selftest.failure(anatomy, adapter) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = dissect(tiny.tiny(family))
+    with monkeypatch.context() as patch:
+        patch.setattr("specstream.target.tree_mask", lambda rows, prefix: torch.ones(1, len(rows), prefix + len(rows)).bool())
+        assert "failed the tree self-test" in str(selftest.failure(anatomy, None))
+    with monkeypatch.context() as patch:
+        patch.setattr("specstream.events.Draft.depths", lambda draft: tuple(range(1, len(draft) + 1)))
+        assert "failed the tree self-test" in str(selftest.failure(anatomy, None))
+
+
+@pytest.mark.parametrize("family", tiny.PLAIN_ONLY)
+def test_models_that_cannot_verify_trees_say_so_and_still_decode(family: str) -> None:
+    model = tiny.tiny(family)
+    try:
+        reason = selftest.failure(dissect(model), None)
+    except UnsupportedModel as error:
+        reason = str(error)
+    assert reason and len(reason) < 200
+    sampling = Sampling(max_new_tokens=12)
+    ids = tiny.prompt(9)
+    run = tiny.new_run(PlainTarget(model), StandardDrafter(), ids, sampling)
+    assert tiny.ids_of(tiny.finish(run)) == tiny.generate_ids(model, ids, sampling)
+
+
+class Bytes(toy.ByteTokenizer):
+    pass
+
+
+@given(st.text(max_size=30), st.lists(st.text("ab�🦊é", min_size=1, max_size=3), max_size=2))
+def test_streamed_text_is_the_text_up_to_the_first_stop(text: str, stop: list[str]) -> None:
+    stream = TextStream(Bytes(), stop)
+    out, stopped = "", False
+    for byte in text.encode():
+        new, stopped = stream.push(byte)
+        out += new
+        if stopped:
+            break
+    if not stopped:
+        out += stream.flush()
+    cut = min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))
+    assert out == text[:cut]
+    assert stopped == (cut < len(text))
+
+
+def test_unfinished_characters_wait_and_literal_replacement_marks_pass() -> None:
+    stream = TextStream(Bytes())
+    fox = "🦊".encode()
+    assert [stream.push(b)[0] for b in fox] == ["", "", "", "🦊"]
+    mark = "\ufffd".encode()
+    assert "".join(stream.push(b)[0] for b in mark + b"a") == "\ufffda"
+    stream.push(fox[0])
+    assert stream.flush() == "\ufffd"
+
+
+def saved_adapter(folder: Path, family: str = "llama") -> adapters.Card:
+    anatomy = dissect(tiny.tiny(family))
+    adapter = tiny.random_adapter(anatomy)
+    adapters.save(adapter, folder, adapter.card)
+    return adapter.card
+
+
+def test_adapter_round_trip_in_16_bit(tmp_path: Path) -> None:
+    card = saved_adapter(tmp_path)
+    anatomy = dissect(tiny.tiny("llama"))
+    adapter = adapters.load(tmp_path, anatomy)
+    assert adapter.card == card
+    again = tiny.random_adapter(dissect(tiny.tiny("llama")))
+    for ours, theirs in zip(adapter.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def spoil(folder: Path, how: str) -> None:
+    weights, card = folder / adapters.WEIGHTS, folder / adapters.CARD
+    data = json.loads(card.read_text())
+    if how == "no card":
+        card.unlink()
+    elif how == "card not JSON":
+        card.write_text("{")
+    elif how == "card incomplete":
+        card.write_text("{}")
+    elif how == "unknown mode":
+        card.write_text(json.dumps(data | {"mode": "magic"}))
+    elif how == "other gamma":
+        card.write_text(json.dumps(data | {"gamma": 7}))
+    elif how == "too many layers":
+        card.write_text(json.dumps(data | {"layers": 9}))
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "weights cut short":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif how == "weights not finite":
+        from safetensors.torch import load_file, save_file
+
+        save_file({k: v * math.nan for k, v in load_file(weights).items()}, weights)
+
+
+SPOILT = ["no card", "card not JSON", "card incomplete", "unknown mode", "other gamma", "too many layers",
+          "no weights", "weights cut short", "weights not finite"]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_damaged_adapter_gives_one_sentence(how: str, tmp_path: Path) -> None:
+    saved_adapter(tmp_path)
+    spoil(tmp_path, how)
+    with pytest.raises(adapters.AdapterError) as error:
+        adapters.load(tmp_path, dissect(tiny.tiny("llama")))
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    saved_adapter(tmp_path, "gpt2")
+    with pytest.raises(adapters.AdapterError, match="load it onto that model"):
+        adapters.load(tmp_path, dissect(tiny.tiny("llama")))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"temperature": math.nan}, {"temperature": -1}, {"top_p": math.inf}, {"max_new_tokens": 0}, {"seed": 1.5},
+     {"top_k": "many"}, {"repetition_penalty": True}, {"max_new_tokens": None}],
+)  # fmt: skip
+def test_bad_settings_give_one_sentence(values: dict) -> None:
+    with pytest.raises(ValueError, match="must be a"):
+        Sampling(**values)
+
+
+def test_unknown_method_and_setting() -> None:
+    with pytest.raises(ValueError, match="choose one of"):
+        method("magic")
+    with pytest.raises(ValueError, match="has no setting"):
+        method("streaming", colour=1)
+    with pytest.raises(ValueError, match="must be one of"):
+        method("streaming", tree="oak")
+
+
+def toy_events(method=None, **sampling):
+    return list(toy.load_toy(pace=0).generate("Text:", method or Streaming(), Sampling(max_new_tokens=60, **sampling)))
+
+
+def test_toy_model_is_exact_and_faster_in_steps() -> None:
+    for temperature in (0.0, 0.8):
+        streaming, standard = toy_events(temperature=temperature), toy_events(Standard(), temperature=temperature)
+        ids = [[t.id for e in events if isinstance(e, Step) for t in e.tokens] for events in (streaming, standard)]
+        assert ids[0] == ids[1]
+        assert summarize(streaming).tokens_per_step > 1.3
+        assert summarize(standard).tokens_per_step == 1
+
+
+def test_events_round_trip_through_json() -> None:
+    for event in toy_events():
+        assert from_dict(json.loads(json.dumps(to_dict(event)))) == event
+
+
+def test_stats_identities() -> None:
+    events = toy_events()
+    stats = summarize(events)
+    steps = [e for e in events if isinstance(e, Step)]
+    assert isinstance(events[0], Started) and isinstance(events[-1], Finished)
+    assert stats.tokens == sum(len(s.tokens) for s in steps)
+    assert stats.decode_tokens == stats.accepted + sum(t.origin == "target" for s in steps[1:] for t in s.tokens)
+    assert stats.tokens_per_step == pytest.approx(stats.decode_tokens / stats.steps)
+    assert stats.rows == sum(1 + len(s.draft) for s in steps[1:])
+    assert stats.seconds == pytest.approx(sum(s.total_seconds for s in steps))
+    assert speedup(stats, stats) == 1
+    assert all(0 <= share <= 1 for share in stats.acceptance_by_depth)
+
+
+def test_session_verdict_and_stop() -> None:
+    engine = toy.load_toy(pace=0)
+    *items, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=40))
+    assert verdict.agreement == "identical" and verdict.compared == 40 and verdict.speedup
+    assert {lane for lane, _ in items} == {"method", "baseline"}
+    seen = []
+    *items, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=40), should_stop=lambda: len(seen) > 3 or seen.append(1))
+    assert verdict.agreement == "unknown" and verdict.speedup is None
+    assert items[-1][1] == Finished(Reason.STOPPED, tail=items[-1][1].tail)
+
+
+class Liar(toy.ToyTarget):
+    """A target whose tree passes are wrong: what the verdict must call a mismatch."""
+
+    def verify(self, root, draft):
+        return super().verify(root, draft).roll(1 if len(draft) else 0, -1)
+
+
+def test_a_real_mismatch_is_called_one() -> None:
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda streaming: Liar(streaming, 0)
+    *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
+    assert verdict.agreement == "mismatch" and "real mismatch" in verdict.message
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "x" * 100_000, "y" * 5000])
+def test_bad_prompts_give_one_sentence(text: str) -> None:
+    with pytest.raises(ValueError) as error:
+        next(toy.load_toy(pace=0).generate(text, Streaming(), Sampling()))
+    assert "\n" not in str(error.value)
+
+
+def test_importing_events_does_not_import_torch() -> None:
+    code = "import sys, specstream.events, specstream.stats, specstream.tree, specstream.params; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,163 @@
+"""The acceptance rule at temperature above zero: exact, and shown to be told apart from wrong rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from specstream.events import Draft
+from specstream.params import Sampling
+from specstream.sampling import Picker, gumbel
+from specstream.verify import walk
+
+VOCAB, RUNS = 8, 12_000
+LIMIT = 0.02  # total variation; exact sampling of this many draws stays below, each wrong rule above
+
+
+def distributions() -> tuple[Tensor, Tensor]:
+    """A target distribution p and a draft distribution q that differs from it."""
+    generator = torch.Generator().manual_seed(11)
+    p, q = (torch.rand(2, VOCAB, generator=generator, dtype=torch.float64) * 3).softmax(-1)
+    return p, q
+
+
+P, Q = distributions()
+Rule = Callable[[torch.Generator], int]
+
+
+def distance(rule: Rule) -> float:
+    """Total variation between p and the first token that a rule emits."""
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.bincount(torch.tensor([rule(generator) for _ in range(RUNS)]), minlength=VOCAB)
+    return float((counts / RUNS - P).abs().sum() / 2)
+
+
+def draw(weights: Tensor, generator: torch.Generator) -> int:
+    return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def coin(chance: float, generator: torch.Generator) -> bool:
+    return float(torch.rand((), generator=generator, dtype=torch.float64)) < chance
+
+
+def ours(generator: torch.Generator) -> int:
+    """The rule of ``walk`` with the three likeliest draft tokens as siblings, a new seed each time."""
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    siblings = Q.topk(3).indices.tolist()
+    draft = Draft(tuple(siblings), (-1,) * 3, (0.3,) * 3)
+    picker = Picker(Sampling(temperature=1.0, seed=seed))
+    return next(walk(P.log().float()[None].expand(4, -1), draft, picker, [1, 2])).token
+
+
+def argmax_draft_with_softmax_ratio(generator: torch.Generator) -> int:
+    token = int(Q.argmax())
+    if coin(float(P[token] / Q[token]), generator):
+        return token
+    return draw((P - Q).clamp_min(0), generator)
+
+
+def siblings_without_renormalising(generator: torch.Generator) -> int:
+    for token in Q.topk(3).indices.tolist():
+        if coin(float(P[token]), generator):
+            return token
+    return draw(P, generator)
+
+
+def without_replacement_but_original_ratio(generator: torch.Generator) -> int:
+    left, residual = Q.clone(), P.clone()
+    for _ in range(3):
+        token = draw(left, generator)
+        if coin(float(residual[token] / Q[token]), generator):
+            return token
+        residual = (residual - Q).clamp_min(0)
+        if residual.sum() <= 0:
+            return draw(P, generator)
+        residual /= residual.sum()
+        left[token] = 0
+    return draw(residual, generator)
+
+
+def one_draw_per_leaf(generator: torch.Generator) -> int:
+    for token in Q.topk(3).indices.tolist():
+        if draw(P, generator) == token:
+            return token
+    return draw(P, generator)
+
+
+def typical_acceptance(generator: torch.Generator) -> int:
+    entropy = float(-(P * P.log()).sum())
+    threshold = min(0.3, 0.6 * float(torch.tensor(-entropy).exp()))
+    for token in Q.topk(3).indices.tolist():
+        if P[token] > threshold:
+            return token
+    return int(P.argmax())
+
+
+MUTANTS = [
+    argmax_draft_with_softmax_ratio,
+    siblings_without_renormalising,
+    without_replacement_but_original_ratio,
+    one_draw_per_leaf,
+    typical_acceptance,
+]
+
+
+def test_our_rule_draws_from_the_target_distribution() -> None:
+    assert distance(ours) < LIMIT
+
+
+@pytest.mark.parametrize("rule", MUTANTS, ids=lambda r: r.__name__)
+def test_wrong_rules_are_caught(rule: Rule) -> None:
+    assert distance(rule) > LIMIT
+
+
+def test_accepted_share_is_the_siblings_probability() -> None:
+    """Sample-then-match accepts as often as any exact rule with fixed candidates can."""
+    generator = torch.Generator().manual_seed(4)
+    siblings = set(Q.topk(3).indices.tolist())
+    hits = sum(ours(generator) in siblings for _ in range(4000)) / 4000
+    assert hits == pytest.approx(float(P[list(siblings)].sum()), abs=0.03)
+
+
+def test_second_position_is_drawn_independently() -> None:
+    """Two tokens in a row through a tree: the joint distribution is the product."""
+    generator = torch.Generator().manual_seed(5)
+    logits = P.log().float()[None].expand(5, -1)
+    draft = Draft((0, 1, 0, 1), (-1, -1, 0, 0), (0.5,) * 4)
+    joint = torch.zeros(2, 2)
+    runs = 6000
+    for _ in range(runs):
+        picker = Picker(Sampling(temperature=1.0, seed=int(torch.randint(2**31 - 1, (), generator=generator))))
+        tokens = [pick.token for pick in walk(logits, draft, picker, [1])]
+        if len(tokens) > 1 and tokens[0] == 0 and tokens[1] < 2:
+            joint[0, tokens[1]] += 1
+    want = P[0] * P[:2]
+    assert torch.allclose(joint[0].double() / runs, want, atol=0.02)
+
+
+def test_noise_depends_on_seed_and_position_only() -> None:
+    assert torch.equal(gumbel(1, 2, 50), gumbel(1, 2, 50))
+    assert not torch.equal(gumbel(1, 2, 50), gumbel(1, 3, 50))
+    assert not torch.equal(gumbel(1, 2, 50), gumbel(2, 2, 50))
+    assert gumbel(0, 0, 100_000).mean().item() == pytest.approx(0.5772, abs=0.02)
+    assert gumbel(0, 0, 100_000).isfinite().all()
+
+
+def test_warpers_truncate_and_penalise() -> None:
+    logits = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    kept = Picker(Sampling(temperature=1.0, top_k=2)).scores(logits, [0]).isfinite()
+    assert kept.tolist() == [True, True, False, False]
+    kept = Picker(Sampling(temperature=1.0, top_p=0.5)).scores(logits, [0]).isfinite()
+    assert kept.tolist() == [True, False, False, False]
+    kept = Picker(Sampling(temperature=1.0, min_p=0.2)).scores(logits, [0]).isfinite()
+    assert kept.tolist() == [True, True, False, False]
+    assert Picker(Sampling(repetition_penalty=2.0)).pick(logits, [0]) == 1
+    assert Picker(Sampling()).pick(logits, [0]) == 0
+
+
+def test_no_limit_on_top_k_unless_asked() -> None:
+    wide = torch.zeros(500)
+    assert Picker(Sampling(temperature=1.0)).scores(wide, [0]).isfinite().all()
