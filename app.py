@@ -1,0 +1,52 @@
+"""Start the page: ``python app.py``, or ``python app.py --toy`` to try it without a model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; without it the start asks other hosts
+
+
+@click.command()
+@click.option("--model", default="smollm2-135m", show_default=True, help="Name, Hugging Face Hub id or folder.")
+@click.option("--adapter", default="auto", show_default=True, help="auto, none, a name or a folder.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@click.option("--toy", is_flag=True, help="A scripted toy model: no weights, ready at once.")
+@click.option("--host", envvar="GRADIO_SERVER_NAME", default="127.0.0.1", show_default=True)
+@click.option("--port", envvar="PORT", default=7860, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--db", default="runs.db", show_default=True, type=click.Path(path_type=Path), help="The log of runs.")
+def main(model: str, adapter: str, device: str, dtype: str, toy: bool, host: str, port: int, db: Path) -> None:
+    """Speculative Streaming in the browser."""
+    logging.basicConfig(level=logging.WARNING)
+    from ui import app  # after the environment is set
+    from ui.engines import TOY, Engines
+
+    choice = {"model": TOY if toy else model, "adapter": adapter, "device": device, "dtype": dtype}
+    engines = Engines(choice)
+    engines.load()  # in the background: the page is served at once
+    page = app.build(engines, open_log(db))
+    try:
+        page.launch(server_name=host, server_port=port or None, **app.launch_options())
+    except OSError:
+        raise click.ClickException(f"Port {port} is taken: stop what uses it or choose another with --port.") from None
+
+
+def open_log(path: Path) -> Any:
+    """The log, or None where it can't be kept; the reason is said once and the page works without."""
+    from specstream.runlog import RunLog
+
+    try:
+        return RunLog(path)
+    except (ValueError, OSError) as error:
+        click.echo(f"Runs are not logged: {error}", err=True)
+        return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The whole page: tabs, look and named endpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ui import api, playground, sessions, theme
+from ui.engines import Engines
+
+STYLE = Path(__file__).parents[1] / "assets" / "style.css"
+TITLE = "Speculative Streaming"
+INTRO = """# Speculative Streaming, live
+A language model drafts for itself: extra streams guess several tokens ahead, and the next pass checks all of them at
+once. The text stays what the model alone would write; it arrives in fewer passes."""
+
+
+def build(engines: Engines, runlog: Any) -> gr.Blocks:
+    """The page over an engine and a log. ``runlog`` None: runs are not kept, and the Sessions tab says so."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
+        gr.Markdown(INTRO, elem_classes="ss-intro")
+        with gr.Tabs():
+            with gr.Tab("Playground"):
+                play = playground.layout(engines)
+            with gr.Tab("Sessions") as tab:
+                logged = sessions.layout()
+        playground.wire(play, demo, engines, runlog)
+        sessions.wire(logged, tab, runlog)
+        api.add(engines, runlog)
+    return demo.queue(max_size=64)
+
+
+def launch_options() -> dict[str, Any]:
+    """What gradio 6 takes at launch rather than at build: the look, and what is switched off."""
+    return {
+        "theme": look(),
+        "css": theme.variables() + STYLE.read_text(encoding="utf-8"),
+        "footer_links": ["api", "settings"],
+        "ssr_mode": False,
+        "run_history": False,
+    }
+
+
+def look() -> gr.themes.Base:
+    """Gradio's theme in the page's colours; buttons and hints darker than its own, so that they can be read."""
+    readable = {"block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300"}
+    for mode in ("", "_dark"):
+        readable[f"button_primary_background_fill{mode}"] = "*primary_700"
+        readable[f"button_primary_background_fill_hover{mode}"] = "*primary_800"
+        readable[f"button_cancel_background_fill{mode}"] = "#b42318"
+        readable[f"button_cancel_background_fill_hover{mode}"] = "#8f1a12"
+    return gr.themes.Default(primary_hue="teal", neutral_hue="slate").set(**readable)

@@ -1,0 +1,73 @@
+"""Settings of a run as form fields, made from the words and limits in ``specstream.params``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Any
+
+import gradio as gr
+
+from specstream import params
+from specstream.params import Method, Sampling
+
+MAIN = ("max_new_tokens", "temperature", "budget")  # shown at once; the rest is folded away
+WITHOUT_LIMITS = {
+    "stop": {"label": "Stop strings", "help": "The run ends where one of these appears; one to a line."},
+    "ignore_eos": {"label": "Ignore end of text", "help": "Go on after the model's own end of text."},
+}
+SLIDER_VALUES = 130  # with more values than this a slider can't be set exactly
+
+Key = tuple[str, str]  # (method name or "sampling", field name)
+
+
+@dataclass
+class Controls:
+    """The fields by where their value goes."""
+
+    parts: dict[Key, gr.components.Component]
+
+    def parse(self, values: Mapping[Any, Any], method: str) -> tuple[Method, Sampling]:
+        """The settings in the form. Raises ValueError with one sentence when a value is out of its limits."""
+        owned = {key: _value(part, values[part]) for key, part in self.parts.items()}
+        sampling = {name: value for (owner, name), value in owned.items() if owner == "sampling"}
+        mine = {name: value for (owner, name), value in owned.items() if owner == method}
+        return params.method(method, **mine), Sampling(**sampling)
+
+    def of_method(self) -> Iterator[tuple[str, gr.components.Component]]:
+        """Fields that belong to one method, with its name."""
+        return ((owner, part) for (owner, _), part in self.parts.items() if owner != "sampling")
+
+
+def _value(part: gr.components.Component, value: Any) -> Any:
+    """Texts (stop strings) are typed one to a line; everything else is as it is."""
+    return tuple((value or "").splitlines()) if isinstance(part, gr.Textbox) else value
+
+
+def layout() -> Controls:
+    """Lay out the fields: the main ones, then the rest in a fold."""
+    parts: dict[Key, gr.components.Component] = {}
+    known = [("sampling", f) for f in fields(Sampling)]
+    known += [(name, f) for name, kind in params.METHODS.items() for f in fields(kind)]
+    main = [(owner, f) for owner, f in known if f.name in MAIN]
+    with gr.Row():
+        parts |= {(owner, f.name): component(f) for owner, f in main}
+    with gr.Accordion("More settings", open=False), gr.Row():
+        parts |= {(owner, f.name): component(f) for owner, f in known if f.name not in MAIN}
+    return Controls(parts)
+
+
+def component(f: Field[Any]) -> gr.components.Component:
+    """One field: its kind follows from the metadata."""
+    meta = f.metadata or WITHOUT_LIMITS[f.name]
+    shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 220}
+    if "choices" in meta:
+        return gr.Dropdown(list(meta["choices"]), value=f.default, **shown)
+    if isinstance(f.default, bool):
+        return gr.Checkbox(f.default, **shown)
+    if isinstance(f.default, tuple):
+        return gr.Textbox("\n".join(f.default), lines=2, max_lines=4, **shown)
+    limits = {"minimum": meta["min"], "maximum": meta["max"], "step": meta["step"]}
+    if (meta["max"] - meta["min"]) / meta["step"] <= SLIDER_VALUES:
+        return gr.Slider(value=f.default, **limits, **shown)
+    return gr.Number(f.default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)

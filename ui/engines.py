@@ -1,0 +1,140 @@
+"""The one loaded engine: loaded in the background, lent to one run at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specstream.info import EngineInfo
+
+log = logging.getLogger(__name__)
+TOY = "toy"  # the scripted model, among the model names
+POLL = 0.05  # seconds between looks at a stop wish while waiting
+
+
+class NotLoaded(ValueError):
+    """There is no engine to run on; the message says why and what to do."""
+
+
+class Busy(ValueError):
+    """Another load is under way."""
+
+
+class Stopped(Exception):
+    """The user stopped while waiting."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the page shows of the engine. ``error`` is the sentence of the last load that failed."""
+
+    loading: bool = False
+    words: str = "No model is loaded."
+    fraction: float | None = None
+    info: EngineInfo | None = None
+    error: str = ""
+
+
+class Engines:
+    """Holds the engine. ``choice`` (model, adapter, device, dtype) is what ``load`` without arguments loads.
+
+    One lock keeps loads and runs apart: a load waits for the run that has the engine, a run waits for a load.
+    """
+
+    def __init__(self, choice: dict[str, str], loader: Callable[..., Any] | None = None) -> None:
+        self.state = State()
+        self.choice = choice
+        self._loader = loader or load
+        self._engine: Any = None
+        self._lock = threading.Lock()  # held while the engine is in use or replaced
+        self._guard = threading.Lock()  # held for a moment: only one load starts
+
+    def load(self, **choice: str) -> None:
+        """Start to load in the background. Raises Busy while another load is under way."""
+        with self._guard:
+            if self.state.loading:
+                raise Busy("A model is being loaded already: wait until it is ready.")
+            self._set(loading=True, words="Starting", fraction=None, error="")
+        choice = {name: value.strip() for name, value in (choice or self.choice).items()}
+        threading.Thread(target=self._load, args=(choice,), daemon=True, name="load").start()
+
+    def _load(self, choice: dict[str, str]) -> None:
+        with self._lock:
+            try:
+                self._engine = self._loader(progress=self._progress, **choice)
+                self.choice = choice
+                self._set(loading=False, words="Ready", info=self._engine.info)
+            except Exception as error:
+                if not isinstance(error, ValueError):
+                    log.exception("loading failed")
+                self._set(loading=False, words="Loading failed", error=sentence(error))
+
+    def _progress(self, words: str, fraction: float | None = None) -> None:
+        self._set(words=words, fraction=fraction)
+
+    def _set(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+
+    def watch(self, seconds: float = 0.25) -> Iterator[State]:
+        """The state now and whenever it changes, until nothing is being loaded."""
+        shown = None
+        wait = threading.Event()
+        while True:
+            state = self.state
+            if state != shown:
+                shown = state
+                yield state
+            if not state.loading:
+                return
+            wait.wait(seconds)
+
+    @contextmanager
+    def lend(self, stop: threading.Event, say: Callable[[str], None]) -> Iterator[Any]:
+        """The engine, for this thread alone. ``say`` is told what is being waited for.
+
+        Raises Stopped when ``stop`` is set while waiting, NotLoaded without an engine.
+        """
+        self._wait_for_turn(stop, say)
+        try:
+            if self._engine is None:
+                raise NotLoaded(self.state.error or "No model is loaded: choose one under Model and press Load.")
+            yield self._engine
+        finally:
+            self._lock.release()
+
+    def _wait_for_turn(self, stop: threading.Event, say: Callable[[str], None]) -> None:
+        said = ""
+        while not self._lock.acquire(timeout=POLL):
+            words = "Waiting for the model to load" if self.state.loading else "Waiting: another run has the model"
+            if words != said:
+                say(words)
+                said = words
+            if stop.is_set():
+                raise Stopped
+        if self._engine is None and self.state.loading:  # the load has begun but does not hold the lock yet
+            self._lock.release()
+            stop.wait(POLL)
+            self._wait_for_turn(stop, say)
+
+
+def load(model: str, progress: Callable[..., None], **choice: str) -> Any:
+    """The engine of a choice; torch is imported here, in the thread that loads. Raises ValueError with one sentence."""
+    if model == TOY:
+        from specstream.toy import load_toy
+
+        return load_toy()
+    import specstream
+
+    return specstream.load(model, progress=progress, **choice)
+
+
+def sentence(error: BaseException) -> str:
+    """One line for the page: our own errors speak for themselves, others are named."""
+    if isinstance(error, ValueError) and str(error):
+        return str(error)
+    first = (str(error).strip().splitlines() or ["no further details"])[0]
+    return f"Something went wrong ({type(error).__name__}: {first}). The details are in the terminal."

@@ -1,0 +1,165 @@
+"""Stats, verdicts and loaded models as HTML. Pure functions without gradio; every text from outside is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+from specstream.events import Agreement, Draft, Verdict
+from specstream.info import EngineInfo
+from specstream.stats import RunStats
+from ui.theme import DEEPEST, depth_class
+
+NOTHING = "–"
+
+WORDS = {
+    Agreement.IDENTICAL: ("good", "✓ Identical"),
+    Agreement.TIE: ("warn", "≈ Numerical tie"),
+    Agreement.MISMATCH: ("bad", "✗ Different"),
+    Agreement.UNKNOWN: ("plain", "Not compared"),
+}
+
+
+def number(value: float | None, digits: int = 1, unit: str = "") -> str:
+    """A measured value for people, or a dash where nothing was measured."""
+    return NOTHING if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def status(text: str, tone: str = "plain") -> str:
+    """The one line that says what the page is doing. ``tone``: plain, busy, good, warn or bad."""
+    return f'<p class="ss-status ss-{escape(tone)}" role="status">{escape(text)}</p>'
+
+
+def legend(depths: int) -> str:
+    """What the colours of tokens mean, for trees of this many levels."""
+    items = [_swatch(0, "the model's own")]
+    shown = min(depths, DEEPEST)
+    for depth in range(1, shown + 1):
+        deeper = "+" if depth == DEEPEST and depths > DEEPEST else ""
+        items.append(_swatch(depth, f"drafted, depth {depth}{deeper}"))
+    return f'<ul class="ss-legend" aria-label="Colours of tokens">{"".join(items)}</ul>'
+
+
+def _swatch(depth: int, words: str) -> str:
+    return f'<li><span class="ss-tok {depth_class(depth)}">token</span> {escape(words)}</li>'
+
+
+def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) -> str:
+    """The four numbers of a run. The speed-up is shown only when it was measured."""
+    saved = stats.calls_saved
+    share = f"{saved / stats.decode_tokens:.0%} of {stats.decode_tokens}" if stats.decode_tokens else ""
+    standard = baseline.tokens_per_second if baseline else None
+    tiles = (
+        ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),
+        ("Tokens per step", number(stats.tokens_per_step, 2), "a step is one pass of the model; standard: 1"),
+        ("Model calls saved", NOTHING if saved is None else f"{saved:,}", share or "against one call per token"),
+        ("Speed-up", number(speedup, 2, "×"), _speedup_words(speedup)),
+    )
+    return f'<dl class="ss-tiles">{"".join(_tile(*tile) for tile in tiles)}</dl>'
+
+
+def _speedup_words(speedup: float | None) -> str:
+    return "wall time of standard decoding / this run" if speedup else "measured once standard decoding has run"
+
+
+def _tile(label: str, value: str, words: str) -> str:
+    return (
+        f'<div class="ss-tile"><dt>{escape(label)}</dt><dd class="ss-value">{escape(value)}</dd>'
+        f'<dd class="ss-words">{escape(words)}</dd></div>'
+    )
+
+
+def acceptance(stats: RunStats, levels: int) -> str:
+    """Bars: of the drafted tokens that were compared at each depth, the share of steps that accepted one."""
+    rates = stats.acceptance_by_depth
+    count = max(levels, len(rates), 1)
+    rows = (_bar(d, rates[d - 1] if d <= len(rates) else None) for d in range(1, count + 1))
+    return f'<div class="ss-bars" role="group" aria-label="Acceptance by depth">{"".join(rows)}</div>'
+
+
+def _bar(depth: int, rate: float | None) -> str:
+    width = 0 if rate is None else round(100 * rate)
+    text = NOTHING if rate is None else f"{width} %"
+    return (
+        f'<div class="ss-bar"><span>depth {depth}</span><span class="ss-track">'
+        f'<span class="ss-fill {depth_class(depth)}" style="width:{width}%"></span></span>'
+        f'<span class="ss-num">{text}</span></div>'
+    )
+
+
+def verdict(found: Verdict | None) -> str:
+    """The badge that says whether the two outputs were the same, with its sentence."""
+    if found is None:
+        return ""
+    tone, words = WORDS[found.agreement]
+    return (
+        f'<div class="ss-verdict ss-{tone}" role="status"><strong>{escape(words)}</strong> '
+        f"<span>{escape(found.message)}</span></div>"
+    )
+
+
+def model_card(info: EngineInfo) -> str:
+    """What is loaded, where it runs and why, and what it can't do."""
+    adapter = f"{info.adapter}, {info.gamma} streams" if info.gamma else "none (no streams)"
+    rows = (
+        ("Model", f"{info.model}, {_millions(info.parameters)} parameters, from {info.source}"),
+        ("Adapter", f"{adapter}{_extra(info)}"),
+        ("Device", f"{info.device}: {info.device_reason}"),
+        ("Number format", f"{info.dtype}: {info.dtype_reason}"),
+        ("Context", f"{info.context:,} tokens"),
+    )
+    return facts(rows) + sentences(info.notes)
+
+
+def _extra(info: EngineInfo) -> str:
+    return f", {_millions(info.extra_parameters)} extra parameters" if info.extra_parameters else ""
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
+
+
+def model_line(info: EngineInfo) -> str:
+    """What is loaded in one line of plain text."""
+    adapter = f" + {info.adapter}" if info.gamma else ", no adapter"
+    return f"{info.model}{adapter} on {info.device}, {info.dtype}"
+
+
+def sentences(texts: Iterable[str]) -> str:
+    """Notes that a user should see, one paragraph each."""
+    return "".join(f'<p class="ss-note">{escape(text)}</p>' for text in texts)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values, one pair to a line."""
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
+    return f'<dl class="ss-facts">{body}</dl>'
+
+
+def tree_rows(draft: Draft) -> tuple[float, ...]:
+    """Tidy vertical places of a draft's nodes, in rows.
+
+    Every leaf has a row of its own, a parent sits amid its children. Leaves are numbered in depth-first order, so edges
+    never cross and no two nodes of one depth are less than a row apart.
+    """
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(draft.parents):
+        children.setdefault(parent, []).append(node)
+    rows = [0.0] * len(draft)
+    leaves = 0
+    for node in _depth_first(children):
+        if node not in children:
+            rows[node] = float(leaves)
+            leaves += 1
+    for node in reversed(range(len(draft))):  # children come after their parents
+        if node in children:
+            rows[node] = (rows[children[node][0]] + rows[children[node][-1]]) / 2
+    return tuple(rows)
+
+
+def _depth_first(children: dict[int, list[int]]) -> Iterable[int]:
+    stack = list(reversed(children.get(-1, [])))
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(reversed(children.get(node, [])))

@@ -1,0 +1,88 @@
+"""What the page knows of one run: a fold over what the worker sends, or over a logged run. Pure, no gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
+from specstream.stats import RunStats
+from ui.feed import Feed
+from ui.worker import Item, Notice, Recorded
+
+ENDS = {
+    Reason.EOS: "the model ended the text",
+    Reason.STOP_STRING: "a stop string appeared",
+    Reason.LENGTH: "the token limit was reached",
+    Reason.STOPPED: "stopped by you",
+    Reason.ERROR: "an error ended the run",
+}
+
+
+@dataclass
+class View:
+    """The state of a run: its feed, the stats of each lane, the verdict and the words of the status line."""
+
+    feed: Feed
+    stats: dict[Lane, RunStats] = field(default_factory=lambda: {lane: RunStats() for lane in Lane})
+    steps: list[Step] = field(default_factory=list)
+    verdict: Verdict | None = None
+    words: str = "Starting"
+    tone: str = "busy"
+    log_id: str = ""
+
+    def add(self, item: Item) -> None:
+        """Take in one item."""
+        if isinstance(item, Notice):
+            self.words, self.tone = item.text, "bad" if item.failed else "busy"
+        elif isinstance(item, Recorded):
+            self.log_id = item.run
+        elif isinstance(item, Verdict):
+            self.verdict = item
+        else:
+            self._event(*item)
+
+    def _event(self, lane: Lane, event: Event) -> None:
+        self.feed.add(lane, event)
+        self.stats[lane].add(event)
+        if isinstance(event, Step):
+            self.words = "Writing" if lane is Lane.METHOD else "Measuring standard decoding on the same prompt"
+            if lane is Lane.METHOD:
+                self.steps.append(event)
+        elif isinstance(event, Finished) and event.message:
+            self.words, self.tone = event.message, "bad"
+
+    def close(self) -> None:
+        """No more items come: the status line says how the run ended."""
+        reason = self.stats[Lane.METHOD].reason
+        if self.tone != "busy" or reason is None:
+            return
+        self.words = f"Done: {ENDS[reason]}, {self.stats[Lane.METHOD].tokens} tokens"
+        self.tone = "plain" if reason is Reason.STOPPED else "good"
+
+    @property
+    def baseline(self) -> RunStats | None:
+        """Stats of standard decoding, once it has begun."""
+        stats = self.stats[Lane.BASELINE]
+        return stats if stats.tokens else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Measured, or None."""
+        return self.verdict.speedup if self.verdict else None
+
+
+def replay(run: str, title: str, lanes: dict[Lane, Iterable[Event]], verdict: Verdict | None) -> View:
+    """The view of a logged run."""
+    view = View(Feed(run, title), verdict=verdict)
+    for lane, events in lanes.items():
+        for event in events:
+            view.add((lane, event))
+    view.close()
+    return view
+
+
+def root_text(steps: list[Step], index: int) -> str:
+    """The newest committed token before the step at this place in the list: the root of its tree."""
+    texts = [token.text for step in steps[:index] for token in step.tokens]
+    return texts[-1] if texts else ""
