@@ -157,7 +157,7 @@ def _bar(words: str, progress: Progress) -> type:
     """The progress bar class that the Hub's download wants; it reports bytes to ``progress`` and prints nothing."""
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": io.StringIO()})
 

@@ -1,0 +1,24 @@
+# docker build -t specstream . && docker run -p 7860:7860 -v specstream:/home/user/data specstream
+FROM python:3.11-slim
+
+RUN useradd --create-home --uid 1000 user
+USER user
+ENV HOME=/home/user \
+    PATH=/home/user/.local/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    GRADIO_SERVER_NAME=0.0.0.0 \
+    HF_HOME=/home/user/data/huggingface \
+    SPECSTREAM_HOME=/home/user/data/specstream
+WORKDIR $HOME/app
+
+# The CPU build of PyTorch: PyPI's brings several GB of CUDA. For an image with CUDA leave its line out.
+COPY --chown=user requirements.txt .
+RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements.txt)" \
+    && pip install --no-cache-dir -r requirements.txt
+
+COPY --chown=user . .
+# A volume starts as a copy of what lies here, so that it belongs to the user. Models and the log of runs live in it.
+RUN mkdir -p /home/user/data
+VOLUME /home/user/data
+EXPOSE 7860
+CMD ["python", "app.py", "--db", "/home/user/data/runs.db"]

@@ -1,0 +1,55 @@
+# Everything runs in .venv, which is built on first use; a stamp file per requirements file makes later starts quick.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
+.PHONY: run test check format model clean
+.DELETE_ON_ERROR:
+
+# With ARGS the app fetches what they ask for itself: make run ARGS="--toy", make run ARGS="--model gpt2".
+run: $(VENV)/runtime.stamp $(if $(ARGS),,model)
+	$(BIN)/python app.py $(ARGS)
+
+test: $(VENV)/dev.stamp model
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Quick when the model is here already.
+model: $(VENV)/runtime.stamp
+	$(BIN)/python -m specstream models pull smollm2-135m
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: name another one, as in: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "$(PYTHON) can't make virtual environments: install its venv package (Debian: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv --upgrade-deps $(VENV)
+
+# PyPI's torch for Linux brings several GB of CUDA. Without an NVIDIA GPU the CPU build is asked for first; pip takes
+# it as the same release, and goes on with PyPI's where PyTorch's own index can't be reached.
+$(VENV)/runtime.stamp: requirements.txt | $(BIN)/python
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+		echo "Installing PyTorch for the CPU"; \
+		$(BIN)/pip install --quiet --retries 1 --extra-index-url $(TORCH_CPU) "$$(grep '^torch==' requirements.txt)"; fi
+	@echo "Installing requirements.txt"
+	@$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/runtime.stamp
+	@echo "Installing requirements-dev.txt"
+	@$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,188 @@
+"""The project as a whole: pins, the Spaces front matter, what README promises, who imports whom."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import pytest
+
+import specstream
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+STDLIB = sys.stdlib_module_names
+PLAIN = {f"specstream.{name}" for name in ("events", "params", "stats", "tree", "info")}
+NOT_OURS = {"checkpoints", "runs"}  # what training and use leave in a working tree
+
+
+# ---- pins ------------------------------------------------------------------------------------------------------------
+
+
+def pins(file: str) -> dict[str, str]:
+    """Package name (as imported) to version."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("-r ")]
+    return {name.replace("-", "_").lower(): exact for name, exact in (line.split("==") for line in lines)}
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+def test_every_pin_is_exact_and_installed(file: str) -> None:
+    for name, exact in pins(file).items():
+        assert re.fullmatch(r"\d+(\.\d+)+", exact), name
+        assert version(name).split("+")[0] == exact, name
+
+
+def test_specstream_is_this_repository_and_never_the_package_of_that_name() -> None:
+    assert Path(specstream.__file__).resolve().parent == ROOT / "specstream"
+    assert "specstream" not in pins("requirements.txt") | pins("requirements-dev.txt")
+
+
+def test_everything_imported_is_pinned() -> None:
+    runtime = set(pins("requirements.txt"))
+    own = {"specstream", "ui", "app", "tests"}
+    for file in python_files():
+        allowed = runtime | (set(pins("requirements-dev.txt")) if file.is_relative_to(ROOT / "tests") else set())
+        foreign = {name.split(".")[0] for name in imports(file)} - STDLIB - own
+        assert {n for n in foreign if n.lower() not in allowed} == set(), file
+
+
+# ---- README ----------------------------------------------------------------------------------------------------------
+
+
+def front_matter() -> dict[str, str]:
+    block = README.split("---\n")[1]
+    return dict(re.findall(r'^(\w+): "?([^"\n]+)"?$', block, re.MULTILINE))
+
+
+def test_front_matter_agrees_with_the_pins_and_files() -> None:
+    matter = front_matter()
+    assert matter["sdk"] == "gradio"
+    assert matter["sdk_version"] == pins("requirements.txt")["gradio"]
+    assert matter["python_version"] == "3.11"
+    assert (ROOT / matter["app_file"]).is_file()
+
+
+def test_names_in_the_file_map_exist() -> None:
+    table = README.split("## Files")[1].split("##")[0]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(names) > 8
+    assert [n for n in names if not (ROOT / n).exists()] == []
+
+
+def test_local_links_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_make_targets_in_readme_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
+    assert {"run", "test"} <= named <= targets
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python -m specstream .+$", README, re.MULTILINE))
+def test_commands_in_readme_parse(line: str) -> None:
+    from specstream.cli import cli
+
+    command: click.Command = cli
+    words = shlex.split(line)[3:]
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    command.make_context(command.name, words).close()
+
+
+# ---- who may import whom ---------------------------------------------------------------------------------------------
+
+
+def python_files() -> list[Path]:
+    return [f for f in our_files() if f.suffix == ".py"]
+
+
+def our_files() -> list[Path]:
+    """Every file of the project, without what is hidden (except .ci), made by tools, or left by use."""
+    found = []
+    for file in ROOT.rglob("*"):
+        parts = file.relative_to(ROOT).parts
+        hidden = any(p.startswith(".") for p in parts[:-1]) and parts[0] != ".ci"
+        if file.is_file() and not hidden and "__pycache__" not in parts and parts[0] not in NOT_OURS:
+            found.append(file)
+    return found
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Full names of the modules (or names in modules) that a file imports, anywhere in it."""
+    package = file.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def touches(name: str, modules: set[str]) -> bool:
+    """Is an imported name one of the modules, or something in one of them?"""
+    return any(name == m or name.startswith(m + ".") for m in modules)
+
+
+def module(file: Path) -> str:
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def forbidden(name: str) -> set[str]:
+    """What a module of ours may never import."""
+    heavy, page = {"torch", "transformers", "accelerate"}, {"gradio", "plotly", "ui"}
+    if touches(name, {"specstream.runlog"}):
+        return heavy | page
+    if touches(name, {"specstream"}):
+        return page | {"sqlite_utils"} | (set() if name == "specstream.cli" else {"specstream.runlog"})
+    if name in ("ui.render", "ui.charts"):
+        return heavy | {"gradio", "sqlite_utils", "specstream.runlog"}
+    return heavy | {"sqlite_utils"}
+
+
+SOURCES = [f for f in python_files() if f.relative_to(ROOT).parts[0] in ("specstream", "ui", "app.py")]
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=module)
+def test_imports_keep_the_rules(file: Path) -> None:
+    used = list(imports(file))
+    assert [n for n in used if touches(n, forbidden(module(file)))] == []
+    if module(file) in PLAIN:
+        assert [n for n in used if n.split(".")[0] not in STDLIB and not touches(n, PLAIN)] == []
+    if module(file) == "app":
+        assert [n for n in used if n.split(".")[0] not in STDLIB | {"specstream", "ui", "click"}] == []
+    if touches(module(file), {"specstream.runlog"}):
+        allowed = PLAIN | {"specstream.runlog", "specstream.__version__", "sqlite_utils"}
+        assert [n for n in used if n.split(".")[0] not in STDLIB and not touches(n, allowed)] == []
+
+
+def test_replay_needs_no_torch_and_no_gradio() -> None:
+    names = sorted(PLAIN) + [n for n in ("ui.render", "ui.charts") if (ROOT / f"{n.replace('.', '/')}.py").exists()]
+    code = f"import sys, {', '.join(names)}; print({{'torch', 'transformers', 'gradio'}} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+# ---- the tree --------------------------------------------------------------------------------------------------------
+
+
+def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
+    marks = [b"/wo" + b"rk/", b"/ho" + b"me/" + b"root", b"/ro" + b"ot/"]
+    assert [(f, m) for f in our_files() for m in marks if m in f.read_bytes()] == []
+
+
+def test_continuous_integration_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text().rstrip().endswith("make test")
