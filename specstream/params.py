@@ -35,7 +35,9 @@ class _Checked:
         object.__setattr__(self, name, int(value) if whole else float(value))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload]
+        """Plain values, as JSON gives them back."""
+        values = asdict(self)  # type: ignore[call-overload]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Sampling(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not all(isinstance(s, str) for s in self.stop):
+            raise ValueError("Stop strings must be texts.")
         object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-LONGEST_CHARACTER = 4  # tokens: an unfinished UTF-8 character has at most three bytes, a token at least one
+MARK = "\ufffd"  # what an unfinished UTF-8 character decodes to
+MOST_MARKS = 3  # an unfinished character has at most three bytes; some decoders give a mark for each
 
 
 class TextStream:
@@ -19,7 +20,8 @@ class TextStream:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids: list[int] = []
-        self._start = self._done = 0  # decode ids[start:]; ids[:done] are given out
+        self._start = self._settled = 0  # decoding begins at ids[start]; ids[:settled] end with a whole character
+        self._given = 0  # characters of that decoding that are given out
         self._held = ""
 
     def push(self, token: int) -> tuple[str, bool]:
@@ -42,13 +44,15 @@ class TextStream:
         return rest
 
     def _decode_new(self, final: bool = False) -> str:
-        before = self._decode(self._ids[self._start : self._done])
-        after = self._decode(self._ids[self._start :])
-        unfinished = after.endswith("\ufffd") and len(self._ids) - self._done < LONGEST_CHARACTER
-        if len(after) <= len(before) or (unfinished and not final):
-            return ""
-        self._start, self._done = self._done, len(self._ids)
-        return after[len(before) :]
+        text = self._decode(self._ids[self._start :])
+        marks = 0 if final else min(MOST_MARKS, len(text) - len(text.rstrip(MARK)))
+        whole = text[: len(text) - marks]
+        new = whole[self._given :]
+        self._given = max(self._given, len(whole))
+        if not marks:  # move on, keeping the last settled piece as context for the decoder
+            self._start, self._settled = self._settled, len(self._ids)
+            self._given = len(self._decode(self._ids[self._start :]))
+        return new
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

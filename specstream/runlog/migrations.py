@@ -1,0 +1,100 @@
+"""The schema, as numbered steps that only go forward. A step that has been released is never edited: add the next one."""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+from sqlite_utils.db import ForeignKey
+
+migrations = Migrations("specstream.runlog")
+
+
+@migrations()
+def m001_runs(db: Database) -> None:
+    """One row per run. The integer key is what full-text search refers to; the text id is what people see."""
+    db.table("runs").create(
+        {
+            "number": int,
+            "id": str,
+            "started_utc": str,
+            "finished_utc": str,
+            "status": str,
+            "prompt": str,
+            "task": str,
+            "method": str,
+            "settings_json": str,
+            "model": str,
+            "adapter": str,
+            "device": str,
+            "dtype": str,
+            "info_json": str,
+            "visitor": str,
+            "writer": str,
+            "output": str,
+            "token_ids_json": str,
+            "stats_json": str,
+            "tokens": int,
+            "steps": int,
+            "tokens_per_step": float,
+            "tokens_per_second": float,
+            "baseline_output": str,
+            "baseline_token_ids_json": str,
+            "baseline_stats_json": str,
+            "baseline_tokens_per_second": float,
+            "agreement": str,
+            "compared": int,
+            "position": int,
+            "margin": float,
+            "speedup": float,
+            "message": str,
+            "error": str,
+            "note": str,
+            "star": int,
+        },
+        pk="number",
+        not_null={"id", "started_utc", "status", "prompt", "method", "note", "star"},
+        defaults={"note": "", "star": 0},
+    )
+    db.table("runs").create_index(["id"], unique=True)
+    db.table("runs").create_index(["status"])
+    db.table("runs").create_index(["visitor"])
+
+
+@migrations()
+def m002_steps(db: Database) -> None:
+    """What happened inside a run: its one or two lanes, and every step of each with its tree."""
+    db.table("lanes").create(
+        {
+            "run_id": str,
+            "lane": str,
+            "method": str,
+            "prompt_tokens": int,
+            "settings_json": str,
+            "reason": str,
+            "message": str,
+            "tail": str,
+        },
+        pk=("run_id", "lane"),
+        not_null={"method", "prompt_tokens", "settings_json"},
+        foreign_keys=[ForeignKey("lanes", "run_id", "runs", "id", on_delete="CASCADE")],
+    )
+    db.table("steps").create(
+        {
+            "run_id": str,
+            "lane": str,
+            "idx": int,
+            "tokens_json": str,
+            "draft_json": str,
+            "seconds_json": str,
+            "rows": int,
+            "stream_rows": int,
+        },
+        pk=("run_id", "lane", "idx"),
+        not_null={"tokens_json", "draft_json", "seconds_json", "rows", "stream_rows"},
+        foreign_keys=[ForeignKey("steps", "run_id", "runs", "id", on_delete="CASCADE")],
+    )
+
+
+@migrations()
+def m003_search(db: Database) -> None:
+    """Full-text search over what was asked, what came out and what was noted; triggers keep it up to date."""
+    db.table("runs").enable_fts(["prompt", "output", "note"], create_triggers=True, tokenize="porter")

@@ -1,0 +1,144 @@
+"""Writing one run while it happens, without making it wait for the disk."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from specstream.events import Event, Lane, Verdict
+from specstream.runlog import rows
+from specstream.runlog.database import LogFile, RunLogError
+
+INTERVAL = 0.3  # seconds: what a killed process can lose at most
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class NullRecorder:
+    """Where nothing is to be kept: takes everything, writes nothing. ``run_id`` is empty."""
+
+    run_id = ""
+
+    def add(self, lane: Lane, event: Event) -> None:
+        """Take an event."""
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Take the verdict."""
+
+    def close(self, error: str | None = None) -> None:
+        """End the run; ``error`` is a sentence if something went wrong. Closing twice does nothing more."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # Only an Exception is an error: a closed generator or Ctrl-C is a run that was stopped.
+        self.close((str(error) or type(error).__name__) if isinstance(error, Exception) else None)
+
+
+class Recorder(NullRecorder):
+    """One run being written. ``add`` only remembers; a timer saves what has come in, at most every ``INTERVAL``.
+
+    May be called from changing threads. A failure to save is raised, as RunLogError, by the next call.
+    """
+
+    def __init__(self, file: LogFile, run_id: str) -> None:
+        self.run_id = run_id
+        self._file = file
+        self._db = file.open(any_thread=True)
+        self._pending: list[tuple[Lane, Event]] = []
+        self._timer: threading.Timer | None = None
+        self._failure: RunLogError | None = None
+        self._closed = False
+        self._mutex = threading.Lock()  # the fields above, for moments
+        self._turn = threading.Lock()  # the connection, while it writes
+
+    def add(self, lane: Lane, event: Event) -> None:
+        """Take an event; it is on disk within ``INTERVAL``."""
+        with self._mutex:
+            self._check()
+            self._pending.append((lane, event))
+            if self._timer is None:
+                self._timer = threading.Timer(INTERVAL, self._save_later)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Save the verdict at once."""
+        names = ("compared", "position", "margin", "speedup")
+        values = {name: getattr(verdict, name) for name in names}
+        values |= {"agreement": str(verdict.agreement), "message": rows.clean(verdict.message)}
+        with self._mutex:
+            self._check()
+        with self._turn:
+            self._save()
+            self._update(values)
+
+    def close(self, error: str | None = None) -> None:
+        """Save everything, then what follows from it: outputs, metrics, status. Closing twice does nothing more."""
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+        with self._turn:
+            try:
+                self._save()
+                self._finish(error)
+            finally:
+                self._db.close()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise RunLogError(f"Run {self.run_id} is closed: start another one.")
+
+    def _save_later(self) -> None:
+        with self._mutex:
+            self._timer = None
+        with self._turn:
+            if self._closed:  # close() has saved everything
+                return
+            try:
+                self._save()
+            except RunLogError as error:
+                self._failure = error
+
+    def _save(self) -> None:
+        """Write what is pending in one transaction; it stays pending if that fails. The caller holds the turn."""
+        with self._mutex:
+            batch = list(self._pending)
+        if batch:
+            with self._file.writing(self._db):
+                rows.write_events(self._db, self.run_id, batch)
+            with self._mutex:
+                del self._pending[: len(batch)]
+
+    def _finish(self, error: str | None) -> None:
+        status, message = rows.outcome(self._db, self.run_id)
+        if error is not None:
+            status, message = "error", rows.clean(error)
+        values = {"status": status, "error": message, "finished_utc": now()}
+        self._update(values | rows.summary(self._db, self.run_id))
+
+    def _update(self, values: dict[str, Any]) -> None:
+        with self._file.writing(self._db):
+            self._db.table("runs").update(self._number(), values)
+
+    def _number(self) -> int:
+        found = self._db.execute("select number from runs where id = ?", [self.run_id]).fetchone()
+        if found is None:
+            raise RunLogError(f"Run {self.run_id} was deleted while it was being written.")
+        return int(found[0])
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # never closed: the run stays as it is and is found as interrupted later
+            self._db.close()

@@ -1,0 +1,171 @@
+"""RunLog: start runs, find them again, replay them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from specstream.events import Event, Lane
+from specstream.info import EngineInfo
+from specstream.runlog import rows
+from specstream.runlog.database import LogFile, RunLogError, default_path, new_id, switched_off
+from specstream.runlog.recorder import NullRecorder, Recorder, now
+
+LISTED = (
+    "number, id, started_utc, finished_utc, status, prompt, task, method, model, adapter, device, dtype, visitor, output, "
+    "tokens, steps, tokens_per_step, tokens_per_second, baseline_tokens_per_second, agreement, speedup, error, note, star"
+)
+
+
+class RunLog:
+    """The log in one database file. Safe to share between threads: every call has a connection of its own.
+
+    Opening migrates the file and marks runs whose writer has died as interrupted. Without ``path`` the file is
+    ``default_path()``. ``enabled`` False, or ``SPECSTREAM_LOG=off``, keeps new runs out of it; reading still works.
+    Every method raises RunLogError, with one sentence, where the file can't be read or written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, enabled: bool | None = None) -> None:
+        self.path = Path(path) if path is not None else default_path()
+        self.enabled = not switched_off("SPECSTREAM_LOG") if enabled is None else enabled
+        self.file = LogFile(self.path)
+        self._recover()
+
+    def _recover(self) -> None:
+        with self.file.connect() as db:
+            running = list(db.query("select number, id, writer from runs where status = 'running'"))
+            alive = self.file.living_writers()  # after the query: a writer has its lock before its first row
+            dead = [run for run in running if run["writer"] not in alive]
+            for run in dead:
+                with self.file.writing(db):
+                    db.table("runs").update(run["number"], {"status": "interrupted"} | rows.summary(db, run["id"]))
+
+    def start(
+        self,
+        info: EngineInfo,
+        prompt: str,
+        task: str,
+        method: str,
+        settings: dict[str, Any],
+        visitor: str | None = None,
+    ) -> NullRecorder:
+        """Begin a run. ``prompt`` is the text as typed, ``settings`` are plain values."""
+        if not self.enabled:
+            return NullRecorder()
+        row = {
+            "id": new_id(),
+            "started_utc": now(),
+            "status": "running",
+            "prompt": rows.clean(prompt),
+            "task": task,
+            "method": method,
+            "settings_json": rows.dumps(settings),
+            "model": info.model,
+            "adapter": info.adapter,
+            "device": info.device,
+            "dtype": info.dtype,
+            "info_json": rows.dumps(info.to_dict()),
+            "visitor": visitor,
+            "writer": self.file.writer(),
+        }
+        with self.file.connect() as db, self.file.writing(db):
+            db.table("runs").insert(row)
+        with self.file.errors():
+            return Recorder(self.file, row["id"])
+
+    def runs(self, limit: int = 50, offset: int = 0, **filters: str | None) -> list[dict[str, Any]]:
+        """A page of runs, newest first, without what is inside them. Filters: search, method, model, visitor."""
+        where, values = _where(**filters)
+        sql = f"select {LISTED} from runs where {where} order by number desc limit ? offset ?"
+        with self.file.connect() as db:
+            return [row | {"star": bool(row["star"])} for row in db.query(sql, [*values, max(0, limit), max(0, offset)])]
+
+    def count(self, **filters: str | None) -> int:
+        """How many runs there are; filters as for ``runs``."""
+        where, values = _where(**filters)
+        with self.file.connect() as db:
+            return db.table("runs").count_where(where, values)
+
+    def ids(self) -> list[str]:
+        """The ids of all runs, oldest first."""
+        with self.file.connect() as db:
+            return [row["id"] for row in db.query("select id from runs order by number")]
+
+    def run(self, run: str) -> dict[str, Any]:
+        """Everything about a run by its id, or the start of it that no other has. JSON columns come decoded.
+
+        A run that is still going on shows what is saved of it.
+        """
+        with self.file.connect() as db:
+            row = _find(db, run)
+            if row["status"] == "running":
+                row |= rows.summary(db, row["id"])
+        return _decoded(row) | {"star": bool(row["star"])}
+
+    def events(self, run: str, lane: Lane | str = Lane.METHOD) -> list[Event]:
+        """A lane as it happened: Started, Steps, and Finished unless the run was cut off. Empty if it never ran."""
+        with self.file.connect() as db:
+            return rows.read_events(db, _find(db, run)["id"], Lane(lane))
+
+    def set_note(self, run: str, note: str) -> None:
+        """Replace the note of a run."""
+        self._set(run, {"note": rows.clean(note)})
+
+    def set_star(self, run: str, star: bool = True) -> None:
+        """Mark a run, or take the mark off."""
+        self._set(run, {"star": int(star)})
+
+    def _set(self, run: str, values: dict[str, Any]) -> None:
+        with self.file.connect() as db, self.file.writing(db):
+            db.table("runs").update(_find(db, run)["number"], values)
+
+    def delete(self, run: str) -> None:
+        """Remove a run and its steps. Raises RunLogError for one that is still being written."""
+        with self.file.connect() as db, self.file.writing(db):
+            row = _find(db, run)
+            if row["status"] == "running":
+                raise RunLogError(f"Run {row['id']} is still being written: stop it first.")
+            db.table("runs").delete(row["number"])
+
+
+def _find(db: Database, run: str) -> dict[str, Any]:
+    wanted = run.strip().upper()
+    found = list(db.query("select * from runs where substr(id, 1, ?) = ? limit 2", [len(wanted), wanted])) if wanted else []
+    if not found:
+        raise RunLogError(f"There is no run {run.strip()!r} in the log: list the runs to see their ids.")
+    if len(found) > 1:
+        raise RunLogError(f"More than one run begins with {run.strip()!r}: give more of the id.")
+    return found[0]
+
+
+def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """``x_json`` as ``x``; None where it isn't there yet."""
+    return {
+        name.removesuffix("_json"): json.loads(value) if name.endswith("_json") and value is not None else value
+        for name, value in row.items()
+    }
+
+
+def _where(
+    search: str | None = None, method: str | None = None, model: str | None = None, visitor: str | None = None
+) -> tuple[str, list[str]]:
+    parts, values = ["1"], []
+    for column, wanted in (("method", method), ("model", model), ("visitor", visitor)):
+        if wanted:
+            parts.append(f"{column} = ?")
+            values.append(wanted)
+    if search and search.strip():
+        parts.append("number in (select rowid from runs_fts where runs_fts match ?)")
+        values.append(_match(re.findall(r"\w+", rows.clean(search))))
+    return " and ".join(parts), values
+
+
+def _match(words: Iterable[str]) -> str:
+    """All the words, each also as the beginning of a longer one. Nothing matches a search without words."""
+    return " ".join(f'"{word}"*' for word in words) or '""'

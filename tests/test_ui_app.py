@@ -1,0 +1,294 @@
+"""The page's inner works on the toy engine: worker, engines, forms, named endpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
+from specstream.params import Sampling, Standard, Streaming
+from specstream.runlog import RunLog
+from specstream.toy import load_toy
+from ui import app, playground
+from ui.engines import Busy, Engines, NotLoaded, Stopped
+from ui.feed import Feed
+from ui.view import View
+from ui.worker import Ask, Item, Notice, Run
+
+pytestmark = pytest.mark.timeout(120)
+CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
+PROMPT = "name[The Salted Fig], food[Italian]"
+
+
+def loaded(pace: float = 0.0) -> Engines:
+    engines = Engines(CHOICE, lambda progress, **choice: load_toy(pace))
+    engines.load()
+    assert list(engines.watch(0.01))[-1].info
+    return engines
+
+
+@pytest.fixture(scope="module")
+def engines() -> Engines:
+    return loaded()
+
+
+@pytest.fixture
+def runlog(tmp_path: Path) -> RunLog:
+    return RunLog(tmp_path / "runs.db")
+
+
+def ask(tokens: int = 40, baseline: bool = True, prompt: str = PROMPT, **sampling: Any) -> Ask:
+    return Ask(prompt, "e2e", Streaming(), Sampling(max_new_tokens=tokens, **sampling), baseline)
+
+
+def items(run: Run) -> list[Item]:
+    return [item for batch in run.batches() for item in batch]
+
+
+def finished(found: list[Item], lane: Lane) -> Finished:
+    return next(i[1] for i in found if isinstance(i, tuple) and i[0] is lane and isinstance(i[1], Finished))
+
+
+def test_a_run_gives_both_lanes_and_a_verdict(engines: Engines, runlog: RunLog) -> None:
+    found = items(Run(engines, runlog, ask()))
+    verdict = next(i for i in found if isinstance(i, Verdict))
+    assert verdict.agreement is Agreement.IDENTICAL and verdict.speedup
+    assert {i[0] for i in found if isinstance(i, tuple)} == set(Lane)
+    assert not any(isinstance(i, Notice) and i.failed for i in found)
+
+
+def test_a_run_without_baseline_is_not_compared(engines: Engines) -> None:
+    found = items(Run(engines, None, ask(baseline=False)))
+    assert {i[0] for i in found if isinstance(i, tuple)} == {Lane.METHOD}
+    assert next(i for i in found if isinstance(i, Verdict)).speedup is None
+
+
+def test_stop_ends_a_run_after_the_step_under_way() -> None:
+    run = Run(loaded(pace=0.02), None, ask(tokens=2000, ignore_eos=True))
+    found: list[Item] = []
+    for batch in run.batches():
+        found += batch
+        if any(isinstance(i, tuple) and isinstance(i[1], Step) for i in batch):
+            run.stop.set()
+    assert finished(found, Lane.METHOD).reason is Reason.STOPPED
+    assert not any(isinstance(i, tuple) and i[0] is Lane.BASELINE for i in found)
+
+
+def test_closing_the_iterator_stops_the_run_and_frees_the_engine() -> None:
+    engines = loaded(pace=0.02)
+    batches = Run(engines, None, ask(tokens=2000, ignore_eos=True)).batches()
+    next(batches)
+    batches.close()
+    after = items(Run(engines, None, ask(tokens=5)))  # waits for the engine: it must become free
+    assert finished(after, Lane.METHOD).reason is Reason.LENGTH
+
+
+def test_the_run_does_not_wait_for_the_page(engines: Engines) -> None:
+    run = Run(engines, None, ask(tokens=200, ignore_eos=True))
+    batches = run.batches()
+    next(batches)
+    run._thread.join(timeout=60)  # nobody drains the queue meanwhile
+    assert not run._thread.is_alive()
+    rest = [item for batch in batches for item in batch]
+    assert any(isinstance(item, Verdict) for item in rest)
+
+
+def test_updates_are_coalesced() -> None:
+    started = time.monotonic()
+    batches = list(Run(loaded(pace=0.002), None, ask(tokens=300, ignore_eos=True)).batches())
+    assert len(batches) <= 13 * (time.monotonic() - started) + 2
+    assert max(len(batch) for batch in batches) > 2
+
+
+def test_a_second_run_waits_and_can_be_stopped_while_it_waits() -> None:
+    engines = loaded(pace=0.02)
+    first = Run(engines, None, ask(tokens=4000, ignore_eos=True))
+    going = first.batches()
+    while not any(isinstance(item, tuple) for item in next(going)):
+        pass
+    second = Run(engines, None, ask())
+    waiting = second.batches()
+    assert next(waiting) == [Notice("Waiting: another run has the model")]
+    second.stop.set()
+    assert [i for batch in waiting for i in batch] == [Notice("Stopped before it began")]
+    going.close()
+
+
+@pytest.mark.parametrize("prompt", ["", " \n ", "x" * 100_000])
+def test_a_refused_prompt_is_one_sentence_and_not_a_logged_run(engines: Engines, runlog: RunLog, prompt: str) -> None:
+    found = items(Run(engines, runlog, Ask(prompt, "raw", Streaming(), Sampling(), True)))
+    failed = [i for i in found if isinstance(i, Notice) and i.failed]
+    assert len(failed) == 1 and "prompt" in failed[0].text and "\n" not in failed[0].text
+    assert runlog.count() == 0
+    assert finished(items(Run(engines, None, ask(tokens=3))), Lane.METHOD)
+
+
+def test_a_log_that_fails_costs_a_sentence_not_the_run(engines: Engines) -> None:
+    class Broken:
+        def start(self, *values: Any, **named: Any) -> Any:
+            raise OSError("disk full")
+
+    found = items(Run(engines, Broken(), ask()))
+    assert [i.text for i in found if isinstance(i, Notice) and "Not logged" in i.text and "disk full" in i.text]
+    assert any(isinstance(item, Verdict) for item in found)
+
+
+def test_the_log_has_what_the_page_showed(engines: Engines, runlog: RunLog) -> None:
+    view = View(Feed("live"))
+    for item in items(Run(engines, runlog, ask())):
+        view.add(item)
+    assert view.log_id
+    logged = runlog.events(view.log_id, Lane.METHOD)
+    assert [e for e in logged if isinstance(e, Step)] == view.steps
+
+
+def test_a_failed_load_keeps_the_old_engine_and_says_why(engines: Engines) -> None:
+    def loader(progress: Any, model: str, **choice: str) -> Any:
+        if model == "broken":
+            raise ValueError("There is no model broken: choose another.")
+        return load_toy(0)
+
+    both = Engines(CHOICE, loader)
+    with pytest.raises(NotLoaded), both.lend(threading.Event(), print):
+        pass
+    both.load(**CHOICE | {"model": "broken"})
+    state = list(both.watch(0.01))[-1]
+    assert state.error == "There is no model broken: choose another." and state.info is None
+    assert "no model broken" in items(Run(both, None, ask()))[-1].text  # type: ignore[union-attr]
+    both.load(**CHOICE)
+    list(both.watch(0.01))
+    both.load(**CHOICE | {"model": "broken"})
+    state = list(both.watch(0.01))[-1]
+    assert state.error and state.info and state.info.model == "toy"
+    assert finished(items(Run(both, None, ask(tokens=3))), Lane.METHOD)
+
+
+def test_only_one_load_at_a_time_and_a_run_waits_for_it() -> None:
+    gate = threading.Event()
+
+    def loader(progress: Any, **choice: str) -> Any:
+        progress("Fetching", 0.5)
+        gate.wait(30)
+        return load_toy(0)
+
+    engines = Engines(CHOICE, loader)
+    engines.load()
+    with pytest.raises(Busy):
+        engines.load()
+    batches = Run(engines, None, ask(tokens=3)).batches()
+    assert next(batches) == [Notice("Waiting for the model to load")]
+    assert engines.state.words == "Fetching" and engines.state.fraction == 0.5
+    gate.set()
+    assert any(isinstance(item, Verdict) for batch in batches for item in batch)
+
+
+def test_waiting_for_the_engine_ends_on_stop() -> None:
+    gate, stop = threading.Event(), threading.Event()
+
+    def loader(progress: Any, **choice: str) -> Any:
+        gate.wait(30)
+        return load_toy(0)
+
+    engines = Engines(CHOICE, loader)
+    engines.load()
+    stop.set()
+    with pytest.raises(Stopped), engines.lend(stop, lambda words: None):
+        pass
+    gate.set()
+
+
+def test_a_model_without_streams_does_not_offer_streaming(engines: Engines) -> None:
+    from dataclasses import replace
+
+    info = engines.state.info
+    assert info is not None
+    assert playground.first_method(info) == "streaming"
+    bare = replace(info, unavailable={"streaming": "This model has no trained streams."})
+    assert playground.method_choices(bare) == [(Standard.label, "standard")]
+
+
+@pytest.fixture(scope="module")
+def client(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    page = app.build(engines, RunLog(tmp_path_factory.mktemp("log") / "runs.db"))
+    page.launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
+    yield Client(page.local_url, verbose=False)
+    page.close()
+
+
+def test_the_named_endpoints_are_all_there_is(client: Client) -> None:
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/generate", "/model"}
+
+
+def test_generate_by_program(client: Client, engines: Engines) -> None:
+    out = client.predict(PROMPT, "e2e", "streaming", {"max_new_tokens": 30}, api_name="/generate")
+    assert out["verdict"]["agreement"] == "identical" and out["run"]
+    with engines.lend(threading.Event(), print) as engine:
+        text = engine.prompt("e2e", PROMPT)
+        steps = [e for e in engine.generate(text, Standard(), Sampling(max_new_tokens=30)) if isinstance(e, Step)]
+    assert out["text"] == "".join(token.text for step in steps for token in step.tokens)
+    assert out["stats"]["method"]["tokens_per_step"] > 1
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (("", "raw"), "The prompt is empty"),
+        (("x" * 100_000, "raw"), "100,000 characters"),
+        (("a", "poems"), "Unknown task 'poems'"),
+        (("a", "raw", "magic"), "Unknown method 'magic'"),
+        (("a", "raw", "streaming", {"temperature": 9}), "Temperature must be a number"),
+        (("a", "raw", "streaming", {"max_new_tokens": 0}), "Max new tokens must be"),
+        (("a", "raw", "streaming", {"budget": "many"}), "Tree budget must be"),
+        (("a", "raw", "streaming", {"wings": 2}), "no setting wings"),
+        (("a", "raw", "streaming", {"stop": 3}), "Stop strings"),
+    ],
+)
+def test_bad_calls_get_one_sentence(client: Client, values: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(AppError) as error:
+        client.predict(*values, api_name="/generate")
+    assert words in str(error.value) and "Traceback" not in str(error.value)
+    assert client.predict(api_name="/model")["info"]["model"] == "toy"
+
+
+def test_nan_from_outside_is_one_sentence(client: Client) -> None:
+    url = f"{client.src.rstrip('/')}/gradio_api/call/generate"
+    body = b'{"data": ["a", "raw", "streaming", {"temperature": NaN}, true]}'  # not JSON, but what json.loads takes
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{url}/{event}") as answer:
+        told = answer.read().decode()
+    assert "event: error" in told and "Temperature must be a number" in told
+
+
+def test_the_page_is_built_without_torch() -> None:
+    code = (
+        "import os, sys; os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'\n"
+        "from ui import app; from ui.engines import Engines\n"
+        f"app.build(Engines({CHOICE!r}), None); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_app_help_does_not_import_gradio() -> None:
+    root = Path(__file__).parents[1]
+    code = "import sys; sys.argv = ['app.py', '--help']\nimport app\ntry:\n app.main()\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "assert 'gradio' not in sys.modules"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--toy" in done.stdout
