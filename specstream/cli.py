@@ -305,6 +305,52 @@ def runs() -> None:
     """The log of sessions: list, show, export."""
 
 
+def db_option(command: Command) -> Command:
+    return click.option("--db", type=click.Path(path_type=Path), help="The database file (default: SPECSTREAM_DB or the user's data folder).")(command)
+
+
+def _open_log(db: Path | None) -> Any:
+    from specstream.runlog import RunLog
+
+    return RunLog(db)
+
+
+@runs.command("list")
+@db_option
+@click.option("--limit", default=20, show_default=True)
+@click.option("--search", help="Words to find in prompts, outputs and notes.")
+def runs_list(db: Path | None, limit: int, search: str | None) -> None:
+    """The newest runs, one a line."""
+    log = _open_log(db)
+    for run in log.runs(limit=limit, search=search):
+        speed = f"{run['speedup']:.2f}x" if run["speedup"] else "-"
+        prompt = " ".join(run["prompt"].split())[:50]
+        line = f"{run['id']}  {run['started_utc'][:19]}  {run['status']:11}  {run['method']:9}  {speed:>6}"
+        click.echo(f"{line}  {run['agreement'] or '-':9}  {prompt}")
+    click.echo(f"{log.count(search=search)} runs in {log.path}", err=True)
+
+
+@runs.command("show")
+@click.argument("run_id")
+@db_option
+def runs_show(run_id: str, db: Path | None) -> None:
+    """One run with all that is known of it, as JSON."""
+    click.echo(json.dumps(_open_log(db).run(run_id), ensure_ascii=False, indent=2))
+
+
+@runs.command("export")
+@click.argument("run_id", metavar="ID|all")
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@db_option
+def runs_export(run_id: str, form: str, db: Path | None) -> None:
+    """Write a run, or all, to standard output: JSONL with every step, or CSV with a row per run."""
+    from specstream.runlog import write_jsonl, write_runs_csv
+
+    log = _open_log(db)
+    ids = None if run_id == "all" else [log.run(run_id)["id"]]
+    (write_jsonl if form == "jsonl" else write_runs_csv)(log, sys.stdout, ids)
+
+
 @cli.group()
 def models() -> None:
     """Models that are known by name: list, pull."""

@@ -73,9 +73,9 @@ class LogFile:
                 migrations.apply(db)
 
     def _refuse_newer(self, db: Database) -> None:
-        known = {m.name for m in migrations.applied(db)} | {m.name for m in migrations.pending(db)}
-        ours = {m.name for m in migrations.pending(Database(memory=True))}
-        if newer := sorted(known - ours):
+        with Database(memory=True, execute_plugins=False) as empty:
+            ours = {m.name for m in migrations.pending(empty)}
+        if newer := sorted({m.name for m in migrations.applied(db)} - ours):
             raise RunLogError(f"{self.path} was written by a newer version ({newer[-1]}): update specstream to open it.")
 
     @contextmanager

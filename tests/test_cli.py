@@ -1,0 +1,163 @@
+"""The command line: every bad input gives one line on standard error and a non-zero exit; good input its JSON forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specstream import cli, toy
+from specstream.events import Lane
+from specstream.params import Sampling, Streaming
+from specstream.runlog import RunLog
+from specstream.session import run_session
+
+ROW = {"meaning_representation": "name[The Salted Fig], area[riverside]", "human_reference": "The Salted Fig is by the river."}
+
+
+@pytest.fixture
+def toy_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands on the toy model, without its pace."""
+    monkeypatch.setattr("specstream.engine.load", lambda *args, **kwargs: toy.load_toy(pace=0))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(ROW) + "\n" for _ in range(3)))
+    return file
+
+
+def run(args: list[str]) -> int:
+    try:
+        cli.main(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture) -> str:
+    code = run(args)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code != 0 and len(errors) == 1, errors
+    return errors[0]
+
+
+BAD = {
+    "no prompt": (["generate"], "Give either --prompt"),
+    "prompt and data": (["generate", "--prompt", "a", "--data", "x.jsonl"], "Give either --prompt"),
+    "data without task": (["generate", "--data", "x.jsonl"], "--data needs --task"),
+    "empty prompt": (["generate", "--prompt", " "], "prompt is empty"),
+    "long prompt": (["generate", "--prompt", "x" * 100_000], "shorten it"),
+    "unknown method": (["generate", "--prompt", "a", "--method", "magic"], "Unknown method"),
+    "unknown task": (["generate", "--prompt", "a", "--task", "poems"], "Unknown task"),
+    "temperature NaN": (["generate", "--prompt", "a", "--temperature", "nan"], "Temperature must be"),
+    "temperature words": (["generate", "--prompt", "a", "--temperature", "hot"], "not a valid float"),
+    "budget too large": (["generate", "--prompt", "a", "--budget", "1000"], "Tree budget must be"),
+    "tree kind": (["generate", "--prompt", "a", "--tree", "oak"], "oak"),
+    "missing data": (["generate", "--data", "missing.jsonl", "--task", "e2e"], "can't be read"),
+    "output folder": (["generate", "--prompt", "a", "--json", "no/such/folder/x.json"], "does not exist"),
+    "unknown command": (["dance"], "No such command"),
+    "bench without data": (["bench", "--task", "e2e"], "--data"),
+    "bench repeats": (["bench", "--task", "e2e", "--data", "x", "--repeats", "0"], "--repeats"),
+    "unknown run": (["runs", "show", "NOPE"], "There is no run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gives_one_line(name, toy_engine, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("SPECSTREAM_DB", str(tmp_path / "runs.db"))
+    args, words = BAD[name]
+    assert words in fails(args, capsys)
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "nobody/nothing-like-this", "../x", "a b"])
+def test_unknown_models(model, capsys) -> None:
+    assert "error: " in fails(["generate", "--model", model, "--prompt", "a"], capsys)
+
+
+def test_bad_devices(capsys) -> None:
+    fails(["generate", "--device", "toaster", "--prompt", "a"], capsys)
+    fails(["generate", "--dtype", "int3", "--prompt", "a"], capsys)
+
+
+def test_unwritable_database(capsys, tmp_path) -> None:
+    assert "error: " in fails(["runs", "list", "--db", str(tmp_path)], capsys)
+
+
+def test_generate_prompt(toy_engine, capsys) -> None:
+    assert run(["generate", "--prompt", "Text:", "--max-new-tokens", "30"]) == 0
+    out = capsys.readouterr()
+    assert out.out.startswith(" The") and "tokens per step" in out.err
+
+
+def test_generate_json_has_one_object_per_prompt(toy_engine, data, tmp_path) -> None:
+    results = {}
+    for method in ("standard", "streaming"):
+        file = tmp_path / f"{method}.json"
+        args = ["generate", "--data", str(data), "--task", "e2e", "--limit", "2", "--method", method, "--json", str(file)]
+        assert run(args) == 0
+        results[method] = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(results["streaming"]) == 2
+    for ours, standard in zip(results["streaming"], results["standard"], strict=True):
+        assert set(ours) == {"prompt", "text", "token_ids", "method", "stats"}
+        assert ours["text"] == standard["text"] and ours["token_ids"] == standard["token_ids"]
+        assert ours["prompt"] == "Facts: name[The Salted Fig], area[riverside]\nText:"
+        assert ours["stats"]["tokens_per_step"] > 1 == standard["stats"]["tokens_per_step"]
+
+
+def test_bench_json(toy_engine, data, tmp_path, capsys) -> None:
+    file = tmp_path / "bench.json"
+    args = ["bench", "--data", str(data), "--task", "e2e", "--repeats", "2", "--max-new-tokens", "40", "--json", str(file)]
+    assert run(args) == 0
+    report = json.loads(file.read_text())
+    assert {"machine", "model", "adapter", "dtype", "device", "commit", "rows"} <= set(report)
+    names = {"task", "method", "prompts", "tokens", "steps", "seconds", "tokens_per_second", "tokens_per_step", "speedup",
+             "identical", "total", "acceptance_by_depth", "extra_parameters", "metric"}  # fmt: skip
+    standard, streaming = report["rows"]
+    assert names <= set(standard) and names <= set(streaming)
+    assert standard["method"] == "standard" and standard["speedup"] == 1 and standard["tokens_per_step"] == 1
+    assert streaming["identical"] == streaming["total"] == streaming["prompts"] == 3
+    assert streaming["tokens"] == standard["tokens"] and streaming["tokens_per_step"] > 1
+    out = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(out[-1]) == report and out[0].startswith("| method")
+
+
+def test_runs_list_show_export(capsys, tmp_path) -> None:
+    db = tmp_path / "runs.db"
+    engine, log = toy.load_toy(pace=0), RunLog(db)
+    with log.start(engine.info, "Text:", "", "streaming", {}) as recorder:
+        for item in run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20)):
+            recorder.add(*item) if isinstance(item, tuple) else recorder.verdict(item)
+    assert run(["runs", "list", "--db", str(db)]) == 0
+    listed = capsys.readouterr().out
+    assert "finished" in listed and "identical" in listed
+    run_id = listed.split()[0]
+    assert run(["runs", "show", run_id[:-2], "--db", str(db)]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == run_id
+    for form in ("jsonl", "csv"):
+        assert run(["runs", "export", "all", "--format", form, "--db", str(db)]) == 0
+        assert run_id in capsys.readouterr().out
+    assert len(log.events(run_id, Lane.METHOD)) > 3
+
+
+def test_models_list(capsys) -> None:
+    assert run(["models", "list"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
+
+
+BAD_TRAINING = {
+    "no references": (["--task", "chat", "--data", "x"], "no references"),
+    "hub data": (["--task", "e2e", "--data", "hub:x"], "Hub datasets"),
+    "gamma": (["--task", "e2e", "--data", "x", "--gamma", "0"], "--gamma must be"),
+    "rate": (["--task", "e2e", "--data", "x", "--lr", "nan"], "--lr must be"),
+    "budget": (["--task", "e2e", "--data", "x", "--epochs", "0"], "--minutes or --epochs"),
+    "unknown task": (["--task", "poems", "--data", "x"], "Unknown task"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAINING)
+def test_bad_training_settings(name, capsys, tmp_path) -> None:
+    args, words = BAD_TRAINING[name]
+    assert words in fails(["train", "--out", str(tmp_path), *args], capsys)
