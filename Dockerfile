@@ -13,7 +13,8 @@ WORKDIR $HOME/app
 
 # The CPU build of PyTorch: PyPI's brings several GB of CUDA. For an image with CUDA leave its line out.
 COPY --chown=user requirements.txt .
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements.txt)" \
+RUN pip install --no-cache-dir --no-deps --extra-index-url https://download.pytorch.org/whl/cpu \
+        "$(grep '^torch==' requirements.txt)" \
     && pip install --no-cache-dir -r requirements.txt
 
 COPY --chown=user . .

@@ -41,7 +41,8 @@ $(BIN)/python:
 $(VENV)/runtime.stamp: requirements.txt | $(BIN)/python
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		echo "Installing PyTorch for the CPU"; \
-		$(BIN)/pip install --quiet --retries 1 --extra-index-url $(TORCH_CPU) "$$(grep '^torch==' requirements.txt)"; fi
+		$(BIN)/pip install --quiet --no-deps --retries 1 --timeout 15 --extra-index-url $(TORCH_CPU) \
+			"$$(grep '^torch==' requirements.txt)"; fi
 	@echo "Installing requirements.txt"
 	@$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@
