@@ -76,7 +76,7 @@ class LogFile:
         with Database(memory=True, execute_plugins=False) as empty:
             ours = {m.name for m in migrations.pending(empty)}
         if newer := sorted({m.name for m in migrations.applied(db)} - ours):
-            raise RunLogError(f"{self.path} was written by a newer version ({newer[-1]}): update specstream to open it.")
+            raise RunLogError(f"{self.path} was written by a newer version ({newer[-1]}): update specstream.")
 
     @contextmanager
     def connect(self, foreign_keys: bool = True, any_thread: bool = False) -> Iterator[Database]:
@@ -102,7 +102,7 @@ class LogFile:
 
     @contextmanager
     def writing(self, db: Database) -> Iterator[None]:
-        """One transaction. It takes the write lock at once: one that reads first and then writes may fail at any time."""
+        """One transaction. It takes the write lock at once: one that reads before it writes may fail at any time."""
         with self.errors():
             db.execute("BEGIN IMMEDIATE")
             try:

@@ -19,7 +19,7 @@ STEP_COLUMNS = ("run_id", "lane", "step", "text", "tokens", "drafted", "accepted
 
 
 def write_jsonl(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -> None:
-    """One JSON object per run: all its columns, and ``events`` with the events of each lane. All runs without ``ids``."""
+    """One JSON object per run: all its columns, and ``events`` by lane. Without ``ids``: all runs."""
     for run in _runs(log, ids):
         lanes = {str(lane): [to_dict(e) for e in log.events(run["id"], lane)] for lane in Lane}
         out.write(dumps(run | {"events": lanes}) + "\n")

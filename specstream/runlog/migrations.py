@@ -1,4 +1,4 @@
-"""The schema, as numbered steps that only go forward. A step that has been released is never edited: add the next one."""
+"""The schema, as numbered steps that only go forward. A released step is never edited: add the next one."""
 
 from __future__ import annotations
 

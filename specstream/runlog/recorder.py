@@ -37,7 +37,9 @@ class NullRecorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # Only an Exception is an error: a closed generator or Ctrl-C is a run that was stopped.
         self.close((str(error) or type(error).__name__) if isinstance(error, Exception) else None)
 

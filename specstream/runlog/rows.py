@@ -76,7 +76,8 @@ def read_events(db: Database, run_id: str, lane: Lane) -> list[Event]:
     place = [run_id, str(lane)]
     out: list[Row] = []
     for row in db.table("lanes").rows_where("run_id = ? and lane = ?", place):
-        out.append({"kind": "started"} | _only(row, "method", "prompt_tokens") | {"settings": json.loads(row["settings_json"])})
+        settings = json.loads(row["settings_json"])
+        out.append({"kind": "started", "settings": settings} | _only(row, "method", "prompt_tokens"))
         end = {"kind": "finished"} | _only(row, "reason", "message", "tail")
         steps = db.table("steps").rows_where("run_id = ? and lane = ?", place, order_by="idx")
         out += [_step_values(step) for step in steps]

@@ -18,8 +18,9 @@ from specstream.runlog.database import LogFile, RunLogError, default_path, new_i
 from specstream.runlog.recorder import NullRecorder, Recorder, now
 
 LISTED = (
-    "number, id, started_utc, finished_utc, status, prompt, task, method, model, adapter, device, dtype, visitor, output, "
-    "tokens, steps, tokens_per_step, tokens_per_second, baseline_tokens_per_second, agreement, speedup, error, note, star"
+    "number, id, started_utc, finished_utc, status, prompt, task, method, model, adapter, device, dtype, visitor, "
+    "output, tokens, steps, tokens_per_step, tokens_per_second, baseline_tokens_per_second, agreement, speedup, "
+    "error, note, star"
 )
 
 
@@ -58,8 +59,9 @@ class RunLog:
         """Begin a run. ``prompt`` is the text as typed, ``settings`` are plain values."""
         if not self.enabled:
             return NullRecorder()
+        run_id = new_id()
         row = {
-            "id": new_id(),
+            "id": run_id,
             "started_utc": now(),
             "status": "running",
             "prompt": rows.clean(prompt),
@@ -77,14 +79,15 @@ class RunLog:
         with self.file.connect() as db, self.file.writing(db):
             db.table("runs").insert(row)
         with self.file.errors():
-            return Recorder(self.file, row["id"])
+            return Recorder(self.file, run_id)
 
     def runs(self, limit: int = 50, offset: int = 0, **filters: str | None) -> list[dict[str, Any]]:
         """A page of runs, newest first, without what is inside them. Filters: search, method, model, visitor."""
         where, values = _where(**filters)
         sql = f"select {LISTED} from runs where {where} order by number desc limit ? offset ?"
+        page = [max(0, limit), max(0, offset)]
         with self.file.connect() as db:
-            return [row | {"star": bool(row["star"])} for row in db.query(sql, [*values, max(0, limit), max(0, offset)])]
+            return [row | {"star": bool(row["star"])} for row in db.query(sql, values + page)]
 
     def count(self, **filters: str | None) -> int:
         """How many runs there are; filters as for ``runs``."""
@@ -136,7 +139,8 @@ class RunLog:
 
 def _find(db: Database, run: str) -> dict[str, Any]:
     wanted = run.strip().upper()
-    found = list(db.query("select * from runs where substr(id, 1, ?) = ? limit 2", [len(wanted), wanted])) if wanted else []
+    sql = "select * from runs where substr(id, 1, ?) = ? and ? <> '' limit 2"
+    found = list(db.query(sql, [len(wanted), wanted, wanted]))
     if not found:
         raise RunLogError(f"There is no run {run.strip()!r} in the log: list the runs to see their ids.")
     if len(found) > 1:
@@ -154,8 +158,9 @@ def _decoded(row: dict[str, Any]) -> dict[str, Any]:
 
 def _where(
     search: str | None = None, method: str | None = None, model: str | None = None, visitor: str | None = None
-) -> tuple[str, list[str]]:
-    parts, values = ["1"], []
+) -> tuple[str, list[str | int]]:
+    parts = ["1"]
+    values: list[str | int] = []
     for column, wanted in (("method", method), ("model", model), ("visitor", visitor)):
         if wanted:
             parts.append(f"{column} = ?")
