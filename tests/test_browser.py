@@ -14,14 +14,16 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
+from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
-FLAGS += "--disable-component-update --disable-sync".split()
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
 PROMPT = "name[The Salted Fig], food[Italian]"
 EVIL = '<img src=x onerror="document.title=1"> food[<b>Thai</b>]'
 SLOW = 20_000  # milliseconds
@@ -38,10 +40,23 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     choice = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
     engines = Engines(choice, lambda progress, **chosen: load_toy(pace=0.02))
     engines.load()
-    page = app.build(engines, RunLog(tmp_path_factory.mktemp("log") / "runs.db"))
-    page.launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
+    runlog = RunLog(tmp_path_factory.mktemp("log") / "runs.db")
+    log_markup(runlog)
+    page = app.build(engines, runlog)
+    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
     yield page.local_url
     page.close()
+
+
+def log_markup(runlog: RunLog) -> None:
+    """A logged run whose prompt, text, tree and verdict are markup, as a model could write it."""
+    recorder = runlog.start(load_toy().info, f"wrote markup {EVIL}", "raw", "streaming", {})
+    draft = Draft((1,), (-1,), (0.5,), (Fate.ACCEPTED,), (0.5,), (EVIL,))
+    recorder.add(Lane.METHOD, Started("streaming", 1))
+    recorder.add(Lane.METHOD, Step(0, draft, (Token(1, EVIL, Origin.DRAFT, 1, 0),), {"verify": 0.1}, 1))
+    recorder.add(Lane.METHOD, Finished(Reason.EOS))
+    recorder.verdict(Verdict(Agreement.MISMATCH, 1, EVIL))
+    recorder.close()
 
 
 @pytest.fixture(scope="module")
@@ -144,19 +159,24 @@ def test_stop_ends_the_run_at_once_and_the_next_one_works(page: Page) -> None:
     tokens = player(page).locator(".ss-method .ss-tok").count()
     assert 5 < tokens < 2000
     generate(page, tokens=20)
-    expect(page.get_by_text("20 tokens")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Done: the token limit was reached, 20 tokens")).to_be_visible(timeout=SLOW)
     wait_until_done(page)
 
 
-def test_markup_in_the_prompt_and_the_text_stays_text(page: Page, url: str) -> None:
+def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
     generate(page, prompt=EVIL, tokens=30)
     wait_until_done(page)
-    message = {"run": "x", "seq": 1, "title": EVIL, "done": True, "at": {"method": 0, "baseline": 0}}
-    step = {"t": [[EVIL, 1, 0.5]], "d": [[EVIL, -1, 0.5, "a", 0.5, 0]], "s": [0, 1, 0, 0], "r": 2, "sr": 0}
     open_sessions(page)
+    page.get_by_label("Search").fill("wrote markup")
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible(timeout=SLOW)
     page.get_by_role("gridcell").filter(has_text="onerror").first.click()
-    expect(page.locator(".ss-facts").filter(has_text="onerror")).to_be_visible(timeout=SLOW)
-    assert message and step
+    logged = page.locator(".ss-player").nth(1)
+    expect(logged).to_have_attribute("data-state", "done", timeout=SLOW)
+    assert logged.locator(".ss-method").inner_text() == EVIL
+    assert EVIL in logged.locator(".ss-node.accepted title").evaluate("e => e.textContent")
+    expect(page.locator(".ss-verdict").filter(has_text=EVIL)).to_be_visible()
+    page.get_by_role("button", name="Explore the tree").last.click()
+    expect(page.locator(".ss-plot .js-plotly-plot").last).to_be_visible(timeout=SLOW)
     assert page.locator("img[src=x]").count() == 0
     assert page.title() == app.TITLE
 

@@ -23,6 +23,7 @@ from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
 from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
+from tests.ports import free_port
 from ui import app, playground
 from ui.engines import Busy, Engines, NotLoaded, Stopped
 from ui.feed import Feed
@@ -224,7 +225,7 @@ def test_a_model_without_streams_does_not_offer_streaming(engines: Engines) -> N
 @pytest.fixture(scope="module")
 def client(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     page = app.build(engines, RunLog(tmp_path_factory.mktemp("log") / "runs.db"))
-    page.launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
+    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
     yield Client(page.local_url, verbose=False)
     page.close()
 

@@ -47,8 +47,14 @@ def split(method: str, settings: dict[str, Any]) -> tuple[Method, Sampling]:
     shared = {f.name for f in fields(Sampling)}
     sampling = {name: value for name, value in settings.items() if name in shared}
     if "stop" in sampling:
-        sampling["stop"] = tuple(str(text) for text in sampling["stop"])
+        sampling["stop"] = _texts(sampling["stop"])
     return params.method(method, **{n: v for n, v in settings.items() if n not in shared}), Sampling(**sampling)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"Stop strings must be a list of texts, not {value!r}.")
+    return tuple(value)
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def result(run: Run) -> dict[str, Any]:
         raise gr.Error(view.words)
     found = view.verdict
     return {
-        "text": "".join(token.text for step in view.steps for token in step.tokens),
+        "text": view.text,
         "run": view.log_id,
         "stats": {str(lane): view.stats[lane].to_dict() for lane in Lane if view.stats[lane].tokens},
         "verdict": found and {"agreement": str(found.agreement), "message": found.message, "speedup": found.speedup},

@@ -44,7 +44,14 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
         },
         "xaxis": {"title": {"text": x}, "gridcolor": GRID, "zeroline": False},
         "yaxis": {"title": {"text": y}, "gridcolor": GRID, "zeroline": False},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal", "font": {"size": 11}},
+        "legend": {
+            "orientation": "h",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "x": 0,
+            "traceorder": "normal",
+            "font": {"size": 11},
+        },
         "bargap": 0.25,
         "uirevision": "keep",
     }
@@ -59,7 +66,13 @@ def acceptance(stats: RunStats) -> go.Figure:
     colours = [theme.STRONG[min(d, theme.DEEPEST)] for d in depths]
     words = [f"{rate:.0%} of {stats.reached_depth[d]}" for d, rate in zip(depths, rates, strict=True)]
     bars = go.Bar(
-        x=depths, y=rates, marker={"color": colours}, text=words, textposition="outside", textangle=0, hoverinfo="x+text"
+        x=depths,
+        y=rates,
+        marker={"color": colours},
+        text=words,
+        textposition="outside",
+        textangle=0,
+        hoverinfo="x+text",
     )
     figure.add_trace(bars)
     figure.update_xaxes(dtick=1)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from specstream.events import Draft, Event, Fate, Lane, Step, Token
+from specstream.events import Draft, Event, Fate, Finished, Lane, Step, Token
 from specstream.stats import PHASES
 from ui.render import tree_rows
 
@@ -32,9 +31,12 @@ class Feed:
     sent: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
 
     def add(self, lane: Lane, event: Event) -> None:
-        """Take in one event; only steps are shown."""
+        """Take in one event: a step, or the text that was held back until the end, which joins the last token's."""
         if isinstance(event, Step):
             self.steps[lane].append(step_values(event))
+        elif isinstance(event, Finished) and event.tail:
+            tokens = [token for step in self.steps[lane] for token in step["t"]]
+            tokens[-1][0] += event.tail
 
     def new(self) -> dict[str, Any]:
         """The steps since the last message."""
@@ -50,15 +52,6 @@ class Feed:
         new = {str(lane): steps[at[lane] :] for lane, steps in self.steps.items()}
         places = {str(lane): n for lane, n in at.items()}
         return {"run": self.run, "seq": self.seq, "title": self.title, "done": done, "at": places} | new
-
-
-def logged(run: str, title: str, lanes: dict[Lane, Iterable[Event]]) -> dict[str, Any]:
-    """The message for a run that has ended."""
-    feed = Feed(run, title)
-    for lane, events in lanes.items():
-        for event in events:
-            feed.add(lane, event)
-    return feed.whole()
 
 
 def encode(message: dict[str, Any]) -> str:

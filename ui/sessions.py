@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from specstream.events import Lane
+from specstream.runlog import RunLog, RunLogError
 from ui import history, render, runview
 from ui.runview import RunView
 
 PAGE = 15  # runs on a page of the table
+NO_LOG = "Runs are not logged here: the terminal said why when the page was started."
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 Updates = dict[Any, Any]
 
 
@@ -29,7 +34,8 @@ class Sessions:
     previous: gr.Button
     following: gr.Button
     where: gr.HTML
-    database: gr.DownloadButton
+    database: gr.Button
+    copy: gr.DownloadButton
     opened: gr.Column
     facts: gr.HTML
     jsonl: gr.DownloadButton
@@ -40,29 +46,29 @@ class Sessions:
     def listing(self) -> list[Any]:
         return [self.table, self.ids, self.place, self.previous, self.following, self.where]
 
-    def page(self, runlog: Any, search: str, place: int) -> Updates:
+    def open(self, runlog: RunLog, run: str, folder: Path) -> Updates:
+        """Show a logged run as the Playground showed it."""
+        found = runlog.run(run)
+        jsonl, csv = history.export_run(runlog, run, folder)
+        return self.view.ended(history.view(runlog, found)) | {
+            self.opened: gr.update(visible=True),
+            self.facts: render.facts(history.facts(found)),
+            self.jsonl: str(jsonl),
+            self.csv: str(csv),
+        }
+
+    def page(self, runlog: RunLog, search: str, place: int) -> Updates:
         """One page of the table, from run number ``place`` on."""
         total = runlog.count(search=search)
         place = max(0, min(place, (total - 1) // PAGE * PAGE))
-        rows = runlog.runs(limit=PAGE, offset=place, search=search)
+        found = runlog.runs(limit=PAGE, offset=place, search=search)
         return {
-            self.table: gr.update(value=[history.row(run) for run in rows]),
-            self.ids: [history.run_id(run) for run in rows],
+            self.table: gr.update(value=[history.row(run) for run in found]),
+            self.ids: [run["id"] for run in found],
             self.place: place,
             self.previous: gr.update(interactive=place > 0),
             self.following: gr.update(interactive=place + PAGE < total),
-            self.where: render.status(_where(place, len(rows), total, search)),
-        }
-
-    def open(self, runlog: Any, run: str, folder: Path) -> Updates:
-        """Show a logged run as the Playground showed it."""
-        view = history.view(runlog, run)
-        jsonl, csv = history.export_run(runlog, run, folder)
-        return self.view.ended(view) | {
-            self.opened: gr.update(visible=True),
-            self.facts: render.facts(history.facts(runlog.run(run))),
-            self.jsonl: str(jsonl),
-            self.csv: str(csv),
+            self.where: render.status(_where(place, len(found), total, search)),
         }
 
 
@@ -77,7 +83,8 @@ def layout() -> Sessions:
     with gr.Row(equal_height=True):
         search = gr.Textbox(label="Search", placeholder="words of the prompt or the text", scale=4)
         refresh = gr.Button("Refresh", scale=0, min_width=110)
-        database = gr.DownloadButton("Download the database", scale=0, min_width=210)
+        database = gr.Button("Download the database", scale=0, min_width=210)
+    copy = gr.DownloadButton(visible="hidden", elem_id="database-copy")
     where = gr.HTML(render.status("No runs yet: each run of the Playground is kept here."), elem_classes="ss-slot")
     table = gr.Dataframe(
         headers=list(history.HEADERS), interactive=False, label="Runs", show_label=False, wrap=False,
@@ -93,10 +100,45 @@ def layout() -> Sessions:
             csv = gr.DownloadButton("Its steps as CSV", size="sm")
         view = runview.layout()
     return Sessions(
-        search, refresh, table, gr.State([]), gr.State(0), previous, following, where, database, opened, facts,
+        search, refresh, table, gr.State([]), gr.State(0), previous, following, where, database, copy, opened, facts,
         jsonl, csv, view,
     )  # fmt: skip
 
 
-def wire(tab: Sessions, opened: gr.Tab, runlog: Any) -> None:
+def wire(tab: Sessions, opened: gr.Tab, runlog: RunLog | None) -> None:
     """Connect the tab to the log."""
+    if runlog is None:
+        opened.select(lambda: render.status(NO_LOG, "bad"), None, tab.where, **QUIET)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="specstream-"))  # what is downloaded; gradio serves files from there
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+    def listed(search: str, place: int) -> Updates:
+        return _told(tab, lambda: tab.page(runlog, search, place))
+
+    def chosen(ids: list[str], event: gr.SelectData) -> Updates:
+        return _told(tab, lambda: tab.open(runlog, ids[event.index[0]], folder) if event.index[0] < len(ids) else {})
+
+    def copy() -> Updates:
+        return _told(tab, lambda: {tab.copy: str(history.export_database(runlog, folder))})
+
+    fetch = "() => setTimeout(() => document.querySelector('#database-copy').click(), 200)"
+    tab.database.click(copy, None, [tab.copy, tab.where], **QUIET).success(None, js=fetch, api_visibility="private")
+    form = [tab.search, tab.place]
+    opened.select(listed, form, tab.listing, **QUIET)
+    tab.refresh.click(listed, form, tab.listing, **QUIET)
+    tab.search.change(lambda search: listed(search, 0), tab.search, tab.listing, trigger_mode="always_last", **QUIET)
+    tab.previous.click(lambda search, place: listed(search, place - PAGE), form, tab.listing, **QUIET)
+    tab.following.click(lambda search, place: listed(search, place + PAGE), form, tab.listing, **QUIET)
+    tab.table.select(
+        chosen, tab.ids, [tab.where, tab.opened, tab.facts, tab.jsonl, tab.csv, *tab.view.outputs], **QUIET
+    )
+    tab.view.wire()
+
+
+def _told(tab: Sessions, work: Callable[[], Updates]) -> Updates:
+    """The updates, or the log's sentence where it can't be read."""
+    try:
+        return work()
+    except RunLogError as error:
+        return {tab.where: render.status(str(error), "bad")}

@@ -30,6 +30,7 @@ class View:
     words: str = "Starting"
     tone: str = "busy"
     log_id: str = ""
+    tail: str = ""
 
     def add(self, item: Item) -> None:
         """Take in one item."""
@@ -49,8 +50,10 @@ class View:
             self.words = "Writing" if lane is Lane.METHOD else "Measuring standard decoding on the same prompt"
             if lane is Lane.METHOD:
                 self.steps.append(event)
-        elif isinstance(event, Finished) and event.message:
-            self.words, self.tone = event.message, "bad"
+        elif isinstance(event, Finished):
+            self.tail = event.tail if lane is Lane.METHOD else self.tail
+            if event.message:
+                self.words, self.tone = event.message, "bad"
 
     def close(self) -> None:
         """No more items come: the status line says how the run ended."""
@@ -59,6 +62,11 @@ class View:
             return
         self.words = f"Done: {ENDS[reason]}, {self.stats[Lane.METHOD].tokens} tokens"
         self.tone = "plain" if reason is Reason.STOPPED else "good"
+
+    @property
+    def text(self) -> str:
+        """The text that the method wrote."""
+        return "".join(token.text for step in self.steps for token in step.tokens) + self.tail
 
     @property
     def baseline(self) -> RunStats | None:

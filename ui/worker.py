@@ -110,7 +110,7 @@ class Run:
         items = run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)
         first = next(items)  # refusals come before the first event: they are no runs, and not logged
         record = Record(self._runlog, self._say)
-        record.start(engine.info, prompt, ask, self._visitor)
+        record.start(engine.info, ask, self._visitor)
         if record.run:
             self._items.put(Recorded(record.run))
         try:
@@ -135,13 +135,13 @@ class Record:
         self._runlog, self._say = runlog, say
         self._recorder: Any = None
 
-    def start(self, info: Any, prompt: str, ask: Ask, visitor: str | None) -> None:
+    def start(self, info: Any, ask: Ask, visitor: str | None) -> None:
         if self._runlog is not None:
             settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
-            self._try(self._begin, info, prompt, ask, settings, visitor)
+            self._try(self._begin, info, ask, settings, visitor)
 
-    def _begin(self, info: Any, prompt: str, ask: Ask, settings: dict[str, Any], visitor: str | None) -> None:
-        self._recorder = self._runlog.start(info, prompt, ask.task, ask.method.name, settings, visitor=visitor)
+    def _begin(self, info: Any, ask: Ask, settings: dict[str, Any], visitor: str | None) -> None:
+        self._recorder = self._runlog.start(info, ask.prompt, ask.task, ask.method.name, settings, visitor=visitor)
         self.run = str(self._recorder.run_id)
 
     def add(self, item: tuple[Lane, Event] | Verdict) -> None:
