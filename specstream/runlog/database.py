@@ -58,9 +58,7 @@ class LogFile:
         self._writer: str | None = None
         with self.errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Two processes may open the same new file: the second waits and finds everything done.
-            with FileLock(f"{path}.lock", timeout=3 * PATIENCE):
-                self._migrate()
+            self._migrate()
 
     def _migrate(self) -> None:
         with self.connect(foreign_keys=False) as db:  # off: a step that rebuilds a table must not cascade
@@ -69,7 +67,7 @@ class LogFile:
                 db.disable_wal()
             else:
                 db.enable_wal()
-            with self.writing(db):
+            with self.writing(db):  # of two processes with a new file the second waits and finds everything done
                 migrations.apply(db)
 
     def _refuse_newer(self, db: Database) -> None:
