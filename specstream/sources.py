@@ -161,10 +161,14 @@ def _bar(words: str, progress: Progress) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": io.StringIO()})
 
-        def display(self, *_: Any, **__: Any) -> bool:
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
             if self.unit == "B" and self.total:
                 progress(words, min(1.0, self.n / self.total))
-            return True
+            return shown
+
+        def display(self, *_: Any, **__: Any) -> None:
+            """Nothing: this is called under a lock, where ``progress`` must not fail."""
 
     return Bar
 

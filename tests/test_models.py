@@ -186,6 +186,21 @@ def test_hub_download_asks_for_safetensors_only_and_reports_bytes(hub: Any, llam
     assert [fraction for _, fraction in seen if fraction][:2] == [0.5, 1.0]
 
 
+@pytest.mark.timeout(30)
+def test_progress_that_fails_ends_a_hub_download(hub: Any) -> None:
+    def fail(words: str, fraction: float | None) -> None:
+        if fraction:
+            raise BrokenPipeError("nobody listens")
+
+    def download(*_: Any, tqdm_class: Any, **__: Any) -> None:
+        with tqdm_class(total=10, unit="B", mininterval=0, miniters=1) as bar:
+            bar.update(5)
+
+    hub(download)
+    with pytest.raises(ModelError, match="nobody listens"):
+        resolve("a/b", fail)
+
+
 def test_hub_model_with_pickled_weights_only(hub: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     hub(lambda *_, **__: str(tmp_path))
