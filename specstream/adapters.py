@@ -114,7 +114,9 @@ def load(folder: Path, anatomy: Anatomy) -> Adapter:
         want = ", ".join(f"{k} {v}" for k, v in card.base_shape.items() if here.get(k) != v)
         raise AdapterError(f"The adapter in {folder} was trained for {card.base} ({want}): load it onto that model.")
     if card.layers > len(anatomy.layers):
-        raise AdapterError(f"The adapter's card names {card.layers} stream layers; the model has {len(anatomy.layers)}.")
+        raise AdapterError(
+            f"The adapter's card names {card.layers} stream layers; the model has {len(anatomy.layers)}."
+        )
     adapter = Adapter(anatomy, card)
     try:
         state = load_file(folder / WEIGHTS)

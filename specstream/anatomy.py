@@ -78,7 +78,9 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     layers = _layers(model, config.num_hidden_layers)
     types = tuple(getattr(config, "layer_types", None) or ())
     if set(types) - KNOWN_LAYER_TYPES:
-        raise UnsupportedModel(f"Layers of type {', '.join(sorted(set(types) - KNOWN_LAYER_TYPES))} can't be rolled back.")
+        raise UnsupportedModel(
+            f"Layers of type {', '.join(sorted(set(types) - KNOWN_LAYER_TYPES))} can't be rolled back."
+        )
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     default = SLIDING if window else FULL
     decoder = model.get_decoder()

@@ -132,7 +132,16 @@ def _step_cost(runs: Sequence[RunStats], standard: Sequence[RunStats]) -> float 
 def _sum(runs: Sequence[RunStats]) -> RunStats:
     total = RunStats()
     for run in runs:
-        for name in ("tokens", "accepted", "steps", "drafted", "rows", "stream_rows", "prefill_seconds", "decode_seconds"):
+        for name in (
+            "tokens",
+            "accepted",
+            "steps",
+            "drafted",
+            "rows",
+            "stream_rows",
+            "prefill_seconds",
+            "decode_seconds",
+        ):
             setattr(total, name, getattr(total, name) + getattr(run, name))
         for name in ("phase_seconds", "reached_depth", "accepted_depth"):
             getattr(total, name).update(getattr(run, name))
@@ -167,7 +176,11 @@ def commit() -> str:
     here = Path(__file__).resolve().parent.parent
     try:
         out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -176,7 +189,7 @@ def commit() -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Lines of a Markdown table for people."""
-    yield "| method | tokens/s | tokens per step | step cost | speed-up (95 %) | lowest | identical | outside the pass |"
+    yield "| method | tokens/s | tokens per step | step cost | speed-up (95 %) | lowest | identical | outside pass |"
     yield "|---|---|---|---|---|---|---|---|"
     for r in rows:
         low, high = r["speedup_interval"]

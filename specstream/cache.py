@@ -24,7 +24,9 @@ class Layer(DynamicLayer):
         self._buffers = [t.new_empty(*t.shape[:2], 0, t.shape[3]) for t in (key_states, value_states)]
         self._show(0)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]

@@ -112,7 +112,8 @@ def read_prompts(engine: Any, data: Path, task_name: str, limit: int) -> list[st
     from specstream.tasks import task
     from specstream.training.data import DataError, read_rows
 
-    chosen, out = task(task_name), []
+    chosen = task(task_name)
+    out: list[str] = []
     for number, row in read_rows(data):
         if limit and len(out) >= limit:
             break
@@ -135,17 +136,34 @@ def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> N
 
 @cli.command()
 @model_options
-@click.option("--method", "method_name", default=None, help=f"{', '.join(METHODS)} (default: streaming where the model can).")
+@click.option(
+    "--method", "method_name", default=None, help=f"{', '.join(METHODS)} (default: streaming where the model can)."
+)
 @click.option("--prompt", help="The prompt; with --task its template is put around it.")
 @click.option("--data", type=click.Path(path_type=Path), help="A JSONL file of prompts.")
 @click.option("--task", "task_name", help="e2e, sql, dialogsum or chat.")
 @click.option("--limit", default=0, show_default=True, help="Rows of --data to use; 0 is all.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write one JSON object per prompt, - for standard output.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    help="Write one JSON object per prompt, - for standard output.",
+)
 @click.option("--stop", multiple=True, help="A stop string; may be given several times.")
 @params_options(Sampling, Streaming)
 def generate(
-    model: str, adapter: str, device: str, dtype: str, method_name: str | None, prompt: str | None, data: Path | None,
-    task_name: str | None, limit: int, json_file: Path | None, stop: tuple[str, ...], **values: Any,
+    model: str,
+    adapter: str,
+    device: str,
+    dtype: str,
+    method_name: str | None,
+    prompt: str | None,
+    data: Path | None,
+    task_name: str | None,
+    limit: int,
+    json_file: Path | None,
+    stop: tuple[str, ...],
+    **values: Any,
 ) -> None:
     """Write a continuation of a prompt, or of every prompt of a file."""
     _need_one(prompt, data, task_name)
@@ -184,7 +202,13 @@ def _generate_one(engine: Any, prompt: str, chosen: Method, sampling: Sampling, 
         click.echo()
         click.echo(_summary(stats), err=True)
     text = "".join(parts)
-    return {"prompt": prompt, "text": text, "token_ids": token_ids(events), "method": chosen.name, "stats": stats.to_dict()}
+    return {
+        "prompt": prompt,
+        "text": text,
+        "token_ids": token_ids(events),
+        "method": chosen.name,
+        "stats": stats.to_dict(),
+    }
 
 
 def _summary(stats: Any) -> str:
@@ -228,8 +252,18 @@ def _check_writable(file: Path | None) -> None:
 @click.option("--stop", multiple=True, help="A stop string; may be given several times.")
 @params_options(Sampling, Streaming)
 def bench(
-    model: str, adapter: str, device: str, dtype: str, methods: str, data: Path, task_name: str, limit: int,
-    repeats: int, json_file: Path | None, stop: tuple[str, ...], **values: Any,
+    model: str,
+    adapter: str,
+    device: str,
+    dtype: str,
+    methods: str,
+    data: Path,
+    task_name: str,
+    limit: int,
+    repeats: int,
+    json_file: Path | None,
+    stop: tuple[str, ...],
+    **values: Any,
 ) -> None:
     """Time methods against standard decoding, interleaved on the same prompts."""
     from tqdm import tqdm
@@ -273,11 +307,18 @@ def bench(
 @cli.command()
 @click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
 @click.option("--task", "task_name", required=True, help="e2e, sql or dialogsum.")
-@click.option("--mode", type=click.Choice(["shared", "lossless"]), default="shared", show_default=True,
-              help="shared: fine-tunes the model with its streams; lossless: the model's output stays as it is.")
+@click.option(
+    "--mode",
+    type=click.Choice(["shared", "lossless"]),
+    default="shared",
+    show_default=True,
+    help="shared: fine-tunes the model with its streams; lossless: the model's output stays as it is.",
+)
 @click.option("--data", required=True, help="A JSONL file with the task's columns.")
 @click.option("--dev", type=click.Path(path_type=Path), help="A JSONL file to validate on.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder of the adapter and its checkpoint.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The folder of the adapter and its checkpoint."
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--minutes", default=0.0, show_default=True, help="Train for this long; 0 trains for --epochs.")
@@ -291,8 +332,18 @@ def bench(
 @click.option("--lr", default=1e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--max-length", default=512, show_default=True, help="Longest row in tokens.")
-def train(model: str, task_name: str, mode: str, data: str, dev: Path | None, out: Path, resume: bool, device: str,
-          max_length: int, **values: Any) -> None:
+def train(
+    model: str,
+    task_name: str,
+    mode: str,
+    data: str,
+    dev: Path | None,
+    out: Path,
+    resume: bool,
+    device: str,
+    max_length: int,
+    **values: Any,
+) -> None:
     """Train streams (and, in shared mode, the model's LoRA) on a task."""
     from specstream.training.command import train_adapter
 
@@ -306,7 +357,11 @@ def runs() -> None:
 
 
 def db_option(command: Command) -> Command:
-    return click.option("--db", type=click.Path(path_type=Path), help="The database file (default: SPECSTREAM_DB or the user's data folder).")(command)
+    return click.option(
+        "--db",
+        type=click.Path(path_type=Path),
+        help="The database file (default: SPECSTREAM_DB or the user's data folder).",
+    )(command)
 
 
 def _open_log(db: Path | None) -> Any:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ from specstream.tasks import task
 from specstream.text import TextStream, token_text
 
 MAX_PROMPT_CHARACTERS = 50_000
+NO_STREAMS = (
+    "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
+    "(python -m specstream train)."
+)
 Progress = Callable[[str, float | None], None]
 
 
@@ -137,47 +142,52 @@ def load(
     source = models.resolve(model, progress)
     progress("Loading the model", None)
     network, tokenizer = models.load_model(source, where, kind)
+    parameters = sum(p.numel() for p in network.parameters())
     parts, reason = _anatomy(network)
-    loaded, notes = None, []
-    if folder:
-        if parts is None:
-            raise adapters.AdapterError(f"{reason} Load it with adapter none.")
-        progress("Loading the adapter", None)
-        loaded = adapters.load(folder, parts)
-    base_parameters = sum(p.numel() for p in network.parameters())
-    if loaded and loaded.lora and loaded.card.mode == "shared":
-        loaded.lora.merge(parts)
+    loaded = _put_on(folder, parts, reason) if folder else None
     progress("Checking that the model can verify draft trees", None)
-    reason = reason or selftest.failure(parts, loaded)
-    unavailable = {}
-    if reason:
-        unavailable[Streaming.name] = reason
-    elif loaded is None:
-        unavailable[Streaming.name] = (
-            "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
-            "(python -m specstream train)."
-        )
-    notes += list(unavailable.values())
+    reason = reason if parts is None else selftest.failure(parts, loaded)
+    unavailable = _unavailable(reason, loaded)
     info = EngineInfo(
         model=model,
         source=source.origin,
-        adapter=str(adapter if adapter in adapters.bundled(model) else folder.name) if folder else "none",
+        adapter=(adapter if adapter in adapters.bundled(model) else folder.name) if folder else "none",
         task=loaded.card.task if loaded else "",
         mode=loaded.card.mode if loaded else "",
         device=where,
         device_reason=device_reason,
         dtype=str(kind).removeprefix("torch."),
         dtype_reason=dtype_reason,
-        parameters=base_parameters,
+        parameters=parameters,
         extra_parameters=loaded.parameter_count() if loaded else 0,
         gamma=loaded.card.gamma if loaded else 0,
-        context=parts.context if parts else PlainTarget(network).context,
+        context=PlainTarget(network).context if parts is None else parts.context,
         load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
-        notes=tuple(notes),
+        notes=tuple(unavailable.values()),
         versions=versions(),
     )
-    return Engine(info, tokenizer, _eos(network, tokenizer), _targets(network, parts, loaded, reason), _float32(network))
+    return Engine(
+        info, tokenizer, _eos(network, tokenizer), _targets(network, parts, loaded, reason), _float32(network)
+    )
+
+
+def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> Adapter:
+    """Load an adapter. In shared mode its LoRA becomes part of the weights: it costs nothing per step then."""
+    if parts is None:
+        raise adapters.AdapterError(f"{reason} Load it with adapter none.")
+    loaded = adapters.load(folder, parts)
+    if loaded.lora and loaded.card.mode == "shared":
+        loaded.lora.merge(parts)
+    return loaded
+
+
+def _unavailable(reason: str | None, loaded: Adapter | None) -> dict[str, str]:
+    if reason:
+        return {Streaming.name: reason}
+    if loaded is None:
+        return {Streaming.name: NO_STREAMS}
+    return {}
 
 
 def _anatomy(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:

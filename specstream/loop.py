@@ -121,7 +121,8 @@ def decode(run: Run, should_stop: Callable[[], bool]) -> Iterator[Step | Finishe
         yield run.prompt_pass()
         while run.reason is None and not should_stop():
             yield run.step()
-        yield Finished(run.reason or Reason.STOPPED, tail=run.text.flush() if run.reason is not Reason.STOP_STRING else "")
+        yield Finished(
+            run.reason or Reason.STOPPED, tail=run.text.flush() if run.reason is not Reason.STOP_STRING else ""
+        )
     finally:
         run.target.release()
-

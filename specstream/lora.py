@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class LoRA(nn.Module):
             for path, linear in anatomy.linears(layer).items():
                 change = self.delta(_key(layer, path))
                 change = change.T if isinstance(linear, Conv1D) else change
-                weight = linear.weight
+                weight = cast(Tensor, linear.weight)
                 weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
 
 
@@ -83,5 +83,5 @@ def _key(layer: int, path: str) -> str:
 
 
 def _sizes(linear: nn.Module) -> tuple[int, int]:
-    shape = tuple(linear.weight.shape)
-    return shape if isinstance(linear, Conv1D) else (shape[1], shape[0])
+    rows, columns = cast(Tensor, linear.weight).shape
+    return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def tree_mask(rows: list[list[int]], prefix: int) -> Tensor:
-    """Boolean ``[1, n, prefix + n]``: node i sees the prefix and the nodes listed in ``rows[i]`` (ancestors, itself)."""
+    """Boolean ``[1, n, prefix + n]``: row i sees the prefix and the rows listed in ``rows[i]``."""
     n = len(rows)
     mask = torch.zeros(1, n, prefix + n, dtype=torch.bool)
     mask[:, :, :prefix] = True

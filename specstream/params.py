@@ -27,7 +27,9 @@ class _Checked:
                 self._check_number(f.name, value, meta, isinstance(f.default, int))
 
     def _check_number(self, name: str, value: Any, meta: Any, whole: bool) -> None:
-        limits = f"{meta['label']} must be a {'whole number' if whole else 'number'} from {meta['min']} to {meta['max']}"
+        limits = (
+            f"{meta['label']} must be a {'whole number' if whole else 'number'} from {meta['min']} to {meta['max']}"
+        )
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{limits}, not {value!r}.")
         if not meta["min"] <= value <= meta["max"] or (whole and value != int(value)):
@@ -50,7 +52,9 @@ class Sampling(_Checked):
     max_new_tokens: int = _number(128, "Max new tokens", "The run ends after this many tokens.", 1, 4096)
     temperature: float = _number(0.0, "Temperature", "0 always takes the likeliest token (greedy).", 0, 5, 0.05)
     top_k: int = _number(0, "Top-k", "Sample among the k likeliest tokens only; 0 switches it off.", 0, 1000)
-    top_p: float = _number(1.0, "Top-p", "Sample among the likeliest tokens that together hold p; 1 is off.", 0, 1, 0.01)
+    top_p: float = _number(
+        1.0, "Top-p", "Sample among the likeliest tokens that together hold p; 1 is off.", 0, 1, 0.01
+    )
     min_p: float = _number(0.0, "Min-p", "Drop tokens below this share of the likeliest token; 0 is off.", 0, 1, 0.01)
     repetition_penalty: float = _number(
         1.0, "Repetition penalty", "Above 1 makes tokens that already appeared less likely.", 0.5, 2, 0.05

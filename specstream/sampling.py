@@ -50,7 +50,7 @@ class Picker:
         return self.greedy and self.sampling.repetition_penalty == 1
 
     def scores(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
-        """Warped logits, float ``[vocab]``, with noise when sampling. The token at position ``len(prefix)`` is their argmax.
+        """Warped logits ``[vocab]``, with noise when sampling. Their argmax is the token at position ``len(prefix)``.
 
         ``logits`` is ``[vocab]``; ``prefix`` are all token ids before the position, those on a node's path included.
         """

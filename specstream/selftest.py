@@ -26,7 +26,9 @@ def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
         return f"This model can't verify draft trees ({type(error).__name__} in the self-test): standard decoding only."
     limit = TOLERANCE.get(anatomy.dtype, HALF_TOLERANCE)
     if not gap <= limit:
-        return f"This model failed the tree self-test (logits off by {gap:.2g} of their spread): standard decoding only."
+        return (
+            f"This model failed the tree self-test (logits off by {gap:.2g} of their spread): standard decoding only."
+        )
     return None
 
 

@@ -40,7 +40,9 @@ def token_ids(events: list[Event]) -> list[int]:
     return [t.id for e in events if isinstance(e, Step) for t in e.tokens]
 
 
-def verdict(engine: Engine, prompt: str, sampling: Sampling, ours: list[Event], standard: list[Event] | None) -> Verdict:
+def verdict(
+    engine: Engine, prompt: str, sampling: Sampling, ours: list[Event], standard: list[Event] | None
+) -> Verdict:
     """Compare a run with standard decoding, token for token; a difference is looked into."""
     if standard is None:
         return Verdict(Agreement.UNKNOWN, 0, "Standard decoding was not run, so there is nothing to compare with.")
@@ -51,8 +53,12 @@ def verdict(engine: Engine, prompt: str, sampling: Sampling, ours: list[Event], 
             return Verdict(Agreement.UNKNOWN, common, f"Stopped early; the first {common} tokens are identical.")
     elif a == b:
         ratio = speedup(summarize(standard), summarize(ours))
-        return Verdict(Agreement.IDENTICAL, len(a), f"Identical to standard decoding, all {len(a)} tokens.", speedup=ratio)
-    return _difference(engine, engine.encode(prompt) + a[:common], common, sampling, speedup(summarize(standard), summarize(ours)))
+        return Verdict(
+            Agreement.IDENTICAL, len(a), f"Identical to standard decoding, all {len(a)} tokens.", speedup=ratio
+        )
+    return _difference(
+        engine, engine.encode(prompt) + a[:common], common, sampling, speedup(summarize(standard), summarize(ours))
+    )
 
 
 def _stopped(events: list[Event]) -> bool:

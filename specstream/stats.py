@@ -87,7 +87,7 @@ class RunStats:
 
     @property
     def acceptance_by_depth(self) -> list[float]:
-        """Share of steps, of those whose accepted path reached a node with children at depth d, that accepted one there."""
+        """Of the steps that compared a node at depth d, the share that accepted one there."""
         return [self.accepted_depth[d] / n for d, n in sorted(self.reached_depth.items())]
 
     @property
@@ -136,7 +136,7 @@ def summarize(events: Iterable[Event]) -> RunStats:
 
 
 def speedup(standard: RunStats, method: RunStats) -> float | None:
-    """Wall time of standard decoding / wall time of the method, prompt pass included; per token where lengths differ."""
+    """Wall time of standard decoding / that of the method, prompt pass included; per token where lengths differ."""
     if not (standard.tokens and method.tokens and standard.seconds > 0 and method.seconds > 0):
         return None
     return (standard.seconds / standard.tokens) / (method.seconds / method.tokens)

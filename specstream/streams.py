@@ -71,7 +71,7 @@ def carry(anatomy: Anatomy, streams: Streams, plan: Plan) -> Iterator[Carried]:
     The caller passes the model the token rows with their own masks and positions; its output holds the token rows only.
     Key-value caches of the top layers hold token and stream rows afterwards: the caller drops the latter.
     """
-    gamma, (batch, carried) = streams.gamma, plan.nodes.shape
+    gamma, carried = streams.gamma, plan.nodes.shape[1]
     rows = plan.positions.shape[1]
     first, last = len(anatomy.layers) - streams.layers, len(anatomy.layers) - 1
     types = set(anatomy.layer_types[first:])
@@ -109,9 +109,7 @@ def carry(anatomy: Anatomy, streams: Streams, plan: Plan) -> Iterator[Carried]:
         return (kept, *result[1:]) if isinstance(result, tuple) else kept
 
     hooks = [m.register_forward_hook(rotate, with_kwargs=True) for m in anatomy.rotaries]
-    hooks += [
-        anatomy.layers[i].register_forward_pre_hook(enter(i), with_kwargs=True) for i in range(first, last + 1)
-    ]
+    hooks += [anatomy.layers[i].register_forward_pre_hook(enter(i), with_kwargs=True) for i in range(first, last + 1)]
     hooks.append(anatomy.layers[last].register_forward_hook(leave))
     try:
         yield out

@@ -135,10 +135,10 @@ class ModelTarget:
     @contextmanager
     def _carry(self, plan: Plan) -> Iterator[Carried]:
         assert self.adapter is not None
-        lossless = self.adapter.card.mode == "lossless" and self.adapter.lora
-        first = plan.positions.shape[1]
-        lora = self.adapter.lora.attached(self.anatomy, first, first + self.stream_rows) if lossless else nullcontext()
-        with lora, carry(self.anatomy, self.adapter.streams, plan) as carried:
+        first, lora = plan.positions.shape[1], self.adapter.lora
+        apart = lora if self.adapter.card.mode == "lossless" else None  # in shared mode it is merged into the weights
+        adapted = apart.attached(self.anatomy, first, first + self.stream_rows) if apart else nullcontext()
+        with adapted, carry(self.anatomy, self.adapter.streams, plan) as carried:
             yield carried
 
     def _masks(self, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class Pick(NamedTuple):
 def walk(logits: Tensor, draft: Draft, picker: Picker, prefix: Sequence[int]) -> Iterator[Pick]:
     """The target's tokens along the accepted path, one at a time, down to the first that no child carries.
 
-    ``logits`` ``[rows, vocab]`` are those of the pass (row 0 the root), ``prefix`` the committed ids, the root included.
+    ``logits`` ``[rows, vocab]`` are those of the pass (row 0 the root), ``prefix`` the committed ids with the root.
     Lazy: a consumer that stops (EOS, limit) leaves the rest of the path unjudged.
     """
     below = tree.children(draft)

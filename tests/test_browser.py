@@ -163,6 +163,41 @@ def test_stop_ends_the_run_at_once_and_the_next_one_works(page: Page) -> None:
     wait_until_done(page)
 
 
+def test_a_closed_page_stops_its_run(page: Page, browser: Browser, url: str) -> None:
+    other = browser.new_page()
+    other.goto(url)
+    expect(other.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
+    other.get_by_role("button", name="More settings").click()
+    other.get_by_label("Ignore end of text").check()
+    generate(other, tokens=4000)
+    expect(player(other).locator(".ss-tok").nth(5)).to_be_visible(timeout=SLOW)
+    generate(page, tokens=20)
+    expect(page.get_by_text("Waiting: another run has the model")).to_be_visible(timeout=SLOW)
+    other.close()
+    wait_until_done(page)
+    expect(page.get_by_text("20 tokens").first).to_be_visible()
+
+
+def test_labels_of_a_large_tree_do_not_overlap(page: Page) -> None:
+    page.get_by_label("Tree budget").first.fill("64")
+    page.get_by_role("button", name="More settings").click()
+    page.get_by_label("Width k").fill("8")
+    generate(page, tokens=30)
+    wait_until_done(page)
+    for _ in range(3):
+        player(page).get_by_role("button", name="Previous step").click()
+    boxes = (
+        player(page).locator(".ss-node rect").evaluate_all("all => all.map(e => e.getBoundingClientRect().toJSON())")
+    )
+    assert len(boxes) == 65  # the root and 64 nodes
+    for i, one in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            beside = one["right"] <= other["left"] or other["right"] <= one["left"]
+            assert beside or one["bottom"] <= other["top"] or other["bottom"] <= one["top"]
+    spill = "all => all.filter(e => e.getBBox().x < 0 || e.getBBox().x + e.getBBox().width > 116).length"
+    assert player(page).locator(".ss-node text").evaluate_all(spill) == 0
+
+
 def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
     generate(page, prompt=EVIL, tokens=30)
     wait_until_done(page)

@@ -13,7 +13,10 @@ from specstream.params import Sampling, Streaming
 from specstream.runlog import RunLog
 from specstream.session import run_session
 
-ROW = {"meaning_representation": "name[The Salted Fig], area[riverside]", "human_reference": "The Salted Fig is by the river."}
+ROW = {
+    "meaning_representation": "name[The Salted Fig], area[riverside]",
+    "human_reference": "The Salted Fig is by the river.",
+}
 
 
 @pytest.fixture
@@ -96,7 +99,19 @@ def test_generate_json_has_one_object_per_prompt(toy_engine, data, tmp_path) -> 
     results = {}
     for method in ("standard", "streaming"):
         file = tmp_path / f"{method}.json"
-        args = ["generate", "--data", str(data), "--task", "e2e", "--limit", "2", "--method", method, "--json", str(file)]
+        args = [
+            "generate",
+            "--data",
+            str(data),
+            "--task",
+            "e2e",
+            "--limit",
+            "2",
+            "--method",
+            method,
+            "--json",
+            str(file),
+        ]
         assert run(args) == 0
         results[method] = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(results["streaming"]) == 2
@@ -109,12 +124,26 @@ def test_generate_json_has_one_object_per_prompt(toy_engine, data, tmp_path) -> 
 
 def test_bench_json(toy_engine, data, tmp_path, capsys) -> None:
     file = tmp_path / "bench.json"
-    args = ["bench", "--data", str(data), "--task", "e2e", "--repeats", "2", "--max-new-tokens", "40", "--json", str(file)]
+    args = [
+        "bench",
+        "--data",
+        str(data),
+        "--task",
+        "e2e",
+        "--repeats",
+        "2",
+        "--max-new-tokens",
+        "40",
+        "--json",
+        str(file),
+    ]
     assert run(args) == 0
     report = json.loads(file.read_text())
     assert {"machine", "model", "adapter", "dtype", "device", "commit", "rows"} <= set(report)
-    names = {"task", "method", "prompts", "tokens", "steps", "seconds", "tokens_per_second", "tokens_per_step", "speedup",
-             "identical", "total", "acceptance_by_depth", "extra_parameters", "metric"}  # fmt: skip
+    names = set(
+        "task method prompts tokens steps seconds tokens_per_second tokens_per_step speedup identical total "
+        "acceptance_by_depth extra_parameters metric".split()
+    )
     standard, streaming = report["rows"]
     assert names <= set(standard) and names <= set(streaming)
     assert standard["method"] == "standard" and standard["speedup"] == 1 and standard["tokens_per_step"] == 1

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import tiny
 
 from specstream import adapters, selftest, toy
 from specstream.anatomy import UnsupportedModel, dissect
@@ -23,6 +22,7 @@ from specstream.session import run_session
 from specstream.stats import speedup, summarize
 from specstream.target import PlainTarget
 from specstream.text import TextStream
+from tests import tiny
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -36,7 +36,9 @@ def test_selftest_passes(family: str) -> None:
 def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy = dissect(tiny.tiny(family))
     with monkeypatch.context() as patch:
-        patch.setattr("specstream.target.tree_mask", lambda rows, prefix: torch.ones(1, len(rows), prefix + len(rows)).bool())
+        patch.setattr(
+            "specstream.target.tree_mask", lambda rows, prefix: torch.ones(1, len(rows), prefix + len(rows)).bool()
+        )
         assert "failed the tree self-test" in str(selftest.failure(anatomy, None))
     with monkeypatch.context() as patch:
         patch.setattr("specstream.events.Draft.depths", lambda draft: tuple(range(1, len(draft) + 1)))
@@ -205,7 +207,9 @@ def test_session_verdict_and_stop() -> None:
     assert verdict.agreement == "identical" and verdict.compared == 40 and verdict.speedup
     assert {lane for lane, _ in items} == {"method", "baseline"}
     seen = []
-    *items, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=40), should_stop=lambda: len(seen) > 3 or seen.append(1))
+    *items, verdict = run_session(
+        engine, "Text:", Streaming(), Sampling(max_new_tokens=40), should_stop=lambda: len(seen) > 3 or seen.append(1)
+    )
     assert verdict.agreement == "unknown" and verdict.speedup is None
     assert items[-1][1] == Finished(Reason.STOPPED, tail=items[-1][1].tail)
 
@@ -232,5 +236,6 @@ def test_bad_prompts_give_one_sentence(text: str) -> None:
 
 
 def test_importing_events_does_not_import_torch() -> None:
-    code = "import sys, specstream.events, specstream.stats, specstream.tree, specstream.params; sys.exit('torch' in sys.modules)"
+    names = ", ".join(f"specstream.{m}" for m in ("events", "stats", "tree", "params", "info"))
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from tests import tiny
 
 from specstream.cache import TreeCache
 from specstream.drafters.streaming import StreamingDrafter
@@ -14,6 +13,7 @@ from specstream.events import Draft, Fate, Origin
 from specstream.params import Sampling, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget
+from tests import tiny
 
 PROMPT = tiny.prompt(21)  # longer than the sliding window
 TEMPERATURES = (0.0, 0.7, 1.3)
@@ -48,7 +48,9 @@ def test_many_seeds(temperature: float) -> None:
         )
         ids = tiny.prompt(12, seed)
         want = tiny.generate_ids(anatomy.model, ids, sampling)
-        run = tiny.streaming_run(anatomy, adapter, ids, sampling, Streaming(tree=("full", "best-first")[seed % 2], width=3))
+        run = tiny.streaming_run(
+            anatomy, adapter, ids, sampling, Streaming(tree=("full", "best-first")[seed % 2], width=3)
+        )
         assert tiny.ids_of(tiny.finish(run)) == want
 
 

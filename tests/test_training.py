@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests import tiny
 from torch.nn import functional as F
 
 from specstream import adapters
@@ -20,6 +19,7 @@ from specstream.tasks import task
 from specstream.training.data import IGNORE, DataError, Example, batches, collate, read_examples
 from specstream.training.objective import StreamModel, objective
 from specstream.training.trainer import Config, Trainer
+from tests import tiny
 
 
 def fresh(mode: str = "shared", gamma: int = 3, family: str = "llama", lora: int = 4):
@@ -113,7 +113,9 @@ def test_gradients_flow_only_where_they_should(mode: str) -> None:
 
 def trainer(out: Path, **settings) -> Trainer:
     anatomy = dissect(tiny.tiny("llama"))
-    config = Config(**{"batch": 2, "layers": 2, "start_rank": 8, "lora_rank": 8, "save_every": 1e9, "warmup": 0.0} | settings)
+    config = Config(
+        **{"batch": 2, "layers": 2, "start_rank": 8, "lora_rank": 8, "save_every": 1e9, "warmup": 0.0} | settings
+    )
     card = Card("tiny", base_shape(anatomy), "e2e", config.mode, config.gamma, config.layers, config.start_rank,
                 config.lora_rank, config.lora_scale)  # fmt: skip
     return Trainer(anatomy, SimpleNamespace(eos_token_id=2), card, config, out)

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from specstream import masks, tree
 from specstream.events import Draft
 
-parents_lists = st.integers(0, 20).flatmap(
-    lambda n: st.tuples(*(st.integers(-1, i - 1) for i in range(n))).map(list)
-)
+parents_lists = st.integers(0, 20).flatmap(lambda n: st.tuples(*(st.integers(-1, i - 1) for i in range(n))).map(list))
 
 
 def ancestors(parents: list[int], node: int) -> set[int]:

@@ -62,7 +62,11 @@ PLAIN_ONLY = {
 def tiny(family: str, seed: int = 0) -> Any:
     """A random model with clear argmaxes: the default initialisation gives nearly flat logits and hides errors."""
     kind, extra = FAMILIES.get(family) or PLAIN_ONLY[family]
-    base = LLAMA if family in FAMILIES else {k: LLAMA[k] for k in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+    base = (
+        LLAMA
+        if family in FAMILIES
+        else {k: LLAMA[k] for k in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **base | extra))
     for name, weight in model.named_parameters():
@@ -105,7 +109,12 @@ def new_run(target: Any, drafter: Drafter, ids: list[int], sampling: Sampling, e
 
 
 def streaming_run(
-    anatomy: Anatomy, adapter: Adapter, ids: list[int], sampling: Sampling, params: Streaming | None = None, eos: Sequence[int] = ()
+    anatomy: Anatomy,
+    adapter: Adapter,
+    ids: list[int],
+    sampling: Sampling,
+    params: Streaming | None = None,
+    eos: Sequence[int] = (),
 ) -> Run:
     target = ModelTarget(anatomy, adapter, streaming=True)
     return new_run(target, StreamingDrafter(target, params or Streaming()), ids, sampling, eos)

@@ -21,8 +21,17 @@ from specstream.training.trainer import Config, Trainer
 
 
 def train_adapter(
-    model: str, task_name: str, mode: str, data: str, dev: Path | None, out: Path, resume: bool, device: str,
-    max_length: int, values: dict[str, Any], command: list[str],
+    model: str,
+    task_name: str,
+    mode: str,
+    data: str,
+    dev: Path | None,
+    out: Path,
+    resume: bool,
+    device: str,
+    max_length: int,
+    values: dict[str, Any],
+    command: list[str],
 ) -> Card:
     """Train and save an adapter. Raises ValueError (one sentence) for anything wrong with the settings or the data."""
     chosen = task(task_name)
