@@ -20,8 +20,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 @click.option("--toy", is_flag=True, help="A scripted toy model: no weights, ready at once.")
 @click.option("--host", envvar="GRADIO_SERVER_NAME", default="127.0.0.1", show_default=True)
 @click.option("--port", envvar="PORT", default=7860, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--db", default="runs.db", show_default=True, type=click.Path(path_type=Path), help="The log of runs.")
-def main(model: str, adapter: str, device: str, dtype: str, toy: bool, host: str, port: int, db: Path) -> None:
+@click.option("--db", type=click.Path(path_type=Path), help="The log of runs; without it one in your data folder.")
+def main(model: str, adapter: str, device: str, dtype: str, toy: bool, host: str, port: int, db: Path | None) -> None:
     """Speculative Streaming in the browser."""
     logging.basicConfig(level=logging.WARNING)
     from ui import app  # after the environment is set
@@ -29,21 +29,21 @@ def main(model: str, adapter: str, device: str, dtype: str, toy: bool, host: str
 
     choice = {"model": TOY if toy else model, "adapter": adapter, "device": device, "dtype": dtype}
     engines = Engines(choice)
-    engines.load()  # in the background: the page is served at once
     page = app.build(engines, open_log(db))
+    engines.load()  # in the background: the page is served at once
     try:
         page.launch(server_name=host, server_port=port or None, **app.launch_options())
     except OSError:
         raise click.ClickException(f"Port {port} is taken: stop what uses it or choose another with --port.") from None
 
 
-def open_log(path: Path) -> Any:
+def open_log(path: Path | None) -> Any:
     """The log, or None where it can't be kept; the reason is said once and the page works without."""
-    from specstream.runlog import RunLog
+    from specstream.runlog import RunLog, RunLogError
 
     try:
         return RunLog(path)
-    except (ValueError, OSError) as error:
+    except RunLogError as error:
         click.echo(f"Runs are not logged: {error}", err=True)
         return None
 

@@ -89,7 +89,7 @@ def phases(lanes: dict[Lane, RunStats]) -> go.Figure:
         values = [1000 * stats.phase_seconds[phase] / stats.decode_tokens for stats in shown.values()]
         bar = go.Bar(x=values, y=names, name=phase, orientation="h", marker={"color": theme.PHASES[phase]})
         figure.add_trace(bar)
-    figure.update_layout(barmode="stack", margin={"l": 124}, hovermode="y unified")
+    figure.update_layout(barmode="stack", margin={"l": 124}, hovermode="y unified", legend={"entrywidth": 52})
     figure.update_xaxes(hoverformat=".2f")
     return figure
 
@@ -124,7 +124,7 @@ def tree(draft: Draft, root: str) -> go.Figure:
     height = max(HEIGHT, 60 + 24 * int(max(rows) + 1))
     figure.update_layout(height=height, margin={"l": 16, "t": 28}, showlegend=True)
     figure.update_xaxes(dtick=1, range=[-0.2, max(depths) + 0.8])
-    figure.update_yaxes(visible=False, autorange="reversed")
+    figure.update_yaxes(visible=False, range=[max(rows) + 0.6, -1])
     return figure
 
 
@@ -172,7 +172,7 @@ def _points(
         text=[_plain(label) for label in labels],
         hovertext=[_plain(hint) for hint in hints],
         hoverinfo="text",
-        textposition="middle right",
+        textposition="top right",
         marker={"color": colour, "symbol": symbol, "size": 10, "opacity": opacity},
     )
 

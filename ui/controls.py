@@ -51,16 +51,19 @@ def layout() -> Controls:
     known += [(name, f) for name, kind in params.METHODS.items() for f in fields(kind)]
     main = [(owner, f) for owner, f in known if f.name in MAIN]
     with gr.Row():
-        parts |= {(owner, f.name): component(f) for owner, f in main}
-    with gr.Accordion("More settings", open=False), gr.Row():
-        parts |= {(owner, f.name): component(f) for owner, f in known if f.name not in MAIN}
+        parts |= {(owner, f.name): component(f, slider=True) for owner, f in main}
+    rest = [(owner, f) for owner, f in known if f.name not in MAIN]
+    with gr.Accordion("More settings", open=False):
+        with gr.Row():
+            parts |= {(owner, f.name): component(f) for owner, f in rest if f.metadata}
+        parts |= {(owner, f.name): component(f) for owner, f in rest if not f.metadata}
     return Controls(parts)
 
 
-def component(f: Field[Any]) -> gr.components.Component:
-    """One field: its kind follows from the metadata."""
-    meta = f.metadata or WITHOUT_LIMITS[f.name]
-    shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 220}
+def component(f: Field[Any], slider: bool = False) -> gr.components.Component:
+    """One field: its kind follows from the metadata. ``slider`` where the range is short enough to set it exactly."""
+    meta: Mapping[str, Any] = f.metadata or WITHOUT_LIMITS[f.name]
+    shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200}
     if "choices" in meta:
         return gr.Dropdown(list(meta["choices"]), value=f.default, **shown)
     if isinstance(f.default, bool):
@@ -68,6 +71,6 @@ def component(f: Field[Any]) -> gr.components.Component:
     if isinstance(f.default, tuple):
         return gr.Textbox("\n".join(f.default), lines=2, max_lines=4, **shown)
     limits = {"minimum": meta["min"], "maximum": meta["max"], "step": meta["step"]}
-    if (meta["max"] - meta["min"]) / meta["step"] <= SLIDER_VALUES:
-        return gr.Slider(value=f.default, **limits, **shown)
+    if slider and (meta["max"] - meta["min"]) / meta["step"] <= SLIDER_VALUES:
+        return gr.Slider(value=f.default, **limits, **shown | {"min_width": 320})
     return gr.Number(f.default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)

@@ -13,7 +13,7 @@ from ui.render import NOTHING, number
 from ui.view import View, replay
 
 HEADERS = ("Started (UTC)", "Prompt", "Model", "Method", "Tokens", "Tokens/s", "Speed-up", "Outcome")
-WIDTHS = ("155px", "300px", "170px", "180px", "75px", "85px", "90px", "150px")
+WIDTHS = ("160px", "290px", "150px", "205px", "80px", "95px", "95px", "135px")
 SHOWN_PROMPT = 70  # characters of a prompt in the table
 OUTCOMES = {"identical": "identical", "tie": "numerical tie", "mismatch": "different"}
 
@@ -21,7 +21,7 @@ OUTCOMES = {"identical": "identical", "tie": "numerical tie", "mismatch": "diffe
 def row(run: Mapping[str, Any]) -> list[str]:
     """One run as a row of the table."""
     return [
-        run["started_utc"][:19].replace("T", " "),
+        run["started_utc"][:16].replace("T", " "),
         shorten(run["prompt"]),
         run["model"],
         method_label(run["method"]),

@@ -47,7 +47,7 @@ def _swatch(depth: int, words: str) -> str:
 def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) -> str:
     """The four numbers of a run. The speed-up is shown only when it was measured."""
     saved = stats.calls_saved
-    share = f"{saved / stats.decode_tokens:.0%} of {stats.decode_tokens}" if stats.decode_tokens else ""
+    share = "" if saved is None else f"{saved / stats.decode_tokens:.0%} of {stats.decode_tokens}"
     standard = baseline.tokens_per_second if baseline else None
     tiles = (
         ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),

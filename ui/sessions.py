@@ -80,10 +80,10 @@ def _where(place: int, shown: int, total: int, search: str) -> str:
 
 def layout() -> Sessions:
     """Lay out the tab, empty."""
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="ss-search"):
         search = gr.Textbox(label="Search", placeholder="words of the prompt or the text", scale=4)
-        refresh = gr.Button("Refresh", scale=0, min_width=110)
-        database = gr.Button("Download the database", scale=0, min_width=210)
+        refresh = gr.Button("Refresh", size="sm", scale=0, min_width=110)
+        database = gr.Button("Download the database", size="sm", scale=0, min_width=190)
     copy = gr.DownloadButton(visible="hidden", elem_id="database-copy")
     where = gr.HTML(render.status("No runs yet: each run of the Playground is kept here."), elem_classes="ss-slot")
     table = gr.Dataframe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
@@ -80,7 +80,7 @@ class View:
         return self.verdict.speedup if self.verdict else None
 
 
-def replay(run: str, title: str, lanes: dict[Lane, Iterable[Event]], verdict: Verdict | None) -> View:
+def replay(run: str, title: str, lanes: Mapping[Lane, Iterable[Event]], verdict: Verdict | None) -> View:
     """The view of a logged run."""
     view = View(Feed(run, title), verdict=verdict)
     for lane, events in lanes.items():

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class Run:
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="run")
 
-    def batches(self) -> Iterator[list[Item]]:
+    def batches(self) -> Generator[list[Item], None, None]:
         """Start, and yield what has happened since the last time, at most ``UPDATES_PER_SECOND`` times a second.
 
         Closing the iterator stops the run.

@@ -18,7 +18,13 @@ const make = (tag, attributes, text) => {
 };
 const hex = (control) => "\\x" + control.charCodeAt(0).toString(16).padStart(2, "0");
 const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ /, "␣").replace(/[\u0000-\u001f\u007f]/g, hex) || "∅";
-const short = (text, length) => ([...text].length > length ? [...text].slice(0, length - 1).join("") + "…" : text);
+const wide = (letter) => (letter.codePointAt(0) >= 0x2e80 ? 2 : 1); // Chinese, Korean, emoji: two columns
+function short(text, columns) {
+  const letters = [...text];
+  let used = 0;
+  const end = letters.findIndex((letter) => (used += wide(letter)) > columns);
+  return end < 0 ? text : letters.slice(0, end - 1).join("") + "…";
+}
 const percent = (p) => (p >= 0.995 ? "1.0" : p.toFixed(2).replace(/^0/, ""));
 
 function tokenSpan([text, depth, probability]) {
@@ -46,7 +52,7 @@ function appendText(lane) {
   if (low) box.scrollTop = box.scrollHeight;
 }
 
-function markText(from, to) {
+function markText(to) {
   const box = part(".ss-method");
   for (const span of box.children) {
     const index = Number(span.dataset.index);
@@ -130,7 +136,7 @@ function drawPhases(index) {
 }
 
 function show(index) {
-  markText(cursor, index);
+  markText(index);
   cursor = index;
   drawTree(index);
   drawPhases(index);
@@ -159,7 +165,9 @@ function reset(message) {
   for (const lane of ["method", "baseline"]) part(".ss-" + lane).replaceChildren();
   part(".ss-method-title").textContent = message.title;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  element.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
+  const box = part(".ss-player");
+  const block = box.offsetHeight > innerHeight - 120 ? "start" : "nearest";
+  box.scrollIntoView({ block, behavior: calm ? "auto" : "smooth" });
 }
 
 function receive(text) {
