@@ -112,7 +112,7 @@ def test_generate_and_walk_back(page: Page) -> None:
     assert drafted.count() > 3 and own.count() > 3
     colours = [spot.first.evaluate("e => getComputedStyle(e).backgroundColor") for spot in (drafted, own)]
     assert colours[0] != colours[1]
-    expect(page.get_by_text("✓ Identical").first).to_be_visible()
+    expect(page.get_by_text("✓ Same text").first).to_be_visible()
     expect(page.locator(".ss-value").nth(3)).to_have_text(re.compile(r"\d+\.\d\d×"))
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
     walk_back(page, text)

@@ -78,7 +78,7 @@ def layout(engines: Engines) -> ModelPanel:
     """Lay out the panel with the choice that is being loaded."""
     chosen = engines.choice
     names = list(dict.fromkeys([chosen["model"], *(entry.name for entry in catalogue()), TOY]))
-    status = gr.HTML(line(engines.state), elem_classes="ss-slot")
+    status = gr.HTML(line(engines.state))
     with gr.Accordion(title(engines.state), open=False) as fold:
         card = gr.HTML()
         with gr.Row():

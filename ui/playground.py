@@ -144,7 +144,8 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
             gr.Warning(str(error))
             yield {tab.status: render.status(str(error), "bad")}
             return
-        yield from stream(tab, ask, Run(engines, runlog, ask), stops, str(request.session_hash))
+        visitor = str(request.session_hash)
+        yield from stream(tab, ask, Run(engines, runlog, ask, visitor), stops, visitor)
 
     def stop(request: gr.Request) -> None:
         stops.stop(str(request.session_hash))

@@ -13,9 +13,9 @@ from ui.theme import DEEPEST, depth_class
 NOTHING = "–"
 
 WORDS = {
-    Agreement.IDENTICAL: ("good", "✓ Identical"),
+    Agreement.IDENTICAL: ("good", "✓ Same text"),
     Agreement.TIE: ("warn", "≈ Numerical tie"),
-    Agreement.MISMATCH: ("bad", "✗ Different"),
+    Agreement.MISMATCH: ("bad", "✗ Different text"),
     Agreement.UNKNOWN: ("plain", "Not compared"),
 }
 

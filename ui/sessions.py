@@ -85,7 +85,7 @@ def layout() -> Sessions:
         refresh = gr.Button("Refresh", size="sm", scale=0, min_width=110)
         database = gr.Button("Download the database", size="sm", scale=0, min_width=190)
     copy = gr.DownloadButton(visible="hidden", elem_id="database-copy")
-    where = gr.HTML(render.status("No runs yet: each run of the Playground is kept here."), elem_classes="ss-slot")
+    where = gr.HTML(render.status("No runs yet: each run of the Playground is kept here."))
     table = gr.Dataframe(
         headers=list(history.HEADERS), interactive=False, label="Runs", show_label=False, wrap=False,
         column_widths=list(history.WIDTHS), elem_id="runs", max_height=520,
