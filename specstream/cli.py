@@ -85,7 +85,10 @@ def model_options(command: Command) -> Command:
 def _load(model: str, adapter: str, device: str, dtype: str) -> Any:
     from specstream.engine import load
 
-    engine = load(model, adapter, device, dtype, progress=_progress)
+    try:
+        engine = load(model, adapter, device, dtype, progress=_progress)
+    finally:
+        _progress_done()
     for note in engine.info.notes:
         click.echo(f"note: {note}", err=True)
     return engine
@@ -95,8 +98,11 @@ def _progress(words: str, fraction: float | None) -> None:
     if sys.stderr.isatty():
         share = "" if fraction is None else f" {100 * fraction:3.0f} %"
         click.echo(f"\r\033[K{words}{share}", err=True, nl=False)
-        if fraction is None or fraction >= 1:
-            click.echo("\r\033[K", err=True, nl=False)
+
+
+def _progress_done() -> None:
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", err=True, nl=False)
 
 
 def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -428,5 +434,8 @@ def models_pull(name: str) -> None:
     """Download a model, so that it loads without a network."""
     from specstream.models import pull
 
-    source = pull(name, _progress)
+    try:
+        source = pull(name, _progress)
+    finally:
+        _progress_done()
     click.echo(f"{name}: {source.origin}")

@@ -23,6 +23,7 @@ from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Event, Started
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
+from specstream.packed import PackedLinear, pack
 from specstream.params import Method, Sampling, Standard, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
@@ -147,6 +148,8 @@ def load(
     loaded = _put_on(folder, parts, reason) if folder else None
     progress("Checking that the model can verify draft trees", None)
     reason = reason if parts is None else selftest.failure(parts, loaded)
+    if parts is not None and not reason:
+        parts = pack(parts)
     unavailable = _unavailable(reason, loaded)
     info = EngineInfo(
         model=model,
@@ -165,7 +168,7 @@ def load(
         load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
         notes=tuple(unavailable.values()),
-        versions=versions(),
+        versions=versions() | {"linear": "oneDNN, packed" if _packed(parts) else "PyTorch"},
     )
     return Engine(
         info, tokenizer, _eos(network, tokenizer), _targets(network, parts, loaded, reason), _float32(network)
@@ -180,6 +183,10 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
     if loaded.lora and loaded.card.mode == "shared":
         loaded.lora.merge(parts)
     return loaded
+
+
+def _packed(parts: anatomy.Anatomy | None) -> bool:
+    return parts is not None and isinstance(parts.head, PackedLinear)
 
 
 def _unavailable(reason: str | None, loaded: Adapter | None) -> dict[str, str]:

@@ -44,13 +44,19 @@ class LoRA(nn.Module):
         hooks = [
             linear.register_forward_hook(self._hook(_key(layer, path), first_row, rows))
             for layer in range(self.first, len(anatomy.layers))
-            for path, linear in anatomy.linears(layer).items()
+            for path, linear in self._targets(anatomy, layer)
         ]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _targets(self, anatomy: Anatomy, layer: int) -> Iterator[tuple[str, nn.Module]]:
+        """The adapted maps of a layer by path; by name, for they may have been packed since."""
+        for path, module in anatomy.layers[layer].named_modules():
+            if _key(layer, path) in self.a:
+                yield path, module
 
     def _hook(self, key: str, first_row: int, rows: int) -> Any:
         def change(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specstream import adapters, selftest, toy
+from specstream import adapters, packed, selftest, toy
 from specstream.anatomy import UnsupportedModel, dissect
 from specstream.drafters.standard import StandardDrafter
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
@@ -239,3 +239,17 @@ def test_importing_events_does_not_import_torch() -> None:
     names = ", ".join(f"specstream.{m}" for m in ("events", "stats", "tree", "params", "info"))
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_packed_weights_compute_the_same() -> None:
+    if not packed.works():
+        pytest.skip("this build of PyTorch has no packed linear maps")
+    for family, mode in (("llama", "shared"), ("opt", "lossless"), ("gpt2", "shared"), ("gemma2", "lossless")):
+        ids, sampling = tiny.prompt(21), Sampling(max_new_tokens=24, temperature=0.7)
+        anatomy, adapter = tiny.model_with_adapter(family, mode=mode)
+        want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
+        smaller = packed.pack(anatomy)
+        assert isinstance(smaller.head, packed.PackedLinear)
+        assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
+        run = tiny.streaming_run(smaller, adapter, ids, sampling)
+        assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
