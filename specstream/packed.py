@@ -1,7 +1,7 @@
-"""Linear maps with their weights packed for oneDNN: on a CPU in float32, where passes of a few rows are the rule.
+"""Linear maps with their weights packed once for oneDNN, on a CPU in float32.
 
-PyTorch's own float32 product lays its weights out anew for every call, which for one to thirty rows costs as much as the
-product. Standard decoding and drafts gain alike. The figures are in the log of experiments.
+PyTorch's default product is slow for the one to thirty rows of a decoding pass. Standard decoding and drafts gain alike; the
+figures are in the log of experiments.
 """
 
 from __future__ import annotations

@@ -98,6 +98,11 @@ def verdict(found: Verdict | None) -> str:
     )
 
 
+def pending() -> str:
+    """What stands in the place of the badge while a run goes on."""
+    return '<div class="ss-verdict ss-plain">Whether both texts are the same is said here at the end.</div>'
+
+
 def model_card(info: EngineInfo) -> str:
     """What is loaded, where it runs and why, and what it can't do."""
     adapter = f"{info.adapter}, {info.gamma} streams" if info.gamma else "none (no streams)"

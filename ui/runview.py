@@ -39,7 +39,8 @@ class RunView:
 
     def running(self, view: View) -> Updates:
         """Updates while a run goes on: only what is new travels."""
-        return self._numbers(view) | {self.player: encode(view.feed.new())}
+        waiting = {} if view.verdict else {self.verdict: render.pending()}
+        return self._numbers(view) | waiting | {self.player: encode(view.feed.new())}
 
     def ended(self, view: View) -> Updates:
         """Updates when a run has ended: all of it, and the charts."""

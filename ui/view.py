@@ -60,6 +60,9 @@ class View:
         reason = self.stats[Lane.METHOD].reason
         if self.tone != "busy" or reason is None:
             return
+        if self.stats[Lane.BASELINE].reason is Reason.STOPPED:
+            self.words, self.tone = "Stopped by you while standard decoding was measured", "plain"
+            return
         self.words = f"Done: {ENDS[reason]}, {self.stats[Lane.METHOD].tokens} tokens"
         self.tone = "plain" if reason is Reason.STOPPED else "good"
 

@@ -27,7 +27,7 @@ class StreamModel(nn.Module):
         self._anatomy = [anatomy]  # in a list: the base model must not become a submodule
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (nats) and top-1 accuracy, means of the main stream (0) and each stream, both ``[1 + gamma]``."""
+        """Mean cross-entropy (nats) and top-1 accuracy of the main stream (0) and each stream, ``[1 + gamma]`` each."""
         main, streams = self._states(batch)  # [B, S, h] after the final norm, [B, S, gamma, h] before it
         valid = batch.targets != IGNORE
         anatomy = self._anatomy[0]
