@@ -1,6 +1,6 @@
 """Linear maps with their weights packed once for oneDNN, on a CPU in float32.
 
-PyTorch's default product is slow for the one to thirty rows of a decoding pass. Standard decoding and drafts gain alike; the
+PyTorch's default product is slow for the one to thirty rows of a decoding pass. Both kinds of decoding gain; the
 figures are in the log of experiments.
 """
 
