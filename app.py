@@ -29,7 +29,7 @@ def main(model: str, adapter: str, device: str, dtype: str, toy: bool, host: str
 
     choice = {"model": TOY if toy else model, "adapter": adapter, "device": device, "dtype": dtype}
     engines = Engines(choice)
-    page = app.build(engines, open_log(db))
+    page = app.build(engines, *open_log(db))
     engines.load()  # in the background: the page is served at once
     try:
         page.launch(server_name=host, server_port=port or None, **app.launch_options())
@@ -37,15 +37,16 @@ def main(model: str, adapter: str, device: str, dtype: str, toy: bool, host: str
         raise click.ClickException(f"Port {port} is taken: stop what uses it or choose another with --port.") from None
 
 
-def open_log(path: Path | None) -> Any:
-    """The log, or None where it can't be kept; the reason is said once and the page works without."""
+def open_log(path: Path | None) -> tuple[Any, str]:
+    """The log and no words; or None where it can't be kept, and a sentence: the page works without."""
     from specstream.runlog import RunLog, RunLogError
 
     try:
-        return RunLog(path)
+        return RunLog(path), ""
     except RunLogError as error:
-        click.echo(f"Runs are not logged: {error}", err=True)
-        return None
+        words = f"Runs are not logged: {error}"
+        click.echo(words, err=True)
+        return None, words
 
 
 if __name__ == "__main__":

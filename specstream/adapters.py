@@ -14,6 +14,7 @@ from torch import nn
 
 from specstream.anatomy import Anatomy
 from specstream.lora import LoRA
+from specstream.models import catalogue
 from specstream.streams import Streams
 
 WEIGHTS, CARD = "adapter.safetensors", "card.json"
@@ -50,10 +51,16 @@ class Card:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        if self.mode not in ("shared", "lossless"):
-            raise AdapterError(f"The adapter's card names an unknown mode {self.mode!r}.")
         if self.format != FORMAT:
             raise AdapterError(f"The adapter is of format {self.format}; this version reads format {FORMAT}.")
+        if self.mode not in ("shared", "lossless"):
+            raise AdapterError(f"The adapter's card names an unknown mode {self.mode!r}.")
+        for name, low, high in (("gamma", 1, 16), ("layers", 1, 1000), ("start_rank", 0, 4096), ("lora_rank", 0, 4096)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise AdapterError(f"The adapter's card gives {name} as {value!r}: it must be from {low} to {high}.")
+        if not isinstance(self.lora_scale, int | float) or not isinstance(self.base_shape, dict):
+            raise AdapterError("The adapter's card is damaged: lora_scale must be a number and base_shape an object.")
 
 
 class Adapter(nn.Module):
@@ -131,8 +138,9 @@ def load(folder: Path, anatomy: Anatomy) -> Adapter:
 
 
 def bundled(model: str) -> dict[str, Path]:
-    """The adapters that come with the project for a catalogue model, by task name."""
-    root = BUNDLED / model
+    """The adapters that come with the project for a catalogue model (by its name or Hub id), by task name."""
+    names = [entry.name for entry in catalogue() if model in (entry.name, entry.hub_id)]
+    root = BUNDLED / (names[0] if names else "none")
     return {p.name: p for p in sorted(root.iterdir()) if (p / CARD).is_file()} if root.is_dir() else {}
 
 
@@ -148,7 +156,7 @@ def find(name: str, model: str) -> Path | None:
         return next(iter(have.values()), None)
     if name in have:
         return have[name]
-    if Path(name).is_dir():
-        return Path(name)
+    if name.strip() and (folder := Path(name).expanduser()).is_dir():
+        return folder
     known = ", ".join(have) or "none are bundled for this model"
     raise AdapterError(f"There is no adapter {name!r}: name a folder or one of the bundled ones ({known}).")

@@ -44,7 +44,7 @@ class Anatomy:
     @property
     def context(self) -> int:
         """Most tokens that the model was built for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 20)
+        return context_of(self.model.config)
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +68,38 @@ class Anatomy:
     def linears(self, layer: int) -> dict[str, nn.Module]:
         """Every linear map inside one layer by its path, e.g. ``self_attn.q_proj``."""
         return {n: m for n, m in self.layers[layer].named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def context_of(config: Any) -> int:
+    """Most positions of a model; a million where its config does not say.
+
+    Rotary tables that change with the length of the text (dynamic, longrope) are used up to the length where they begin
+    to change: beyond it a tree pass would rotate a token otherwise than plain decoding does.
+    """
+    config = config.get_text_config(decoder=True)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    stated = next((n for name in names if (n := getattr(config, name, None))), 1 << 20)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in [rope, *(r for r in rope.values() if isinstance(r, dict))]:
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            original = kind.get("original_max_position_embeddings")
+            stated = min(stated, original or getattr(config, "original_max_position_embeddings", None) or stated)
+    return int(stated)
+
+
+def _refuse(model: PreTrainedModel, config: Any, types: tuple[str, ...]) -> None:
+    """Raise UnsupportedModel for kinds of models that can't verify a tree."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModel("Encoder-decoder models are not supported: choose a causal language model.")
+    if set(types) - KNOWN_LAYER_TYPES or getattr(model, "_is_stateful", False):
+        raise UnsupportedModel(
+            "This model has recurrent layers, which can't take a rejected draft back: standard decoding only."
+        )
+    alibi = getattr(config, "alibi", False) or "position_ids" not in inspect.signature(model.forward).parameters
+    if alibi:
+        raise UnsupportedModel(
+            "This model takes no position ids (ALiBi), which a draft tree needs: standard decoding only."
+        )
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:
@@ -99,8 +131,10 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     )
 
 
-def _layers(model: PreTrainedModel, count: int) -> nn.ModuleList:
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+def _layers(decoder: nn.Module, count: int) -> nn.ModuleList:
+    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    inner = {id(m) for outer in lists for m in outer.modules() if m is not outer}
+    found = [m for m in lists if id(m) not in inner]
     if len(found) != 1:
         raise UnsupportedModel("The decoder layers of this model could not be told apart.")
     return found[0]

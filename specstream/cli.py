@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
@@ -31,6 +32,9 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(0)
     except (ValueError, OSError) as error:
         _fail(_sentence(error), 1)
+    except Exception as error:  # whatever else goes wrong, in code of others or in ours: no traceback for a user
+        logging.getLogger(__name__).debug("unexpected", exc_info=True)
+        _fail(f"something went wrong ({type(error).__name__}: {_sentence(error)})", 1)
 
 
 def _sentence(error: Exception) -> str:
@@ -148,7 +152,7 @@ def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> N
 @click.option("--prompt", help="The prompt; with --task its template is put around it.")
 @click.option("--data", type=click.Path(path_type=Path), help="A JSONL file of prompts.")
 @click.option("--task", "task_name", help="e2e, sql, dialogsum or chat.")
-@click.option("--limit", default=0, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="Rows of --data to use; 0 is all.")
 @click.option(
     "--json",
     "json_file",
@@ -181,13 +185,9 @@ def generate(
         prompts = read_prompts(engine, data, str(task_name), limit)
     else:
         prompts = [engine.prompt(task_name or "", str(prompt))]
-    chosen = chosen or _with_values(engine.default_method(), values)
+    chosen = chosen or _method(engine.default_method().name, values)
     results = (_generate_one(engine, p, chosen, sampling, echo=json_file != Path("-")) for p in prompts)
     _write_lines(json_file, results)
-
-
-def _with_values(chosen: Method, values: dict[str, Any]) -> Method:
-    return _method(chosen.name, values)
 
 
 def _generate_one(engine: Any, prompt: str, chosen: Method, sampling: Sampling, echo: bool) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _check_writable(file: Path | None) -> None:
 @click.option("--methods", default="standard,streaming", show_default=True, help="Names, separated by commas.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
 @click.option("--task", "task_name", required=True, help="e2e, sql, dialogsum or chat.")
-@click.option("--limit", default=40, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option("--limit", type=click.IntRange(0), default=40, show_default=True, help="Rows of --data to use; 0 is all.")
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
 @click.option("--stop", multiple=True, help="A stop string; may be given several times.")
@@ -378,7 +378,7 @@ def _open_log(db: Path | None) -> Any:
 
 @runs.command("list")
 @db_option
-@click.option("--limit", default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--search", help="Words to find in prompts, outputs and notes.")
 def runs_list(db: Path | None, limit: int, search: str | None) -> None:
     """The newest runs, one a line."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import logging
 import platform
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from specstream.target import ModelTarget, PlainTarget
 from specstream.tasks import task
 from specstream.text import TextStream, token_text
 
+log = logging.getLogger(__name__)
 MAX_PROMPT_CHARACTERS = 50_000
 NO_STREAMS = (
     "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
@@ -46,19 +48,24 @@ class MethodUnavailable(ValueError):
     """A method can't run on the loaded model; the message says why."""
 
 
+@contextmanager
+def _unchanged() -> Iterator[bool]:
+    yield False
+
+
 @dataclass
 class Engine:
     """One loaded model. Runs are one at a time: a second ``generate`` waits for the first to end.
 
     ``make_target(streaming)`` gives a fresh view of the model for one run. ``float32`` is a context in which the model
-    computes in float32, to tell a numerical tie from a real mismatch.
+    computes in float32, to tell a numerical tie from a real mismatch; it gives False where that changes nothing.
     """
 
     info: EngineInfo
     tokenizer: Any
     eos: Collection[int]
     make_target: Callable[[bool], Any]
-    float32: Callable[[], AbstractContextManager[None]] = nullcontext
+    float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -146,10 +153,11 @@ def load(
     parameters = sum(p.numel() for p in network.parameters())
     parts, reason = _anatomy(network)
     loaded = _put_on(folder, parts, reason) if folder else None
+    extra = loaded.parameter_count() if loaded else 0
     progress("Checking that the model can verify draft trees", None)
-    reason = reason if parts is None else selftest.failure(parts, loaded)
-    if parts is not None and not reason:
-        parts = pack(parts)
+    if parts is not None:
+        parts = _made_ready(parts, loaded)
+        reason = selftest.failure(parts, loaded)
     unavailable = _unavailable(reason, loaded)
     info = EngineInfo(
         model=model,
@@ -162,9 +170,9 @@ def load(
         dtype=str(kind).removeprefix("torch."),
         dtype_reason=dtype_reason,
         parameters=parameters,
-        extra_parameters=loaded.parameter_count() if loaded else 0,
+        extra_parameters=extra,
         gamma=loaded.card.gamma if loaded else 0,
-        context=PlainTarget(network).context if parts is None else parts.context,
+        context=anatomy.context_of(network.config),
         load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
         notes=tuple(unavailable.values()),
@@ -176,13 +184,17 @@ def load(
 
 
 def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> Adapter:
-    """Load an adapter. In shared mode its LoRA becomes part of the weights: it costs nothing per step then."""
     if parts is None:
         raise adapters.AdapterError(f"{reason} Load it with adapter none.")
-    loaded = adapters.load(folder, parts)
-    if loaded.lora and loaded.card.mode == "shared":
+    return adapters.load(folder, parts)
+
+
+def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None) -> anatomy.Anatomy:
+    """Merge the LoRA of a shared adapter into the weights, where it costs nothing per step, then pack the weights."""
+    if loaded and loaded.lora and loaded.card.mode == "shared":
         loaded.lora.merge(parts)
-    return loaded
+        loaded.lora = None
+    return pack(parts)
 
 
 def _packed(parts: anatomy.Anatomy | None) -> bool:
@@ -202,6 +214,9 @@ def _anatomy(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
         return anatomy.dissect(network), None
     except anatomy.UnsupportedModel as error:
         return None, str(error)
+    except Exception as error:  # foreign model code may fail in any way; standard decoding may still work
+        log.info("the model's parts could not be found", exc_info=True)
+        return None, f"The parts of this model could not be found ({type(error).__name__}): standard decoding only."
 
 
 def _targets(network: Any, parts: Any, adapter: Adapter | None, reason: str | None) -> Callable[[bool], Any]:
@@ -216,15 +231,19 @@ def _eos(network: Any, tokenizer: Any) -> set[int]:
     return {i for i in out if i is not None}
 
 
-def _float32(network: Any) -> Callable[[], AbstractContextManager[None]]:
+def _float32(network: Any) -> Callable[[], AbstractContextManager[bool]]:
     @contextmanager
-    def context() -> Iterator[None]:
-        kind = network.dtype
-        network.float()  # exact: every half-precision number is a float32 number, so the way back is exact too
+    def context() -> Iterator[bool]:
+        """Every parameter and buffer in float32; the tensors themselves are put back afterwards, not converted back."""
+        tensors = [*network.parameters(), *network.buffers()]
+        before = [(t, t.data) for t in tensors if t.is_floating_point() and t.dtype != torch.float32]
         try:
-            yield
+            for tensor, data in before:
+                tensor.data = data.float()
+            yield bool(before)
         finally:
-            network.to(kind)
+            for tensor, data in before:
+                tensor.data = data
 
     return context
 

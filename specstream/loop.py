@@ -13,8 +13,12 @@ from specstream import verify
 from specstream.drafters import Drafter
 from specstream.events import Draft, Finished, Origin, Reason, Step, Token
 from specstream.sampling import Picker
-from specstream.target import Target
+from specstream.target import Stopped, Target
 from specstream.text import TextStream
+
+
+class NotFinite(ValueError):
+    """The model computed NaN; the message says what to do."""
 
 
 @dataclass
@@ -47,11 +51,11 @@ class Run:
     index: int = 0
     reason: Reason | None = None
 
-    def prompt_pass(self) -> Step:
+    def prompt_pass(self, should_stop: Callable[[], bool]) -> Step:
         """Step 0: the prompt through the model, and the first token."""
         clock = Clock(self.target.synchronize)
         with clock.phase("verify"):
-            logits = self.target.prefill(self.ids)
+            logits = self.target.prefill(self.ids, should_stop)
         return self._finish_step(clock, Draft(), logits, rows=len(self.ids), keep=False)
 
     def step(self) -> Step:
@@ -72,6 +76,8 @@ class Run:
         with clock.phase("accept"):
             picks, texts = self._accept(draft, logits)
             logprobs = logits[[p.row for p in picks]].log_softmax(-1)
+            if logprobs[:, 0].isnan().any():
+                raise NotFinite("The model's numbers are not finite any more: choose float32 as its number format.")
             draft = replace(verify.judge(draft, picks, logprobs), texts=tuple(map(self.show, draft.tokens)))
             tokens = self._tokens(draft, picks, texts, logprobs)
         with clock.phase("keep"):
@@ -118,11 +124,13 @@ class Run:
 def decode(run: Run, should_stop: Callable[[], bool]) -> Iterator[Step | Finished]:
     """Run to the end, a Step per pass and one Finished. The cache is freed however the run ends."""
     try:
-        yield run.prompt_pass()
+        yield run.prompt_pass(should_stop)
         while run.reason is None and not should_stop():
             yield run.step()
         yield Finished(
             run.reason or Reason.STOPPED, tail=run.text.flush() if run.reason is not Reason.STOP_STRING else ""
         )
+    except Stopped:
+        yield Finished(Reason.STOPPED)
     finally:
         run.target.release()

@@ -65,6 +65,8 @@ class Sampling(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.ignore_eos, bool):
+            raise ValueError("Ignore EOS must be true or false.")
         if not all(isinstance(s, str) for s in self.stop):
             raise ValueError("Stop strings must be texts.")
         object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
@@ -91,7 +93,7 @@ class Streaming(_Checked):
         "best-first: the likeliest nodes within the budget; full: every combination of the top k (the paper).",
         ("best-first", "full"),
     )
-    budget: int = _number(12, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    budget: int = _number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
     width: int = _number(4, "Width k", "Most children of a node: the top k tokens of each stream.", 1, 8)
     depth: int = _number(0, "Depth", "Deepest level of the tree; 0 uses every stream of the adapter.", 0, 16)
 

@@ -57,7 +57,8 @@ class Picker:
         warpers = self._warpers()
         scores = logits.float()
         if warpers:
-            ids = torch.tensor([list(prefix)], device=logits.device)
+            seen = list(prefix) if self.sampling.repetition_penalty != 1 else []  # the others don't look at it
+            ids = torch.tensor([seen], dtype=torch.long, device=logits.device)
             scores = warpers(ids, scores[None])[0]
         if self.greedy:
             return scores

@@ -77,7 +77,8 @@ def carry(anatomy: Anatomy, streams: Streams, plan: Plan) -> Iterator[Carried]:
     types = set(anatomy.layer_types[first:])
     masks = {t: additive(with_streams(plan.masks[t], plan.nodes, gamma), anatomy.dtype) for t in types}
     ahead = torch.arange(1, gamma + 1, device=plan.positions.device)
-    stream_positions = (plan.positions.gather(1, plan.nodes)[:, :, None] + ahead).flatten(1)
+    beside = plan.positions.gather(1, plan.nodes)[:, :, None] + ahead
+    stream_positions = beside.flatten(1).clamp_max(anatomy.context - 1)  # some families look positions up in a table
     positions = torch.cat([plan.positions, stream_positions], 1)
     rotated: dict[int, Any] = {}
     out = Carried()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specstream.adapters import Adapter
-from specstream.anatomy import FULL, SLIDING, Anatomy
+from specstream.anatomy import FULL, SLIDING, Anatomy, context_of
 from specstream.cache import TreeCache
 from specstream.events import Draft
 from specstream.masks import additive, causal_mask, tree_mask, windowed
@@ -21,13 +21,22 @@ from specstream.tree import attention_rows
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
 
 
+class Stopped(Exception):
+    """The user stopped a run inside its prompt pass."""
+
+
+def never() -> bool:
+    """No wish to stop."""
+    return False
+
+
 class Target(Protocol):
     """What the decode loop needs. A pass appends rows to the cache; ``keep`` then says which of them stay."""
 
     context: int
     stream_rows: int
 
-    def prefill(self, ids: Sequence[int]) -> Tensor: ...
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = ...) -> Tensor: ...
     def verify(self, root: int, draft: Draft) -> Tensor: ...
     def keep(self, rows: Sequence[int]) -> None: ...
     def synchronize(self) -> None: ...
@@ -66,12 +75,17 @@ class ModelTarget:
         self._states: Tensor | None = None
 
     @torch.inference_mode()
-    def prefill(self, ids: Sequence[int]) -> Tensor:
-        """Put the prompt through the model. Returns the logits of its last row, float32 ``[1, vocab]``."""
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
+        """Put the prompt through the model. Returns the logits of its last row, float32 ``[1, vocab]``.
+
+        Raises Stopped between two chunks of a long prompt once ``should_stop`` says so.
+        """
         self.cache, self.length = TreeCache(len(self.anatomy.layers)), 0
         chunks = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
         logits = torch.empty(0)
         for chunk in chunks:
+            if should_stop():
+                raise Stopped
             positions = range(self.length, self.length + len(chunk))
             mask = causal_mask(len(chunk), self.length)
             last = chunk is chunks[-1]
@@ -163,12 +177,13 @@ class PlainTarget:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
+        self.context = context_of(model.config)
         self._state: dict[str, Any] = {}
+        self._ids: list[int] = []
 
     @torch.inference_mode()
-    def prefill(self, ids: Sequence[int]) -> Tensor:
-        self._state = {}
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
+        self.release()
         return self._pass(ids)
 
     @torch.inference_mode()
@@ -184,12 +199,12 @@ class PlainTarget:
         synchronize(self.model.device)
 
     def release(self) -> None:
-        self._state = {}
+        self._state, self._ids = {}, []
 
     def _pass(self, tokens: Sequence[int]) -> Tensor:
-        ids = torch.tensor([list(tokens)], device=self.model.device)
-        out = self.model(input_ids=ids, use_cache=True, **self._state)
-        # Recurrent models name their state otherwise.
-        name = "cache_params" if getattr(out, "cache_params", None) is not None else "past_key_values"
-        self._state = {name: out[name]}
+        self._ids += tokens
+        ids = list(tokens) if self._state else self._ids  # a model that gives no state back is shown the whole text
+        out = self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=True, **self._state)
+        names = ("past_key_values", "cache_params", "state")  # recurrent models name their state otherwise
+        self._state = {n: out[n] for n in names if getattr(out, n, None) is not None}
         return out.logits[0, -1:].float()

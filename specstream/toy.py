@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from specstream.engine import Engine, versions
 from specstream.events import Draft
 from specstream.info import EngineInfo
+from specstream.target import never
 
 EOS = 256
 VOCAB = 257
@@ -86,7 +87,7 @@ class ToyTarget:
         self._kept: list[int] = []
         self._paths: list[list[int]] = []
 
-    def prefill(self, ids: Sequence[int]) -> Tensor:
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
         self._kept = list(ids)
         self._paths = [[]]
         self.stream_rows = self.gamma

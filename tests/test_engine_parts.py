@@ -7,16 +7,20 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from specstream import adapters, packed, selftest, toy
-from specstream.anatomy import UnsupportedModel, dissect
+from specstream.anatomy import UnsupportedModel, context_of, dissect
 from specstream.drafters.standard import StandardDrafter
+from specstream.engine import _float32
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
+from specstream.loop import decode
 from specstream.params import Sampling, Standard, Streaming, method
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
@@ -119,6 +123,10 @@ def spoil(folder: Path, how: str) -> None:
         card.write_text(json.dumps(data | {"mode": "magic"}))
     elif how == "other gamma":
         card.write_text(json.dumps(data | {"gamma": 7}))
+    elif how == "gamma is text":
+        card.write_text(json.dumps(data | {"gamma": "4"}))
+    elif how == "shape is a list":
+        card.write_text(json.dumps(data | {"base_shape": [1]}))
     elif how == "too many layers":
         card.write_text(json.dumps(data | {"layers": 9}))
     elif how == "no weights":
@@ -131,8 +139,19 @@ def spoil(folder: Path, how: str) -> None:
         save_file({k: v * math.nan for k, v in load_file(weights).items()}, weights)
 
 
-SPOILT = ["no card", "card not JSON", "card incomplete", "unknown mode", "other gamma", "too many layers",
-          "no weights", "weights cut short", "weights not finite"]  # fmt: skip
+SPOILT = [
+    "no card",
+    "card not JSON",
+    "card incomplete",
+    "unknown mode",
+    "other gamma",
+    "gamma is text",
+    "shape is a list",
+    "too many layers",
+    "no weights",
+    "weights cut short",
+    "weights not finite",
+]
 
 
 @pytest.mark.parametrize("how", SPOILT)
@@ -253,3 +272,98 @@ def test_packed_weights_compute_the_same() -> None:
         assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
         run = tiny.streaming_run(smaller, adapter, ids, sampling)
         assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
+
+
+def test_float32_check_puts_the_model_back_bit_for_bit() -> None:
+    model = tiny.tiny("llama").to(torch.bfloat16)
+    model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq.float() / 3  # kept in float32 by some models
+    before = {n: t.clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    with _float32(model)() as changed:
+        assert changed and all(p.dtype == torch.float32 for p in model.parameters())
+    after = dict([*model.named_parameters(), *model.named_buffers()])
+    assert all(after[n].dtype == t.dtype and torch.equal(after[n], t) for n, t in before.items())
+
+
+class Tied(toy.ToyTarget):
+    """Two tokens nearly tie everywhere; a pass over a tree rounds the other way than a plain one."""
+
+    def verify(self, root, draft):
+        return self._tied(super().verify(root, draft), 8e-6 if len(draft) else -8e-6)
+
+    def prefill(self, ids, should_stop=lambda: False):
+        return self._tied(super().prefill(ids), 8e-6)
+
+    @staticmethod
+    def _tied(logits, by):
+        logits = logits.clone()
+        logits[:, 65], logits[:, 66] = 20.0 + by, 20.0
+        return logits
+
+
+def test_a_tie_is_called_one() -> None:
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda streaming: Tied(streaming, 0)
+    *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
+    assert verdict.agreement == "tie" and "numerical tie" in verdict.message and verdict.position == 1
+
+
+def test_a_wrong_token_at_a_tie_of_two_others_is_a_mismatch() -> None:
+    class Wrong(Tied):
+        def verify(self, root, draft):
+            logits = super().verify(root, draft)
+            if len(draft):
+                logits[:, 40] = 30.0
+            return logits
+
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda streaming: Wrong(streaming, 0)
+    *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
+    assert verdict.agreement == "mismatch"
+
+
+def test_numbers_that_are_not_finite_give_one_sentence() -> None:
+    class Broken(toy.ToyTarget):
+        def verify(self, root, draft):
+            return super().verify(root, draft) * math.nan
+
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda streaming: Broken(streaming, 0)
+    with pytest.raises(ValueError, match="choose float32"):
+        list(engine.generate("Text:", Streaming(), Sampling()))
+    assert not engine.lock.locked()
+
+
+def test_selftest_refuses_a_head_that_is_scaled_elsewhere() -> None:
+    config = AutoConfig.for_model("granite", **tiny.LLAMA, logits_scaling=8.0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert "failed the tree self-test" in str(selftest.failure(dissect(model), None))
+
+
+def test_context_ends_where_rotary_tables_begin_to_change() -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    config = AutoConfig.for_model("llama", **tiny.LLAMA | {"rope_parameters": rope})
+    assert context_of(config) == 64
+    assert context_of(AutoConfig.for_model("llama", **tiny.LLAMA)) == 256
+
+
+def test_a_model_without_a_state_is_shown_the_whole_text() -> None:
+    model = tiny.tiny("llama")
+
+    class Stateless(torch.nn.Module):
+        config, device = model.config, model.device
+
+        def forward(self, input_ids, use_cache):
+            return SimpleNamespace(logits=model(input_ids=input_ids).logits)
+
+    ids, sampling = tiny.prompt(9), Sampling(max_new_tokens=12)
+    run = tiny.new_run(PlainTarget(Stateless()), StandardDrafter(), ids, sampling)
+    assert tiny.ids_of(tiny.finish(run)) == tiny.generate_ids(model, ids, sampling)
+
+
+def test_stop_inside_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specstream.target.CHUNK", 8)
+    anatomy, adapter = tiny.model_with_adapter("llama")
+    run = tiny.streaming_run(anatomy, adapter, tiny.prompt(40), Sampling())
+    seen: list[int] = []
+    assert list(decode(run, lambda: len(seen) > 2 or bool(seen.append(1)))) == [Finished(Reason.STOPPED)]
+    assert run.target.cache is None

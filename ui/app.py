@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui import api, playground, sessions, theme
+from ui import api, playground, render, sessions, theme
 from ui.engines import Engines
 
 STYLE = Path(__file__).parents[1] / "assets" / "style.css"
@@ -17,10 +17,12 @@ A language model drafts for itself: extra streams guess several tokens ahead, an
 once. The text stays what the model alone would write; it arrives in fewer passes."""
 
 
-def build(engines: Engines, runlog: Any) -> gr.Blocks:
-    """The page over an engine and a log. ``runlog`` None: runs are not kept, and the Sessions tab says so."""
+def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
+    """The page over an engine and a log. ``runlog`` None: runs are not kept, which ``warning`` explains at the top."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
         gr.Markdown(INTRO, elem_classes="ss-intro")
+        if warning:
+            gr.HTML(render.status(warning, "bad"))
         with gr.Tabs():
             with gr.Tab("Playground"):
                 play = playground.layout(engines)

@@ -13,7 +13,7 @@ from ui.worker import Item, Notice, Recorded
 ENDS = {
     Reason.EOS: "the model ended the text",
     Reason.STOP_STRING: "a stop string appeared",
-    Reason.LENGTH: "the token limit was reached",
+    Reason.LENGTH: "the token limit, or the end of the model's context, was reached",
     Reason.STOPPED: "stopped by you",
     Reason.ERROR: "an error ended the run",
 }
@@ -31,11 +31,13 @@ class View:
     tone: str = "busy"
     log_id: str = ""
     tail: str = ""
+    warning: str = ""
 
     def add(self, item: Item) -> None:
         """Take in one item."""
         if isinstance(item, Notice):
             self.words, self.tone = item.text, "bad" if item.failed else "busy"
+            self.warning = item.text if item.lasting else self.warning
         elif isinstance(item, Recorded):
             self.log_id = item.run
         elif isinstance(item, Verdict):
@@ -56,9 +58,17 @@ class View:
                 self.words, self.tone = event.message, "bad"
 
     def close(self) -> None:
-        """No more items come: the status line says how the run ended."""
+        """No more items come: the status line says how the run ended, and what else the user must know."""
+        self._conclude()
+        if self.warning and self.warning not in self.words:
+            self.words = f"{self.words}. {self.warning}"
+
+    def _conclude(self) -> None:
         reason = self.stats[Lane.METHOD].reason
-        if self.tone != "busy" or reason is None:
+        if self.tone != "busy":
+            return
+        if reason is None:
+            self.tone = "plain"
             return
         if self.stats[Lane.BASELINE].reason is Reason.STOPPED:
             self.words, self.tone = "Stopped by you while standard decoding was measured", "plain"

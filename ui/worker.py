@@ -31,10 +31,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Notice:
-    """A sentence for the status line; ``failed`` when the run could not go on."""
+    """A sentence for the status line; ``failed``: the run could not go on, ``lasting``: to be said at its end too."""
 
     text: str
     failed: bool = False
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Run:
         finally:
             self._items.put(None)
 
-    def _say(self, words: str) -> None:
-        self._items.put(Notice(words))
+    def _say(self, words: str, lasting: bool = False) -> None:
+        self._items.put(Notice(words, lasting=lasting))
 
     def _generate(self, engine: Any) -> None:
         from specstream.session import run_session  # imports torch: only now, in the worker
@@ -130,7 +131,7 @@ class Run:
 class Record:
     """Writes a run to the log. A log that can't be written costs the user a sentence, not the run."""
 
-    def __init__(self, runlog: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, runlog: Any, say: Callable[..., None]) -> None:
         self.run = ""
         self._runlog, self._say = runlog, say
         self._recorder: Any = None
@@ -161,7 +162,7 @@ class Record:
         except Exception as error:
             log.exception("the log can't be written")
             self._recorder = None
-            self._say(f"Not logged: {sentence(error)}")
+            self._say(f"Not logged: {sentence(error)}", True)
 
 
 class Stops:

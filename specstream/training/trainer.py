@@ -19,8 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from specstream import adapters
 from specstream.adapters import Adapter, Card
 from specstream.anatomy import Anatomy
-from specstream.training.data import Batch, DataError, Example, batches, collate
+from specstream.training.data import IGNORE, Batch, DataError, Example, batches, collate
 from specstream.training.objective import StreamModel, objective
+
+SHAPE = ("base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale")
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,17 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.progress)
 
     def resume(self) -> bool:
-        """Go on from the checkpoint in ``out``; False when there is none."""
-        checkpoint = self.out / "checkpoint"
-        if not checkpoint.is_dir():
+        """Go on from the checkpoint in ``out``; False when there is none.
+
+        Raises DataError when the checkpoint was made with other settings that change what is trained.
+        """
+        checkpoint = next((c for name in ("checkpoint", "checkpoint.old") if (c := self.out / name).is_dir()), None)
+        if checkpoint is None:
             return False
+        before = adapters.read_card(self.out)
+        changed = [n for n in SHAPE if getattr(before, n) != getattr(self.card, n)]
+        if changed:
+            raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
         self.accelerator.load_state(str(checkpoint))
         return True
 
@@ -149,22 +158,27 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, examples: list[Example]) -> dict[str, Any]:
-        """Mean losses and top-1 accuracies over held-out examples."""
-        results = []
+        """Mean losses and top-1 accuracies over held-out examples, weighed by their number of tokens."""
+        results, weights = [], []
         for start in range(0, len(examples), self.config.batch):
             part = examples[start : start + self.config.batch]
             batch = collate(part, self.config.gamma, self.tokenizer.eos_token_id).to(self.anatomy.device)
             results.append(torch.stack(self.model(batch)))
-        losses, hits = torch.stack(results).mean(0)
+            weights.append((batch.targets != IGNORE).sum((0, 1)))
+        weight = torch.stack(weights)[:, None]  # [batches, 1, 1 + gamma]
+        losses, hits = (torch.stack(results) * weight).sum(0) / weight.sum(0)
         return {"losses": losses.tolist(), "hits": hits.tolist()}
 
     def save_checkpoint(self) -> None:
         """Write the whole state beside the old one, then swap, so that a crash leaves one of the two whole."""
-        new, current = self.out / "checkpoint.new", self.out / "checkpoint"
+        new, current, old = (self.out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
         shutil.rmtree(new, ignore_errors=True)
         self.accelerator.save_state(str(new))
-        shutil.rmtree(current, ignore_errors=True)
+        if current.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            current.rename(old)
         new.rename(current)
+        shutil.rmtree(old, ignore_errors=True)
         adapters.save(self.adapter, self.out, self._card({}))
 
     def _save_adapter(self, held_out: list[Example]) -> Card:
