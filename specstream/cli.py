@@ -303,11 +303,11 @@ def bench(
         "sampling": sampling.to_dict(),
         "rows": results,
     }
+    if json_file:  # first: standard output may be a pipe that ends early
+        _write_lines(json_file, iter([report]))
     for line in benchmark.table(results):
         click.echo(line)
     click.echo(json.dumps(report, ensure_ascii=False))
-    if json_file:
-        _write_lines(json_file, iter([report]))
 
 
 @cli.command()
