@@ -83,7 +83,7 @@ class RunView:
 def layout() -> RunView:
     """Lay out the view of one run, empty."""
     empty = RunStats()
-    verdict = gr.HTML(elem_classes="ss-verdict-slot")
+    verdict = gr.HTML(render.pending(), elem_classes="ss-verdict-slot")
     with gr.Row(equal_height=True):
         with gr.Column(scale=3, min_width=320):
             counters = gr.HTML(render.counters(empty, None, None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -15,7 +16,8 @@ from specstream.params import Method, Sampling
 from ui.engines import Engines, Stopped, sentence
 
 log = logging.getLogger(__name__)
-UPDATES_PER_SECOND = 12
+# A browser on the same machine takes its time from the model: where there are few cores, it is woken less often.
+UPDATES_PER_SECOND = 12 if (os.cpu_count() or 1) > 2 else 6
 
 
 @dataclass(frozen=True)
