@@ -2,7 +2,7 @@
 // `method` and `baseline` are the steps that are new since the last message, `at` how many came before them, so the
 // last message (at = 0) repairs whatever was missed. Text from the model only ever goes into textContent.
 const SVG = "http://www.w3.org/2000/svg";
-const COLUMN = 138, ROW = 28, BOX = 116, HIGH = 22, PAD = 8, DEEPEST = 5;
+const COLUMN = 125, ROW = 28, BOX = 108, HIGH = 22, PAD = 8, DEEPEST = 5;
 const FATE = { a: "accepted", r: "rejected", u: "unreached", p: "pruned" };
 const PHASES = ["draft", "verify", "accept", "keep"];
 const part = (name) => element.querySelector(name);
@@ -71,7 +71,7 @@ function drawNode(group, x, y, kind, depth, text, probability, hint) {
   const box = make("g", { class: `ss-node ${kind} d${Math.min(depth, DEEPEST)}`, transform: `translate(${x},${y})` });
   box.append(make("title", {}, hint));
   box.append(make("rect", { width: BOX, height: HIGH, rx: 5, y: -HIGH / 2 }));
-  box.append(make("text", { x: 7, y: 4 }, short(visible(text), probability === null ? 14 : 10)));
+  box.append(make("text", { x: 7, y: 4 }, short(visible(text), probability === null ? 13 : 10)));
   if (probability !== null) box.append(make("text", { x: BOX - 6, y: 4, class: "ss-prob" }, percent(probability)));
   group.append(box);
 }
