@@ -32,7 +32,8 @@ class Reason(StrEnum):
 
     EOS = "eos"
     STOP_STRING = "stop_string"
-    LENGTH = "length"  # max_new_tokens, or the end of the model's context
+    LENGTH = "length"  # max_new_tokens
+    CONTEXT = "context"  # the end of the model's context
     STOPPED = "stopped"  # by the user
     ERROR = "error"
 

@@ -106,8 +106,9 @@ class Run:
             return Reason.EOS
         if stopped:
             return Reason.STOP_STRING
-        full = self.emitted >= self.picker.sampling.max_new_tokens or len(self.ids) >= self.target.context
-        return Reason.LENGTH if full else None
+        if self.emitted >= self.picker.sampling.max_new_tokens:
+            return Reason.LENGTH
+        return Reason.CONTEXT if len(self.ids) >= self.target.context else None
 
     @staticmethod
     def _tokens(draft: Draft, picks: list[verify.Pick], texts: list[str], logprobs: Tensor) -> tuple[Token, ...]:

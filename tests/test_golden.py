@@ -9,7 +9,7 @@ import torch
 
 from specstream.cache import TreeCache
 from specstream.drafters.streaming import StreamingDrafter
-from specstream.events import Draft, Fate, Origin
+from specstream.events import Draft, Fate, Origin, Reason
 from specstream.params import Sampling, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget
@@ -203,8 +203,9 @@ def test_max_new_tokens_and_stop_strings_cut_inside_a_path() -> None:
 def test_context_end_is_never_passed() -> None:
     anatomy, adapter = tiny.model_with_adapter("opt")  # learned positions: an index too far would raise
     ids = tiny.prompt(anatomy.context - 6)
-    steps = tiny.finish(tiny.streaming_run(anatomy, adapter, ids, Sampling(max_new_tokens=50)))
-    assert len(tiny.ids_of(steps)) == 6
+    run = tiny.streaming_run(anatomy, adapter, ids, Sampling(max_new_tokens=50))
+    assert len(tiny.ids_of(tiny.finish(run))) == 6
+    assert run.reason is Reason.CONTEXT
 
 
 def test_an_abandoned_run_leaves_the_next_one_sound() -> None:

@@ -13,7 +13,8 @@ from ui.worker import Item, Notice, Recorded
 ENDS = {
     Reason.EOS: "the model ended the text",
     Reason.STOP_STRING: "a stop string appeared",
-    Reason.LENGTH: "the token limit, or the end of the model's context, was reached",
+    Reason.LENGTH: "the token limit was reached",
+    Reason.CONTEXT: "the end of the model's context was reached",
     Reason.STOPPED: "stopped by you",
     Reason.ERROR: "an error ended the run",
 }
