@@ -152,8 +152,8 @@ class Agreement(StrEnum):
 class Verdict:
     """What a session found out. ``speedup`` is measured, or None.
 
-    ``position`` is the index of the first differing token, ``margin`` the gap between the two largest scores of
-    standard decoding there (logits after the warpers, with the run's noise when sampling). ``message`` is a sentence.
+    ``position`` is the index of the first differing token, ``margin`` the gap there between the scores of
+    the two tokens (logits after the warpers, with the run's noise when sampling). ``message`` is a sentence.
     """
 
     agreement: Agreement

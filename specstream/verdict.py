@@ -37,7 +37,7 @@ def difference(
         checked, same = _in_float32(engine, prompt, ours, a, at, picker, rows)
     error = max(float((rows[0] - row)[list(pair)].abs().max()) for row in rows)
     scores = picker.scores(rows[0], prefix)
-    margin = float(scores[pair[1]] - scores[pair[0]])
+    margin = abs(float(scores[pair[1]] - scores[pair[0]]))  # computed again, the other of the two may lead
     tie = same and any(_within(row, pair, error, picker, prefix) for row in rows)
     words = "a numerical tie" if tie else "a real mismatch: please report it"
     message = f"First difference at token {at + 1}: margin {margin:.3g}, rounding {error:.2g}{checked}, so {words}."
