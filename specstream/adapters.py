@@ -31,6 +31,9 @@ class Card:
     """What an adapter is: its shape, the base model it belongs to, and how it was made.
 
     ``base_shape`` are the base's model type, layers, hidden size and vocabulary; an adapter loads onto nothing else.
+    ``exit_rank`` is the rank of the early-exit map o_theta that prunes drafts (0: none), ``draft_vocabulary`` the number
+    of tokens that streams can draft (0: all), ``value_rotation`` the angle per stream in radians that replaces stream
+    embeddings (0: embeddings).
     """
 
     base: str
@@ -42,6 +45,9 @@ class Card:
     start_rank: int
     lora_rank: int
     lora_scale: float
+    exit_rank: int = 0
+    draft_vocabulary: int = 0
+    value_rotation: float = 0.0
     data: str = ""
     licence: str = ""
     command: str = ""
