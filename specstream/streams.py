@@ -23,18 +23,25 @@ class Streams(nn.Module):
 
     ``embedding`` P is ``[gamma, hidden]``. ``down`` A ``[rank, hidden]`` and ``up`` B ``[gamma, hidden, rank]`` are the
     low-rank map f_eta, one per stream with a shared inner space; rank 0 is the paper's choice, the identity.
-    ``layers`` is N_s, the number of top layers with streams.
+    ``layers`` is N_s, the number of top layers with streams. ``exit_down`` ``[exit_rank, hidden]`` and ``exit_up``
+    ``[hidden, exit_rank]`` are the early exit o_theta that prunes drafts; exit_rank 0: none.
     """
 
-    def __init__(self, hidden: int, gamma: int, layers: int, rank: int) -> None:
+    def __init__(self, hidden: int, gamma: int, layers: int, rank: int, exit_rank: int = 0) -> None:
         super().__init__()
-        if gamma < 1 or layers < 1 or rank < 0:
-            raise ValueError(f"gamma and layers must be at least 1 and rank at least 0, not {gamma}, {layers}, {rank}.")
-        self.gamma, self.layers, self.rank = gamma, layers, rank
+        if gamma < 1 or layers < 1 or rank < 0 or exit_rank < 0:
+            raise ValueError(
+                "gamma and layers must be at least 1 and ranks at least 0, "
+                f"not {gamma}, {layers}, {rank} and {exit_rank}."
+            )
+        self.gamma, self.layers, self.rank, self.exit_rank = gamma, layers, rank, exit_rank
         self.embedding = nn.Parameter(torch.randn(gamma, hidden) * 0.02)
         if rank:
             self.down = nn.Parameter(torch.randn(rank, hidden) * hidden**-0.5)
             self.up = nn.Parameter(torch.zeros(gamma, hidden, rank))
+        if exit_rank:
+            self.exit_down = nn.Parameter(torch.randn(exit_rank, hidden) * hidden**-0.5)
+            self.exit_up = nn.Parameter(torch.zeros(hidden, exit_rank))
 
     def start(self, main: Tensor) -> Tensor:
         """Stream states ``[B, S, gamma, hidden]`` from main-stream states ``[B, S, hidden]`` at layer N - N_s."""
@@ -43,6 +50,12 @@ class Streams(nn.Module):
             inner = main @ self.down.to(main.dtype).T  # [B, S, r]
             out = out + torch.einsum("bsr,ghr->bsgh", inner, self.up.to(main.dtype))
         return out
+
+    def exit_states(self, main: Tensor) -> Tensor:
+        """States ``[..., hidden]`` for the final norm and the head, from main-stream states ``[..., hidden]`` at layer
+        N - N_s: ``o_theta(M) = M + B A M``. B starts at zero, so that training starts from the plain early exit."""
+        inner = main @ self.exit_down.to(main.dtype).T
+        return main + inner @ self.exit_up.to(main.dtype).T
 
 
 @dataclass(frozen=True)
