@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from specstream.params import METHODS, Method, Sampling, Standard, Streaming, method
+from specstream.params import METHODS, Method, Sampling, Standard, method
 
 Command = Callable[..., Any]
 
@@ -74,6 +74,21 @@ def _option(f: Any) -> Callable[[Command], Command]:
     return click.option(name, f.name, type=kind, default=f.default, show_default=True, help=f.metadata["help"])
 
 
+def method_options(command: Command) -> Command:
+    """One option per setting of any method. Methods may share a name: each has a default of its own."""
+    settings: dict[str, dict[str, Any]] = {}  # name: the field in every method that has it
+    for name, kind in METHODS.items():
+        for f in fields(kind):
+            settings.setdefault(f.name, {})[name] = f
+    for name, owners in reversed(settings.items()):
+        first, *_ = owners.values()
+        choices = first.metadata.get("choices")
+        form = click.Choice(choices) if choices else type(first.default)
+        words = f"{first.metadata['help']} ({', '.join(f'{owner}: {f.default}' for owner, f in owners.items())})"
+        command = click.option("--" + name.replace("_", "-"), name, type=form, default=None, help=words)(command)
+    return command
+
+
 def model_options(command: Command) -> Command:
     """The options that choose what is loaded."""
     for option in (
@@ -114,7 +129,9 @@ def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _method(name: str, values: dict[str, Any]) -> Method:
-    return method(name, **_pick(METHODS[name], values) if name in METHODS else {})
+    """A method with the settings that were given; None leaves its default."""
+    given = _pick(METHODS[name], values) if name in METHODS else {}
+    return method(name, **{k: v for k, v in given.items() if v is not None})
 
 
 def read_prompts(engine: Any, data: Path, task_name: str, limit: int) -> list[str]:
@@ -160,7 +177,8 @@ def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> N
     help="Write one JSON object per prompt, - for standard output.",
 )
 @click.option("--stop", multiple=True, help="A stop string; may be given several times.")
-@params_options(Sampling, Streaming)
+@params_options(Sampling)
+@method_options
 def generate(
     model: str,
     adapter: str,
@@ -256,7 +274,8 @@ def _check_writable(file: Path | None) -> None:
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
 @click.option("--stop", multiple=True, help="A stop string; may be given several times.")
-@params_options(Sampling, Streaming)
+@params_options(Sampling)
+@method_options
 def bench(
     model: str,
     adapter: str,

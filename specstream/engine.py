@@ -19,13 +19,14 @@ import torch
 from specstream import adapters, anatomy, models, selftest
 from specstream.adapters import Adapter
 from specstream.drafters import Drafter
+from specstream.drafters.prompt_lookup import PromptLookupDrafter
 from specstream.drafters.standard import StandardDrafter
 from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Event, Started
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
 from specstream.packed import PackedLinear, pack
-from specstream.params import Method, Sampling, Standard, Streaming
+from specstream.params import METHODS, Method, PromptLookup, Sampling, Standard, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
 from specstream.tasks import task
@@ -38,6 +39,12 @@ NO_STREAMS = (
     "(python -m specstream train)."
 )
 Progress = Callable[[str, float | None], None]
+# What drafts for a method, from (target of the run, its committed ids as they grow, the method's parameters).
+DRAFTERS: dict[str, Callable[[Any, list[int], Any], Drafter]] = {
+    Standard.name: lambda target, ids, params: StandardDrafter(),
+    Streaming.name: lambda target, ids, params: StreamingDrafter(target, params),
+    PromptLookup.name: lambda target, ids, params: PromptLookupDrafter(ids, params),
+}
 
 
 class PromptError(ValueError):
@@ -123,9 +130,8 @@ class Engine:
         return Standard() if Streaming.name in self.info.unavailable else Streaming()
 
     def _run(self, ids: list[int], method: Method, sampling: Sampling) -> Run:
-        streaming = isinstance(method, Streaming)
-        target = self.make_target(streaming)
-        drafter: Drafter = StreamingDrafter(target, method) if isinstance(method, Streaming) else StandardDrafter()
+        target = self.make_target(isinstance(method, Streaming))
+        drafter = DRAFTERS[method.name](target, ids, method)
         text = TextStream(self.tokenizer, sampling.stop)
         eos = () if sampling.ignore_eos else self.eos
         return Run(target, drafter, Picker(sampling), text, ids, eos, self.show)
@@ -175,7 +181,7 @@ def load(
         context=anatomy.context_of(network.config),
         load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
-        notes=tuple(unavailable.values()),
+        notes=tuple(dict.fromkeys(unavailable.values())),
         versions=versions() | {"linear": "oneDNN, packed" if _packed(parts) else "PyTorch"},
     )
     return Engine(
@@ -203,7 +209,7 @@ def _packed(parts: anatomy.Anatomy | None) -> bool:
 
 def _unavailable(reason: str | None, loaded: Adapter | None) -> dict[str, str]:
     if reason:
-        return {Streaming.name: reason}
+        return {name: reason for name in METHODS if name != Standard.name}
     if loaded is None:
         return {Streaming.name: NO_STREAMS}
     return {}

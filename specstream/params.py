@@ -98,8 +98,27 @@ class Streaming(_Checked):
     depth: int = _number(0, "Depth", "Deepest level of the tree; 0 uses every stream of the adapter.", 0, 16)
 
 
-METHODS: dict[str, type[Standard] | type[Streaming]] = {m.name: m for m in (Standard, Streaming)}
-Method = Standard | Streaming
+@dataclass(frozen=True)
+class PromptLookup(_Checked):
+    """Prompt lookup: what followed the last tokens when they occurred before is the draft. Needs no training."""
+
+    name: ClassVar[str] = "prompt_lookup"
+    label: ClassVar[str] = "Prompt lookup"
+
+    budget: int = _number(8, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    depth: int = _number(6, "Depth", "Most tokens that are copied in a row.", 1, 16)
+    candidates: int = _number(2, "Candidates", "Most different continuations in one tree.", 1, 8)
+    longest: int = _number(4, "Longest match", "Looks for the last n tokens in the text, from this n down.", 1, 8)
+    shortest: int = _number(2, "Shortest match", "Drafts nothing where fewer tokens than this match.", 1, 8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shortest > self.longest:
+            raise ValueError(f"Shortest match must be at most the longest match ({self.longest}), not {self.shortest}.")
+
+
+Method = Standard | Streaming | PromptLookup
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Standard, Streaming, PromptLookup)}
 
 
 def method(name: str, **values: Any) -> Method:

@@ -44,26 +44,30 @@ def _value(part: gr.components.Component, value: Any) -> Any:
     return tuple((value or "").splitlines()) if isinstance(part, gr.Textbox) else value
 
 
-def layout() -> Controls:
-    """Lay out the fields: the main ones, then the rest in a fold."""
+def layout(method: str) -> Controls:
+    """Lay out the fields: the main ones, then the rest in a fold. Of the methods' own fields ``method``'s are shown."""
+
+    def shown(owner: str) -> bool:
+        return owner in ("sampling", method)
+
     parts: dict[Key, gr.components.Component] = {}
     known = [("sampling", f) for f in fields(Sampling)]
     known += [(name, f) for name, kind in params.METHODS.items() for f in fields(kind)]
     main = [(owner, f) for owner, f in known if f.name in MAIN]
     with gr.Row():
-        parts |= {(owner, f.name): component(f, slider=True) for owner, f in main}
+        parts |= {(owner, f.name): component(f, shown(owner), slider=True) for owner, f in main}
     rest = [(owner, f) for owner, f in known if f.name not in MAIN]
     with gr.Accordion("More settings", open=False):
         with gr.Row():
-            parts |= {(owner, f.name): component(f) for owner, f in rest if f.metadata}
+            parts |= {(owner, f.name): component(f, shown(owner)) for owner, f in rest if f.metadata}
         parts |= {(owner, f.name): component(f) for owner, f in rest if not f.metadata}
     return Controls(parts)
 
 
-def component(f: Field[Any], slider: bool = False) -> gr.components.Component:
+def component(f: Field[Any], visible: bool = True, slider: bool = False) -> gr.components.Component:
     """One field: its kind follows from the metadata. ``slider`` where the range is short enough to set it exactly."""
     meta: Mapping[str, Any] = f.metadata or WITHOUT_LIMITS[f.name]
-    shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200}
+    shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200, "visible": visible}
     if "choices" in meta:
         return gr.Dropdown(list(meta["choices"]), value=f.default, **shown)
     if isinstance(f.default, bool):

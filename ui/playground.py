@@ -71,7 +71,7 @@ class Playground:
         if state.info and not state.loading:
             updates |= {
                 self.method: gr.update(choices=method_choices(state.info), value=first_method(state.info)),
-                self.missing: render.sentences(state.info.unavailable.values()),
+                self.missing: render.sentences(dict.fromkeys(state.info.unavailable.values())),
             }
             if state.info.task in TASKS:
                 updates[self.task] = state.info.task
@@ -119,7 +119,7 @@ def layout(engines: Engines) -> Playground:
                 example_labels=[e["label"] for e in examples], examples_per_page=12, api_visibility="private",
             )  # fmt: skip
         with gr.Column(scale=2, min_width=320):
-            settings = controls.layout()
+            settings = controls.layout(Streaming.name)
             compare = gr.Checkbox(
                 True, label="Also run standard decoding and compare", interactive=True,
                 info="The speed-up is measured, never estimated: it needs this second run of the same prompt.",
