@@ -47,7 +47,7 @@ $(VENV)/runtime.stamp: requirements.txt | $(BIN)/python
 	@$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/runtime.stamp
+$(VENV)/dev.stamp: requirements-dev.txt requirements-extra.txt $(VENV)/runtime.stamp
 	@echo "Installing requirements-dev.txt"
 	@$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@

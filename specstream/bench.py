@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import random
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from specstream.engine import Engine, versions
 from specstream.params import METHODS, Method, Sampling, Standard
 from specstream.session import token_ids, verdict
-from specstream.stats import RunStats, speedup, summarize
+from specstream.stats import RunStats, mean_interval, speedup, summarize
 
 WARM_UP_TOKENS = 32
 
@@ -85,7 +84,7 @@ def result_rows(rows: Sequence[Row], task: str, extra_parameters: int) -> list[d
 
 def _result(row: Row, standard: Row, task: str, extra_parameters: int) -> dict[str, Any]:
     runs = row.runs
-    total = _sum(runs)
+    total = total_of(runs)
     ratios = [r for a, b in zip(standard.runs, runs, strict=True) if (r := speedup(a, b))]
     low, high = bootstrap(ratios)
     return {
@@ -97,9 +96,9 @@ def _result(row: Row, standard: Row, task: str, extra_parameters: int) -> dict[s
         "steps": total.steps,
         "seconds": total.seconds,
         "prefill_seconds": total.prefill_seconds,
-        "tokens_per_second": _decode_tokens(runs) / total.decode_seconds if total.decode_seconds else None,
-        "tokens_per_step": _decode_tokens(runs) / total.steps if total.steps else None,
-        "speedup": speedup(_sum(standard.runs), total),
+        "tokens_per_second": decode_tokens(runs) / total.decode_seconds if total.decode_seconds else None,
+        "tokens_per_step": decode_tokens(runs) / total.steps if total.steps else None,
+        "speedup": speedup(total_of(standard.runs), total),
         "speedup_geometric": statistics.geometric_mean(ratios) if ratios else None,
         "speedup_interval": [low, high],
         "speedup_lowest": min(ratios, default=None),
@@ -109,13 +108,14 @@ def _result(row: Row, standard: Row, task: str, extra_parameters: int) -> dict[s
         "differences": row.differences,
         "acceptance_by_depth": total.acceptance_by_depth,
         "outside_share": total.outside_share,
-        "rows_per_token": (total.rows + total.stream_rows) / max(1, _decode_tokens(runs)),
+        "rows_per_token": (total.rows + total.stream_rows) / max(1, decode_tokens(runs)),
         "extra_parameters": extra_parameters if row.method.name != Standard.name else 0,
         "metric": None,
     }
 
 
-def _decode_tokens(runs: Sequence[RunStats]) -> int:
+def decode_tokens(runs: Sequence[RunStats]) -> int:
+    """Tokens after the first of each run."""
     return sum(r.decode_tokens for r in runs)
 
 
@@ -126,7 +126,8 @@ def _step_cost(runs: Sequence[RunStats], standard: Sequence[RunStats]) -> float 
     return statistics.median(cost) / statistics.median(plain) if cost and plain else None
 
 
-def _sum(runs: Sequence[RunStats]) -> RunStats:
+def total_of(runs: Sequence[RunStats]) -> RunStats:
+    """The counts and times of many runs, added up."""
     total = RunStats()
     for run in runs:
         for name in (
@@ -147,11 +148,8 @@ def _sum(runs: Sequence[RunStats]) -> RunStats:
 
 def bootstrap(ratios: Sequence[float], samples: int = 2000, seed: int = 0) -> tuple[float | None, float | None]:
     """95 % interval of the geometric mean by resampling the prompts."""
-    if len(ratios) < 2:
-        return None, None
-    rng, logs = random.Random(seed), [math.log(r) for r in ratios]
-    means = sorted(statistics.fmean(rng.choices(logs, k=len(logs))) for _ in range(samples))
-    return math.exp(means[int(0.025 * samples)]), math.exp(means[int(0.975 * samples)])
+    low, high = mean_interval([math.log(r) for r in ratios], samples, seed)
+    return (None, None) if low is None or high is None else (math.exp(low), math.exp(high))
 
 
 def machine() -> dict[str, Any]:

@@ -458,3 +458,53 @@ def models_pull(name: str) -> None:
     finally:
         _progress_done()
     click.echo(f"{name}: {source.origin}")
+
+
+@cli.command()
+@model_options
+@click.option("--method", "method_name", help=f"{', '.join(METHODS)} (default: streaming where the model can).")
+@click.option("--data", help="A JSONL file with the task's columns, or hub:NAME.")
+@click.option("--split", default="validation", show_default=True, help="The split of a hub: dataset.")
+@click.option("--task", "task_name", help="e2e, sql, dialogsum or chat.")
+@click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result, with every text, here.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Compare with this earlier result, prompt by prompt; without --data, --json names the result to compare.",
+)
+@params_options(Sampling)
+@method_options
+def evaluate(json_file: Path | None, against: Path | None, **options: Any) -> None:
+    """Measure the quality of a task's texts against its references."""
+    from specstream import quality
+
+    data, task_name = options["data"], options["task_name"]
+    if (data is None) != (task_name is None) or (data is None and not (json_file and against)):
+        raise click.UsageError("Give --data and --task; or --json and --against to compare two earlier results.")
+    other = quality.read_result(against) if against else None
+    result = _evaluate(json_file, **options) if data else quality.read_result(Path(str(json_file)))
+    for line in quality.result_lines(result):
+        click.echo(line)
+    if other:
+        for line in quality.comparison_lines(quality.compare(result, other), str(against)):
+            click.echo(line)
+
+
+def _evaluate(json_file: Path | None, data: str, split: str, task_name: str, limit: int, **options: Any) -> Any:
+    from tqdm import tqdm
+
+    from specstream import quality
+    from specstream.tasks import task
+
+    quality.scorer(task(task_name))  # before the work starts, not after
+    sampling, name = Sampling(**_pick(Sampling, options)), options["method_name"]
+    chosen = _method(name, options) if name else None
+    _check_writable(json_file)
+    engine = _load(*(options[n] for n in ("model", "adapter", "device", "dtype")))
+    items = quality.read_items(engine, data, split, task(task_name), limit)
+    chosen = chosen or _method(engine.default_method().name, options)
+    with tqdm(total=len(items), unit="prompt", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        result = quality.evaluate(engine, items, task_name, chosen, sampling, lambda: bar.update() and None)
+    _write_lines(json_file, iter([result]))
+    return result

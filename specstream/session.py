@@ -39,6 +39,12 @@ def token_ids(events: list[Event]) -> list[int]:
     return [t.id for e in events if isinstance(e, Step) for t in e.tokens]
 
 
+def text_of(events: list[Event]) -> str:
+    """The text that a run wrote."""
+    parts = ["".join(t.text for t in e.tokens) if isinstance(e, Step) else "" for e in events]
+    return "".join(parts) + "".join(e.tail for e in events if isinstance(e, Finished))
+
+
 def verdict(
     engine: Engine, prompt: str, sampling: Sampling, ours: list[Event], standard: list[Event] | None
 ) -> Verdict:

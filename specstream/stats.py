@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,7 @@ class RunStats:
     accepted: int = 0
     steps: int = 0
     drafted: int = 0
+    pruned: int = 0
     rows: int = 0
     stream_rows: int = 0
     prefill_seconds: float = 0.0
@@ -52,6 +55,7 @@ class RunStats:
         self.tokens += len(step.tokens)
         self.accepted += sum(t.origin is Origin.DRAFT for t in step.tokens)
         self.drafted += len(step.draft)
+        self.pruned += step.pruned
         self.rows += step.rows
         self.stream_rows += step.stream_rows
         self.decode_seconds += step.total_seconds
@@ -110,6 +114,7 @@ class RunStats:
             "tokens": self.tokens,
             "steps": self.steps,
             "drafted": self.drafted,
+            "pruned": self.pruned,
             "accepted": self.accepted,
             "tokens_per_step": self.tokens_per_step,
             "tokens_per_second": self.tokens_per_second,
@@ -140,3 +145,14 @@ def speedup(standard: RunStats, method: RunStats) -> float | None:
     if not (standard.tokens and method.tokens and standard.seconds > 0 and method.seconds > 0):
         return None
     return (standard.seconds / standard.tokens) / (method.seconds / method.tokens)
+
+
+def mean_interval(
+    values: Sequence[float], samples: int = 2000, seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % bootstrap interval of the mean, by resampling the values; (None, None) for fewer than two."""
+    if len(values) < 2:
+        return None, None
+    rng = random.Random(seed)
+    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(samples))
+    return means[int(0.025 * samples)], means[int(0.975 * samples)]

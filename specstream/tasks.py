@@ -12,7 +12,8 @@ class Task:
     """One task.
 
     ``template`` holds the input columns in braces. ``inputs`` and ``outputs`` are the dataset's column names; the first
-    of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name.
+    of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
+    ``metric`` the name of the task's quality metric (``specstream.quality``), empty without references.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Task:
     outputs: tuple[str, ...]
     hub: str
     licence: str
+    metric: str = ""
 
     def prompt(self, text: str) -> str:
         """The prompt for one input typed by a user. Tasks with several columns take them separated by a blank line."""
@@ -59,8 +61,9 @@ TASKS: dict[str, Task] = {
             "Facts: {meaning_representation}\nText:",
             ("meaning_representation",),
             ("human_reference", "human_references"),
-            "GEM/e2e_nlg",
+            "tuetschek/e2e_nlg_cleaned",
             "CC BY-SA 4.0",
+            "rouge",
         ),
         Task(
             "sql",
@@ -70,6 +73,7 @@ TASKS: dict[str, Task] = {
             ("answer",),
             "b-mc2/sql-create-context",
             "CC BY 4.0",
+            "exact match",
         ),
         Task(
             "dialogsum",
@@ -79,6 +83,7 @@ TASKS: dict[str, Task] = {
             ("summary", "summaries"),
             "knkarthick/dialogsum",
             "CC BY-NC-SA 4.0",
+            "rouge",
         ),
         Task("chat", "Chat", "{prompt}", ("prompt",), (), "", ""),
     )

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STDLIB = sys.stdlib_module_names
 PLAIN = {f"specstream.{name}" for name in ("events", "params", "stats", "tree", "info")}
+OPTIONAL = {"specstream.quality", "specstream.training.sources"}  # may import requirements-extra.txt, inside functions
 NOT_OURS = {"checkpoints", "runs"}  # what training and use leave in a working tree
 
 
@@ -32,11 +33,18 @@ def pins(file: str) -> dict[str, str]:
     return {name.replace("-", "_").lower(): exact for name, exact in (line.split("==") for line in lines)}
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-extra.txt", "requirements-dev.txt"])
 def test_every_pin_is_exact_and_installed(file: str) -> None:
     for name, exact in pins(file).items():
         assert re.fullmatch(r"\d+(\.\d+)+", exact), name
         assert version(name).split("+")[0] == exact, name
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONAL))
+def test_what_is_optional_is_imported_inside_functions(name: str) -> None:
+    code = f"import sys, {name}; print({set(pins('requirements-extra.txt'))} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
 
 
 def test_specstream_is_this_repository_and_never_the_package_of_that_name() -> None:
@@ -45,10 +53,11 @@ def test_specstream_is_this_repository_and_never_the_package_of_that_name() -> N
 
 
 def test_everything_imported_is_pinned() -> None:
-    runtime = set(pins("requirements.txt"))
+    runtime, extra, dev = (set(pins(f"requirements{kind}.txt")) for kind in ("", "-extra", "-dev"))
     own = {"specstream", "ui", "app", "tests"}
     for file in python_files():
-        allowed = runtime | (set(pins("requirements-dev.txt")) if file.is_relative_to(ROOT / "tests") else set())
+        allowed = runtime | (extra if module(file) in OPTIONAL else set())
+        allowed |= extra | dev if file.is_relative_to(ROOT / "tests") else set()
         foreign = {name.split(".")[0] for name in imports(file)} - STDLIB - own
         assert {n for n in foreign if n.lower() not in allowed} == set(), file
 

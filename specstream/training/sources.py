@@ -1,0 +1,107 @@
+"""Where rows come from: a JSONL file, or a dataset on the Hugging Face Hub. After that they are the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from specstream.sources import first_line, hub_reachable
+
+HUB = "hub:"
+CONVERTED = "refs/convert/parquet"  # the Hub's own copy, as plain tables, of a dataset that comes as a program
+
+
+class HubName(NamedTuple):
+    """A dataset on the Hub: its id, and its configuration and revision where they are named."""
+
+    name: str
+    config: str | None
+    revision: str | None
+
+    @classmethod
+    def parse(cls, data: str) -> HubName:
+        """Read ``hub:NAME[:CONFIG][@REVISION]``. Raises DataError."""
+        found = re.fullmatch(r"hub:(\w[\w.-]*(?:/\w[\w.-]*)?)(?::([^:@]+))?(?:@(\S+))?", data.strip())
+        if not found:
+            raise _error(f"{data!r} is not the name of a dataset: write hub:NAME, hub:NAME:CONFIG or hub:NAME@REVISION")
+        return cls(*found.groups())
+
+
+def rows(data: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number (from 1) and columns of every row of a JSONL file, or of one split of a dataset on the Hub.
+
+    ``data`` is a path, which has no splits, or ``hub:NAME[:CONFIG][@REVISION]``, which needs the library ``datasets``.
+    A dataset is fetched whole and kept in the library's cache, and not streamed: training reads all of it, most
+    often more than once, and without a network too. Raises DataError with one sentence.
+    """
+    from specstream.training.data import read_rows
+
+    if not data.startswith(HUB):
+        yield from read_rows(Path(data))
+        return
+    for number, row in enumerate(_fetch(HubName.parse(data), split), 1):
+        yield number, dict(row)
+
+
+def _fetch(wanted: HubName, split: str) -> Any:
+    """A split as the library gives it. Raises DataError."""
+    try:
+        import datasets
+    except ImportError:
+        raise _error(
+            "Datasets from the Hub need the package datasets, which is not installed: "
+            "pip install -r requirements-extra.txt, or give a JSONL file"
+        ) from None
+    datasets.config.HF_HUB_OFFLINE = not hub_reachable()  # else it tries for most of a minute, then takes its cache
+    try:
+        return _load(wanted, split)
+    except Exception as error:  # the library, the network and the dataset can fail in any way
+        raise _error(_why(wanted, split, error)) from error
+
+
+def _load(wanted: HubName, split: str) -> Any:
+    """The dataset; where it is a program, which is never run, the tables that the Hub made of it."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(wanted.name, wanted.config, split=split, revision=wanted.revision)
+    except RuntimeError as error:
+        if "script" not in str(error) or wanted.revision:
+            raise
+        return datasets.load_dataset(wanted.name, wanted.config, split=split, revision=CONVERTED)
+
+
+def _why(wanted: HubName, split: str, error: Exception) -> str:
+    import datasets
+
+    words, name = str(error), wanted.name
+    if "gated" in words.lower():
+        return f"The dataset {name} is gated: ask for access on its page on the Hub, then log in with `hf auth login`"
+    if "Unknown split" in words:
+        have = re.search(r"\[(.*?)\]", words)
+        known = f" ({have[1]})" if have else ""
+        return f"The dataset {name} has no split {split!r}: name one of its splits{known}"
+    if "Config name is missing" in words or "BuilderConfig" in words:
+        have = re.search(r"\[(.*?)\]", words)
+        known = f" ({have[1]})" if have else ""
+        return f"The dataset {name} has several parts: name one of them as in hub:{name}:PART{known}"
+    if isinstance(error, ConnectionError) or datasets.config.HF_HUB_OFFLINE:
+        return (
+            f"The dataset {name} is not on this machine and the Hugging Face Hub can't be reached: "
+            "connect to the internet, or give a JSONL file"
+        )
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        return f"There is no public dataset {name}{_at(wanted)} on the Hugging Face Hub: check the name"
+    return f"The dataset {name} can't be loaded ({first_line(error)}): choose another one or give a JSONL file"
+
+
+def _at(wanted: HubName) -> str:
+    return f" with the revision {wanted.revision}" if wanted.revision else ""
+
+
+def _error(words: str) -> ValueError:
+    from specstream.training.data import DataError  # inside, for that module reads its rows from here
+
+    return DataError(f"{words}.")
