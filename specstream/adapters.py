@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from specstream.anatomy import Anatomy
 from specstream.lora import LoRA
@@ -20,6 +21,16 @@ from specstream.streams import Streams
 WEIGHTS, CARD = "adapter.safetensors", "card.json"
 FORMAT = 1
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "adapters"
+
+
+LIMITS = {
+    "gamma": (1, 16),
+    "layers": (1, 1000),
+    "start_rank": (0, 4096),
+    "lora_rank": (0, 4096),
+    "exit_rank": (0, 4096),
+    "draft_vocabulary": (0, 1 << 24),
+}
 
 
 class AdapterError(ValueError):
@@ -61,7 +72,7 @@ class Card:
             raise AdapterError(f"The adapter is of format {self.format}; this version reads format {FORMAT}.")
         if self.mode not in ("shared", "lossless"):
             raise AdapterError(f"The adapter's card names an unknown mode {self.mode!r}.")
-        for name, low, high in (("gamma", 1, 16), ("layers", 1, 1000), ("start_rank", 0, 4096), ("lora_rank", 0, 4096)):
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise AdapterError(f"The adapter's card gives {name} as {value!r}: it must be from {low} to {high}.")
@@ -74,17 +85,59 @@ class Adapter(nn.Module):
 
     In ``shared`` mode LoRA acts on every row of every layer: the model is fine-tuned and the main stream with it.
     In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes.
+    ``vocabulary`` ``[draft_vocabulary]`` are the ids that streams can draft, None for all.
     """
 
-    def __init__(self, anatomy: Anatomy, card: Card) -> None:
+    vocabulary: Tensor | None
+
+    def __init__(self, anatomy: Anatomy, card: Card, vocabulary: Tensor | None = None) -> None:
         super().__init__()
         self.card = card
-        self.streams = Streams(anatomy.hidden_size, card.gamma, card.layers, card.start_rank)
+        self.streams = Streams(anatomy.hidden_size, card.gamma, card.layers, card.start_rank, card.exit_rank)
         first = 0 if card.mode == "shared" else len(anatomy.layers) - card.layers
         self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
+        ids = torch.arange(card.draft_vocabulary) if vocabulary is None else vocabulary
+        self.register_buffer("vocabulary", ids if card.draft_vocabulary else None)
+        self._head: nn.Module | None = None
+        self.restrict_head(anatomy)
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+    def restrict_head(self, anatomy: Anatomy) -> None:
+        """Copy the head's rows for the draft vocabulary. Before the head is packed; again when the ids change."""
+        if self.vocabulary is not None:
+            object.__setattr__(self, "_head", _rows_of(anatomy.head, self.vocabulary))  # not ours to train or save
+
+    def draft_logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
+        """Logits, float32 ``[..., draft vocabulary]``, of stream states before the final norm ``[..., hidden]``."""
+        return anatomy.head_logits(anatomy.normed(states), self._head)
+
+    def logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
+        """The same over the whole vocabulary ``[..., vocab]``: minus infinity for tokens that can't be drafted."""
+        logits = self.draft_logits(anatomy, states)
+        if self.vocabulary is None:
+            return logits
+        whole = anatomy.model.get_input_embeddings().num_embeddings
+        out = logits.new_full((*logits.shape[:-1], whole), float("-inf"))
+        return out.index_copy_(-1, self.vocabulary, logits)
+
+    def pack_head(self, pack: Callable[[nn.Linear], nn.Module]) -> None:
+        """Replace the restricted head by a faster one."""
+        if isinstance(self._head, nn.Linear):
+            object.__setattr__(self, "_head", pack(self._head))
+
+
+def _rows_of(head: nn.Module, ids: Tensor) -> nn.Linear:
+    """A linear map to these rows of a head's output. Raises AdapterError for a head that is not linear."""
+    if not isinstance(head, nn.Linear):
+        raise AdapterError("A draft vocabulary needs a linear LM head, which this model does not have: give it as 0.")
+    ids = ids.to(head.weight.device)
+    out = nn.Linear(head.in_features, len(ids), bias=head.bias is not None, device="meta")
+    out.weight = nn.Parameter(head.weight.detach()[ids].clone(), requires_grad=False)
+    if head.bias is not None:
+        out.bias = nn.Parameter(head.bias.detach()[ids].clone(), requires_grad=False)
+    return out
 
 
 def base_shape(anatomy: Anatomy) -> dict[str, Any]:
@@ -101,8 +154,16 @@ def base_shape(anatomy: Anatomy) -> dict[str, Any]:
 def save(adapter: Adapter, folder: Path, card: Card, dtype: torch.dtype = torch.float16) -> None:
     """Write weights (in 16 bit) and card. The card comes last, so that a folder with a card is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to(dtype).cpu().contiguous() for k, v in adapter.state_dict().items()}
+    state = {
+        k: v.detach().to(dtype if v.is_floating_point() else torch.int32).cpu().contiguous()
+        for k, v in adapter.state_dict().items()
+    }
     save_file(state, folder / WEIGHTS)
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Write a card alone."""
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -133,10 +194,11 @@ def load(folder: Path, anatomy: Anatomy) -> Adapter:
     adapter = Adapter(anatomy, card)
     try:
         state = load_file(folder / WEIGHTS)
-        adapter.load_state_dict({k: v.float() for k, v in state.items()})
+        adapter.load_state_dict({k: v.float() if v.is_floating_point() else v.long() for k, v in state.items()})
+        adapter.restrict_head(anatomy)
     except FileNotFoundError:
         raise AdapterError(f"The adapter in {folder} is incomplete: the file {WEIGHTS} is missing.") from None
-    except (SafetensorError, RuntimeError, OSError):
+    except (SafetensorError, RuntimeError, IndexError, OSError):
         raise AdapterError(f"The adapter's weights {folder / WEIGHTS} are damaged: get the adapter again.") from None
     if not all(bool(p.isfinite().all()) for p in adapter.parameters()):
         raise AdapterError(f"The adapter's weights {folder / WEIGHTS} hold values that are not finite numbers.")

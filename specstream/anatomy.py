@@ -56,13 +56,17 @@ class Anatomy:
 
     def logits(self, states: Tensor) -> Tensor:
         """LM-head logits, float32 ``[..., vocab]``, of last-layer states ``[..., hidden]`` (before the final norm)."""
+        return self.head_logits(self.normed(states))
+
+    def normed(self, states: Tensor) -> Tensor:
+        """Last-layer states ``[..., hidden]`` as the LM head takes them."""
         for module in self.tail:
             states = module(states)
-        return self.head_logits(states)
+        return states
 
-    def head_logits(self, states: Tensor) -> Tensor:
-        """LM-head logits, float32 ``[..., vocab]``, of states after the final norm."""
-        out = self.head(states).float()
+    def head_logits(self, states: Tensor, head: nn.Module | None = None) -> Tensor:
+        """Logits, float32 ``[..., vocab]``, of states after the final norm, by the LM head or another in its place."""
+        out = (head or self.head)(states).float()
         return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
 
     def linears(self, layer: int) -> dict[str, nn.Module]:

@@ -41,12 +41,17 @@ def works() -> bool:
         return False
 
 
+def suits(anatomy: Anatomy) -> bool:
+    """Whether packing helps this model."""
+    return anatomy.device.type == "cpu" and anatomy.dtype == torch.float32 and works()
+
+
 def pack(anatomy: Anatomy) -> Anatomy:
     """Pack every linear map of the layers and the head, in place, where that helps; else change nothing.
 
     To be called last: weights can't be changed afterwards.
     """
-    if anatomy.device.type != "cpu" or anatomy.dtype != torch.float32 or not works():
+    if not suits(anatomy):
         return anatomy
     for layer in anatomy.layers:
         _replace(layer)

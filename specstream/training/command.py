@@ -2,95 +2,152 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from specstream import models
-from specstream.adapters import Card, base_shape
-from specstream.anatomy import dissect
+from specstream import adapters, models
+from specstream.adapters import Adapter, Card, base_shape
+from specstream.anatomy import Anatomy, dissect
 from specstream.tasks import Task, task
-from specstream.training.data import DataError, read_examples
-from specstream.training.trainer import Config, Trainer
+from specstream.training.answers import answer_all, chat_prompt, own_prompts
+from specstream.training.config import Config
+from specstream.training.data import DataError, Example, draft_vocabulary, read_examples, read_prompts
+from specstream.training.trainer import Trainer
+
+HELD_OUT = 64  # rows that validations look at
 
 
-def train_adapter(
-    model: str,
-    task_name: str,
-    mode: str,
-    data: str,
-    dev: Path | None,
-    out: Path,
-    resume: bool,
-    device: str,
-    max_length: int,
-    values: dict[str, Any],
-    command: list[str],
-) -> Card:
+@dataclass(frozen=True)
+class Request:
+    """What to train on and where to put it; ``Config`` says how.
+
+    ``targets`` "references" trains on the data's references, "self" on the model's own answers to its prompts, at each
+    of ``temperatures``; ``own_prompts`` adds that many prompts that the model writes itself. ``start`` is a trained
+    adapter to begin with.
+    """
+
+    model: str
+    task: str
+    data: str
+    dev: str | None
+    out: Path
+    device: str = "auto"
+    resume: bool = False
+    start: Path | None = None
+    targets: str = "references"
+    temperatures: tuple[float, ...] = (0.0,)
+    own_prompts: int = 0
+    max_length: int = 512
+    max_answer: int = 192
+    command: tuple[str, ...] = ()
+
+
+def train_adapter(request: Request, config: Config) -> Card:
     """Train and save an adapter. Raises ValueError (one sentence) for anything wrong with the settings or the data."""
-    chosen = task(task_name)
-    config = check(Config(mode=mode, **values))
-    if not chosen.outputs:
-        raise DataError(f"The task {task_name} has no references to train on: choose e2e, sql or dialogsum.")
-    if data.startswith("hub:"):
-        raise DataError("Hub datasets can't be read directly yet: download the JSONL file and give its path.")
-    where, _ = models.choose_device(device)
-    source = models.resolve(model)
+    chosen = task(request.task)
+    if not chosen.outputs and request.targets == "references":
+        raise DataError(f"The task {chosen.name} has no references to train on: give --targets self.")
+    where, _ = models.choose_device(request.device)
+    source = models.resolve(request.model)
     network, tokenizer = models.load_model(source, where, models.choose_dtype("float32", where)[0])
     anatomy = dissect(network)
     if config.layers > len(anatomy.layers):
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
-    examples = read_examples(Path(data), chosen, tokenizer, max_length)
-    held_out = read_examples(dev, chosen, tokenizer, max_length)[:200] if dev else []
-    trainer = Trainer(anatomy, tokenizer, _card(model, anatomy, chosen, config, Path(data), command), config, out)
-    if resume and not trainer.resume():
-        raise DataError(f"There is no checkpoint in {out} to resume from: leave --resume away.")
+    examples, held_out = _examples(request, chosen, anatomy, tokenizer)
+    card = _card(request, anatomy, chosen, config)
+    size = anatomy.model.get_input_embeddings().num_embeddings
+    vocabulary = draft_vocabulary(examples, card.draft_vocabulary, size) if card.draft_vocabulary else None
+    trainer = Trainer(anatomy, tokenizer, card, config, request.out, vocabulary)
+    if request.resume and not trainer.resume():
+        raise DataError(f"There is no checkpoint in {request.out} to resume from: leave --resume away.")
+    if request.start and not request.resume:
+        trainer.start_from(request.start)
     with _bar() as report:
-        return trainer.train(examples, held_out, report)
+        return trainer.train(examples, held_out, report if trainer.accelerator.is_main_process else lambda event: None)
 
 
-def check(config: Config) -> Config:
-    """Refuse settings that can't work, in one sentence."""
-    for name in ("gamma", "layers", "batch"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} must be at least 1.")
-    for name in ("start_rank", "lora_rank", "seed"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} must not be negative.")
-    for name in ("lr", "alpha"):
-        value = getattr(config, name)
-        if not math.isfinite(value) or value <= 0:
-            raise ValueError(f"--{name} must be a number above 0.")
-    if not math.isfinite(config.minutes) or config.minutes < 0 or (config.minutes == 0 and config.epochs < 1):
-        raise ValueError("--minutes or --epochs must say how long to train.")
-    return config
+def _examples(request: Request, chosen: Task, anatomy: Anatomy, tokenizer: Any) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples. The held-out ones are spread over the file."""
+    if request.targets == "self":
+        make = _Answers(request, chosen, anatomy, tokenizer)
+        examples = make(read_prompts(request.data, chosen), "answers.jsonl", request.own_prompts)
+        held = (
+            make(_spread(read_prompts(request.dev, chosen, "validation")), "answers-dev.jsonl") if request.dev else []
+        )
+        return examples, held
+    examples = read_examples(request.data, chosen, tokenizer, request.max_length, note=_note)
+    if not request.dev:
+        return examples, []
+    return examples, _spread(read_examples(request.dev, chosen, tokenizer, request.max_length, "validation", _note))
 
 
-def _card(model: str, anatomy: Any, chosen: Task, config: Config, data: Path, command: list[str]) -> Card:
+def _spread(items: list[Any]) -> list[Any]:
+    return items[:: max(1, len(items) // HELD_OUT)][:HELD_OUT]
+
+
+def _note(words: str) -> None:
+    tqdm.write(f"note: {words}", file=sys.stderr)
+
+
+@dataclass
+class _Answers:
+    """Makes the model, with the LoRA of the adapter to start from, answer prompts."""
+
+    request: Request
+    task: Task
+    anatomy: Anatomy
+    tokenizer: Any
+
+    def __call__(self, texts: list[str], name: str, own: int = 0) -> list[Example]:
+        request = self.request
+        request.out.mkdir(parents=True, exist_ok=True)
+        if own:
+            with tqdm(total=own, desc="prompts", file=sys.stderr) as bar:
+                made = own_prompts(self.anatomy, self.tokenizer, own, 0, lambda n: bar.update(min(n, own) - bar.n))
+            texts = list(dict.fromkeys([*texts, *made]))
+        prompts = [chat_prompt(self.tokenizer, t) if self.task.name == "chat" else t for t in texts]
+        with tqdm(desc="answers", file=sys.stderr) as bar:
+
+            def done(made: int, total: int) -> None:
+                bar.total = total
+                bar.update(made - bar.n)
+
+            answers = (request.out / name, request.max_answer, request.temperatures)
+            return answer_all(self.anatomy, self.tokenizer, prompts, *answers, self._tuned, done)
+
+    def _tuned(self) -> Any:
+        if self.request.start is None:
+            return nullcontext()
+        adapter: Adapter = adapters.load(self.request.start, self.anatomy)
+        return adapter.lora.attached(self.anatomy) if adapter.lora and adapter.card.mode == "shared" else nullcontext()
+
+
+def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
+    data = request.data if request.data.startswith("hub:") else Path(request.data).name
+    words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
+    shape = {n: getattr(config, n) for n in ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale")}
     return Card(
-        base=model,
+        base=request.model,
         base_shape=base_shape(anatomy),
         task=chosen.name,
-        mode=config.mode,
-        gamma=config.gamma,
-        layers=config.layers,
-        start_rank=config.start_rank,
-        lora_rank=config.lora_rank,
-        lora_scale=config.lora_scale,
-        data=f"{data.name} in the form of {chosen.hub}",
+        **shape,
+        exit_rank=config.exit_rank,
+        draft_vocabulary=config.draft_vocabulary,
+        data=words,
         licence=chosen.licence,
-        command=shlex.join(["python", "-m", "specstream", *command]),
+        command=shlex.join(["python", "-m", "specstream", *request.command]),
     )
 
 
 @contextmanager
-def _bar() -> Any:
+def _bar() -> Iterator[Callable[[dict[str, Any]], None]]:
     """A progress bar over the share of the budget; validations as lines."""
     with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", file=sys.stderr) as bar:
         yield _reporter(bar)
@@ -101,7 +158,10 @@ def _reporter(bar: Any) -> Callable[[dict[str, Any]], None]:
         losses = " ".join(f"{x:.2f}" for x in event["losses"])
         if event["kind"] == "validation":
             hits = " ".join(f"{x:.2f}" for x in event["hits"])
-            bar.write(f"step {event['step']}: loss {losses}, top-1 {hits} (main stream first)", file=sys.stderr)
+            decoded = f", {event['tokens_per_step']:.2f} tokens per step" if "tokens_per_step" in event else ""
+            bar.write(
+                f"step {event['step']}: loss {losses}, top-1 {hits} (main stream first){decoded}", file=sys.stderr
+            )
             return
         bar.set_postfix_str(f"step {event['step']} loss {losses}", refresh=False)
         bar.update(min(1.0, event["fraction"]) - bar.n)

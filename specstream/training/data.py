@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from specstream.tasks import Task
+from specstream.training import sources
 
 IGNORE = -100
 BUCKET = 50  # batches per bucket: examples of like length are batched together within a bucket
@@ -38,8 +41,9 @@ class Example:
 class Batch:
     """Padded examples. ``ids``, ``positions`` ``[B, L]``; ``mask`` boolean ``[B, L, L]``.
 
-    ``nodes`` ``[B, S]`` are the rows whose next token belongs to the response; they carry streams.
-    ``targets`` ``[B, S, 1 + gamma]``: the token that the main stream (0) and stream j must predict, IGNORE beyond EOS.
+    ``nodes`` ``[B, R]`` are the rows whose next token belongs to the response; those at ``carried`` ``[B, S]`` of them
+    carry streams. ``targets`` ``[B, R, 1 + gamma]``: the token that the main stream (0) and stream j must predict,
+    IGNORE beyond EOS.
     """
 
     ids: Tensor
@@ -47,9 +51,19 @@ class Batch:
     mask: Tensor
     nodes: Tensor
     targets: Tensor
+    carried: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, f).to(device) for f in ("ids", "positions", "mask", "nodes", "targets")))
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def stream_rows(self) -> Tensor:
+        """The rows that carry streams ``[B, S]``."""
+        return self.nodes.gather(1, self.carried)
+
+    def stream_targets(self) -> Tensor:
+        """What their streams must predict ``[B, S, gamma]``."""
+        index = self.carried[:, :, None].expand(-1, -1, self.targets.shape[2] - 1)
+        return self.targets[:, :, 1:].gather(1, index)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -75,22 +89,48 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def read_examples(path: Path, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
-    """Every (prompt, reference) pair of a file. Raises DataError naming the line of a bad or too long row."""
+def read_examples(
+    data: str,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    split: str = "train",
+    note: Callable[[str], None] = lambda words: None,
+) -> list[Example]:
+    """Every (prompt, reference) pair of a file, or of a split of a dataset on the Hub (``hub:NAME``).
+
+    Rows longer than ``max_length`` tokens are left out, and ``note`` is told how many. Raises DataError naming the
+    line of a bad row, and for data without a usable row.
+    """
     out: list[Example] = []
-    for number, row in read_rows(path):
+    too_long: list[int] = []
+    for number, row in sources.rows(data, split):
         try:
             prompt, references = task.row_prompt(row), task.references(row)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}.") from None
-        for reference in references:
-            example = _encode(prompt, reference, tokenizer)
-            if len(example) > max_length:
-                raise DataError(f"{path}, line {number}: {len(example)} tokens, longer than the limit of {max_length}.")
-            out.append(example)
+            raise DataError(f"{data}, line {number}: {error}.") from None
+        pairs = [_encode(prompt, reference, tokenizer) for reference in references]
+        too_long += [number] * any(len(e) > max_length for e in pairs)
+        out += [e for e in pairs if len(e) <= max_length]
+    if too_long:
+        rows = "1 row is" if len(too_long) == 1 else f"{len(too_long)} rows are"
+        note(f"{data}: {rows} longer than {max_length} tokens and left out, the first in line {too_long[0]}.")
     if not out:
-        raise DataError(f"{path} holds no examples.")
+        raise DataError(f"{data} holds no examples" + (f" of at most {max_length} tokens." if too_long else "."))
     return out
+
+
+def read_prompts(data: str, task: Task, split: str = "train") -> list[str]:
+    """The different prompts of a file or dataset, in its order. Raises DataError naming the line of a bad row."""
+    out: dict[str, None] = {}
+    for number, row in sources.rows(data, split):
+        try:
+            out[task.row_prompt(row)] = None
+        except ValueError as error:
+            raise DataError(f"{data}, line {number}: {error}.") from None
+    if not out:
+        raise DataError(f"{data} holds no prompts.")
+    return list(out)
 
 
 def _encode(prompt: str, reference: str, tokenizer: PreTrainedTokenizerBase) -> Example:
@@ -111,13 +151,15 @@ def batches(examples: list[Example], size: int, seed: int, epoch: int) -> list[l
     return out
 
 
-def collate(examples: list[Example], gamma: int, pad: int) -> Batch:
-    """Pad examples into a Batch."""
+def collate(
+    examples: list[Example], gamma: int, pad: int, share: float = 1.0, rng: random.Random | None = None
+) -> Batch:
+    """Pad examples into a Batch. ``share`` of the response rows, drawn by ``rng``, have streams."""
     size, longest = len(examples), max(len(e) for e in examples)
-    carried = max(len(e.response) for e in examples)
+    answered = max(len(e.response) for e in examples)
     ids = torch.full((size, longest), pad)
-    nodes = torch.zeros(size, carried, dtype=torch.long)
-    targets = torch.full((size, carried, 1 + gamma), IGNORE)
+    nodes = torch.zeros(size, answered, dtype=torch.long)
+    targets = torch.full((size, answered, 1 + gamma), IGNORE)
     lengths = torch.tensor([len(e) for e in examples])
     for b, example in enumerate(examples):
         tokens = torch.tensor(example.prompt + example.response)
@@ -131,4 +173,27 @@ def collate(examples: list[Example], gamma: int, pad: int) -> Batch:
     steps = torch.arange(longest)
     mask = torch.ones(longest, longest, dtype=torch.bool).tril() & (steps < lengths[:, None])[:, None, :]
     mask = mask | torch.eye(longest, dtype=torch.bool)  # padding sees itself: a row that sees nothing gives NaN
-    return Batch(ids, steps.expand(size, -1).contiguous(), mask, nodes, targets)
+    positions = steps.expand(size, -1).contiguous()
+    return Batch(ids, positions, mask, nodes, targets, _carried(examples, share, rng or random.Random(0)))
+
+
+def _carried(examples: list[Example], share: float, rng: random.Random) -> Tensor:
+    """Which response rows of each example carry streams ``[B, S]``; as many for a long response as for the mean one,
+    so that little is padding."""
+    counts = [len(e.response) for e in examples]
+    most = max(counts) if share == 1 else math.ceil(share * sum(counts) / len(counts))
+    chosen = [sorted(rng.sample(range(count), min(count, most))) for count in counts]
+    # A short response's rows are filled up with its last one, whose streams look beyond the end and train nothing.
+    return torch.tensor([rows + [count - 1] * (most - len(rows)) for rows, count in zip(chosen, counts, strict=True)])
+
+
+def draft_vocabulary(examples: Iterable[Example], size: int, vocabulary: int) -> Tensor:
+    """The ids, sorted, that streams may draft: the most frequent of the examples, then the lowest ids, which byte-pair
+    encodings give to the most frequent tokens. All of the examples' tokens where ``size`` has room for them."""
+    counts = Counter(token for e in examples for token in e.response)
+    for e in examples:
+        counts.update(dict.fromkeys(e.prompt, 0))
+    ids = [token for token, _ in counts.most_common(size)]
+    known = set(ids)
+    ids += [i for i in range(vocabulary) if i not in known][: size - len(ids)]
+    return torch.tensor(sorted(ids))

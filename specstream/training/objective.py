@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specstream.adapters import Adapter
-from specstream.anatomy import FULL, SLIDING, Anatomy
+from specstream.anatomy import FULL, SLIDING, Anatomy, bind
 from specstream.masks import additive, windowed
 from specstream.streams import Plan, carry
 from specstream.training.data import IGNORE, Batch
+
+CHUNK = 256  # rows of logits at a time: they and their gradient stay in the cache of a processor
+Scores = Callable[[Tensor], Tensor]
 
 
 class StreamModel(nn.Module):
@@ -26,37 +31,124 @@ class StreamModel(nn.Module):
         self.adapter = adapter
         self._anatomy = [anatomy]  # in a list: the base model must not become a submodule
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy (nats) and top-1 accuracy of the main stream (0) and each stream, ``[1 + gamma]`` each."""
-        main, streams = self._states(batch)  # [B, S, h] after the final norm, [B, S, gamma, h] before it
-        valid = batch.targets != IGNORE
-        anatomy = self._anatomy[0]
-        losses, hits = [], []
-        for j in range(batch.targets.shape[2]):
-            rows = valid[:, :, j]
-            logits = anatomy.head_logits(main[rows]) if j == 0 else anatomy.logits(streams[:, :, j - 1][rows])
-            target = batch.targets[:, :, j][rows]
-            losses.append(F.cross_entropy(logits, target) if len(target) else logits.sum())
-            hits.append((logits.argmax(-1) == target).float().mean() if len(target) else logits.sum())
-        return torch.stack(losses), torch.stack(hits).detach()
+    @property
+    def anatomy(self) -> Anatomy:
+        return self._anatomy[0]
 
-    def _states(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        anatomy, adapter = self._anatomy[0], self.adapter
+    def forward(self, batch: Batch) -> Tensor:
+        """Sums over the batch, ``[3, columns]``: cross-entropy in nats, tokens guessed right (top 1), tokens counted.
+
+        Columns are the main stream (0), the streams, and the early exit where the adapter has one. In lossless mode
+        the main stream is not trained, and counted in evaluation mode only.
+        """
+        main, streams, exits = self._states(batch)
+        targets = batch.targets[:, :, 0]
+        columns = []
+        if self.adapter.card.mode == "lossless" and self.training:
+            columns.append(main.new_zeros(3, dtype=torch.float32))
+        else:
+            columns.append(_sums(self.anatomy.head_logits, main, targets))
+        drafted = self._in_vocabulary(batch.stream_targets())
+        columns += [_sums(self._draft_logits, streams[:, :, j], drafted[:, :, j]) for j in range(streams.shape[2])]
+        if exits is not None:
+            columns.append(_sums(self._draft_logits, exits, self._in_vocabulary(targets)))
+        return torch.stack(columns, 1)
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Tokens that each column counts ``[columns]``, without a forward pass."""
+        first = batch.targets[:, :, 0]
+        drafted = self._in_vocabulary(batch.stream_targets())
+        counts = [(first != IGNORE).sum(), *(drafted != IGNORE).sum((0, 1))]
+        if self.adapter.card.exit_rank:
+            counts.append((self._in_vocabulary(first) != IGNORE).sum())
+        return torch.stack(counts)
+
+    def _draft_logits(self, states: Tensor) -> Tensor:
+        return self.adapter.draft_logits(self.anatomy, states)
+
+    def _in_vocabulary(self, targets: Tensor) -> Tensor:
+        """Targets as places in the draft vocabulary; IGNORE where a token is not in it."""
+        ids = self.adapter.vocabulary
+        if ids is None:
+            return targets
+        ids = ids.to(targets.device)
+        places = torch.searchsorted(ids, targets.clamp_min(0)).clamp_max(len(ids) - 1)
+        return places.where((ids[places] == targets) & (targets != IGNORE), IGNORE)
+
+    def _states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Main stream after the final norm ``[B, R, h]``, streams before it ``[B, S, gamma, h]``, early exit."""
+        anatomy, adapter = self.anatomy, self.adapter
         masks = layer_masks(anatomy, batch)
-        plan = Plan(masks, batch.positions, batch.nodes)
+        plan = Plan(masks, batch.positions, batch.stream_rows())
         floats = {t: additive(m, anatomy.dtype) for t, m in masks.items()}
-        first = 0 if adapter.card.mode == "shared" else batch.ids.shape[1]
-        rows = batch.ids.shape[1] + batch.nodes.shape[1] * adapter.card.gamma
-        lora = adapter.lora.attached(anatomy, first, rows) if adapter.lora else nullcontext()
-        with lora, carry(anatomy, adapter.streams, plan) as carried:
+        rows = batch.ids.shape[1]
+        first = 0 if adapter.card.mode == "shared" else rows
+        total = rows + plan.nodes.shape[1] * adapter.card.gamma
+        lora = adapter.lora.attached(anatomy, first, total) if adapter.lora else nullcontext()
+        with lora, _noting(anatomy, adapter.card.layers) as entry, carry(anatomy, adapter.streams, plan) as carried:
             out = anatomy.decoder(
                 input_ids=batch.ids,
                 attention_mask=floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]],
                 position_ids=batch.positions,
                 use_cache=False,
             ).last_hidden_state
-        index = batch.nodes[:, :, None].expand(-1, -1, out.shape[-1])
-        return out.gather(1, index), carried.states
+        exits = self._exits(_rows(entry[0], batch.nodes)) if adapter.card.exit_rank else None
+        return _rows(out, batch.nodes), carried.states, exits
+
+    def _exits(self, states: Tensor) -> Tensor:
+        """Early-exit states; the gradient ends here, so that o_theta trains nothing below it."""
+        return self.adapter.streams.exit_states(states.detach())
+
+
+def _rows(states: Tensor, index: Tensor) -> Tensor:
+    return states.gather(1, index[:, :, None].expand(-1, -1, states.shape[-1]))
+
+
+@contextmanager
+def _noting(anatomy: Anatomy, layers: int) -> Iterator[list[Tensor]]:
+    """While open, the states at the entry of the top ``layers`` are noted."""
+    noted: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        noted.append(bind(module, args, kwargs)["hidden_states"])
+
+    hook = anatomy.layers[-layers].register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield noted
+    finally:
+        hook.remove()
+
+
+def _sums(scores: Scores, states: Tensor, targets: Tensor) -> Tensor:
+    """``[3]``: summed cross-entropy, hits and count of the rows that have a target."""
+    valid = targets != IGNORE
+    return cast(Tensor, _ChunkedLoss.apply(states[valid], targets[valid], scores))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Summed cross-entropy of many rows, a few at a time: the logits of all rows never exist at once.
+
+    The gradient is taken chunk by chunk in the forward pass, while the logits are at hand, and kept for the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, targets: Tensor, scores: Scores) -> Tensor:
+        out = torch.zeros(3, device=states.device)
+        grads = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        for at in range(0, len(states), CHUNK):
+            with torch.set_grad_enabled(grads is not None):
+                part = states[at : at + CHUNK].detach().requires_grad_(grads is not None)
+                logits, target = scores(part), targets[at : at + CHUNK]
+                loss = F.cross_entropy(logits, target, reduction="sum")
+            if grads is not None:
+                grads[at : at + CHUNK] = torch.autograd.grad(loss, part)[0]
+            out += torch.stack([loss.detach(), (logits.argmax(-1) == target).sum(), torch.tensor(len(target))])
+        ctx.grads = grads
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.grads * grad[0], None, None
 
 
 def layer_masks(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
@@ -67,7 +159,18 @@ def layer_masks(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
     return {t: masks[t] for t in set(anatomy.layer_types)}
 
 
-def objective(losses: Tensor, alpha: float, mode: str) -> Tensor:
-    """Equation 5 with one weight ``alpha`` for all streams; in lossless mode the main stream is not trained."""
-    streams = alpha * losses[1:].sum()
-    return streams if mode == "lossless" else losses[0] + streams
+def means(sums: Tensor) -> tuple[list[float], list[float]]:
+    """Mean losses in nats and top-1 accuracies, one per column of ``StreamModel.forward``."""
+    loss, hits, counts = sums[0], sums[1], sums[2].clamp_min(1)
+    return (loss / counts).tolist(), (hits / counts).tolist()
+
+
+def objective(losses: Tensor, counts: Tensor, alpha: float, gamma: int) -> Tensor:
+    """Equation 5 with one weight ``alpha`` for all streams, as a mean per token of each column.
+
+    ``losses`` are sums ``[columns]`` over a part of a batch and ``counts`` the tokens of the whole batch, so that the
+    parts' values add up to the batch's. The early exit has weight 1: it shares no weights with the rest.
+    """
+    weights = torch.ones_like(losses)
+    weights[1 : 1 + gamma] = alpha
+    return (weights * losses / counts.clamp_min(1)).sum()

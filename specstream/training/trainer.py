@@ -1,54 +1,38 @@
-"""The training loop: time or epoch budget, cosine schedule, checkpoints, exact resume."""
+"""The training loop: time or epoch budget, cosine schedule, checkpoints, exact resume, one or several processes."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import platform
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from specstream import adapters
+from specstream import adapters, modelcard
 from specstream.adapters import Adapter, Card
 from specstream.anatomy import Anatomy
-from specstream.training.data import IGNORE, Batch, DataError, Example, batches, collate
-from specstream.training.objective import StreamModel, objective
+from specstream.training.config import Config
+from specstream.training.data import Batch, DataError, Example, batches, collate
+from specstream.training.objective import StreamModel, means, objective
+from specstream.training.probe import tokens_per_step
 
-SHAPE = ("base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale")
-
-
-@dataclass(frozen=True)
-class Config:
-    """Settings of a training run.
-
-    ``alpha`` weighs each stream's loss (the paper: 0.1; a larger weight trains the streams sooner). Training ends after
-    ``epochs``, or after ``minutes`` of training time where that is not 0. ``warmup`` is the share of the run in which
-    the learning rate rises; it then falls to zero along a cosine.
-    """
-
-    mode: str = "shared"
-    gamma: int = 4
-    layers: int = 6
-    start_rank: int = 64
-    lora_rank: int = 16
-    lora_scale: float = 2.0
-    alpha: float = 0.5
-    batch: int = 8
-    lr: float = 1e-3
-    warmup: float = 0.03
-    epochs: int = 3
-    minutes: float = 0.0
-    seed: int = 0
-    save_every: float = 180.0
-    validate_every: int = 100
+SHAPE = (
+    "base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank",
+    "draft_vocabulary", "value_rotation",
+)  # fmt: skip
 
 
 @dataclass
@@ -60,6 +44,9 @@ class Progress:
     step: int = 0
     examples: int = 0
     seconds: float = 0.0
+    best: float = -math.inf
+    best_step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,20 +59,38 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Trainer:
-    """Trains one adapter. ``report`` gets a dict per step (``kind`` "step") and per validation ("validation")."""
+    """Trains one adapter. ``report`` gets a dict per step (``kind`` "step") and per validation ("validation").
 
-    def __init__(self, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, card: Card, config: Config, out: Path):
+    Every batch is split into equal parts, one per process and accumulation step; losses are means over the whole batch,
+    so that neither changes what is learned.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        tokenizer: PreTrainedTokenizerBase,
+        card: Card,
+        config: Config,
+        out: Path,
+        vocabulary: Tensor | None = None,
+    ):
         self.config, self.card, self.out = config, card, out
         self.anatomy, self.tokenizer = anatomy, tokenizer
         anatomy.model.requires_grad_(False).eval()
+        keep_freed_memory()
         set_seed(config.seed)
-        self.accelerator = Accelerator(cpu=anatomy.device.type == "cpu")
-        self.adapter = Adapter(anatomy, card).to(anatomy.device)
+        cpu = anatomy.device.type == "cpu"
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.chosen_precision(anatomy.device.type))
+        self.adapter = Adapter(anatomy, card, vocabulary).to(anatomy.device)
         self.model = StreamModel(anatomy, self.adapter)
+        self._plain_model = self.model
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress)
+        self.parts = config.accumulate * self.accelerator.num_processes
+        if config.batch < self.parts:
+            raise ValueError(f"--batch is {config.batch}: it must be at least {self.parts}, one row for every part.")
 
     def resume(self) -> bool:
         """Go on from the checkpoint in ``out``; False when there is none.
@@ -95,37 +100,70 @@ class Trainer:
         checkpoint = next((c for name in ("checkpoint", "checkpoint.old") if (c := self.out / name).is_dir()), None)
         if checkpoint is None:
             return False
-        before = adapters.read_card(self.out)
+        before = adapters.read_card(checkpoint)
         changed = [n for n in SHAPE if getattr(before, n) != getattr(self.card, n)]
         if changed:
             raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
         self.accelerator.load_state(str(checkpoint))
+        self.adapter.restrict_head(self.anatomy)
         return True
 
+    def start_from(self, folder: Path) -> None:
+        """Begin with the weights of a trained adapter; what it lacks (an early exit) begins new.
+
+        Raises AdapterError for one of another shape.
+        """
+        state = adapters.load(folder, self.anatomy).state_dict()
+        state.pop("vocabulary", None)  # it follows from the data
+        try:
+            unknown = self.adapter.load_state_dict(state, strict=False).unexpected_keys
+        except RuntimeError:  # other sizes
+            unknown = list(state)
+        if unknown:
+            raise adapters.AdapterError(
+                f"The adapter in {folder} has other streams or ranks than this training: give it the same."
+            )
+
     def train(self, examples: list[Example], held_out: list[Example], report: Report) -> Card:
-        """Train to the end of the budget, save the adapter in ``out`` and return its card."""
+        """Train to the end of the budget, save the adapter in ``out`` and return its card.
+
+        With held-out examples the adapter saved is the best of all validations: by tokens per step of real decoding,
+        or by the streams' loss where ``probes`` is 0.
+        """
         saved = time.monotonic()
         self._steps_planned = self.config.epochs * math.ceil(len(examples) / self.config.batch)
-        for batch in self._batches(examples):
-            report({"kind": "step", **self._step(batch), **asdict(self.progress), "fraction": self._fraction()})
+        for parts in self._batches(examples):
+            report({"kind": "step", **self._step(parts), **self._position(), "fraction": self._fraction()})
             if held_out and self.progress.step % self.config.validate_every == 0:
-                report({"kind": "validation", "step": self.progress.step, **self.validate(held_out)})
+                self._validate_and_keep(held_out, report)
             if time.monotonic() - saved > self.config.save_every:
-                self.save_checkpoint()
+                self.save_checkpoint(bool(held_out))
                 saved = time.monotonic()
-        self.save_checkpoint()
-        return self._save_adapter(held_out)
+        if held_out and not (self.progress.history and self.progress.history[-1]["step"] == self.progress.step):
+            self._validate_and_keep(held_out, report)
+        self.save_checkpoint(bool(held_out))
+        return adapters.read_card(self.out)
 
-    def _batches(self, examples: list[Example]) -> Iterator[Batch]:
+    def _position(self) -> dict[str, Any]:
+        return {n: getattr(self.progress, n) for n in ("epoch", "batch", "step", "examples", "seconds")}
+
+    def _batches(self, examples: list[Example]) -> Iterator[list[Batch]]:
+        """Batches, each as all its parts."""
         progress = self.progress
         while self._fraction() < 1:
-            epoch = batches(examples, self.config.batch, self.config.seed, progress.epoch)
+            epoch = [b for b in batches(examples, self.config.batch, self.config.seed, progress.epoch)
+                     if len(b) >= self.parts]  # fmt: skip
             while progress.batch < len(epoch) and self._fraction() < 1:
-                part = epoch[progress.batch]
+                rng = random.Random(f"{self.config.seed}/{progress.epoch}/{progress.batch}")
+                chosen = epoch[progress.batch]
                 progress.batch += 1  # before the step: a checkpoint taken after it must not repeat the batch
-                yield collate(part, self.config.gamma, self.tokenizer.eos_token_id).to(self.anatomy.device)
+                yield [self._collate(chosen[i :: self.parts], rng) for i in range(self.parts)]
             if progress.batch == len(epoch):
                 progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def _collate(self, examples: list[Example], rng: random.Random | None = None) -> Batch:
+        share = self.config.share if rng else 1.0
+        return collate(examples, self.config.gamma, self.tokenizer.eos_token_id, share, rng)
 
     def _fraction(self) -> float:
         """Share of the budget that is used up."""
@@ -133,20 +171,42 @@ class Trainer:
             return self.progress.seconds / (60 * self.config.minutes)
         return self.progress.step / self._steps_planned
 
-    def _step(self, batch: Batch) -> dict[str, Any]:
+    def _step(self, parts: list[Batch]) -> dict[str, Any]:
         started = time.monotonic()
         rate = self._set_rate()
-        losses, hits = self.model(batch)
-        self.accelerator.backward(objective(losses, self.config.alpha, self.card.mode))
+        sums = self._gradients(parts)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise DataError("The loss is not a finite number any more: train with a smaller learning rate.")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
-        self.progress.examples += len(batch.ids)
-        self.progress.seconds += time.monotonic() - started
-        return {"losses": losses.tolist(), "hits": hits.tolist(), "lr": rate}
+        self.progress.examples += sum(len(p.ids) for p in parts)
+        losses, hits = means(sums)
+        self.progress.seconds += self._agreed(time.monotonic() - started)
+        return {"losses": losses, "hits": hits, "lr": rate}
+
+    def _gradients(self, parts: list[Batch]) -> Tensor:
+        """Gradients of the whole batch; its sums ``[3, columns]`` over all processes."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine = parts[rank::world]
+        counts = torch.stack([self._plain_model.counts(p) for p in parts]).sum(0).to(self.anatomy.device)
+        total = torch.zeros(3, len(counts), device=self.anatomy.device)
+        self.model.train()
+        for index, part in enumerate(mine):
+            last = index == len(mine) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                sums = self.model(part.to(self.anatomy.device))
+                loss = objective(sums[0], counts, self.config.alpha, self.config.gamma)
+                self.accelerator.backward(loss * world)  # the processes' gradients are averaged, not summed
+            total += sums.detach()
+        return cast(Tensor, self.accelerator.reduce(total))
+
+    def _agreed(self, seconds: float) -> float:
+        """The mean of all processes, so that they stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        return float(self.accelerator.reduce(torch.tensor(seconds, device=self.anatomy.device), "mean"))
 
     def _set_rate(self) -> float:
         done = self._fraction()
@@ -158,35 +218,70 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, examples: list[Example]) -> dict[str, Any]:
-        """Mean losses and top-1 accuracies over held-out examples, weighed by their number of tokens."""
-        results, weights = [], []
-        for start in range(0, len(examples), self.config.batch):
-            part = examples[start : start + self.config.batch]
-            batch = collate(part, self.config.gamma, self.tokenizer.eos_token_id).to(self.anatomy.device)
-            results.append(torch.stack(self.model(batch)))
-            weights.append((batch.targets != IGNORE).sum((0, 1)))
-        weight = torch.stack(weights)[:, None]  # [batches, 1, 1 + gamma]
-        losses, hits = (torch.stack(results) * weight).sum(0) / weight.sum(0)
-        return {"losses": losses.tolist(), "hits": hits.tolist()}
+        """Mean losses and top-1 accuracies over held-out examples; tokens per step of decoding some prompts."""
+        self.model.eval()
+        parts = (examples[i : i + self.config.batch] for i in range(0, len(examples), self.config.batch))
+        sums = [self._plain_model(self._collate(part).to(self.anatomy.device)) for part in parts]
+        losses, hits = means(torch.stack(sums).sum(0))
+        out: dict[str, Any] = {"losses": losses, "hits": hits}
+        if self.config.probes:
+            prompts = [e.prompt for e in _spread(examples, self.config.probes)]
+            out["tokens_per_step"] = tokens_per_step(self.anatomy, self.adapter, self.tokenizer, prompts)
+        return out
 
-    def save_checkpoint(self) -> None:
-        """Write the whole state beside the old one, then swap, so that a crash leaves one of the two whole."""
+    def _validate_and_keep(self, held_out: list[Example], report: Report) -> None:
+        found = {"step": self.progress.step, "seconds": round(self.progress.seconds), **self.validate(held_out)}
+        self.progress.history.append(found)
+        streams = found["losses"][1 : 1 + self.config.gamma]
+        score = found.get("tokens_per_step", -sum(streams) / len(streams))
+        report({"kind": "validation", **found})
+        if score > self.progress.best:
+            self.progress.best, self.progress.best_step = score, self.progress.step
+            self._save_adapter({k: v for k, v in found.items() if k not in ("step", "seconds")})
+
+    def save_checkpoint(self, validated: bool = False) -> None:
+        """Write the whole state beside the old one, then swap, so that a crash leaves one of the two whole.
+
+        Without validations the adapter itself is written as well: it is the newest there is.
+        """
         new, current, old = (self.out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
-        shutil.rmtree(new, ignore_errors=True)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(new, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(new))
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        adapters.write_card(new, self._card({}))
         if current.exists():
             shutil.rmtree(old, ignore_errors=True)
             current.rename(old)
         new.rename(current)
         shutil.rmtree(old, ignore_errors=True)
-        adapters.save(self.adapter, self.out, self._card({}))
+        if not validated:
+            self._save_adapter({})
 
-    def _save_adapter(self, held_out: list[Example]) -> Card:
-        card = self._card(self.validate(held_out) if held_out else {})
-        adapters.save(self.adapter, self.out, card)
-        return card
+    def _save_adapter(self, metrics: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            card = self._card(metrics)
+            adapters.save(self.adapter, self.out, card)
+            modelcard.write(self.out, card)
 
     def _card(self, metrics: dict[str, Any]) -> Card:
         training = {"config": asdict(self.config), "progress": asdict(self.progress)}
         date = datetime.now(UTC).date().isoformat()
         return replace(self.card, training=training, metrics=metrics, date=date)
+
+
+def _spread(examples: list[Example], count: int) -> list[Example]:
+    return examples[:: max(1, len(examples) // count)][:count]
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to keep what PyTorch frees: else every large tensor of every step is new pages from the
+    system, a fifth of the time of a step. No effect elsewhere."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        trim_threshold, mmap_max = -1, -4  # names of mallopt(3)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)

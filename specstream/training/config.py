@@ -1,0 +1,67 @@
+"""Settings of a training run: defaults, limits and their words, once. The command line and the page read them here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specstream.params import Checked, choice, number
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """Settings of a training run.
+
+    Training ends after ``epochs``, or after ``minutes`` of training time where that is not 0. The learning rate rises
+    during the share ``warmup`` of the run, then falls to zero along a cosine. ``alpha`` is the paper's 0.1 by its
+    text; a larger weight trains the streams sooner.
+    """
+
+    mode: str = choice(
+        "shared",
+        "Mode",
+        "shared: fine-tunes the model with its streams; lossless: the model's output stays as it is.",
+        ("shared", "lossless"),
+    )
+    gamma: int = number(4, "Gamma", "Number of streams: how many tokens ahead the model drafts.", 1, 16)
+    layers: int = number(6, "Layers", "Top layers that carry streams (N_s).", 1, 1000)
+    start_rank: int = number(64, "Start rank", "Rank of the stream start map; 0 is the identity.", 0, 4096)
+    lora_rank: int = number(16, "LoRA rank", "Rank of the adapters on every linear map; 0 leaves them away.", 0, 4096)
+    lora_scale: float = number(2.0, "LoRA scale", "Factor of the adapters' change.", 0, 100, 0.1)
+    exit_rank: int = number(0, "Exit rank", "Rank of the early exit that prunes drafts; 0 leaves it away.", 0, 4096)
+    draft_vocabulary: int = number(
+        8192, "Draft vocabulary", "Streams draft among this many of the likeliest tokens; 0: among all.", 0, 1 << 24
+    )
+    alpha: float = number(0.5, "Alpha", "Weight of each stream's loss; the main stream has 1.", 0, 100, 0.1)
+    share: float = number(1.0, "Share", "Share of the response's tokens that carry streams in training.", 0.01, 1, 0.01)
+    batch: int = number(8, "Batch", "Rows per step.", 1, 4096)
+    accumulate: int = number(1, "Accumulate", "Parts that a batch is computed in, one after the other.", 1, 4096)
+    lr: float = number(1e-3, "Learning rate", "Highest learning rate of AdamW.", 1e-8, 1, 1e-4)
+    warmup: float = number(0.03, "Warm-up", "Share of the run in which the learning rate rises.", 0, 1, 0.01)
+    epochs: int = number(3, "Epochs", "Passes over the data, where no minutes are given.", 1, 100_000)
+    minutes: float = number(0.0, "Minutes", "Train for this long; 0 trains for the epochs.", 0, 1e6)
+    precision: str = choice(
+        "auto",
+        "Precision",
+        "Number format of the products; auto: bfloat16 where the device computes in it, else float32.",
+        ("auto", "float32", "bfloat16", "float16"),
+    )
+    seed: int = number(0, "Seed", "Start of all random choices.", 0, 2**31 - 1)
+    save_every: float = number(180.0, "Save every", "Seconds between checkpoints.", 1, 1e9)
+    validate_every: int = number(100, "Validate every", "Steps between validations on the held-out rows.", 1, 1_000_000)
+    probes: int = number(8, "Probes", "Held-out prompts that a validation decodes; 0 looks at losses only.", 0, 1000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha <= 0 or self.lora_scale <= 0:
+            raise ValueError("Alpha and LoRA scale must be above 0.")
+
+    def chosen_precision(self, device: str) -> str:
+        """The name that accelerate takes: "no", "bf16" or "fp16"."""
+        import torch  # inside: the command line reads the fields without it
+
+        if self.precision != "auto":
+            return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[self.precision]
+        if device == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        fast = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return "bf16" if fast else "no"
