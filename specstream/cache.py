@@ -62,7 +62,7 @@ class TreeCache(Cache):
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[Layer() for _ in range(layers)])
 
-    def keep(self, prefix: int, rows: Sequence[int]) -> None:
-        """Cut every layer back, whatever its length: the top layers also hold stream rows after a pass."""
-        for layer in self.layers:
+    def keep(self, prefix: int, rows: Sequence[int], layers: slice = slice(None)) -> None:
+        """Cut layers back, whatever their length: the top layers hold other rows than the rest after a pass."""
+        for layer in self.layers[layers]:
             layer.keep(prefix, rows)

@@ -24,7 +24,7 @@ class Fate(StrEnum):
     ACCEPTED = "accepted"  # on the path that the target agreed with, and emitted
     REJECTED = "rejected"  # its parent was accepted, but the target chose another token
     UNREACHED = "unreached"  # its parent was not accepted, so it was never compared
-    PRUNED = "pruned"  # dropped inside the pass, before the target scored it
+    PRUNED = "pruned"  # dropped inside the pass, before the top layers: the target never scored it
 
 
 class Reason(StrEnum):
@@ -99,9 +99,9 @@ class Started:
 class Step:
     """One target pass and what came of it. Index 0 is the prompt pass, which emits the first token.
 
-    ``seconds`` per phase: ``draft`` (stream logits and tree), ``verify`` (the forward pass), ``accept``, ``keep``
-    (cache). ``rows`` are the tokens put through the lower layers (root and tree), ``stream_rows`` the rows that
-    were added in the top layers.
+    ``seconds`` per phase: ``draft`` (stream logits and tree, deferred streams too), ``verify`` (the forward pass),
+    ``accept``, ``keep`` (cache). ``rows`` are the tokens put through the lower layers (root and tree, pruned nodes
+    too), ``stream_rows`` the rows that only the top layers had, in this pass or before it (deferred).
     """
 
     index: int
@@ -114,6 +114,16 @@ class Step:
     @property
     def total_seconds(self) -> float:
         return sum(self.seconds.values())
+
+    @property
+    def pruned(self) -> int:
+        """Drafted nodes that the lower layers had, and the top layers not."""
+        return self.draft.fate.count(Fate.PRUNED)
+
+    @property
+    def top_rows(self) -> int:
+        """Rows put through the top layers, streams too."""
+        return self.rows - self.pruned + self.stream_rows
 
 
 @dataclass(frozen=True, slots=True)

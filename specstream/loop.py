@@ -75,10 +75,11 @@ class Run:
     def _finish_step(self, clock: Clock, draft: Draft, logits: Tensor, rows: int, keep: bool) -> Step:
         with clock.phase("accept"):
             picks, texts = self._accept(draft, logits)
-            logprobs = logits[[p.row for p in picks]].log_softmax(-1)
+            logprobs = logits[[p.place for p in picks]].log_softmax(-1)
             if logprobs[:, 0].isnan().any():
                 raise NotFinite("The model's numbers are not finite any more: choose float32 as its number format.")
-            draft = replace(verify.judge(draft, picks, logprobs), texts=tuple(map(self.show, draft.tokens)))
+            judged = verify.judge(draft, picks, logprobs, self.target.pruned)
+            draft = replace(judged, texts=tuple(map(self.show, draft.tokens)))
             tokens = self._tokens(draft, picks, texts, logprobs)
         with clock.phase("keep"):
             if keep:  # the last token is not in the cache: it is the next root
@@ -90,7 +91,7 @@ class Run:
 
     def _accept(self, draft: Draft, logits: Tensor) -> tuple[list[verify.Pick], list[str]]:
         picks, texts = [], []
-        for pick in verify.walk(logits, draft, self.picker, self.ids.copy()):
+        for pick in verify.walk(logits, draft, self.picker, self.ids.copy(), self.target.pruned):
             picks.append(pick)
             self.ids.append(pick.token)
             self.emitted += 1

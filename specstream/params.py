@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 
-def _number(default: Any, label: str, help: str, low: float, high: float, step: float = 1) -> Any:
+def number(default: Any, label: str, help: str, low: float, high: float, step: float = 1) -> Any:
     return field(default=default, metadata={"label": label, "help": help, "min": low, "max": high, "step": step})
 
 
-def _choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any:
+def choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any:
     return field(default=default, metadata={"label": label, "help": help, "choices": choices})
 
 
-class _Checked:
+class Checked:
     """Checks every field that has limits or choices; raises ValueError with one sentence."""
 
     def __post_init__(self) -> None:
@@ -43,23 +43,21 @@ class _Checked:
 
 
 @dataclass(frozen=True)
-class Sampling(_Checked):
+class Sampling(Checked):
     """How the target chooses tokens and when a run ends. The same for every method.
 
     Order of the warpers as in transformers: repetition penalty, temperature, top-k, top-p, min-p.
     """
 
-    max_new_tokens: int = _number(128, "Max new tokens", "The run ends after this many tokens.", 1, 4096)
-    temperature: float = _number(0.0, "Temperature", "0 always takes the likeliest token (greedy).", 0, 5, 0.05)
-    top_k: int = _number(0, "Top-k", "Sample among the k likeliest tokens only; 0 switches it off.", 0, 1000)
-    top_p: float = _number(
-        1.0, "Top-p", "Sample among the likeliest tokens that together hold p; 1 is off.", 0, 1, 0.01
-    )
-    min_p: float = _number(0.0, "Min-p", "Drop tokens below this share of the likeliest token; 0 is off.", 0, 1, 0.01)
-    repetition_penalty: float = _number(
+    max_new_tokens: int = number(128, "Max new tokens", "The run ends after this many tokens.", 1, 4096)
+    temperature: float = number(0.0, "Temperature", "0 always takes the likeliest token (greedy).", 0, 5, 0.05)
+    top_k: int = number(0, "Top-k", "Sample among the k likeliest tokens only; 0 switches it off.", 0, 1000)
+    top_p: float = number(1.0, "Top-p", "Sample among the likeliest tokens that together hold p; 1 is off.", 0, 1, 0.01)
+    min_p: float = number(0.0, "Min-p", "Drop tokens below this share of the likeliest token; 0 is off.", 0, 1, 0.01)
+    repetition_penalty: float = number(
         1.0, "Repetition penalty", "Above 1 makes tokens that already appeared less likely.", 0.5, 2, 0.05
     )
-    seed: int = _number(0, "Seed", "The same seed gives the same text, with every method.", 0, 2**31 - 1)
+    seed: int = number(0, "Seed", "The same seed gives the same text, with every method.", 0, 2**31 - 1)
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 
@@ -73,7 +71,7 @@ class Sampling(_Checked):
 
 
 @dataclass(frozen=True)
-class Standard(_Checked):
+class Standard(Checked):
     """Standard autoregressive decoding: one token per pass."""
 
     name: ClassVar[str] = "standard"
@@ -81,35 +79,50 @@ class Standard(_Checked):
 
 
 @dataclass(frozen=True)
-class Streaming(_Checked):
+class Streaming(Checked):
     """Speculative Streaming: the model's own streams draft a tree, the next pass verifies it."""
 
     name: ClassVar[str] = "streaming"
     label: ClassVar[str] = "Speculative Streaming"
 
-    tree: str = _choice(
+    tree: str = choice(
         "best-first",
         "Tree",
         "best-first: the likeliest nodes within the budget; full: every combination of the top k (the paper).",
         ("best-first", "full"),
     )
-    budget: int = _number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
-    width: int = _number(4, "Width k", "Most children of a node: the top k tokens of each stream.", 1, 8)
-    depth: int = _number(0, "Depth", "Deepest level of the tree; 0 uses every stream of the adapter.", 0, 16)
+    budget: int = number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    width: int = number(4, "Width k", "Most children of a node: the top k tokens of each stream.", 1, 8)
+    depth: int = number(0, "Depth", "Deepest level of the tree; 0 uses every stream of the adapter.", 0, 16)
+    streams: str = choice(
+        "in-pass",
+        "Streams",
+        "in-pass: every verified token carries streams (the paper); deferred: a short second pass makes those of the "
+        "last accepted token. The drafts are the same.",
+        ("in-pass", "deferred"),
+    )
+    prune: float = number(
+        0.0,
+        "Pruning",
+        "Drop drafted tokens that an early guess, below the stream layers, finds less likely than this; 0 keeps all.",
+        0,
+        1,
+        0.01,
+    )
 
 
 @dataclass(frozen=True)
-class PromptLookup(_Checked):
+class PromptLookup(Checked):
     """Prompt lookup: what followed the last tokens when they occurred before is the draft. Needs no training."""
 
     name: ClassVar[str] = "prompt_lookup"
     label: ClassVar[str] = "Prompt lookup"
 
-    budget: int = _number(8, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
-    depth: int = _number(6, "Depth", "Most tokens that are copied in a row.", 1, 16)
-    candidates: int = _number(2, "Candidates", "Most different continuations in one tree.", 1, 8)
-    longest: int = _number(4, "Longest match", "Looks for the last n tokens in the text, from this n down.", 1, 8)
-    shortest: int = _number(2, "Shortest match", "Drafts nothing where fewer tokens than this match.", 1, 8)
+    budget: int = number(8, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    depth: int = number(6, "Depth", "Most tokens that are copied in a row.", 1, 16)
+    candidates: int = number(2, "Candidates", "Most different continuations in one tree.", 1, 8)
+    longest: int = number(4, "Longest match", "Looks for the last n tokens in the text, from this n down.", 1, 8)
+    shortest: int = number(2, "Shortest match", "Drafts nothing where fewer tokens than this match.", 1, 8)
 
     def __post_init__(self) -> None:
         super().__post_init__()

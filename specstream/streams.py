@@ -1,21 +1,24 @@
-"""Multi-stream attention over the stock layers of a model (Speculative Streaming, section 3.1).
+"""Multi-stream attention over the stock layers of a model (Speculative Streaming, sections 3.1 and 3.2).
 
-The top ``layers`` decoder layers carry ``gamma`` extra rows for some of the token rows. They are put in and taken off
-by hooks that live for one pass, so the model itself is never changed and has no code per family.
+The top ``layers`` decoder layers carry ``gamma`` extra rows for some of the token rows, and may drop token rows. Rows
+are put in and taken off by hooks that live for one pass, so the model itself is never changed and has no code per
+family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from specstream.anatomy import Anatomy, bind
-from specstream.masks import additive, with_streams
+from specstream.lora import LoRA
+from specstream.masks import with_streams
+from specstream.rows import Masks, Rotations, Rows, ahead
 
 
 class Streams(nn.Module):
@@ -66,67 +69,149 @@ class Plan:
     ``nodes`` ``[B, S]`` are the rows that carry streams.
     """
 
-    masks: dict[str, Tensor]
+    masks: Masks
     positions: Tensor
     nodes: Tensor
 
+    def narrowed(self, rows: Sequence[int]) -> Plan:
+        """The plan of these rows alone, all of which carry streams."""
+        device, n = self.positions.device, self.positions.shape[1]
+        index = torch.tensor(rows, device=device)
+
+        def narrow(mask: Tensor) -> Tensor:
+            before = mask.shape[2] - n
+            keys = torch.cat([torch.arange(before, device=device), before + index])
+            return mask[:, index][:, :, keys]
+
+        nodes = torch.arange(len(rows), device=device).expand(len(self.nodes), -1)
+        return Plan({t: narrow(m) for t, m in self.masks.items()}, self.positions[:, index], nodes)
+
 
 class Carried:
-    """What a pass leaves behind: ``states`` ``[B, S, gamma, hidden]`` of the streams after the last layer."""
+    """What a pass leaves behind.
 
+    ``rows`` are the token rows that went through the top layers, None for all. ``main`` ``[B, S, hidden]`` are the
+    main-stream states at layer N - N_s of the rows that carry streams; ``states`` ``[B, S, gamma, hidden]`` are the
+    streams after the last layer, where the pass carried any.
+    """
+
+    main: Tensor
     states: Tensor
+    rows: list[int] | None = None
+
+    def place(self, row: int) -> int:
+        """Where a token row is among those that went through the top layers."""
+        return row if self.rows is None else self.rows.index(row)
 
 
 @contextmanager
-def carry(anatomy: Anatomy, streams: Streams, plan: Plan) -> Iterator[Carried]:
+def carry(
+    anatomy: Anatomy,
+    streams: Streams,
+    plan: Plan,
+    lora: LoRA | None = None,
+    survivors: Callable[[Tensor], list[int]] | None = None,
+    attach: bool = True,
+) -> Iterator[Carried]:
     """While open, one forward pass of the model carries streams in its top layers.
 
     The caller passes the model the token rows with their own masks and positions; its output holds the token rows only.
     Key-value caches of the top layers hold token and stream rows afterwards: the caller drops the latter.
+
+    ``lora`` acts on the stream rows. ``survivors`` chooses, from the token rows' states at layer N - N_s
+    ``[B, n, hidden]``, the rows that go on: all of them carry streams, and the others are zero in the output. With
+    ``attach`` False the pass carries no streams and only notes the states that they would begin with.
     """
-    gamma, carried = streams.gamma, plan.nodes.shape[1]
-    rows = plan.positions.shape[1]
-    first, last = len(anatomy.layers) - streams.layers, len(anatomy.layers) - 1
-    types = set(anatomy.layer_types[first:])
-    masks = {t: additive(with_streams(plan.masks[t], plan.nodes, gamma), anatomy.dtype) for t in types}
-    ahead = torch.arange(1, gamma + 1, device=plan.positions.device)
-    beside = plan.positions.gather(1, plan.nodes)[:, :, None] + ahead
-    stream_positions = beside.flatten(1).clamp_max(anatomy.context - 1)  # some families look positions up in a table
-    positions = torch.cat([plan.positions, stream_positions], 1)
-    rotated: dict[int, Any] = {}
-    out = Carried()
-
-    def rotate(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        ahead_of_rows = module.forward(**bind(module, args, kwargs) | {"position_ids": stream_positions})
-        rotated[id(result[0])] = tuple(torch.cat(pair, -2) for pair in zip(result, ahead_of_rows, strict=True))
-
-    def enter(index: int) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:
-            call = bind(module, args, kwargs)
-            states = call["hidden_states"]  # [B, n, h], in the first stream layer; [B, n + S*gamma, h] above
-            if index == first:
-                main = states.gather(1, plan.nodes[:, :, None].expand(-1, -1, states.shape[-1]))
-                call["hidden_states"] = torch.cat([states, streams.start(main).flatten(1, 2)], 1)
-            call["attention_mask"] = masks[anatomy.layer_types[index]]
-            if call.get("position_ids") is not None:
-                call["position_ids"] = positions
-            if call.get("position_embeddings") is not None:
-                call["position_embeddings"] = rotated[id(call["position_embeddings"][0])]
-            return (), call
-
-        return hook
-
-    def leave(_module: nn.Module, _args: Any, result: Any) -> Any:
-        states = result[0] if isinstance(result, tuple) else result
-        out.states = states[:, rows:].unflatten(1, (carried, gamma))
-        kept = states[:, :rows]
-        return (kept, *result[1:]) if isinstance(result, tuple) else kept
-
-    hooks = [m.register_forward_hook(rotate, with_kwargs=True) for m in anatomy.rotaries]
-    hooks += [anatomy.layers[i].register_forward_pre_hook(enter(i), with_kwargs=True) for i in range(first, last + 1)]
-    hooks.append(anatomy.layers[last].register_forward_hook(leave))
+    work = _Pass(anatomy, streams, plan, lora, survivors, attach)
+    top = range(len(anatomy.layers) - streams.layers, len(anatomy.layers))
+    hooks = [m.register_forward_hook(work.rotations.note, with_kwargs=True) for m in anatomy.rotaries]
+    hooks += [anatomy.layers[i].register_forward_pre_hook(work.enter(i, top[0]), with_kwargs=True) for i in top]
+    hooks.append(anatomy.layers[-1].register_forward_hook(work.leave))
     try:
-        yield out
+        yield work.out
     finally:
         for hook in hooks:
             hook.remove()
+        work.adapted.close()
+
+
+class _Pass:
+    """The hooks of one pass and what they share."""
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        streams: Streams,
+        plan: Plan,
+        lora: LoRA | None,
+        survivors: Callable[[Tensor], list[int]] | None,
+        attach: bool,
+    ) -> None:
+        types = set(anatomy.layer_types[len(anatomy.layers) - streams.layers :])
+        self.plan = replace(plan, masks={t: plan.masks[t] for t in types})
+        self.anatomy, self.streams, self.lora = anatomy, streams, lora
+        self.survivors, self.attach = survivors, attach
+        self.out = Carried()
+        self.adapted = ExitStack()
+        self.rotations = Rotations()
+        self.rows: Rows | None = None  # of the top layers, where they are not those of the layers below
+
+    def enter(self, index: int, first: int) -> Any:
+        """The hook before layer ``index``."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]] | None:
+            if index > first and self.rows is None:
+                return None
+            call = bind(module, args, kwargs)
+            if index == first:
+                call["hidden_states"] = self._begin(call["hidden_states"])
+            return ((), self.rows.arrange(call, self.anatomy.layer_types[index])) if self.rows else None
+
+        return hook
+
+    def _begin(self, states: Tensor) -> Tensor:
+        """Token states ``[B, n, h]`` to the rows of the top layers: the survivors, and their streams after them."""
+        plan = self._pruned(states)
+        main = states if self.out.rows is None else states[:, self.out.rows]
+        self.out.main = _gathered(main, plan.nodes)
+        if self.attach:
+            rows = torch.cat([main, self.streams.start(self.out.main).flatten(1, 2)], 1)
+            if self.lora:
+                self.adapted.enter_context(self.lora.attached(self.anatomy, main.shape[1], rows.shape[1]))
+        else:
+            rows = main
+        if self.attach or self.out.rows is not None:
+            self.rows = self._rows(plan)
+        return rows
+
+    def _pruned(self, states: Tensor) -> Plan:
+        rows = self.survivors(states) if self.survivors else None
+        if rows is None or len(rows) == states.shape[1]:
+            return self.plan
+        self.out.rows = rows
+        return self.plan.narrowed(rows)
+
+    def _rows(self, plan: Plan) -> Rows:
+        if not self.attach:
+            return Rows(self.anatomy, plan.masks, plan.positions, self.rotations)
+        gamma = self.streams.gamma
+        masks = {t: with_streams(m, plan.nodes, gamma) for t, m in plan.masks.items()}
+        beside = ahead(plan.positions.gather(1, plan.nodes), gamma, self.anatomy.context)
+        return Rows(self.anatomy, masks, torch.cat([plan.positions, beside], 1), self.rotations)
+
+    def leave(self, _module: nn.Module, _args: Any, result: Any) -> Any:
+        """The hook after the last layer: streams are taken off, and dropped rows come back as zeros, since some
+        families reshape their output by the shape of their input."""
+        states = result[0] if isinstance(result, tuple) else result
+        n = self.plan.positions.shape[1] if self.out.rows is None else len(self.out.rows)
+        if self.attach:
+            self.out.states = states[:, n:].unflatten(1, (self.out.main.shape[1], self.streams.gamma))
+        kept = states[:, :n]
+        if self.out.rows is not None:
+            kept = kept.new_zeros(*self.plan.positions.shape, kept.shape[2])
+            kept[:, self.out.rows] = states[:, :n]
+        return (kept, *result[1:]) if isinstance(result, tuple) else kept
+
+
+def _gathered(states: Tensor, rows: Tensor) -> Tensor:
+    return states.gather(1, rows[:, :, None].expand(-1, -1, states.shape[-1]))

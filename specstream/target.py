@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +15,14 @@ from specstream.adapters import Adapter
 from specstream.anatomy import FULL, SLIDING, Anatomy, context_of
 from specstream.cache import TreeCache
 from specstream.events import Draft
-from specstream.masks import additive, causal_mask, tree_mask, windowed
+from specstream.lora import LoRA
+from specstream.masks import additive, causal_mask, tree_mask, windowed, with_streams
+from specstream.rows import Masks, TopLayers, ahead
 from specstream.streams import Carried, Plan, carry
-from specstream.tree import attention_rows
+from specstream.tree import attention_rows, pruned
 
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
+NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
 
 
 class Stopped(Exception):
@@ -31,10 +35,15 @@ def never() -> bool:
 
 
 class Target(Protocol):
-    """What the decode loop needs. A pass appends rows to the cache; ``keep`` then says which of them stay."""
+    """What the decode loop needs. A pass appends rows to the cache; ``keep`` then says which of them stay.
+
+    ``stream_rows`` are the rows that only the top layers had, in the last pass or for it. ``pruned`` are the nodes that
+    the last pass dropped: its logits hold no rows for them.
+    """
 
     context: int
     stream_rows: int
+    pruned: Collection[int]
 
     def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = ...) -> Tensor: ...
     def verify(self, root: int, draft: Draft) -> Tensor: ...
@@ -44,10 +53,14 @@ class Target(Protocol):
 
 
 class StreamSource(Protocol):
-    """A target that drafts: logits of the streams attached to a row of the last pass."""
+    """A target that drafts: logits of the streams of the row that was accepted last.
+
+    ``prepare`` comes before a run; it raises ValueError for a variant that the source can't do.
+    """
 
     gamma: int
 
+    def prepare(self, deferred: bool, prune: float) -> None: ...
     def stream_logits(self, row: int) -> Tensor: ...
 
 
@@ -60,7 +73,7 @@ def synchronize(device: torch.device) -> None:
 
 
 class ModelTarget:
-    """A stock Hugging Face causal LM. With an adapter, and ``streaming`` on, every pass carries streams.
+    """A stock Hugging Face causal LM. With an adapter, and ``streaming`` on, it drafts by streams.
 
     State belongs to one run: ``prefill`` begins it, ``release`` ends it.
     """
@@ -70,9 +83,25 @@ class ModelTarget:
         self.gamma = self.adapter.card.gamma if self.adapter else 0
         self.context = anatomy.context
         self.stream_rows = 0
+        self.pruned: Collection[int] = frozenset()
         self.length = 0  # committed positions in the cache
         self.cache: TreeCache | None = None
-        self._states: Tensor | None = None
+        self._deferred, self._threshold = False, 0.0
+        self._top: TopLayers | None = None
+        self._carried: Carried | None = None
+        self._deferred_rows = 0
+
+    def prepare(self, deferred: bool, prune: float) -> None:
+        """Choose the variant of the runs to come.
+
+        In the pass (the paper) every row carries streams; deferred, a short pass of its own computes them for the
+        accepted row. ``prune`` is the early-exit probability below which a node is dropped with all below it; 0 keeps
+        all. Raises ValueError when the adapter has no early exit.
+        """
+        assert self.adapter is not None, "no streams"
+        if prune and not self.adapter.streams.exit_rank:
+            raise ValueError(NO_EXIT)
+        self._deferred, self._threshold = deferred, prune
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
@@ -82,40 +111,56 @@ class ModelTarget:
         """
         self.cache, self.length = TreeCache(len(self.anatomy.layers)), 0
         chunks = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
-        logits = torch.empty(0)
+        states = torch.empty(0)
         for chunk in chunks:
             if should_stop():
                 raise Stopped
             positions = range(self.length, self.length + len(chunk))
             mask = causal_mask(len(chunk), self.length)
             last = chunk is chunks[-1]
-            logits = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [], keep_logits=1)
+            with self._recorded() if last else nullcontext():
+                states = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [])
             self.keep(range(len(chunk)))
-        return logits
+        return self.anatomy.head_logits(states[-1:])
 
     @torch.inference_mode()
     def verify(self, root: int, draft: Draft) -> Tensor:
-        """One pass over the root and the draft's nodes. Returns logits, float32 ``[1 + nodes, vocab]``."""
+        """One pass over the root and the draft's nodes.
+
+        Returns logits, float32 ``[1 + nodes, vocab]``, without those of ``pruned`` nodes.
+        """
         rows = [root, *draft.tokens]
         positions = [self.length, *(self.length + d for d in draft.depths())]
         mask = tree_mask(attention_rows(draft.parents), self.length)
-        return self._pass(rows, positions, mask, range(len(rows)), keep_logits=0)
+        states = self._pass(rows, positions, mask, range(len(rows)), draft)
+        scored = self._carried.rows if self._carried else None
+        return self.anatomy.head_logits(states if scored is None else states[scored])
 
     @torch.inference_mode()
     def stream_logits(self, row: int) -> Tensor:
         """Logits of the streams of a row of the last pass (of the prompt pass: 0), float32 ``[gamma, vocab]``.
 
         Computed for the one accepted row, after verification: the head over every node's streams would cost more than
-        it gives.
+        it gives. Deferred streams can be had after ``keep`` only, of the last row that was kept.
         """
-        assert self._states is not None, "no pass with streams yet"
-        return self.anatomy.logits(self._states[0, row])
+        assert self.adapter is not None and self._carried is not None, "no pass with streams yet"
+        place = self._carried.place(row)
+        if self._deferred:
+            states = self._late_streams(self._carried.main[:, place : place + 1])
+        else:
+            states = self._carried.states[0, place]
+        return self.adapter.logits(self.anatomy, states)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Commit these rows of the last pass (0 is the root); the cache drops the others and all stream rows."""
         assert self.cache is not None, "no run"
-        self.cache.keep(self.length, list(rows))
+        carried = self._carried
+        if carried is None or carried.rows is None:
+            self.cache.keep(self.length, rows)
+        else:  # the top layers never had the pruned rows
+            self.cache.keep(self.length, rows, slice(self._first))
+            self.cache.keep(self.length, [carried.place(r) for r in rows], slice(self._first, None))
         self.length += len(rows)
 
     def synchronize(self) -> None:
@@ -123,46 +168,100 @@ class ModelTarget:
 
     def release(self) -> None:
         """End the run and free its memory."""
-        self.cache = self._states = None
-        self.length = 0
+        self.cache = self._carried = self._top = None
+        self.length = self._deferred_rows = 0
+
+    @property
+    def _first(self) -> int:
+        """The first layer with streams."""
+        assert self.adapter is not None
+        return len(self.anatomy.layers) - self.adapter.streams.layers
 
     def _pass(
-        self, tokens: Sequence[int], positions: Sequence[int], mask: Tensor, nodes: Sequence[int], keep_logits: int
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        mask: Tensor,
+        nodes: Sequence[int],
+        draft: Draft | None = None,
     ) -> Tensor:
+        """States ``[n, hidden]`` after the final norm; those of pruned rows mean nothing."""
         device, anatomy = self.anatomy.device, self.anatomy
         where = torch.tensor([list(positions)], device=device)
-        masks = self._masks(mask.to(device), where)
-        self.stream_rows = len(nodes) * self.gamma
+        masks = self._masks(mask.to(device), where, self.length)
         plan = Plan(masks, where, torch.tensor([list(nodes)], device=device))
-        with self._carry(plan) if self.stream_rows else nullcontext() as carried:
-            out = anatomy.model(
+        self.pruned = frozenset()
+        with self._carry(plan, draft) if self.adapter and nodes else nullcontext() as carried:
+            out = anatomy.decoder(
                 input_ids=torch.tensor([list(tokens)], device=device),
                 attention_mask=self._model_masks(masks, len(tokens)),
                 position_ids=where,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=keep_logits,
             )
-        self._states = carried.states if carried else None
-        return out.logits[0].float()
+        self._carried = carried
+        self.stream_rows, self._deferred_rows = self._deferred_rows, 0
+        if carried and not self._deferred:
+            self.stream_rows += carried.states[0, :, :, 0].numel()
+        return out.last_hidden_state[0]
 
     @contextmanager
-    def _carry(self, plan: Plan) -> Iterator[Carried]:
+    def _carry(self, plan: Plan, draft: Draft | None) -> Iterator[Carried]:
         assert self.adapter is not None
-        first, lora = plan.positions.shape[1], self.adapter.lora
-        apart = lora if self.adapter.card.mode == "lossless" else None  # in shared mode it is merged into the weights
-        adapted = apart.attached(self.anatomy, first, first + self.stream_rows) if apart else nullcontext()
-        with adapted, carry(self.anatomy, self.adapter.streams, plan) as carried:
+        streams = self.adapter.streams
+        prune = (lambda states: self._survivors(states, draft)) if self._threshold and draft else None
+        with carry(self.anatomy, streams, plan, self._stream_lora, prune, attach=not self._deferred) as carried:
             yield carried
 
-    def _masks(self, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    @property
+    def _stream_lora(self) -> LoRA | None:
+        """What acts on stream rows only; in shared mode LoRA is merged into the weights."""
+        assert self.adapter is not None
+        return self.adapter.lora if self.adapter.card.mode == "lossless" else None
+
+    def _survivors(self, states: Tensor, draft: Draft) -> list[int]:
+        """Rows that go on, from states ``[1, n, hidden]`` at layer N - N_s: the root, and nodes that are likely enough
+        after their parent."""
+        assert self.adapter is not None
+        rows = sorted({p + 1 for p in draft.parents})  # leaves need no early exit
+        logits = self.adapter.logits(self.anatomy, self.adapter.streams.exit_states(states[0, rows]))
+        above = [rows.index(p + 1) for p in draft.parents]
+        logprobs = logits[above, list(draft.tokens)] - logits.logsumexp(-1)[above]
+        self.pruned = pruned(draft.parents, (logprobs >= math.log(self._threshold)).tolist())
+        return [row for row in range(len(draft) + 1) if row - 1 not in self.pruned]
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """While open, a pass is recorded that deferred streams can follow."""
+        with ExitStack() as stack:
+            if self._deferred:
+                self._top = TopLayers(self.anatomy, len(self.anatomy.layers) - self._first)
+                stack.enter_context(self._top.recorded())
+            yield
+
+    def _late_streams(self, main: Tensor) -> Tensor:
+        """States ``[gamma, hidden]`` of the streams of the row kept last, from its state ``[1, 1, hidden]`` at layer
+        N - N_s, by a pass through the top layers. What the row saw is just what the cache holds."""
+        assert self.adapter is not None and self.cache is not None and self._top is not None, "no run"
+        where = torch.tensor([[self.length - 1]], device=main.device)
+        row = self._masks(causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
+        masks = {t: with_streams(m, torch.zeros_like(where), self.gamma)[:, 1:] for t, m in row.items()}
+        lora = self._stream_lora
+        with lora.attached(self.anatomy) if lora else nullcontext():
+            start = self.adapter.streams.start(main).flatten(1, 2)
+            out = self._top.run(start, masks, ahead(where, self.gamma, self.context))
+        self.cache.keep(self.length, [], slice(self._first, None))
+        self._deferred_rows += self.gamma
+        return out[0]
+
+    def _masks(self, mask: Tensor, positions: Tensor, prefix: int) -> Masks:
         masks = {FULL: mask}
         if self.anatomy.window:
-            keys = torch.cat([torch.arange(self.length, device=mask.device)[None], positions], 1)
+            keys = torch.cat([torch.arange(prefix, device=mask.device)[None], positions], 1)
             masks[SLIDING] = windowed(mask, positions, keys, self.anatomy.window)
         return {t: masks[t] for t in set(self.anatomy.layer_types)}
 
-    def _model_masks(self, masks: dict[str, Tensor], rows: int) -> Any:
+    def _model_masks(self, masks: Masks, rows: int) -> Any:
         if rows == 1 and not self.anatomy.window:
             return None  # one row sees everything: without a mask attention takes its fast path
         floats = {t: additive(m, self.anatomy.dtype) for t, m in masks.items()}
@@ -174,6 +273,7 @@ class PlainTarget:
 
     gamma = 0
     stream_rows = 0
+    pruned: Collection[int] = ()
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

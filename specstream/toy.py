@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specstream import tree
 from specstream.engine import Engine, versions
 from specstream.events import Draft
 from specstream.info import EngineInfo
@@ -24,7 +25,7 @@ EOS = 256
 VOCAB = 257
 GAMMA = 4
 CONTEXT = 4096
-ORDER, STREAM_ORDER = 12, 4  # bytes of context that the main stream and the streams look at
+ORDER, EXIT_ORDER, STREAM_ORDER = 12, 6, 4  # bytes of context that main stream, early exit and streams look at
 SENTENCES = (
     "The Copper Kettle is a quiet café by the river that serves warm bread and good coffee at a low price.",
     "The Copper Kettle is a family friendly café near the old harbour. Guests praise its warm bread.",
@@ -83,14 +84,20 @@ class ToyTarget:
     def __init__(self, streaming: bool, pace: float) -> None:
         self.gamma = GAMMA if streaming else 0
         self.stream_rows = 0
+        self.pruned: frozenset[int] = frozenset()
         self._pace = pace
+        self._deferred, self._threshold = False, 0.0
         self._kept: list[int] = []
         self._paths: list[list[int]] = []
+
+    def prepare(self, deferred: bool, prune: float) -> None:
+        self._deferred, self._threshold = deferred, prune
 
     def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
         self._kept = list(ids)
         self._paths = [[]]
-        self.stream_rows = self.gamma
+        self.stream_rows = 0 if self._deferred else self.gamma
+        self.pruned = frozenset()
         self._wait(1)
         return MAIN.logits(self._kept)[None]
 
@@ -98,9 +105,18 @@ class ToyTarget:
         self._paths = [[root]]
         for token, parent in zip(draft.tokens, draft.parents, strict=True):
             self._paths.append([*self._paths[parent + 1], token])
-        self.stream_rows = self.gamma * len(self._paths)
-        self._wait(len(self._paths))
-        return torch.stack([MAIN.logits(self._kept + path) for path in self._paths])
+        self.pruned = tree.pruned(draft.parents, self._likely(draft))
+        scored = [path for row, path in enumerate(self._paths) if row - 1 not in self.pruned]
+        self.stream_rows = self.gamma * (1 if self._deferred else len(scored))
+        self._wait(len(scored))
+        return torch.stack([MAIN.logits(self._kept + path) for path in scored])
+
+    def _likely(self, draft: Draft) -> list[bool]:
+        """Whether the early exit gives each node at least the threshold after its parent."""
+        if not self._threshold:
+            return [True] * len(draft)
+        above = [EXIT.logits(self._kept + self._paths[p + 1]).softmax(-1) for p in draft.parents]
+        return [bool(probs[token] >= self._threshold) for probs, token in zip(above, draft.tokens, strict=True)]
 
     def stream_logits(self, row: int) -> Tensor:
         # Asked for after ``keep``, so the accepted path is committed already.
@@ -119,7 +135,7 @@ class ToyTarget:
         time.sleep(self._pace * (1 + rows / 100))
 
 
-MAIN = Ngrams(ORDER, 0)
+MAIN, EXIT = Ngrams(ORDER, 0), Ngrams(EXIT_ORDER, 0)
 STREAMS = [Ngrams(STREAM_ORDER, ahead) for ahead in range(1, GAMMA + 1)]
 
 

@@ -80,3 +80,12 @@ def children(draft: Draft) -> list[dict[int, int]]:
     for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
         out[parent + 1][token] = node
     return out
+
+
+def pruned(parents: Sequence[int], likely: Sequence[bool]) -> frozenset[int]:
+    """The nodes that are not ``likely`` after their parent, and all nodes below these."""
+    out: set[int] = set()
+    for node, parent in enumerate(parents):
+        if parent in out or not likely[node]:
+            out.add(node)
+    return frozenset(out)

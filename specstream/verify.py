@@ -6,7 +6,7 @@ the next root. It is exact for any draft that does not look at the noise, chain 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,33 +18,43 @@ from specstream.sampling import Picker
 
 
 class Pick(NamedTuple):
-    """The target's token at one row, and the node of the draft that carries it (-1: none does)."""
+    """The target's token at one row, and the node of the draft that carries it (-1: none does).
+
+    ``place`` is where the row is among the scored rows: pruned nodes are not.
+    """
 
     token: int
     node: int
     row: int
+    place: int
 
 
-def walk(logits: Tensor, draft: Draft, picker: Picker, prefix: Sequence[int]) -> Iterator[Pick]:
+def walk(
+    logits: Tensor, draft: Draft, picker: Picker, prefix: Sequence[int], pruned: Collection[int] = ()
+) -> Iterator[Pick]:
     """The target's tokens along the accepted path, one at a time, down to the first that no child carries.
 
-    ``logits`` ``[rows, vocab]`` are those of the pass (row 0 the root), ``prefix`` the committed ids with the root.
-    Lazy: a consumer that stops (EOS, limit) leaves the rest of the path unjudged.
+    ``logits`` ``[rows, vocab]`` are those of the pass (row 0 the root) without its ``pruned`` nodes, ``prefix`` the
+    committed ids with the root. Lazy: a consumer that stops (EOS, limit) leaves the rest of the path unjudged.
     """
     below = tree.children(draft)
+    scored = (row for row in range(len(draft) + 1) if row - 1 not in pruned)
+    places = {row: place for place, row in enumerate(scored)}
     greedy = logits.argmax(-1).tolist() if picker.plain else None
     ids, row = list(prefix), 0
     while True:
-        token = greedy[row] if greedy is not None else picker.pick(logits[row], ids)
+        place = places[row]
+        token = greedy[place] if greedy is not None else picker.pick(logits[place], ids)
         node = below[row].get(token, -1)
-        yield Pick(token, node, row)
+        node = -1 if node in pruned else node
+        yield Pick(token, node, row, place)
         if node < 0:
             return
         ids.append(token)
         row = node + 1
 
 
-def judge(draft: Draft, picks: Sequence[Pick], logprobs: Tensor) -> Draft:
+def judge(draft: Draft, picks: Sequence[Pick], logprobs: Tensor, pruned: Collection[int] = ()) -> Draft:
     """The draft with every node's fate and, where its parent was reached, the target's probability of its token.
 
     ``logprobs`` ``[len(picks), vocab]`` are the target's own log-probabilities at the rows of ``picks``.
@@ -54,8 +64,9 @@ def judge(draft: Draft, picks: Sequence[Pick], logprobs: Tensor) -> Draft:
     reached = [(node, order[p + 1]) for node, p in enumerate(draft.parents) if p + 1 in order]
     values = logprobs[[i for _, i in reached], [draft.tokens[node] for node, _ in reached]].exp().tolist()
     probs: list[float | None] = [None] * len(draft)
-    fates = [Fate.UNREACHED] * len(draft)
+    fates = [Fate.PRUNED if node in pruned else Fate.UNREACHED for node in range(len(draft))]
     for (node, _), value in zip(reached, values, strict=True):
         probs[node] = value
-        fates[node] = Fate.ACCEPTED if node in taken else Fate.REJECTED
+        if node not in pruned:
+            fates[node] = Fate.ACCEPTED if node in taken else Fate.REJECTED
     return replace(draft, fate=tuple(fates), target_probs=tuple(probs))

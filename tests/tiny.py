@@ -76,10 +76,13 @@ def tiny(family: str, seed: int = 0) -> Any:
     return model.eval()
 
 
-def random_adapter(anatomy: Anatomy, gamma: int = 3, layers: int = 2, mode: str = "shared", seed: int = 1) -> Adapter:
+def random_adapter(
+    anatomy: Anatomy, gamma: int = 3, layers: int = 2, mode: str = "shared", seed: int = 1, exit_rank: int = 0
+) -> Adapter:
     """An adapter with large random weights. In shared mode its LoRA is merged into the model at once."""
     torch.manual_seed(seed)
-    card = Card("tiny", base_shape(anatomy), "e2e", mode, gamma, layers, start_rank=4, lora_rank=2, lora_scale=1.0)
+    shape = base_shape(anatomy)
+    card = Card("tiny", shape, "e2e", mode, gamma, layers, 4, lora_rank=2, lora_scale=1.0, exit_rank=exit_rank)
     adapter = Adapter(anatomy, card).eval()
     for weight in adapter.parameters():
         nn.init.normal_(weight, std=0.1)
@@ -88,9 +91,11 @@ def random_adapter(anatomy: Anatomy, gamma: int = 3, layers: int = 2, mode: str 
     return adapter
 
 
-def model_with_adapter(family: str, gamma: int = 3, layers: int = 2, mode: str = "shared") -> tuple[Anatomy, Adapter]:
+def model_with_adapter(
+    family: str, gamma: int = 3, layers: int = 2, mode: str = "shared", exit_rank: int = 0
+) -> tuple[Anatomy, Adapter]:
     anatomy = dissect(tiny(family))
-    return anatomy, random_adapter(anatomy, gamma, layers, mode)
+    return anatomy, random_adapter(anatomy, gamma, layers, mode, exit_rank=exit_rank)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

@@ -9,9 +9,10 @@ from specstream.target import StreamSource
 
 
 class StreamingDrafter:
-    """Reads the streams that the last pass carried.
+    """Reads the streams of the row that was accepted last.
 
-    Raises ValueError at once when the full tree that the settings ask for is too large.
+    Raises ValueError at once when the full tree that the settings ask for is too large, or when they ask for pruning
+    and the source can't.
     """
 
     def __init__(self, source: StreamSource, params: Streaming) -> None:
@@ -24,6 +25,7 @@ class StreamingDrafter:
                 f"A full tree of width {params.width} and depth {self._depth} has {size} nodes, more than "
                 f"{tree.FULL_TREE_LIMIT}: choose a smaller width or depth, or the best-first tree."
             )
+        source.prepare(params.streams == "deferred", params.prune)
 
     def propose(self, room: int) -> Draft:
         depth = min(self._depth, room)

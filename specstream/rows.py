@@ -1,0 +1,103 @@
+"""Rows of our own for the top layers of a stock model: what they see, where they stand, and a pass of them alone.
+
+A layer is called with the arguments that the model gives it, but for its rows' states, masks, positions and rotary
+tables. So there is no code per family here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specstream.anatomy import Anatomy, bind
+from specstream.masks import additive
+
+Masks = dict[str, Tensor]  # by layer type, boolean [B, rows, keys]
+
+
+def ahead(positions: Tensor, gamma: int, context: int) -> Tensor:
+    """Positions ``[B, S * gamma]`` of the streams of rows at ``positions`` ``[B, S]``: stream j is j places further on.
+
+    None is past the context: some families look positions up in a table.
+    """
+    steps = torch.arange(1, gamma + 1, device=positions.device)
+    return (positions[:, :, None] + steps).flatten(1).clamp_max(context - 1)
+
+
+class Rotations:
+    """Rotary tables at positions of our choice: the model's own module is called again."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, tuple[nn.Module, dict[str, Any], Any]] = {}
+
+    def note(self, module: nn.Module, args: Any, kwargs: Any, table: Any) -> None:
+        """The hook after a rotary module. The table is held too, so that its id stays its own."""
+        self._calls[id(table[0])] = module, bind(module, args, kwargs), table
+
+    def at(self, table: Any, positions: Tensor) -> Any:
+        """What the module that made ``table`` gives for ``positions`` ``[B, rows]``."""
+        module, call, _ = self._calls[id(table[0])]
+        return module.forward(**call | {"position_ids": positions})
+
+
+class Rows:
+    """Rows put through the top layers: what each sees (``masks`` by layer type) and its position ``[B, rows]``."""
+
+    def __init__(self, anatomy: Anatomy, masks: Masks, positions: Tensor, rotations: Rotations) -> None:
+        self._masks = {t: additive(m, anatomy.dtype) for t, m in masks.items()}
+        self._positions, self._rotations = positions, rotations
+        self._tables: dict[int, Any] = {}
+
+    def arrange(self, call: dict[str, Any], layer_type: str) -> dict[str, Any]:
+        """The arguments of a layer's call, with these rows' masks and positions in place of those it had."""
+        call = call | {"attention_mask": self._masks[layer_type]}
+        if call.get("position_ids") is not None:
+            call["position_ids"] = self._positions
+        if (table := call.get("position_embeddings")) is not None:
+            if id(table[0]) not in self._tables:
+                self._tables[id(table[0])] = self._rotations.at(table, self._positions)
+            call["position_embeddings"] = self._tables[id(table[0])]
+        return call
+
+
+class TopLayers:
+    """The top ``count`` layers of a model, run alone: once a pass was recorded, with its arguments but other rows."""
+
+    def __init__(self, anatomy: Anatomy, count: int) -> None:
+        self._anatomy, self._first = anatomy, len(anatomy.layers) - count
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._rotations = Rotations()
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """While open, a forward pass of the model is recorded."""
+        layers = list(enumerate(self._anatomy.layers))[self._first :]
+        hooks = [m.register_forward_hook(self._rotations.note, with_kwargs=True) for m in self._anatomy.rotaries]
+        hooks += [layer.register_forward_pre_hook(self._note(i), with_kwargs=True) for i, layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _note(self, index: int) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._calls[index] = bind(module, args, kwargs) | {"hidden_states": None, "attention_mask": None}
+
+        return hook
+
+    def run(self, states: Tensor, masks: Masks, positions: Tensor) -> Tensor:
+        """States ``[B, rows, hidden]`` at layer N - count to those after the last layer.
+
+        The cache of these layers holds the rows afterwards: the caller drops them.
+        """
+        rows = Rows(self._anatomy, masks, positions, self._rotations)
+        for index, call in self._calls.items():
+            call = rows.arrange(call, self._anatomy.layer_types[index])
+            out = self._anatomy.layers[index](**call | {"hidden_states": states})
+            states = out[0] if isinstance(out, tuple) else out
+        return states

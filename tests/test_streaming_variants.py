@@ -1,0 +1,271 @@
+"""Variants of Speculative Streaming: pruned drafts and deferred streams. The same tokens, and the same drafts."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from specstream import toy
+from specstream.events import Draft, Fate, Origin, Step
+from specstream.loop import Run
+from specstream.params import Sampling, Streaming
+from specstream.rows import TopLayers
+from specstream.stats import summarize
+from specstream.streams import Plan, Streams
+from specstream.target import ModelTarget
+from tests import tiny
+from tests.test_golden import PROMPT, Oracle
+
+MODES = ("shared", "lossless")
+NONE, SOME, ALL = 1e-300, 0.003, 1.0  # thresholds; the vocabulary has 120 tokens
+
+
+def fates(steps: list[Step]) -> list[Fate]:
+    return [fate for step in steps for fate in step.draft.fate]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_pruned_output_equals_standard_decoding(family: str, mode: str) -> None:
+    anatomy, adapter = tiny.model_with_adapter(family, gamma=2, layers=2, mode=mode, exit_rank=4)
+    for temperature in (0.0, 0.9):
+        sampling = Sampling(max_new_tokens=20, temperature=temperature, seed=3)
+        want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
+        shares = {}
+        for threshold in (NONE, SOME, ALL):
+            for streams in ("in-pass", "deferred"):
+                params = Streaming(budget=12, width=6, streams=streams, prune=threshold)
+                steps = tiny.finish(tiny.streaming_run(anatomy, adapter, PROMPT, sampling, params))
+                assert tiny.ids_of(steps) == want
+                shares[threshold] = fates(steps).count(Fate.PRUNED) / len(fates(steps))
+        assert shares[NONE] == 0 < shares[SOME] <= shares[ALL]
+    steps = tiny.finish(guided(anatomy, adapter, sampling, want, rate=1.0))
+    assert tiny.ids_of(steps) == want and set(fates(steps)) == {Fate.PRUNED}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_deferred_drafts_are_those_of_the_pass(family: str, mode: str) -> None:
+    """In-pass and deferred runs side by side, driven down accepted paths of every length."""
+    anatomy, adapter = tiny.model_with_adapter(family, gamma=3, layers=2, mode=mode)
+    sampling = Sampling(max_new_tokens=24)
+    want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
+    drafts = []
+    for deferred in (False, True):
+        run = guided(anatomy, adapter, sampling, want, deferred=deferred)
+        assert tiny.ids_of(tiny.finish(run)) == want
+        drafts.append(run.drafter.seen)
+    assert len(drafts[0]) == len(drafts[1]) > 4
+    for ours, theirs in zip(*drafts, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
+
+
+class Guide(Oracle):
+    """An oracle that notes the stream logits of every accepted row."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.seen: list[Tensor] = []
+
+    def observe(self, row: int) -> None:
+        self.seen.append(self._source.stream_logits(row))
+
+
+class RandomlyPruned(ModelTarget):
+    """Prunes by chance, so that accepted paths of some length remain."""
+
+    def __init__(self, *args: Any, rate: float) -> None:
+        super().__init__(*args)
+        self._chance, self._rate = random.Random(2), rate
+
+    def _survivors(self, states: Tensor, draft: Draft) -> list[int]:
+        gone = {n for n in range(len(draft)) if self._chance.random() < self._rate}
+        for node, parent in enumerate(draft.parents):
+            if parent in gone:
+                gone.add(node)
+        self.pruned = gone
+        return [0, *(n + 1 for n in range(len(draft)) if n not in gone)]
+
+
+def guided(
+    anatomy: Any, adapter: Any, sampling: Sampling, want: list[int], deferred: bool = False, rate: float = 0.0
+) -> Run:
+    """A run whose drafts hold the true continuation; ``rate`` of its nodes are pruned by chance."""
+    target = RandomlyPruned(anatomy, adapter, True, rate=rate)
+    target.prepare(deferred, prune=0.5 if rate else 0.0)
+    guide = Guide(target, want, 0.2, 0, len(PROMPT))
+    guide.run = tiny.new_run(target, guide, PROMPT, sampling)
+    return guide.run
+
+
+@pytest.mark.parametrize("deferred", (False, True))
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_cache_after_pruned_steps_is_that_of_a_plain_run(family: str, deferred: bool) -> None:
+    anatomy, adapter = tiny.model_with_adapter(family, mode="lossless", exit_rank=2)
+    sampling = Sampling(max_new_tokens=30)
+    want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
+    judged = []
+
+    def check(run: Run, step: Step) -> None:
+        cached = run.ids[:-1]
+        plain = ModelTarget(anatomy, None, streaming=False)
+        plain.prefill(cached)
+        for ours, theirs in zip(run.target.cache.layers, plain.cache.layers, strict=True):
+            torch.testing.assert_close(ours.keys, theirs.keys, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(ours.values, theirs.values, atol=2e-5, rtol=1e-4)
+        judged.append(len(step.tokens))
+
+    steps = tiny.finish(guided(anatomy, adapter, sampling, want, deferred, rate=0.2), check)
+    assert tiny.ids_of(steps) == want
+    assert {Fate.PRUNED, Fate.ACCEPTED} <= set(fates(steps)) and max(judged) > 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt"])
+def test_survivors_score_and_draft_as_without_the_pruned_rows(family: str, mode: str) -> None:
+    """Main and stream logits of a pass that drops rows equal those of a pass that never had them."""
+    anatomy, adapter = tiny.model_with_adapter(family, mode=mode, exit_rank=2)
+    draft = Draft((8, 9, 10, 11, 12), (-1, 0, -1, 2, 2), (1.0,) * 5)
+    smaller = Draft((8, 10, 12), (-1, -1, 1), (1.0,) * 3)
+
+    class Fixed(ModelTarget):
+        def _survivors(self, states: Tensor, draft: Draft) -> list[int]:
+            return [0, 1, 3, 5]
+
+    pruning, plain = Fixed(anatomy, adapter, True), ModelTarget(anatomy, adapter, True)
+    pruning.prepare(False, 0.5)
+    for target in (pruning, plain):
+        target.prefill(PROMPT)
+    torch.testing.assert_close(pruning.verify(7, draft), plain.verify(7, smaller), atol=1e-5, rtol=1e-4)
+    for row, same in ((0, 0), (1, 1), (3, 2), (5, 3)):
+        torch.testing.assert_close(pruning.stream_logits(row), plain.stream_logits(same), atol=1e-4, rtol=1e-3)
+
+
+def test_pruning_follows_the_early_exit_of_the_parent() -> None:
+    """A second opinion on every edge: the early exit computed from the plain hidden states of its path."""
+    anatomy, adapter = tiny.model_with_adapter("llama", layers=2, exit_rank=4)
+    draft = Draft((8, 9, 10, 11, 12, 13), (-1, -1, 0, 0, 1, 2), (1.0,) * 6)
+    paths = {-1: [*PROMPT, 7]}
+    likely: dict[int, float] = {}
+    for node, parent in enumerate(draft.parents):
+        with torch.no_grad():
+            ids = torch.tensor([paths[parent]])
+            states = anatomy.model(input_ids=ids, output_hidden_states=True).hidden_states[-3][:, -1]
+            probs = anatomy.logits(adapter.streams.exit_states(states))[0].softmax(-1)
+        likely[node] = float(probs[draft.tokens[node]])
+        paths[node] = [*paths[parent], draft.tokens[node]]
+    for threshold in sorted(likely.values()):
+        target = ModelTarget(anatomy, adapter, True)
+        target.prepare(False, threshold * 1.01)
+        target.prefill(PROMPT)
+        logits = target.verify(7, draft)
+        kept = {-1}
+        for node, parent in enumerate(draft.parents):
+            if parent in kept and likely[node] >= threshold * 1.01:
+                kept.add(node)
+        assert set(target.pruned) == set(range(6)) - kept
+        assert logits.shape[0] == len(kept)
+
+
+def test_a_pruned_node_with_the_true_token_becomes_a_correction() -> None:
+    anatomy, adapter = tiny.model_with_adapter("llama", exit_rank=2)
+    sampling = Sampling(max_new_tokens=24)
+    want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
+    steps = tiny.finish(guided(anatomy, adapter, sampling, want, rate=0.4))
+    lost = 0
+    for step in steps[1:]:
+        last = step.tokens[-1]
+        assert last.origin is Origin.TARGET or step is steps[-1]
+        above = step.tokens[-2].node if len(step.tokens) > 1 else -1
+        for node in range(len(step.draft)):
+            if step.draft.parents[node] == above and step.draft.tokens[node] == last.id and last.node < 0:
+                lost += 1
+                assert step.draft.fate[node] is Fate.PRUNED
+                assert step.draft.target_probs[node] is not None
+    assert lost > 2
+
+
+def test_rows_are_counted() -> None:
+    anatomy, adapter = tiny.model_with_adapter("llama", gamma=3, exit_rank=2)
+    sampling = Sampling(max_new_tokens=20)
+    for streams, prune in (("in-pass", 0.0), ("in-pass", SOME), ("deferred", 0.0), ("deferred", SOME)):
+        params = Streaming(budget=12, width=6, streams=streams, prune=prune)
+        steps = tiny.finish(tiny.streaming_run(anatomy, adapter, PROMPT, sampling, params))
+        for step in steps[1:]:
+            pruned = step.draft.fate.count(Fate.PRUNED)
+            main = 1 + len(step.draft) - pruned
+            drafted = 3 if len(step.draft) else 0
+            assert step.rows == 1 + len(step.draft)
+            assert step.stream_rows == (3 * main if streams == "in-pass" else drafted)
+            assert step.top_rows == main + step.stream_rows
+        stats = summarize(steps)
+        assert (stats.pruned > 0) == (prune > 0) and stats.to_dict()["pruned"] == stats.pruned
+
+
+def test_deferred_and_pruned_at_the_end_of_the_context() -> None:
+    anatomy, adapter = tiny.model_with_adapter("opt", exit_rank=2)  # learned positions: an index too far would raise
+    ids = tiny.prompt(anatomy.context - 6)
+    params = Streaming(streams="deferred", prune=SOME)
+    run = tiny.streaming_run(anatomy, adapter, ids, Sampling(max_new_tokens=50), params)
+    assert len(tiny.ids_of(tiny.finish(run))) == 6
+
+
+def test_deferred_leaves_no_hooks_and_no_cache() -> None:
+    anatomy, adapter = tiny.model_with_adapter("gemma3", mode="lossless", exit_rank=2)
+    params = Streaming(streams="deferred", prune=SOME)
+    run = tiny.streaming_run(anatomy, adapter, PROMPT, Sampling(max_new_tokens=9), params)
+    tiny.finish(run)
+    assert run.target.cache is None
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in anatomy.model.modules())
+
+
+def test_top_layers_alone_give_what_the_model_gives() -> None:
+    anatomy, _ = tiny.model_with_adapter("qwen3")
+    top = TopLayers(anatomy, 2)
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad(), top.recorded():
+        states = anatomy.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    mask = torch.ones(1, len(PROMPT), len(PROMPT)).tril().bool()
+    with torch.no_grad():
+        out = top.run(states[2], {"full_attention": mask}, torch.arange(len(PROMPT))[None])
+        torch.testing.assert_close(anatomy.normed(out), states[-1], atol=1e-5, rtol=1e-4)
+
+
+def test_narrowed_plan() -> None:
+    mask = torch.ones(1, 3, 5).tril(2).bool()
+    plan = Plan({"full_attention": mask}, torch.tensor([[2, 3, 4]]), torch.tensor([[0, 1, 2]])).narrowed([0, 2])
+    assert plan.positions.tolist() == [[2, 4]] and plan.nodes.tolist() == [[0, 1]]
+    assert plan.masks["full_attention"].int().tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]]]
+
+
+def test_early_exit_starts_as_the_identity() -> None:
+    streams = Streams(8, gamma=2, layers=1, rank=0, exit_rank=3)
+    states = torch.randn(2, 5, 8)
+    torch.testing.assert_close(streams.exit_states(states), states)
+    torch.nn.init.normal_(streams.exit_up)
+    want = states + torch.einsum("hr,rg,bsg->bsh", streams.exit_up, streams.exit_down, states)
+    torch.testing.assert_close(streams.exit_states(states), want)
+    assert not any("exit" in name for name, _ in Streams(8, 2, 1, 0).named_parameters())
+
+
+def test_pruning_without_an_early_exit_is_refused() -> None:
+    anatomy, adapter = tiny.model_with_adapter("llama")
+    with pytest.raises(ValueError, match="needs an adapter with an early exit"):
+        tiny.streaming_run(anatomy, adapter, PROMPT, Sampling(), Streaming(prune=0.1))
+
+
+def test_toy_shows_the_variants() -> None:
+    sampling = Sampling(max_new_tokens=60)
+    runs = [
+        [e for e in toy.load_toy(pace=0).generate("Text:", params, sampling) if isinstance(e, Step)]
+        for params in (Streaming(budget=12), Streaming(budget=12, prune=0.2), Streaming(budget=12, streams="deferred"))
+    ]
+    plain, pruned, deferred = runs
+    assert tiny.ids_of(plain) == tiny.ids_of(pruned) == tiny.ids_of(deferred)
+    assert {Fate.PRUNED, Fate.ACCEPTED} <= set(fates(pruned)) and Fate.PRUNED not in fates(plain)
+    assert [s.draft.tokens for s in deferred] == [s.draft.tokens for s in plain]
+    assert summarize(deferred).stream_rows < summarize(plain).stream_rows
