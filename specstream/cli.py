@@ -1,4 +1,4 @@
-"""The command line: generate, bench, train, runs, models. Errors are one line on standard error."""
+"""The command line: generate, bench, evaluate, train, adapters, runs, models. Errors are one line on standard error."""
 
 from __future__ import annotations
 
@@ -501,10 +501,51 @@ def _evaluate(json_file: Path | None, data: str, split: str, task_name: str, lim
     sampling, name = Sampling(**_pick(Sampling, options)), options["method_name"]
     chosen = _method(name, options) if name else None
     _check_writable(json_file)
-    engine = _load(*(options[n] for n in ("model", "adapter", "device", "dtype")))
+    engine = _load(options["model"], options["adapter"], options["device"], options["dtype"])
     items = quality.read_items(engine, data, split, task(task_name), limit)
     chosen = chosen or _method(engine.default_method().name, options)
     with tqdm(total=len(items), unit="prompt", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         result = quality.evaluate(engine, items, task_name, chosen, sampling, lambda: bar.update() and None)
     _write_lines(json_file, iter([result]))
     return result
+
+
+@cli.group()
+def adapters() -> None:
+    """Trained streams: list, push to and pull from the Hugging Face Hub."""
+
+
+@adapters.command("list")
+def adapters_list() -> None:
+    """Adapters that come with the program, and those that were pulled."""
+    from specstream.adapters import bundled, read_card
+    from specstream.models import catalogue
+    from specstream.sharing import fetched
+
+    have = [(task, folder) for entry in catalogue() for task, folder in bundled(entry.name).items()]
+    for name, folder in [*have, *fetched().items()]:
+        card = read_card(folder)
+        size = (folder / "adapter.safetensors").stat().st_size / 1e6
+        line = f"{name:24} {card.base:16} {card.task:10} {card.mode:8} {card.gamma:2} streams  {size:5.1f} MB"
+        click.echo(f"{line}  {card.licence}".rstrip())
+
+
+@adapters.command("push")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="For you and those whom you let in only.")
+def adapters_push(folder: Path, repo_id: str, private: bool) -> None:
+    """Upload an adapter: its weights, card and README.md, nothing else of the folder."""
+    from specstream.sharing import push
+
+    click.echo(push(folder, repo_id, private))
+
+
+@adapters.command("pull")
+@click.argument("repo_id", metavar="OWNER/NAME")
+def adapters_pull(repo_id: str) -> None:
+    """Download an adapter, so that it loads without a network."""
+    from specstream.sharing import HUB, fetch
+
+    folder = fetch(repo_id)
+    click.echo(f"{folder}: use it with --adapter {HUB}{repo_id.removeprefix(HUB)}")
