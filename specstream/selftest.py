@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
 HALF_TOLERANCE = 0.3
 PARENTS = (-1, -1, 0, 0, 1, 2)
+PATH = (0, 1, 4)  # rows of an accepted path: the root, node 0, and its second child, node 3
 PROMPT, NODES = 6, len(PARENTS)
 
 
@@ -41,17 +42,36 @@ def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
 
 @torch.inference_mode()
 def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
-    """Largest difference, in spreads of the logits: of node logits in a tree pass from logits of each path alone, and
-    of the logits that we make of the last layer's states, for the streams, from the model's own. NaN if any is."""
+    """Largest difference, in spreads of the logits: of node logits in a tree pass from logits of each path alone, of
+    the logits that we make of the last layer's states, for the streams, from the model's own, and of deferred streams
+    from those of the pass. NaN if any is."""
     vocab = anatomy.model.get_input_embeddings().num_embeddings
     tokens = torch.randint(vocab, (PROMPT + 1 + NODES,), generator=torch.Generator().manual_seed(0)).tolist()
     prompt, root, drafted = tokens[:PROMPT], tokens[PROMPT], tokens[PROMPT + 1 :]
     target = ModelTarget(anatomy, adapter, streaming=adapter is not None)
     target.prefill(prompt)
-    got = target.verify(root, Draft(tuple(drafted), PARENTS, (1.0,) * NODES))
-    target.release()
+    draft = Draft(tuple(drafted), PARENTS, (1.0,) * NODES)
+    got = target.verify(root, draft)
     gaps = [_gap(got[row], _alone(anatomy, [*prompt, root, *path])) for row, path in enumerate(_paths(drafted))]
-    return float(torch.tensor([*gaps, _head_gap(anatomy, prompt)]).max())
+    gaps.append(_head_gap(anatomy, prompt))
+    if adapter:
+        gaps.append(_deferred_gap(target.stream_logits(PATH[-1]), anatomy, adapter, prompt, root, draft))
+    target.release()
+    return float(torch.tensor(gaps).max())
+
+
+def _deferred_gap(
+    streams: Tensor, anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: int, draft: Draft
+) -> float:
+    target = ModelTarget(anatomy, adapter, streaming=True)
+    target.prepare(deferred=True, prune=0.0)
+    target.prefill(prompt)
+    target.verify(root, draft)
+    target.keep(PATH)
+    deferred = target.stream_logits(PATH[-1])
+    target.release()
+    possible = ~streams.isneginf()  # an adapter may draft part of the vocabulary only
+    return _gap(deferred[possible], streams[possible])
 
 
 def _head_gap(anatomy: Anatomy, ids: list[int]) -> float:

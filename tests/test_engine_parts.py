@@ -49,6 +49,12 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
         assert "failed the tree self-test" in str(selftest.failure(anatomy, None))
 
 
+def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy, adapter = tiny.model_with_adapter("llama")
+    monkeypatch.setattr("specstream.target.ahead", lambda positions, gamma, context: positions.expand(-1, gamma))
+    assert "failed the tree self-test" in str(selftest.failure(anatomy, adapter))
+
+
 @pytest.mark.parametrize("family", tiny.PLAIN_ONLY)
 def test_models_that_cannot_verify_trees_say_so_and_still_decode(family: str) -> None:
     model = tiny.tiny(family)

@@ -108,3 +108,11 @@ def test_children_and_depths() -> None:
     draft = Draft((5, 6, 7, 8), (-1, -1, 0, 2), (1.0,) * 4)
     assert tree.children(draft) == [{5: 0, 6: 1}, {7: 2}, {}, {8: 3}, {}]
     assert draft.depths() == (1, 1, 2, 3)
+
+
+def test_pruned_nodes_take_what_is_below_them_along() -> None:
+    parents = (-1, -1, 0, 0, 1, 2)
+    assert tree.pruned(parents, [True] * 6) == frozenset()
+    assert tree.pruned(parents, [True, True, False, True, True, True]) == {2, 5}
+    assert tree.pruned(parents, [False, True, True, True, True, True]) == {0, 2, 3, 5}
+    assert tree.pruned(parents, [False] * 6) == set(range(6))
