@@ -20,11 +20,13 @@ from specstream.streams import Streams
 
 WEIGHTS, CARD = "adapter.safetensors", "card.json"
 FORMAT = 1
+DEFAULT = "e2e"  # the bundled adapter that is loaded when none is named
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "adapters"
 
 
+MODES = ("shared", "lossless", "plain")
 LIMITS = {
-    "gamma": (1, 16),
+    "gamma": (0, 16),
     "layers": (1, 1000),
     "start_rank": (0, 4096),
     "lora_rank": (0, 4096),
@@ -42,9 +44,9 @@ class Card:
     """What an adapter is: its shape, the base model it belongs to, and how it was made.
 
     ``base_shape`` are the base's model type, layers, hidden size and vocabulary; an adapter loads onto nothing else.
-    ``exit_rank`` is the rank of the early-exit map o_theta that prunes drafts (0: none), ``draft_vocabulary`` the number
-    of tokens that streams can draft (0: all), ``value_rotation`` the angle per stream in radians that replaces stream
-    embeddings (0: embeddings).
+    ``gamma`` is 0 in ``plain`` mode only. ``exit_rank`` is the rank of the early-exit map o_theta that prunes drafts
+    (0: none), ``draft_vocabulary`` the number of tokens that streams can draft (0: all), ``value_rotation`` the angle
+    per stream in radians that replaces stream embeddings (0: embeddings).
     """
 
     base: str
@@ -70,8 +72,12 @@ class Card:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise AdapterError(f"The adapter is of format {self.format}; this version reads format {FORMAT}.")
-        if self.mode not in ("shared", "lossless"):
+        if self.mode not in MODES:
             raise AdapterError(f"The adapter's card names an unknown mode {self.mode!r}.")
+        if (self.gamma == 0) != (self.mode == "plain"):
+            raise AdapterError(
+                f"The adapter's card names {self.gamma} streams and the mode {self.mode}: it is damaged."
+            )
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -85,7 +91,7 @@ class Adapter(nn.Module):
 
     In ``shared`` mode LoRA acts on every row of every layer: the model is fine-tuned and the main stream with it.
     In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes.
-    ``vocabulary`` ``[draft_vocabulary]`` are the ids that streams can draft, None for all.
+    In ``plain`` mode there are no streams: LoRA alone, to compare with. ``vocabulary`` ``[draft_vocabulary]`` are the ids that streams can draft, None for all.
     """
 
     vocabulary: Tensor | None
@@ -93,8 +99,9 @@ class Adapter(nn.Module):
     def __init__(self, anatomy: Anatomy, card: Card, vocabulary: Tensor | None = None) -> None:
         super().__init__()
         self.card = card
-        self.streams = Streams(anatomy.hidden_size, card.gamma, card.layers, card.start_rank, card.exit_rank)
-        first = 0 if card.mode == "shared" else len(anatomy.layers) - card.layers
+        if card.gamma:
+            self.streams = Streams(anatomy.hidden_size, card.gamma, card.layers, card.start_rank, card.exit_rank)
+        first = len(anatomy.layers) - card.layers if card.mode == "lossless" else 0
         self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
         ids = torch.arange(card.draft_vocabulary) if vocabulary is None else vocabulary
         self.register_buffer("vocabulary", ids if card.draft_vocabulary else None)
@@ -213,7 +220,8 @@ def bundled(model: str) -> dict[str, Path]:
 
 
 def find(name: str, model: str) -> Path | None:
-    """The folder of an adapter: "none", "auto" (the first bundled one), a bundled task name, or a folder.
+    """The folder of an adapter: "none", "auto" (DEFAULT, else the first bundled one), a bundled task name, a folder,
+    or ``hub:OWNER/NAME``.
 
     Raises AdapterError when there is no such adapter.
     """
@@ -221,10 +229,16 @@ def find(name: str, model: str) -> Path | None:
     if name == "none":
         return None
     if name == "auto":
-        return next(iter(have.values()), None)
+        return have.get(DEFAULT) or next(iter(have.values()), None)
     if name in have:
         return have[name]
     if name.strip() and (folder := Path(name).expanduser()).is_dir():
         return folder
+    if name.startswith("hub:"):
+        from specstream import sharing  # inside, for it reads cards from here
+
+        return sharing.fetch(name)
     known = ", ".join(have) or "none are bundled for this model"
-    raise AdapterError(f"There is no adapter {name!r}: name a folder or one of the bundled ones ({known}).")
+    raise AdapterError(
+        f"There is no adapter {name!r}: name a folder, hub:OWNER/NAME or one of the bundled ones ({known})."
+    )

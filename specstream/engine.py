@@ -25,7 +25,7 @@ from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Event, Started
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import PackedLinear, pack
+from specstream.packed import PackedLinear, pack, suits
 from specstream.params import METHODS, Method, PromptLookup, Sampling, Standard, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
@@ -122,14 +122,15 @@ class Engine:
             raise MethodUnavailable(reason)
         ids = self.encode(prompt)
         with self.lock:
-            run = self._run(ids, method, sampling)
+            run = self.new_run(ids, method, sampling)
             yield Started(method.name, len(ids), {"method": method.to_dict(), "sampling": sampling.to_dict()})
             yield from decode(run, should_stop)
 
     def default_method(self) -> Method:
         return Standard() if Streaming.name in self.info.unavailable else Streaming()
 
-    def _run(self, ids: list[int], method: Method, sampling: Sampling) -> Run:
+    def new_run(self, ids: list[int], method: Method, sampling: Sampling) -> Run:
+        """A run that has not begun; its ``ids`` grow as it goes."""
         target = self.make_target(isinstance(method, Streaming))
         drafter = DRAFTERS[method.name](target, ids, method)
         text = TextStream(self.tokenizer, sampling.stop)
@@ -160,11 +161,12 @@ def load(
     parts, reason = _anatomy(network)
     loaded = _put_on(folder, parts, reason) if folder else None
     extra = loaded.parameter_count() if loaded else 0
+    streams = loaded if loaded and loaded.card.gamma else None
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
         parts = _made_ready(parts, loaded)
-        reason = selftest.failure(parts, loaded)
-    unavailable = _unavailable(reason, loaded)
+        reason = selftest.failure(parts, streams)
+    unavailable = _unavailable(reason, streams)
     info = EngineInfo(
         model=model,
         source=source.origin,
@@ -185,7 +187,7 @@ def load(
         versions=versions() | {"linear": "oneDNN, packed" if _packed(parts) else "PyTorch"},
     )
     return Engine(
-        info, tokenizer, _eos(network, tokenizer), _targets(network, parts, loaded, reason), _float32(network)
+        info, tokenizer, _eos(network, tokenizer), _targets(network, parts, streams, reason), _float32(network)
     )
 
 
@@ -197,9 +199,11 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
 
 def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None) -> anatomy.Anatomy:
     """Merge the LoRA of a shared adapter into the weights, where it costs nothing per step, then pack the weights."""
-    if loaded and loaded.lora and loaded.card.mode == "shared":
+    if loaded and loaded.lora and loaded.card.mode != "lossless":
         loaded.lora.merge(parts)
         loaded.lora = None
+    if loaded and suits(parts):
+        loaded.pack_head(PackedLinear)
     return pack(parts)
 
 

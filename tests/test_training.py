@@ -312,6 +312,21 @@ def test_the_best_validation_is_kept_and_decoding_is_measured(tmp_path: Path) ->
     assert card.training["progress"]["best_step"] == best["step"]
 
 
+def test_plain_mode_trains_lora_alone(tmp_path: Path) -> None:
+    """The reference for the quality of shared mode: the same LoRA, first batch and loss of the main stream."""
+    losses = {}
+    for mode in ("shared", "plain"):
+        events: list[dict] = []
+        run = trainer(tmp_path / mode, mode=mode, epochs=2)
+        card = run.train(DATA, DATA[:2], events.append)
+        losses[mode] = [e["losses"] for e in events]
+    assert card.gamma == 0 and not any("streams" in n for n, _ in run.adapter.named_parameters())
+    assert all(len(row) == 1 for row in losses["plain"])
+    assert losses["plain"][0][0] == pytest.approx(losses["shared"][0][0], rel=1e-5)
+    anatomy = dissect(tiny.tiny("llama"))
+    assert adapters.load(tmp_path / "plain", anatomy).lora is not None
+
+
 def test_training_begins_with_another_adapter(tmp_path: Path) -> None:
     first = trainer(tmp_path / "first", epochs=1)
     first.train(DATA, [], lambda event: None)

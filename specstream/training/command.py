@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def train_adapter(request: Request, config: Config) -> Card:
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
     examples, held_out = _examples(request, chosen, anatomy, tokenizer)
     card = _card(request, anatomy, chosen, config)
+    card = replace(card, training={"base": {"origin": source.origin, "revision": source.revision}})
     size = anatomy.model.get_input_embeddings().num_embeddings
     vocabulary = draft_vocabulary(examples, card.draft_vocabulary, size) if card.draft_vocabulary else None
     trainer = Trainer(anatomy, tokenizer, card, config, request.out, vocabulary)

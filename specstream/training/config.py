@@ -19,8 +19,9 @@ class Config(Checked):
     mode: str = choice(
         "shared",
         "Mode",
-        "shared: fine-tunes the model with its streams; lossless: the model's output stays as it is.",
-        ("shared", "lossless"),
+        "shared: fine-tunes the model with its streams; lossless: the model's output stays as it is; "
+        "plain: LoRA without streams, to compare with.",
+        ("shared", "lossless", "plain"),
     )
     gamma: int = number(4, "Gamma", "Number of streams: how many tokens ahead the model drafts.", 1, 16)
     layers: int = number(6, "Layers", "Top layers that carry streams (N_s).", 1, 1000)
@@ -54,6 +55,9 @@ class Config(Checked):
         super().__post_init__()
         if self.alpha <= 0 or self.lora_scale <= 0:
             raise ValueError("Alpha and LoRA scale must be above 0.")
+        if self.mode == "plain":
+            for name in ("gamma", "exit_rank", "draft_vocabulary", "probes"):
+                object.__setattr__(self, name, 0)
 
     def chosen_precision(self, device: str) -> str:
         """The name that accelerate takes: "no", "bf16" or "fp16"."""

@@ -82,10 +82,11 @@ class StreamModel(nn.Module):
         plan = Plan(masks, batch.positions, batch.stream_rows())
         floats = {t: additive(m, anatomy.dtype) for t, m in masks.items()}
         rows = batch.ids.shape[1]
-        first = 0 if adapter.card.mode == "shared" else rows
+        first = rows if adapter.card.mode == "lossless" else 0
         total = rows + plan.nodes.shape[1] * adapter.card.gamma
         lora = adapter.lora.attached(anatomy, first, total) if adapter.lora else nullcontext()
-        with lora, _noting(anatomy, adapter.card.layers) as entry, carry(anatomy, adapter.streams, plan) as carried:
+        carrying = carry(anatomy, adapter.streams, plan) if adapter.card.gamma else nullcontext()
+        with lora, _noting(anatomy, adapter.card.layers) as entry, carrying as carried:
             out = anatomy.decoder(
                 input_ids=batch.ids,
                 attention_mask=floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]],
@@ -93,7 +94,8 @@ class StreamModel(nn.Module):
                 use_cache=False,
             ).last_hidden_state
         exits = self._exits(_rows(entry[0], batch.nodes)) if adapter.card.exit_rank else None
-        return _rows(out, batch.nodes), carried.states, exits
+        nothing = out.new_empty(*plan.nodes.shape, 0, out.shape[-1])
+        return _rows(out, batch.nodes), carried.states if carried else nothing, exits
 
     def _exits(self, states: Tensor) -> Tensor:
         """Early-exit states; the gradient ends here, so that o_theta trains nothing below it."""

@@ -232,8 +232,8 @@ class Trainer:
     def _validate_and_keep(self, held_out: list[Example], report: Report) -> None:
         found = {"step": self.progress.step, "seconds": round(self.progress.seconds), **self.validate(held_out)}
         self.progress.history.append(found)
-        streams = found["losses"][1 : 1 + self.config.gamma]
-        score = found.get("tokens_per_step", -sum(streams) / len(streams))
+        trained = found["losses"][1 : 1 + self.config.gamma] or found["losses"]
+        score = found.get("tokens_per_step", -sum(trained) / len(trained))
         report({"kind": "validation", **found})
         if score > self.progress.best:
             self.progress.best, self.progress.best_step = score, self.progress.step
@@ -268,7 +268,7 @@ class Trainer:
             modelcard.write(self.out, card)
 
     def _card(self, metrics: dict[str, Any]) -> Card:
-        training = {"config": asdict(self.config), "progress": asdict(self.progress)}
+        training = {**self.card.training, "config": asdict(self.config), "progress": asdict(self.progress)}
         date = datetime.now(UTC).date().isoformat()
         return replace(self.card, training=training, metrics=metrics, date=date)
 
