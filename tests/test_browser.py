@@ -12,9 +12,11 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
+from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
 from tests.ports import free_port
@@ -26,7 +28,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 FLAGS += ["--disable-component-update", "--disable-sync"]
 PROMPT = "name[The Salted Fig], food[Italian]"
 EVIL = '<img src=x onerror="document.title=1"> food[<b>Thai</b>]'
-SLOW = 20_000  # milliseconds
+SLOW = 40_000  # milliseconds: a machine that trains beside the tests is slow
 
 pytestmark = [
     pytest.mark.browser,
@@ -87,10 +89,20 @@ def is_local(asked: str, url: str) -> bool:
     return asked.startswith((url, "data:", "blob:"))
 
 
+def open_settings(page: Page, more: bool = False) -> None:
+    """Unfold the settings of the Playground, where they are not unfolded yet."""
+    if not page.get_by_label("Max new tokens").first.is_visible():
+        page.get_by_role("button", name="Settings: length").click()
+    if more:
+        page.get_by_role("button", name="More settings").first.click()
+
+
 def generate(page: Page, prompt: str = PROMPT, tokens: int = 60) -> None:
-    page.get_by_label("Prompt", exact=True).fill(prompt)
-    page.get_by_label("Max new tokens").fill(str(tokens))
+    page.get_by_label("Prompt", exact=True).first.fill(prompt)
+    open_settings(page)
+    page.get_by_label("Max new tokens").first.fill(str(tokens))
     page.get_by_role("button", name="Run", exact=True).click()
+    expect(player(page).locator(".ss-badge")).to_be_hidden(timeout=SLOW)  # no recording any more
 
 
 def player(page: Page) -> Any:
@@ -107,13 +119,14 @@ def test_generate_and_walk_back(page: Page) -> None:
     wait_until_done(page)
     text = player(page).locator(".ss-method").inner_text()
     assert text and player(page).locator(".ss-baseline").inner_text() == text
+    assert player(page).locator(".ss-later").count() == 0
     drafted = player(page).locator(".ss-method .ss-tok.d1")
     own = player(page).locator(".ss-method .ss-tok.d0")
     assert drafted.count() > 3 and own.count() > 3
     colours = [spot.first.evaluate("e => getComputedStyle(e).backgroundColor") for spot in (drafted, own)]
     assert colours[0] != colours[1]
     expect(page.get_by_text("✓ Same text").first).to_be_visible()
-    expect(page.locator(".ss-value").nth(3)).to_have_text(re.compile(r"\d+\.\d\d×"))
+    expect(page.locator(".ss-value").first).to_have_text(re.compile(r"\d+\.\d\d×"))
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
     walk_back(page, text)
 
@@ -131,7 +144,7 @@ def walk_back(page: Page, text: str) -> None:
     page.keyboard.press("ArrowRight")
     expect(player(page).locator(".ss-tree-title")).to_contain_text("step 2")
     marked = player(page).locator(".ss-step.ss-now").inner_text()
-    shown = player(page).locator(".ss-method").inner_text()
+    shown = "".join(player(page).locator(".ss-method .ss-step:not(.ss-later)").all_inner_texts())
     assert shown.endswith(marked) and text.startswith(shown) and len(shown) < len(text)
     accepted = player(page).locator(".ss-node.accepted").count()
     assert player(page).locator(".ss-step.ss-now .ss-tok").count() == accepted + 1
@@ -148,8 +161,8 @@ def test_charts_appear_after_the_run(page: Page) -> None:
 
 
 def test_stop_ends_the_run_at_once_and_the_next_one_works(page: Page) -> None:
-    page.get_by_role("button", name="More settings").click()
-    page.get_by_label("Ignore end of text").check()
+    open_settings(page, more=True)
+    page.get_by_label("Ignore end of text").first.check()
     generate(page, tokens=4000)
     stop = page.get_by_role("button", name="Stop", exact=True)
     expect(stop).to_be_enabled(timeout=SLOW)
@@ -167,8 +180,8 @@ def test_a_closed_page_stops_its_run(page: Page, browser: Browser, url: str) -> 
     other = browser.new_page()
     other.goto(url)
     expect(other.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
-    other.get_by_role("button", name="More settings").click()
-    other.get_by_label("Ignore end of text").check()
+    open_settings(other, more=True)
+    other.get_by_label("Ignore end of text").first.check()
     generate(other, tokens=4000)
     expect(player(other).locator(".ss-tok").nth(5)).to_be_visible(timeout=SLOW)
     generate(page, tokens=20)
@@ -179,9 +192,9 @@ def test_a_closed_page_stops_its_run(page: Page, browser: Browser, url: str) -> 
 
 
 def test_labels_of_a_large_tree_do_not_overlap(page: Page) -> None:
-    page.get_by_label("Tree budget").first.fill("64")
-    page.get_by_role("button", name="More settings").click()
-    page.get_by_label("Width k").fill("8")
+    open_settings(page, more=True)
+    page.get_by_label("Tree budget").locator("visible=true").first.fill("64")
+    page.get_by_label("Width k").locator("visible=true").fill("8")
     generate(page, tokens=30)
     wait_until_done(page)
     for _ in range(3):
@@ -194,7 +207,8 @@ def test_labels_of_a_large_tree_do_not_overlap(page: Page) -> None:
         for other in boxes[i + 1 :]:
             beside = one["right"] <= other["left"] or other["right"] <= one["left"]
             assert beside or one["bottom"] <= other["top"] or other["bottom"] <= one["top"]
-    spill = "all => all.filter(e => e.getBBox().x < 0 || e.getBBox().x + e.getBBox().width > 116).length"
+    edge = "e.parentNode.querySelector('rect').getBBox().width"
+    spill = f"all => all.filter(e => e.getBBox().x < 0 || e.getBBox().x + e.getBBox().width > {edge} + 8).length"
     assert player(page).locator(".ss-node text").evaluate_all(spill) == 0
 
 
@@ -208,7 +222,11 @@ def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
     logged = page.locator(".ss-player").nth(1)
     expect(logged).to_have_attribute("data-state", "done", timeout=SLOW)
     assert logged.locator(".ss-method").inner_text() == EVIL
-    assert EVIL in logged.locator(".ss-node.accepted title").evaluate("e => e.textContent")
+    logged.locator(".ss-node.accepted").hover()
+    expect(logged.locator(".ss-tip")).to_contain_text(EVIL)
+    logged.locator(".ss-method .ss-tok").hover()
+    expect(logged.locator(".ss-tip")).to_contain_text(EVIL)
+    assert logged.locator(".ss-detail code").inner_text() == EVIL
     expect(page.locator(".ss-verdict").filter(has_text=EVIL)).to_be_visible()
     page.get_by_role("button", name="Explore the tree").last.click()
     expect(page.locator(".ss-plot .js-plotly-plot").last).to_be_visible(timeout=SLOW)
@@ -217,9 +235,10 @@ def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
 
 
 def test_refused_settings_and_prompts_are_told_in_the_page(page: Page) -> None:
-    generate(page, prompt="   ")
+    page.get_by_label("Prompt", exact=True).first.fill("   ")
+    page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("The prompt is empty"), timeout=SLOW)
-    page.get_by_label("Prompt", exact=True).fill("x" * 100_000)
+    page.get_by_label("Prompt", exact=True).first.fill("x" * 100_000)
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("100,000 characters"), timeout=SLOW)
     generate(page, tokens=20)
@@ -235,7 +254,7 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
     generate(page, prompt="name[Walrus Corner], food[French]")
     wait_until_done(page)
     text = player(page).locator(".ss-method").inner_text()
-    page.reload()  # the page forgets; the log does not
+    page.reload()
     open_sessions(page)
     page.get_by_label("Search").fill("walrus")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible(timeout=SLOW)
@@ -256,6 +275,196 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
     copy = tmp_path / "copy.db"
     download.value.save_as(copy)
     assert RunLog(copy).count(search="walrus") == 1
+
+
+def test_the_first_paint_is_a_recording_that_can_be_played(page: Page) -> None:
+    expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^Recording: .*Nothing is computed now"))
+    assert (
+        player(page).locator(".ss-node.accepted").count() > 0 and player(page).locator(".ss-node.rejected").count() > 0
+    )
+    slider = player(page).get_by_role("slider", name="Step")
+    began = int(slider.input_value())
+    player(page).get_by_label("Speed").select_option("0.5")
+    player(page).get_by_role("button", name="Play").click()
+    expect(player(page)).to_have_class(re.compile("ss-playing"))
+    page.wait_for_function("from => Number(document.querySelector('.ss-slider').value) > from", arg=began, timeout=SLOW)
+    player(page).get_by_role("button", name="Pause").click()
+    paused = slider.input_value()
+    page.wait_for_timeout(700)
+    assert slider.input_value() == paused
+    player(page).get_by_label("Speed").select_option("2")
+    player(page).get_by_role("button", name="Play").click()
+    expect(player(page).get_by_role("button", name="Play")).to_be_visible(timeout=SLOW)
+    assert slider.input_value() == slider.get_attribute("max")
+    assert player(page).locator(".ss-later").count() == 0
+
+
+def test_the_recording_needs_no_model(browser: Browser) -> None:
+    def never(progress: Any, **choice: str) -> Any:
+        raise ValueError("There is no model here.")
+
+    engines = Engines({"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}, never)
+    engines.load()
+    page = app.build(engines, None)
+    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
+    window = browser.new_page()
+    window.goto(page.local_url)
+    expect(window.get_by_text("There is no model here.")).to_be_visible(timeout=SLOW)
+    expect(window.locator(".ss-node.accepted").first).to_be_visible(timeout=SLOW)
+    expect(window.locator(".ss-value").first).to_have_text(re.compile(r"\d\.\d\d×"))
+    window.close()
+    page.close()
+
+
+def test_a_token_and_its_node_are_one_thing(page: Page) -> None:
+    generate(page)
+    wait_until_done(page)
+    token = player(page).locator(".ss-method .ss-tok.d1").nth(2)
+    token.click()
+    step = token.evaluate("e => e.parentNode.dataset.index")
+    expect(player(page).locator(".ss-where")).to_have_text(re.compile(f"^{step} of"))
+    expect(player(page).locator(".ss-node.accepted.d1.ss-chosen")).to_have_count(1)
+    expect(player(page).locator(".ss-detail tr.accepted.ss-chosen")).to_have_count(1)
+    expect(token).to_have_class(re.compile("ss-chosen"))
+    rejected = player(page).locator(".ss-node.rejected").first
+    if rejected.count():
+        rejected.click()
+        expect(player(page).locator(".ss-detail tr.ss-chosen")).to_contain_text("the model chose")
+    node = player(page).locator(".ss-node.accepted").last
+    node.hover()
+    expect(player(page).locator(".ss-tip")).to_contain_text("drafted with")
+    node.click()
+    expect(player(page).locator(".ss-method .ss-tok.ss-chosen")).to_have_count(1)
+
+
+def test_zoom_changes_the_size_and_fit_shows_the_whole_tree(page: Page) -> None:
+    size = "document.querySelector('.ss-tree svg').getBoundingClientRect().width"
+    before = page.evaluate(size)
+    player(page).get_by_role("button", name="Zoom in").click()
+    larger = page.evaluate(size)
+    player(page).get_by_role("button", name="Zoom out").click()
+    assert larger == pytest.approx(1.25 * before, rel=0.02) and page.evaluate(size) == pytest.approx(before, rel=0.02)
+    player(page).get_by_role("button", name="Zoom in").click(click_count=4)
+    player(page).get_by_role("button", name="Fit").click()
+    whole = "t => t.scrollWidth <= t.clientWidth && t.scrollHeight <= t.clientHeight"
+    assert player(page).locator(".ss-tree").evaluate(whole)
+
+
+def test_keys_run_step_and_stop(page: Page) -> None:
+    where = player(page).locator(".ss-where")
+    page.get_by_role("heading", level=1).click()
+    last = int(player(page).get_by_role("slider", name="Step").get_attribute("max") or 0)
+    now = int((where.text_content() or "0").split()[0])
+    page.keyboard.press("ArrowRight")
+    expect(where).to_have_text(f"{now + 1} of {last}")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(where).to_have_text(f"{now - 1} of {last}")
+    open_settings(page, more=True)
+    page.get_by_label("Ignore end of text").first.check()
+    page.get_by_label("Max new tokens").first.fill("4000")
+    page.get_by_label("Prompt", exact=True).first.fill(PROMPT)
+    page.keyboard.press("Control+Enter")
+    expect(player(page).locator(".ss-tok").nth(5)).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_enabled(timeout=SLOW)
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=3000)
+
+
+def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(page: Page) -> None:
+    open_settings(page, more=True)
+    page.get_by_label("Ignore end of text").first.check()
+    generate(page, prompt="name[Otter Hall]", tokens=4000)
+    expect(player(page).locator(".ss-method .ss-tok").nth(20)).to_be_visible(timeout=SLOW)
+    begun = player(page).locator(".ss-method").inner_text()[:15]
+    page.reload()
+    expect(player(page)).to_have_attribute("data-state", "running", timeout=SLOW)
+    expect(player(page).locator(".ss-method .ss-tok").nth(25)).to_be_visible(timeout=SLOW)
+    assert player(page).locator(".ss-method").inner_text().startswith(begun)
+    assert page.get_by_label("Prompt", exact=True).first.input_value() == "name[Otter Hall]"
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=3000)
+    page.reload()  # nothing goes on any more: the log has it
+    expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log: .*stopped"), timeout=SLOW)
+    assert player(page).locator(".ss-method").inner_text().startswith(begun)
+
+
+def compare_methods(page: Page, tokens: int = 40) -> None:
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Max new tokens").locator("visible=true").fill(str(tokens))
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator(".ss-race")).to_have_attribute("data-state", "racing", timeout=SLOW)
+    expect(page.locator(".ss-race")).to_have_attribute("data-state", "over", timeout=SLOW)
+
+
+def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url: str, tmp_path: Path) -> None:
+    compare_methods(page)
+    lanes = page.locator(".ss-lane")
+    assert lanes.count() == len(METHODS)
+    texts = lanes.locator(".ss-text").all_inner_texts()
+    assert len(set(texts)) == 1 and texts[0]
+    assert lanes.get_by_text("✓ Same text").count() == len(METHODS) - 1
+    assert sorted(re.findall("first|second|third", " ".join(lanes.all_inner_texts())))[0] == "first"
+    expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true")).to_be_visible(timeout=SLOW)
+    page.get_by_role("button", name="Race again").click()
+    expect(page.locator(".ss-race")).to_have_attribute("data-state", "racing")
+    page.get_by_role("button", name="Show the end").click()
+    assert lanes.locator(".ss-text").all_inner_texts() == texts
+    with page.expect_download(timeout=SLOW) as download:
+        page.get_by_role("button", name="Download as one HTML").or_(
+            page.get_by_role("link", name="Download as one HTML")
+        ).first.click()
+    shared = tmp_path / "shared.html"
+    download.value.save_as(shared)
+    shows_without_network(browser, shared, texts, url)
+    linked = browser.new_page()
+    linked.goto(url + (page.locator(".ss-grid a").last.get_attribute("href") or ""))
+    logged = linked.locator(".ss-player").locator("visible=true")
+    expect(logged).to_have_attribute("data-state", "done", timeout=SLOW)
+    expect(logged.locator(".ss-badge")).to_have_text(re.compile("^From the log"), timeout=SLOW)
+    assert logged.locator(".ss-method").inner_text() == texts[0]
+    linked.close()
+
+
+def shows_without_network(browser: Browser, file: Path, texts: list[str], url: str) -> None:
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    expect(page.locator(".ss-race")).to_have_attribute("data-state", "over", timeout=SLOW)
+    assert page.locator(".ss-lane .ss-text").all_inner_texts() == texts
+    assert asked == [file.as_uri()]
+    assert (page.locator(".ss-grid a").first.get_attribute("href") or "").startswith(url + "?run=")
+    context.close()
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core calls serious or critical, as one line each."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {node['target']} {node['failureSummary']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, url: str, width: int, theme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto(f"{url}?__theme={theme}")
+    expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
+    assert serious(page) == []  # the recording
+    generate(page, tokens=30)
+    wait_until_done(page)
+    expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible(timeout=SLOW)
+    assert serious(page) == []
+    compare_methods(page, tokens=20)
+    expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true")).to_be_visible(timeout=SLOW)
+    assert serious(page) == []
+    page.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -20,14 +20,17 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from specstream import params
 from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
 from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
 from tests.ports import free_port
-from ui import app, playground, sessions
+from ui import app, compare, playground, sessions
+from ui.contest import Contest, Entry
 from ui.engines import Busy, Engines, NotLoaded, Stopped
 from ui.feed import Feed
+from ui.jobs import Jobs
 from ui.view import View
 from ui.worker import Ask, Item, Notice, Run
 
@@ -90,13 +93,51 @@ def test_stop_ends_a_run_after_the_step_under_way() -> None:
     assert not any(isinstance(i, tuple) and i[0] is Lane.BASELINE for i in found)
 
 
-def test_closing_the_iterator_stops_the_run_and_frees_the_engine() -> None:
+def test_a_run_that_nobody_watches_stops_after_the_grace_time_and_frees_the_engine() -> None:
     engines = loaded(pace=0.02)
-    batches = Run(engines, None, ask(tokens=2000, ignore_eos=True)).batches()
+    run = Run(engines, None, ask(tokens=2000, ignore_eos=True))
+    run.grace = 0.2
+    batches = run.batches()
     next(batches)
     batches.close()
+    assert not run.stop.is_set()
     after = items(Run(engines, None, ask(tokens=5)))  # waits for the engine: it must become free
-    assert finished(after, Lane.METHOD).reason is Reason.LENGTH
+    assert run.stop.is_set() and finished(after, Lane.METHOD).reason is Reason.LENGTH
+
+
+def test_a_viewer_that_comes_back_in_time_finds_everything_from_the_start() -> None:
+    run = Run(loaded(pace=0.02), None, ask(tokens=40, baseline=False))
+    run.grace = 0.3
+    first = run.batches("page")
+    seen = next(first)
+    first.close()
+    again = [item for batch in run.batches("the same page, loaded again") for item in batch]
+    assert again[: len(seen)] == seen and finished(again, Lane.METHOD).reason is Reason.LENGTH
+
+
+def test_a_page_that_closes_while_it_waits_is_no_viewer() -> None:
+    engines = loaded(pace=0.02)
+    going = Run(engines, None, ask(tokens=4000, ignore_eos=True)).batches()
+    next(going)
+    jobs, waiting = Jobs(), Run(engines, None, ask())
+    waiting.grace = 0.1
+    jobs.put("visitor", "session", waiting)
+    batches = waiting.batches("session")
+    assert next(batches) == [Notice("Waiting: another run has the model")]
+    jobs.close("session")  # its generator is still inside a step
+    assert [i for batch in batches for i in batch] == [Notice("Stopped before it began")]
+    going.close()
+
+
+def test_stop_reaches_the_job_of_its_visitor_only() -> None:
+    jobs, mine, theirs = Jobs(), Run(loaded(), None, ask()), Run(loaded(), None, ask())
+    jobs.put("me", "1", mine)
+    jobs.put("them", "2", theirs)
+    jobs.stop("me")
+    jobs.stop("nobody")
+    assert mine.stop.is_set() and not theirs.stop.is_set() and jobs.get("them") is theirs
+    jobs.put("them", "2", Run(loaded(), None, ask()))
+    assert theirs.stop.is_set()  # a visitor has one job at a time
 
 
 def test_the_run_does_not_wait_for_the_page(engines: Engines) -> None:
@@ -220,7 +261,7 @@ def test_a_model_without_streams_does_not_offer_streaming(engines: Engines) -> N
     assert info is not None
     assert playground.first_method(info) == "streaming"
     bare = replace(info, unavailable={"streaming": "This model has no trained streams."})
-    assert playground.method_choices(bare) == [(Standard.label, "standard")]
+    assert [name for _, name in playground.method_choices(bare)] == [n for n in params.METHODS if n != "streaming"]
 
 
 def test_sessions_are_paged_searched_and_opened(engines: Engines, runlog: RunLog, tmp_path: Path) -> None:
@@ -263,6 +304,79 @@ def test_an_interrupted_run_opens_as_far_as_it_got(engines: Engines, runlog: Run
     opened = tab.open(runlog, recorder.run_id, tmp_path)
     assert opened[tab.view.steps] == [e for e in events[:3] if isinstance(e, Step)]
     assert opened[tab.view.verdict] == ""
+
+
+def entries(contest: Contest) -> list[Entry]:
+    return [item for batch in contest.batches() for item in batch if isinstance(item, Entry)]
+
+
+def every_method() -> list[Any]:
+    return [params.method(name) for name in params.METHODS if name != Standard.name]
+
+
+def test_a_contest_measures_standard_decoding_first_and_logs_every_run(engines: Engines, runlog: RunLog) -> None:
+    found = entries(Contest(engines, runlog, ask(tokens=20), every_method(), "me"))
+    assert [entry.method for entry in found] == [Standard.name, *(m.name for m in every_method())]
+    assert [entry.verdict and entry.verdict.agreement for entry in found[1:]] == [Agreement.IDENTICAL] * (
+        len(found) - 1
+    )
+    assert found[0].verdict is None and runlog.count(visitor="me") == len(found)
+    for entry in found:
+        assert runlog.run(entry.run)["status"] == "finished"
+        assert tuple(runlog.events(entry.run, Lane.METHOD)) == entry.events
+    assert tuple(runlog.events(found[1].run, Lane.BASELINE)) == found[0].events
+    assert runlog.run(found[1].run)["agreement"] == "identical"
+
+
+def test_a_stopped_contest_keeps_what_was_measured_to_the_end(engines: Engines, runlog: RunLog) -> None:
+    contest = Contest(loaded(pace=0.02), runlog, ask(tokens=30, ignore_eos=True), every_method())
+    progress = compare.Progress()
+    for batch in contest.batches():
+        for item in batch:
+            progress.add(item)
+        if progress.entries:
+            contest.stop.set()
+    progress.close(stopped=True)
+    assert [entry.method for entry in progress.entries] == [Standard.name]
+    assert progress.words.startswith("Stopped by you. Measured to the end: Standard decoding")
+
+
+def test_compare_disables_what_the_model_cannot_run(engines: Engines) -> None:
+    from dataclasses import replace
+
+    assert engines.state.info
+    with gr.Blocks():
+        tab = compare.layout()
+    assert set(tab.methods) == set(params.METHODS) - {Standard.name}
+    info = replace(engines.state.info, unavailable={"streaming": "This model has no trained streams."})
+    updates = tab.available(replace(engines.state, info=info))
+    box = updates[tab.methods["streaming"]]
+    assert box["interactive"] is False and box["value"] is False and "no trained streams" in box["info"]
+    assert all(updates[part]["interactive"] for name, part in tab.methods.items() if name != "streaming")
+
+
+def test_compare_needs_a_method_and_a_prompt() -> None:
+    with gr.Blocks():
+        tab = compare.layout()
+    values = {part: part.value for part in tab.inputs}
+    asked, methods = tab.ask(values)
+    assert asked.prompt and [m.name for m in methods] == list(tab.methods)
+    with pytest.raises(ValueError, match="The prompt is empty"):
+        tab.ask(values | {tab.prompt: " "})
+    with pytest.raises(ValueError, match="No method is chosen"):
+        tab.ask(values | dict.fromkeys(tab.methods.values(), False))
+
+
+def test_a_page_that_is_loaded_again_shows_the_last_run_from_the_log(engines: Engines, runlog: RunLog) -> None:
+    items(Run(engines, runlog, ask(tokens=6, prompt="mine"), "me"))
+    items(Run(engines, runlog, ask(tokens=6, prompt="theirs"), "them"))
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    updates = playground.last_run(tab, runlog, "me")
+    assert updates[tab.prompt] == "mine" and "Your last run" in updates[tab.status]
+    assert len([s for s in updates[tab.view.steps] if s.tokens]) > 1
+    assert tab.view.player not in playground.last_run(tab, runlog, "nobody")
+    assert tab.view.player not in playground.last_run(tab, None, "me")
 
 
 @pytest.fixture(scope="module")

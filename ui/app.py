@@ -7,10 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from ui import api, playground, render, sessions, theme
+from ui import api, compare, playground, render, sessions, theme
 from ui.engines import Engines
 
 STYLE = Path(__file__).parents[1] / "assets" / "style.css"
+KEYS = Path(__file__).parent / "keys.html"
 TITLE = "Speculative Streaming"
 INTRO = """# Speculative Streaming, live
 A language model drafts for itself: extra streams guess several tokens ahead, and the next pass checks all of them at
@@ -23,13 +24,17 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
         gr.Markdown(INTRO, elem_classes="ss-intro")
         if warning:
             gr.HTML(render.status(warning, "bad"))
-        with gr.Tabs():
-            with gr.Tab("Playground"):
+        with gr.Tabs() as tabs:
+            with gr.Tab("Playground", id="playground"):
                 play = playground.layout(engines)
-            with gr.Tab("Sessions") as tab:
+            with gr.Tab("Compare", id="compare") as race_tab:
+                contest = compare.layout()
+            with gr.Tab("Sessions", id=sessions.TAB) as tab:
                 logged = sessions.layout()
         playground.wire(play, demo, engines, runlog)
+        compare.wire(contest, race_tab, demo, engines, runlog)
         sessions.wire(logged, tab, runlog)
+        sessions.wire_links(logged, tabs, demo, runlog)
         api.add(engines, runlog)
     return demo.queue(max_size=64)
 
@@ -39,6 +44,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": look(),
         "css": theme.variables() + STYLE.read_text(encoding="utf-8"),
+        "head": KEYS.read_text(encoding="utf-8"),
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,

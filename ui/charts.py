@@ -17,12 +17,13 @@ from ui.render import tree_rows
 CLEAR = "rgba(0,0,0,0)"
 GRID = "rgba(125,138,160,0.3)"
 HEIGHT = 280
+DASHES = ("solid", "dash", "dot", "dashdot")
 LANE_WORDS = {Lane.METHOD: "this run", Lane.BASELINE: "standard decoding"}
 FATE_STYLE = {
     Fate.ACCEPTED: ("solid", "circle", 1.0),
     Fate.REJECTED: ("solid", "x", 0.9),
     Fate.UNREACHED: ("dot", "circle-open", 0.6),
-    Fate.PRUNED: ("dot", "square-open", 0.5),
+    Fate.PRUNED: ("dash", "square-open", 0.5),
 }
 
 
@@ -107,6 +108,19 @@ def per_step(steps: Sequence[Step]) -> go.Figure:
     figure.update_yaxes(
         rangemode="tozero", dtick=1 if max(map(len, (s.tokens for s in decode)), default=0) < 8 else None
     )
+    return figure
+
+
+def race(curves: dict[str, list[tuple[float, int]]]) -> go.Figure:
+    """Tokens over time of several measured runs, a stair each: (seconds, tokens)."""
+    figure = _figure("Tokens over time", "seconds", "tokens")
+    for place, (label, points) in enumerate(curves.items()):
+        x, y = zip(*points, strict=True)
+        line = {"color": theme.lane(place), "width": 2.5, "dash": DASHES[place % len(DASHES)]}
+        figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name=label, line=line))
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(rangemode="tozero", hoverformat=".2f")
+    figure.update_yaxes(rangemode="tozero")
     return figure
 
 

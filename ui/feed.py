@@ -1,9 +1,10 @@
 """Events of a run as compact messages for the player in the browser. Pure, no gradio.
 
-A message is ``{run, seq, title, done, at, method, baseline}``. ``method`` and ``baseline`` are the steps that are new
-since the last message and ``at`` says how many came before, so the whole run (``at`` 0) repairs whatever was missed.
-A step is ``{t: tokens, d: tree, s: milliseconds per phase, r: rows, sr: stream rows}``; a token is ``[text, depth,
-probability]``; a node is ``[text, parent, drafted probability, fate, target probability or null, row]``.
+A message is ``{run, seq, title, note, done, at, method, baseline}``; ``note`` says that this is no live run. ``method``
+and ``baseline`` are the steps that are new since the last message and ``at`` says how many came before, so the whole
+run (``at`` 0) repairs whatever was missed. A step is ``{t: tokens, d: tree, s: milliseconds per phase, r: rows, sr:
+stream rows}``; a token is ``[text, depth, probability, node]``; a node is ``[text, parent, drafted probability, fate,
+target probability or null, row]``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Feed:
 
     run: str
     title: str = "Text"
+    note: str = ""
     seq: int = 0
     steps: dict[Lane, list[dict[str, Any]]] = field(default_factory=lambda: {lane: [] for lane in Lane})
     sent: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
@@ -51,7 +53,8 @@ class Feed:
         self.sent = {lane: len(steps) for lane, steps in self.steps.items()}
         new = {str(lane): steps[at[lane] :] for lane, steps in self.steps.items()}
         places = {str(lane): n for lane, n in at.items()}
-        return {"run": self.run, "seq": self.seq, "title": self.title, "done": done, "at": places} | new
+        about = {"run": self.run, "seq": self.seq, "title": self.title, "note": self.note}
+        return about | {"done": done, "at": places} | new
 
 
 def encode(message: dict[str, Any]) -> str:
@@ -74,7 +77,7 @@ def step_values(step: Step) -> dict[str, Any]:
 
 
 def _token(token: Token) -> list[Any]:
-    return [token.text, token.depth, round(math.exp(token.logprob), 3)]
+    return [token.text, token.depth, round(math.exp(token.logprob), 3), token.node]
 
 
 def nodes(draft: Draft) -> list[list[Any]]:

@@ -75,7 +75,8 @@ def verdict(run: Mapping[str, Any]) -> Verdict | None:
 def view(runlog: RunLog, run: Mapping[str, Any]) -> View:
     """A logged run as the page shows a run."""
     lanes = {lane: runlog.events(run["id"], lane) for lane in Lane}
-    return replay(run["id"], method_label(run["method"]), lanes, verdict(run))
+    note = f"From the log: run of {run['started_utc'][:16].replace('T', ' ')} UTC, {run['status']}."
+    return replay(run["id"], method_label(run["method"]), lanes, verdict(run), note)
 
 
 def export_run(runlog: RunLog, run: str, folder: Path) -> tuple[Path, Path]:

@@ -7,16 +7,18 @@ from pathlib import Path
 import gradio as gr
 
 HERE = Path(__file__).parent / "player"
+SCRIPTS = ("words", "text", "tree", "detail", "walk")
 
 
-def player() -> gr.HTML:
+def player(value: str = "") -> gr.HTML:
     """A component that shows the messages of ``ui.feed`` live and lets the user walk through the steps.
 
     Its value is a message as JSON text. Text from the model is set with textContent only. It fires ``select`` with
     ``index`` when the user settles on a step. (A subclass would make gradio write a stub file beside this one.)
     """
     return gr.HTML(
+        value,
         html_template=(HERE / "player.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "player.js").read_text(encoding="utf-8"),
+        js_on_load="\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
         apply_default_css=False,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -13,15 +14,17 @@ import gradio as gr
 
 from specstream.info import EngineInfo
 from specstream.params import METHODS, Standard, Streaming
+from specstream.runlog import RunLogError
 from specstream.tasks import TASKS
-from ui import controls, model_panel, render, runview
+from ui import controls, history, model_panel, recording, render, runview, visitor
 from ui.controls import Controls
 from ui.engines import Engines, State
 from ui.feed import Feed
+from ui.jobs import Jobs
 from ui.model_panel import ModelPanel
 from ui.runview import RunView
 from ui.view import View
-from ui.worker import Ask, Run, Stops
+from ui.worker import Ask, Run
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts.json"
 MOST_WAITING = 16  # runs that wait for the model at a time; more wait in gradio's own queue
@@ -44,12 +47,13 @@ class Playground:
     run: gr.Button
     stop: gr.Button
     status: gr.HTML
+    key: gr.Textbox
     settings: Controls
     view: RunView
 
     @property
     def inputs(self) -> set[Any]:
-        return {self.prompt, self.task, self.method, self.compare, *self.settings.parts.values()}
+        return {self.prompt, self.task, self.method, self.compare, self.key, *self.settings.parts.values()}
 
     def ask(self, values: Mapping[Any, Any]) -> Ask:
         """What the form asks for. Raises ValueError with one sentence."""
@@ -97,45 +101,59 @@ def first_method(info: EngineInfo | None) -> str:
     return method_choices(info)[0][1]
 
 
+def examples() -> list[dict[str, str]]:
+    """The example prompts: label, task and prompt."""
+    return json.loads(PROMPTS.read_text(encoding="utf-8"))
+
+
+def task_choices() -> list[tuple[str, str]]:
+    """Labels and names of the tasks, and of none."""
+    return [("None: the prompt as it is", "raw")] + [(task.label, name) for name, task in TASKS.items()]
+
+
 def layout(engines: Engines) -> Playground:
     """Lay out the tab."""
-    examples = json.loads(PROMPTS.read_text(encoding="utf-8"))
-    panel = model_panel.layout(engines)
+    known = examples()
+    recorded = recording.load().view()
     with gr.Row():
-        with gr.Column(scale=3, min_width=320):
-            prompt = gr.Textbox(examples[0]["prompt"], label="Prompt", lines=3, max_lines=8)
-            with gr.Row():
-                task = gr.Dropdown(
-                    [("None: the prompt as it is", "raw")] + [(t.label, name) for name, t in TASKS.items()],
-                    value=examples[0]["task"], label="Task", interactive=True, min_width=220,
-                    info="Puts the template round the prompt that the adapter was trained with.",
-                )  # fmt: skip
-                method = gr.Radio(
-                    method_choices(None), value=Streaming.name, label="Method", min_width=220, interactive=True
-                )
-            missing = gr.HTML()
-            gr.Examples(
-                [[e["prompt"], e["task"]] for e in examples], [prompt, task], label="Example prompts",
-                example_labels=[e["label"] for e in examples], examples_per_page=12, api_visibility="private",
+        with gr.Column(scale=5, min_width=320):
+            prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
+        with gr.Column(scale=4, min_width=320):
+            method = gr.Radio(method_choices(None), value=Streaming.name, label="Method", interactive=True)
+        with gr.Column(scale=2, min_width=250):
+            task = gr.Dropdown(
+                task_choices(), value=known[0]["task"], label="Task", interactive=True,
+                info="The template that is put round the prompt.",
             )  # fmt: skip
-        with gr.Column(scale=2, min_width=320):
+    missing = gr.HTML()
+    gr.Examples(
+        [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
+        example_labels=[e["label"] for e in known], examples_per_page=12, api_visibility="private",
+    )  # fmt: skip
+    with gr.Row():
+        with gr.Column(min_width=320):
+            panel = model_panel.layout(engines)
+        with gr.Column(min_width=320), gr.Accordion("Settings: length, temperature, tree, comparison", open=False):
             settings = controls.layout(Streaming.name)
             compare = gr.Checkbox(
                 True, label="Also run standard decoding and compare", interactive=True,
                 info="The speed-up is measured, never estimated: it needs this second run of the same prompt.",
             )  # fmt: skip
     with gr.Row(elem_classes="ss-toolbar", equal_height=True):
-        run = gr.Button("Run", variant="primary", elem_id="run", scale=0, min_width=120)
-        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", scale=0, min_width=120)
-        status = gr.HTML(render.status("Press Run to watch the model write."), min_width=160)
+        run = gr.Button("Run", variant="primary", elem_id="run", elem_classes="ss-run", scale=0, min_width=120)
+        stop = gr.Button(
+            "Stop", variant="stop", interactive=False, elem_id="stop", elem_classes="ss-stop", scale=0, min_width=120
+        )
+        status = gr.HTML(render.status(recorded.words), min_width=160)
+    view = runview.layout(recorded)
     return Playground(
-        panel, prompt, task, method, missing, compare, run, stop, status, settings, runview.layout()
+        panel, prompt, task, method, missing, compare, run, stop, status, visitor.layout(), settings, view
     )  # fmt: skip
 
 
 def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
     """Connect the tab to the engine and the log."""
-    stops = Stops()
+    jobs = Jobs()
 
     def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         try:
@@ -144,11 +162,25 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
             gr.Warning(str(error))
             yield {tab.status: render.status(str(error), "bad")}
             return
-        visitor = str(request.session_hash)
-        yield from stream(tab, ask, Run(engines, runlog, ask, visitor), stops, visitor)
+        who = visitor.name(values[tab.key], request)
+        job = Run(engines, runlog, ask, who)
+        jobs.put(who, str(request.session_hash), job)
+        yield from stream(tab, job, str(request.session_hash))
 
-    def stop(request: gr.Request) -> None:
-        stops.stop(str(request.session_hash))
+    def resume(key: str, request: gr.Request) -> Iterator[Updates]:
+        job = jobs.get(who := visitor.name(key, request))
+        if isinstance(job, Run):
+            jobs.put(who, str(request.session_hash), job)
+            yield {tab.prompt: job.ask.prompt, tab.task: job.ask.task}
+            yield from stream(tab, job, str(request.session_hash))
+        else:
+            yield last_run(tab, runlog, who)
+
+    def stop(key: str, request: gr.Request) -> None:
+        jobs.stop(visitor.name(key, request))
+
+    def close(request: gr.Request) -> None:
+        jobs.close(str(request.session_hash))
 
     def load(*choice: str) -> Iterator[Updates]:
         for state in tab.panel.request_load(engines, *choice):
@@ -162,31 +194,44 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     form = [*tab.panel.outputs, tab.method, tab.missing, tab.task]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     tab.run.click(run, tab.inputs, outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **quiet)
-    tab.stop.click(stop, queue=False, **quiet)
+    tab.stop.click(stop, tab.key, queue=False, **quiet)
     tab.panel.load.click(load, tab.panel.choice, form, concurrency_limit=None, **quiet)
-    demo.load(watch, None, form, concurrency_limit=None, **quiet)
-    demo.unload(stop)
+    visitor.wire(tab.key, demo)
+    demo.load(watch, None, form, concurrency_limit=None, **quiet).then(
+        resume, tab.key, [tab.prompt, tab.task, *outputs], concurrency_limit=None, **quiet
+    )
+    demo.unload(close)
     tab.view.wire()
     show_own_settings(tab)
 
 
-def stream(tab: Playground, ask: Ask, run: Run, stops: Stops, visitor: str) -> Iterator[Updates]:
-    """Drive one run and say what changes on the page. Closing the iterator stops the run."""
-    stops.stop(visitor)  # a visitor has one run at a time
-    stops.put(visitor, run.stop)
-    view = View(Feed(f"live-{next(_numbers)}", METHODS[ask.method.name].label))
-    yield tab.busy() | {tab.status: render.status(view.words, view.tone), tab.view.charts: gr.update(visible=False)}
-    batches = run.batches()
-    try:
+def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
+    """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
+    view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
+    yield tab.busy() | {tab.status: render.status(view.words, view.tone), tab.view.insights: ""} | tab.view.drawn(view)
+    with closing(run.batches(session)) as batches:
         for batch in batches:
             for item in batch:
                 view.add(item)
             yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view)
-    finally:
-        batches.close()
-        stops.drop(visitor, run.stop)
     view.close()
-    yield tab.idle() | {tab.status: render.status(view.words, view.tone)} | tab.view.ended(view)
+    yield tab.idle() | {tab.status: render.status(view.words, view.tone)} | tab.view.summary(view)
+    yield tab.view.drawn(view)
+
+
+def last_run(tab: Playground, runlog: Any, who: str) -> Updates:
+    """What a page that is loaded again shows: the visitor's last run, from the log. Nothing changes without one."""
+    try:
+        found = runlog.runs(limit=1, visitor=who) if runlog is not None else []
+        if not found:
+            return {tab.status: gr.skip()}
+        row = runlog.run(found[0]["id"])
+        view = history.view(runlog, row)
+    except RunLogError as error:
+        return {tab.status: render.status(str(error), "bad")}
+    words = f"Your last run, from the log: {row['status']}."
+    form = {tab.prompt: row["prompt"], tab.task: row["task"] if row["task"] in TASKS else "raw"}
+    return form | {tab.status: render.status(words)} | tab.view.ended(view)
 
 
 def show_own_settings(tab: Playground) -> None:

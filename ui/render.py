@@ -11,6 +11,7 @@ from specstream.stats import RunStats
 from ui.theme import DEEPEST, depth_class
 
 NOTHING = "–"
+KEYS = "Ctrl-Enter runs, Esc stops, ← and → step"
 
 WORDS = {
     Agreement.IDENTICAL: ("good", "✓ Same text"),
@@ -37,6 +38,7 @@ def legend(depths: int) -> str:
     for depth in range(1, shown + 1):
         deeper = "+" if depth == DEEPEST and depths > DEEPEST else ""
         items.append(_swatch(depth, f"drafted, depth {depth}{deeper}"))
+    items.append(f'<li class="ss-keys-hint">{KEYS}</li>')
     return f'<ul class="ss-legend" aria-label="Colours of tokens">{"".join(items)}</ul>'
 
 
@@ -50,10 +52,10 @@ def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) 
     share = "" if saved is None else f"{saved / stats.decode_tokens:.0%} of {stats.decode_tokens}"
     standard = baseline.tokens_per_second if baseline else None
     tiles = (
+        ("Speed-up", number(speedup, 2, "×"), _speedup_words(speedup)),
         ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),
         ("Tokens per step", number(stats.tokens_per_step, 2), "a step is one pass of the model; standard: 1"),
         ("Model calls saved", NOTHING if saved is None else f"{saved:,}", share or "against one call per token"),
-        ("Speed-up", number(speedup, 2, "×"), _speedup_words(speedup)),
     )
     return f'<dl class="ss-tiles">{"".join(_tile(*tile) for tile in tiles)}</dl>'
 

@@ -8,9 +8,8 @@ from typing import Any
 import gradio as gr
 
 from specstream.events import Lane
-from specstream.stats import RunStats
-from ui import charts, render
-from ui.feed import encode
+from ui import charts, insights, render
+from ui.feed import Feed, encode
 from ui.live import player
 from ui.theme import DEEPEST
 from ui.view import View, root_text
@@ -26,6 +25,7 @@ class RunView:
     acceptance: gr.HTML
     verdict: gr.HTML
     player: gr.HTML
+    insights: gr.HTML
     steps: gr.State
     charts: gr.Column
     per_step: gr.Plot
@@ -44,15 +44,25 @@ class RunView:
 
     def ended(self, view: View) -> Updates:
         """Updates when a run has ended: all of it, and the charts."""
-        stats = view.stats[Lane.METHOD]
-        updates = self._numbers(view) | {self.player: encode(view.feed.whole()), self.steps: view.steps}
+        return self.summary(view) | self.drawn(view)
+
+    def summary(self, view: View) -> Updates:
+        """What is known at once: numbers, verdict, every step."""
+        return self._numbers(view) | {
+            self.player: encode(view.feed.whole()),
+            self.steps: view.steps,
+            self.insights: insights.panel(view.steps, view.stats, view.speedup, view.plain),
+        }
+
+    def drawn(self, view: View) -> Updates:
+        """The charts, which take longer."""
         if not view.steps:
-            return updates
-        return updates | {
+            return {self.charts: gr.update(visible=False)}
+        return {
             self.charts: gr.update(visible=True),
             self.per_step: charts.per_step(view.steps),
             self.phases: charts.phases(view.stats),
-            self.depths: charts.acceptance(stats),
+            self.depths: charts.acceptance(view.stats[Lane.METHOD]),
             self.tree: self.explore(view.steps, len(view.steps) - 1),
         }
 
@@ -80,23 +90,26 @@ class RunView:
         )
 
 
-def layout() -> RunView:
-    """Lay out the view of one run, empty."""
-    empty = RunStats()
-    verdict = gr.HTML(render.pending(), elem_classes="ss-verdict-slot")
+def layout(view: View | None = None) -> RunView:
+    """Lay out the view of one run: a recorded one, or empty."""
+    known = view or View(Feed(""))
+    stats = known.stats[Lane.METHOD]
     with gr.Row(equal_height=True):
         with gr.Column(scale=3, min_width=320):
-            counters = gr.HTML(render.counters(empty, None, None))
+            counters = gr.HTML(render.counters(stats, known.baseline, known.speedup))
         with gr.Column(scale=1, min_width=260):
-            acceptance = gr.HTML(render.acceptance(empty, 4))
+            acceptance = gr.HTML(render.acceptance(stats, len(stats.reached_depth) or 4))
     gr.HTML(render.legend(DEEPEST))
-    play = player()
+    play = player(encode(known.feed.whole()) if view else "")
+    verdict = gr.HTML(render.verdict(known.verdict) or render.pending(), elem_classes="ss-verdict-slot")
+    more = gr.HTML(insights.panel(known.steps, known.stats, known.speedup, known.plain))
     with gr.Column(visible=False) as group:
         with gr.Row():
             per_step, phases, depths = (_plot(name) for name in ("Tokens per step", "Time per token", "Acceptance"))
         with gr.Accordion("Explore the tree of the chosen step: zoom, hover", open=False):
             tree = _plot("Draft tree")
-    return RunView(counters, acceptance, verdict, play, gr.State(), group, per_step, phases, depths, tree)
+    steps = gr.State(known.steps or None)
+    return RunView(counters, acceptance, verdict, play, more, steps, group, per_step, phases, depths, tree)
 
 
 def _plot(label: str) -> gr.Plot:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +11,10 @@ import gradio as gr
 
 from specstream.runlog import RunLog, RunLogError
 from ui import history, render, runview
+from ui.files import downloads
 from ui.runview import RunView
 
+TAB = "sessions"
 PAGE = 15  # runs on a page of the table
 NO_LOG = "Runs are not logged here: the terminal said why when the page was started."
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -45,6 +44,10 @@ class Sessions:
     @property
     def listing(self) -> list[Any]:
         return [self.table, self.ids, self.place, self.previous, self.following, self.where]
+
+    @property
+    def opening(self) -> list[Any]:
+        return [self.where, self.opened, self.facts, self.jsonl, self.csv, *self.view.outputs]
 
     def open(self, runlog: RunLog, run: str, folder: Path) -> Updates:
         """Show a logged run as the Playground showed it."""
@@ -110,8 +113,7 @@ def wire(tab: Sessions, opened: gr.Tab, runlog: RunLog | None) -> None:
     if runlog is None:
         opened.select(lambda: render.status(NO_LOG, "bad"), None, tab.where, **QUIET)
         return
-    folder = Path(tempfile.mkdtemp(prefix="specstream-"))  # what is downloaded; gradio serves files from there
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = downloads()
 
     def listed(search: str, place: int) -> Updates:
         return _told(tab, lambda: tab.page(runlog, search, place))
@@ -130,10 +132,23 @@ def wire(tab: Sessions, opened: gr.Tab, runlog: RunLog | None) -> None:
     tab.search.change(lambda search: listed(search, 0), tab.search, tab.listing, trigger_mode="always_last", **QUIET)
     tab.previous.click(lambda search, place: listed(search, place - PAGE), form, tab.listing, **QUIET)
     tab.following.click(lambda search, place: listed(search, place + PAGE), form, tab.listing, **QUIET)
-    tab.table.select(
-        chosen, tab.ids, [tab.where, tab.opened, tab.facts, tab.jsonl, tab.csv, *tab.view.outputs], **QUIET
-    )
+    tab.table.select(chosen, tab.ids, tab.opening, **QUIET)
     tab.view.wire()
+
+
+def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | None) -> None:
+    """A page whose address ends in ``?run=ID`` opens with that run."""
+    if runlog is None:
+        return
+    folder = downloads()
+
+    def linked(request: gr.Request) -> Updates:
+        run = request.query_params.get("run")
+        if not run:
+            return {tabs: gr.skip()}
+        return {tabs: gr.update(selected=TAB)} | _told(tab, lambda: tab.open(runlog, run, folder))
+
+    demo.load(linked, None, [tabs, *tab.opening], **QUIET)
 
 
 def _told(tab: Sessions, work: Callable[[], Updates]) -> Updates:

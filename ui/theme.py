@@ -44,6 +44,7 @@ DARK = {
 }
 STRONG = {0: "#64748b", 1: "#0d9184", 2: "#2f7fd6", 3: "#7a6bf0", 4: "#c14fb5", 5: "#c8661e"}
 
+PLAY = "#0f766e"  # ground of white words
 LANES = {"method": STRONG[1], "baseline": STRONG[0]}
 PHASES = {"draft": STRONG[3], "verify": STRONG[2], "accept": STRONG[4], "keep": STRONG[5]}
 
@@ -53,11 +54,16 @@ def depth_class(depth: int) -> str:
     return f"d{min(max(depth, 0), DEEPEST)}"
 
 
+def lane(place: int) -> str:
+    """The colour of a method by its place in a comparison; the first is standard decoding."""
+    return STRONG[place % len(STRONG)]
+
+
 def variables() -> str:
     """The palette as CSS: custom properties for both themes, and the colours of the phases."""
     strong = "".join(f"--ss-d{depth}:{colour};" for depth, colour in STRONG.items())
     phases = "".join(f".ss-phase-{name}{{background:{colour}}}" for name, colour in PHASES.items())
-    return f":root{{{strong}{_properties(LIGHT)}}}\n.dark{{{_properties(DARK)}}}\n{phases}\n"
+    return f":root{{--ss-play:{PLAY};{strong}{_properties(LIGHT)}}}\n.dark{{{_properties(DARK)}}}\n{phases}\n"
 
 
 def contrast(one: str, other: str) -> float:

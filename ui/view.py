@@ -22,11 +22,15 @@ ENDS = {
 
 @dataclass
 class View:
-    """The state of a run: its feed, the stats of each lane, the verdict and the words of the status line."""
+    """The state of a run: its feed, the steps and stats of each lane, the verdict and the words of the status line.
+
+    ``steps`` are those of the method, ``plain`` those of standard decoding.
+    """
 
     feed: Feed
     stats: dict[Lane, RunStats] = field(default_factory=lambda: {lane: RunStats() for lane in Lane})
     steps: list[Step] = field(default_factory=list)
+    plain: list[Step] = field(default_factory=list)
     verdict: Verdict | None = None
     words: str = "Starting"
     tone: str = "busy"
@@ -51,8 +55,7 @@ class View:
         self.stats[lane].add(event)
         if isinstance(event, Step):
             self.words = "Writing" if lane is Lane.METHOD else "Measuring standard decoding on the same prompt"
-            if lane is Lane.METHOD:
-                self.steps.append(event)
+            (self.steps if lane is Lane.METHOD else self.plain).append(event)
         elif isinstance(event, Finished):
             self.tail = event.tail if lane is Lane.METHOD else self.tail
             if event.message:
@@ -94,9 +97,11 @@ class View:
         return self.verdict.speedup if self.verdict else None
 
 
-def replay(run: str, title: str, lanes: Mapping[Lane, Iterable[Event]], verdict: Verdict | None) -> View:
-    """The view of a logged run."""
-    view = View(Feed(run, title), verdict=verdict)
+def replay(
+    run: str, title: str, lanes: Mapping[Lane, Iterable[Event]], verdict: Verdict | None, note: str = ""
+) -> View:
+    """The view of a logged run. ``note`` is a sentence that says what kind of run it is."""
+    view = View(Feed(run, title, note), verdict=verdict)
     for lane, events in lanes.items():
         for event in events:
             view.add((lane, event))

@@ -1,0 +1,54 @@
+"""Record the run that the page shows before any model is loaded: the first example prompt, both methods, measured here.
+
+python docs/scripts/record_run.py [--out assets/recorded_run.json]
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from specstream import engine
+from specstream.bench import commit, machine
+from specstream.events import Lane, Verdict, to_dict
+from specstream.params import Sampling, Streaming
+from specstream.session import run_session
+
+ASSETS = Path(__file__).parents[2] / "assets"
+DIGITS = 6  # of numbers in the file: microseconds, and more of a probability than is ever shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ASSETS / "recorded_run.json")
+    out = parser.parse_args().out
+    loaded = engine.load("smollm2-135m", "e2e")
+    example = json.loads((ASSETS / "prompts.json").read_text(encoding="utf-8"))[0]
+    prompt = loaded.prompt(example["task"], example["prompt"])
+    sampling = Sampling(max_new_tokens=96)
+    list(run_session(loaded, prompt, Streaming(), sampling))  # warms up both methods
+    lanes: dict[str, list[dict[str, Any]]] = {str(lane): [] for lane in Lane}
+    for item in run_session(loaded, prompt, Streaming(), sampling):
+        if isinstance(item, Verdict):
+            verdict = asdict(item)
+        else:
+            lanes[str(item[0])].append(to_dict(item[1]))
+    about = {"recorded": f"{datetime.now(UTC):%Y-%m-%d}", "processor": machine()["processor"], "commit": commit()}
+    values = example | {"method": Streaming.name, "info": loaded.info.to_dict()} | about
+    values |= {"lanes": lanes, "verdict": verdict}
+    out.write_text(json.dumps(rounded(values), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def rounded(value: Any) -> Any:
+    """The same values with numbers of few digits."""
+    if isinstance(value, dict):
+        return {name: rounded(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v) for v in value]
+    return round(value, DIGITS) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The Compare tab: one prompt, several methods, measured in turn and raced on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from specstream import params
+from specstream.info import EngineInfo
+from specstream.params import METHODS, Method, Sampling, Standard
+from specstream.tasks import TASKS
+from ui import charts, controls, race, render, visitor
+from ui.contest import Contest, Entry, Lap, Prepared
+from ui.controls import Controls
+from ui.engines import Engines, State
+from ui.files import downloads
+from ui.jobs import Jobs
+from ui.playground import MOST_WAITING, check_prompt, examples, task_choices
+from ui.worker import Ask, Notice
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+MAIN = ("max_new_tokens", "temperature", "seed")
+READY = "Choose methods and press Compare. Standard decoding always runs: it is what the others are compared with."
+Updates = dict[Any, Any]
+
+
+@dataclass
+class Compare:
+    """The tab's parts."""
+
+    prompt: gr.Textbox
+    task: gr.Dropdown
+    methods: dict[str, gr.Checkbox]
+    settings: Controls
+    run: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    race: gr.HTML
+    results: gr.Column
+    table: gr.HTML
+    chart: gr.Plot
+    file: gr.DownloadButton
+    key: gr.Textbox
+
+    @property
+    def inputs(self) -> set[Any]:
+        return {self.prompt, self.task, self.key, *self.methods.values(), *self.settings.parts.values()}
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.run, self.stop, self.status, self.race, self.results, self.table, self.chart, self.file]
+
+    def ask(self, values: Mapping[Any, Any]) -> tuple[Ask, list[Method]]:
+        """What the form asks for. Raises ValueError with one sentence."""
+        prompt = values[self.prompt] or ""
+        check_prompt(prompt)
+        chosen = [name for name, box in self.methods.items() if values[box]]
+        if not chosen:
+            raise ValueError("No method is chosen: tick at least one to compare with standard decoding.")
+        methods = [self.settings.parse(values, name)[0] for name in chosen]
+        sampling = self.settings.parse(values, chosen[0])[1]
+        return Ask(prompt, values[self.task], Standard(), sampling, True), methods
+
+    def available(self, state: State) -> Updates:
+        """What a loaded model changes: methods that it can't run are disabled, with the reason."""
+        missing = state.info.unavailable if state.info else {}
+        return {box: method_update(name, missing.get(name)) for name, box in self.methods.items()}
+
+
+def words_of(name: str) -> str:
+    """What a method does, in the words of its parameters."""
+    words = (METHODS[name].__doc__ or "").split(": ", 1)[-1].strip()
+    return words[:1].upper() + words[1:]
+
+
+def method_update(name: str, reason: str | None) -> Any:
+    """A method's box: free, or disabled with the reason."""
+    if reason:
+        return gr.update(value=False, interactive=False, info=f"Not with this model: {reason}")
+    return gr.update(interactive=True, info=words_of(name))
+
+
+@dataclass
+class Progress:
+    """What the page knows of a comparison: a fold over the items of a Contest."""
+
+    entries: list[Entry] = field(default_factory=list)
+    info: EngineInfo | None = None
+    words: str = "Starting"
+    tone: str = "busy"
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, item: Any) -> None:
+        """Take in one item."""
+        if isinstance(item, Notice):
+            self.words, self.tone = item.text, "bad" if item.failed else self.tone
+            self.warnings += [item.text] if item.lasting else []
+        elif isinstance(item, Prepared):
+            self.info = item.info
+        elif isinstance(item, Entry):
+            self.entries.append(item)
+        elif isinstance(item, Lap):
+            self.words = f"Measuring {item.number} of {item.of}: {METHODS[item.method].label}, {item.tokens} tokens"
+
+    def close(self, stopped: bool) -> None:
+        """No more items come."""
+        if self.tone == "bad":
+            return
+        if stopped:
+            done = ", ".join(entry.label for entry in self.entries) or "none"
+            self.words, self.tone = f"Stopped by you. Measured to the end: {done}.", "plain"
+        elif self.entries:
+            self.tone, self.words = race.summary(self.entries)
+        self.words = " ".join([self.words, *self.warnings])
+
+
+def layout() -> Compare:
+    """Lay out the tab."""
+    known = examples()
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
+            task = gr.Dropdown(task_choices(), value=known[0]["task"], label="Task", interactive=True)
+            gr.Examples(
+                [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
+                example_labels=[e["label"] for e in known], examples_per_page=12, api_visibility="private",
+            )  # fmt: skip
+        with gr.Column(scale=2, min_width=320):
+            with gr.Group():
+                gr.Checkbox(True, label=Standard.label, info="Always runs, first.", interactive=False)
+                methods = {name: _box(name) for name in METHODS if name != Standard.name}
+            settings = _settings()
+    with gr.Row(elem_classes="ss-toolbar", equal_height=True):
+        run = gr.Button("Compare", variant="primary", elem_classes="ss-run", scale=0, min_width=120)
+        stop = gr.Button("Stop", variant="stop", interactive=False, elem_classes="ss-stop", scale=0, min_width=120)
+        status = gr.HTML(render.status(READY), min_width=160)
+    track = gr.HTML(
+        html_template=race.text("race.html"), js_on_load=race.text("race.js"), apply_default_css=False
+    )  # fmt: skip
+    with gr.Column(visible=False) as results:
+        table = gr.HTML()
+        chart = gr.Plot(label="Tokens over time", show_label=False, container=False, elem_classes="ss-plot")
+        file = gr.DownloadButton("Download as one HTML file, to share", size="sm")
+    return Compare(
+        prompt, task, methods, settings, run, stop, status, track, results, table, chart, file, visitor.layout()
+    )  # fmt: skip
+
+
+def _box(name: str) -> gr.Checkbox:
+    return gr.Checkbox(True, label=METHODS[name].label, info=words_of(name), interactive=True)
+
+
+def _settings() -> Controls:
+    """The settings that all methods share, then those of each method in a fold of its own."""
+    shared = {("sampling", f.name): f for f in fields(Sampling)}
+    with gr.Row():
+        parts = {key: controls.component(f) for key, f in shared.items() if f.name in MAIN}
+    with gr.Accordion("More settings", open=False):
+        parts |= {key: controls.component(f) for key, f in shared.items() if key not in parts}
+    for name, kind in METHODS.items():
+        if own := fields(kind):
+            with gr.Accordion(f"Settings of {kind.label}", open=False), gr.Row():
+                parts |= {(name, f.name): controls.component(f) for f in own}
+    return Controls(parts)
+
+
+def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
+    """Connect the tab to the engine and the log."""
+    jobs = Jobs()
+    folder = downloads()
+
+    def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        try:
+            ask, methods = tab.ask(values)
+        except ValueError as error:
+            gr.Warning(str(error))
+            yield {tab.status: render.status(str(error), "bad")}
+            return
+        who, session = visitor.name(values[tab.key], request), str(request.session_hash)
+        job = Contest(engines, runlog, ask, methods, who)
+        jobs.put(who, session, job)
+        yield from stream(tab, job, session, folder, page_address(request))
+
+    def stop(key: str, request: gr.Request) -> None:
+        jobs.stop(visitor.name(key, request))
+
+    def close(request: gr.Request) -> None:
+        jobs.close(str(request.session_hash))
+
+    def watch() -> Iterator[Updates]:
+        for state in engines.watch():
+            yield tab.available(state)
+
+    boxes = list(tab.methods.values())
+    tab.run.click(run, tab.inputs, tab.outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **QUIET)
+    tab.stop.click(stop, tab.key, queue=False, **QUIET)
+    opened.select(lambda: tab.available(engines.state), None, boxes, queue=False, **QUIET)
+    demo.load(watch, None, boxes, concurrency_limit=None, **QUIET)
+    visitor.wire(tab.key, demo)
+    demo.unload(close)
+
+
+def page_address(request: gr.Request) -> str:
+    """The address of the page, without what was asked of it."""
+    return str(request.headers.get("origin") or "") + "/"
+
+
+def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str) -> Iterator[Updates]:
+    """Follow a comparison and say what changes on the page."""
+    progress = Progress()
+    yield {
+        tab.run: gr.update(interactive=False),
+        tab.stop: gr.update(interactive=True),
+        tab.status: render.status(progress.words, progress.tone),
+        tab.race: race.message([]),
+        tab.results: gr.update(visible=False),
+    }
+    with closing(job.batches(session)) as batches:
+        for batch in batches:
+            for item in batch:
+                progress.add(item)
+            yield {tab.status: render.status(progress.words, progress.tone)}
+    progress.close(job.stop.is_set())
+    done = {tab.run: gr.update(interactive=True), tab.stop: gr.update(interactive=False)}
+    yield (
+        done
+        | {tab.status: render.status(progress.words, progress.tone)}
+        | results(tab, progress, job.ask, folder, base)
+    )
+
+
+def results(tab: Compare, progress: Progress, ask: Ask, folder: Path, base: str) -> Updates:
+    """The race, the table, the chart and the file; nothing where nothing was measured."""
+    if not progress.entries:
+        return {}
+    file = folder / f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.html"
+    file.write_text(race.share(progress.entries, ask.prompt, list(about(progress.info, ask)), base), encoding="utf-8")
+    return {
+        tab.race: race.message(progress.entries),
+        tab.results: gr.update(visible=True),
+        tab.table: race.table(progress.entries),
+        tab.chart: charts.race({entry.label: race.curve(entry) for entry in progress.entries}),
+        tab.file: str(file),
+    }
+
+
+def about(info: EngineInfo | None, ask: Ask) -> Iterator[tuple[str, str]]:
+    """With what it was measured, and when."""
+    yield "Task", TASKS[ask.task].label if ask.task in TASKS else "none"
+    if info:
+        yield "Model", render.model_line(info)
+        yield "Versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())
+    defaults = params.Sampling().to_dict()
+    changed = {name: value for name, value in ask.sampling.to_dict().items() if value != defaults[name]}
+    yield "Settings", ", ".join(f"{name} {value}" for name, value in changed.items()) or "as they come"
+    yield "Measured", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, one method after the other"

@@ -1,0 +1,121 @@
+"""Work in a thread of its own, which the page watches: it may leave and come back, and finds all that has happened."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Generator
+from typing import Any
+
+# A browser on the same machine takes its time from the model: where there are few cores, it is woken less often.
+UPDATES_PER_SECOND = 12 if (os.cpu_count() or 1) > 2 else 6
+GRACE = 8.0  # seconds that a job goes on after its last viewer left: a page that is loaded again finds it going on
+
+
+class Job:
+    """Subclasses write ``work``, which puts items. ``batches`` yields them; ``stop`` asks the work to end."""
+
+    grace = GRACE
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.items: list[Any] = []
+        self.ended = False
+        self._changed = threading.Condition()
+        self._viewers: set[str] = set()
+        self._thread = threading.Thread(target=self._work, daemon=True, name=type(self).__name__.lower())
+
+    def work(self) -> None:
+        """What the thread does. Exceptions are its own business: none may leave it."""
+        raise NotImplementedError
+
+    def put(self, item: Any) -> None:
+        """Tell the viewers; called by the work."""
+        with self._changed:
+            self.items.append(item)
+            self._changed.notify_all()
+
+    def batches(self, viewer: str = "") -> Generator[list[Any], None, None]:
+        """Start if need be, and yield what has happened: first all so far, then what is new, a few times a second.
+
+        The end is told at once. Closing the iterator is leaving: after the grace time without a viewer the job stops.
+        """
+        with self._changed:
+            self._viewers.add(viewer)
+            if self._thread.ident is None:
+                self._thread.start()
+        seen, due = 0, 0.0
+        try:
+            while (batch := self._next(seen, due)) is not None:
+                due = time.monotonic() + 1 / UPDATES_PER_SECOND
+                seen += len(batch)
+                yield batch
+        finally:
+            self.leave(viewer)
+
+    def _next(self, seen: int, due: float) -> list[Any] | None:
+        """The items after the first ``seen``, not before ``due`` unless the job ends; None when there are no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.ended or len(self.items) > seen)
+            self._changed.wait_for(lambda: self.ended, timeout=max(0.0, due - time.monotonic()))
+            return self.items[seen:] or None
+
+    def leave(self, viewer: str) -> None:
+        """This viewer looks no longer. Leaving twice does nothing more."""
+        with self._changed:
+            self._viewers.discard(viewer)
+            if self._viewers or self.ended:
+                return
+        timer = threading.Timer(self.grace, self._stop_unless_watched)
+        timer.daemon = True
+        timer.start()
+
+    def _stop_unless_watched(self) -> None:
+        with self._changed:
+            if not self._viewers:
+                self.stop.set()
+
+    def _work(self) -> None:
+        try:
+            self.work()
+        finally:
+            with self._changed:
+                self.ended = True
+                self._changed.notify_all()
+
+
+class Jobs:
+    """The job under way of every visitor, and who watches it, so that Stop and a page that closes can reach it."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._watching: dict[str, str] = {}  # session of a page -> visitor
+        self._lock = threading.Lock()
+
+    def put(self, visitor: str, session: str, job: Job) -> None:
+        """A visitor has one job at a time: the one before is stopped, and forgotten."""
+        with self._lock:
+            before = self._jobs.get(visitor)
+            self._jobs = {who: known for who, known in self._jobs.items() if not known.ended}
+            self._jobs[visitor] = job
+            self._watching[session] = visitor
+        if before is not None and before is not job:
+            before.stop.set()
+
+    def get(self, visitor: str) -> Job | None:
+        """The visitor's job while it goes on."""
+        job = self._jobs.get(visitor)
+        return job if job is not None and not job.ended else None
+
+    def stop(self, visitor: str) -> None:
+        """Ask the visitor's job to end; nothing happens without one."""
+        if job := self._jobs.get(visitor):
+            job.stop.set()
+
+    def close(self, session: str) -> None:
+        """A page was closed or loaded again: it watches no longer."""
+        with self._lock:
+            visitor = self._watching.pop(session, None)
+        if visitor is not None and (job := self._jobs.get(visitor)):
+            job.leave(session)

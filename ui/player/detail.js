@@ -1,0 +1,55 @@
+// A step in words: where its time went, and every drafted token with both probabilities, its rank and why it lost.
+function caption(index) {
+  const step = steps.method[index];
+  if (!step) return "When a run has ended, it can be played again and walked through step by step.";
+  const total = step.s.reduce((sum, ms) => sum + ms, 0);
+  const times = PHASES.map((name, i) => `${name} ${step.s[i].toFixed(1)}`).join(" · ");
+  const rows = `${plural(step.r, "row")}${step.sr ? ` + ${plural(step.sr, "stream row")}` : ""}`;
+  const accepted = step.d.filter((node) => node[3] === "a").length;
+  const drafted = step.d.length ? `${plural(step.d.length, "node")} drafted, ${accepted} accepted; ` : "";
+  const what = index === 0 ? "the prompt pass; " : drafted;
+  return `Step ${index}: ${what}${plural(step.t.length, "token")} in ${total.toFixed(1)} ms (${times} ms; ${rows})`;
+}
+
+function drawPhases(index) {
+  const bars = (steps.method[index]?.s ?? []).map((ms, i) => {
+    const bar = tag("span", "ss-phase-" + PHASES[i]);
+    bar.style.flexGrow = ms;
+    return bar;
+  });
+  part(".ss-phases").replaceChildren(...bars);
+}
+
+function detailRow(step, node, nodes) {
+  const row = tag("tr", node.fate);
+  row.dataset.node = node.index;
+  const token = tag("th");
+  token.scope = "row";
+  token.append(tag("code", "", visible(node.text)));
+  const fate = node.fate === "unreached" ? "not reached" : node.fate;
+  const cells = [node.depth, `${node.rank} of ${node.siblings.length}`, percent(node.drafted), node.target === null ? "–" : percent(node.target)];
+  row.append(token, ...cells.map((value) => tag("td", "ss-number", value)), tag("td", "", `${fate}: ${why(step, node, nodes)}`));
+  return row;
+}
+
+function drawDetail(index) {
+  const step = steps.method[index], box = part(".ss-detail");
+  const nodes = step ? family(step) : [];
+  box.hidden = !nodes.length;
+  if (box.hidden) return box.replaceChildren();
+  const table = tag("table"), head = tag("tr"), body = tag("tbody");
+  for (const name of ["drafted token", "depth", "rank", "drafted with", "model gives", "what became of it"]) {
+    const cell = tag("th", "", name);
+    cell.scope = "col";
+    head.append(cell);
+  }
+  const order = [...nodes].sort((a, b) => reached(b, nodes) - reached(a, nodes) || a.depth - b.depth || a.parent - b.parent || a.rank - b.rank);
+  body.append(...order.map((node) => detailRow(step, node, nodes)));
+  const own = step.t.findLast(([, depth]) => !depth);
+  const chosen = own ? ` The model's own token of this step: ${quoted(own[0])} (${percent(own[2])}).` : "";
+  const title = tag("caption", "", `All ${plural(nodes.length, "drafted token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
+  const headRow = tag("thead");
+  headRow.append(head);
+  table.append(title, headRow, body);
+  box.replaceChildren(table);
+}

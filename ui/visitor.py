@@ -1,0 +1,29 @@
+"""Who a page belongs to: a key that a browser tab makes and keeps when it is loaded again."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+KEY = """() => {
+  let key = sessionStorage.getItem("specstream-visitor");
+  if (!key) {
+    key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    sessionStorage.setItem("specstream-visitor", key);
+  }
+  return key;
+}"""
+
+
+def layout() -> gr.Textbox:
+    """An unseen field that holds the key; empty until the browser has filled it in."""
+    return gr.Textbox(visible=False)
+
+
+def wire(key: gr.Textbox, demo: gr.Blocks) -> None:
+    """Fill the field in when the page is loaded."""
+    demo.load(None, None, key, js=KEY, api_visibility="private")
+
+
+def name(key: str | None, request: gr.Request) -> str:
+    """The visitor: the tab's key, or gradio's session where there is none."""
+    return key or str(request.session_hash)
