@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from specstream.params import METHODS, Method, Sampling, Standard, method
+from specstream.params import METHODS, Method, Sampling, Streaming, method
 
 Command = Callable[..., Any]
 
@@ -101,9 +101,13 @@ def model_options(command: Command) -> Command:
     return command
 
 
-def _load(model: str, adapter: str, device: str, dtype: str) -> Any:
+def _load(model: str, adapter: str, device: str, dtype: str, task_name: str | None = None) -> Any:
+    """Load a model; with adapter auto the one that comes with the program for the task, where there is one."""
+    from specstream.adapters import bundled
     from specstream.engine import load
 
+    if adapter == "auto" and task_name in bundled(model):
+        adapter = task_name
     try:
         engine = load(model, adapter, device, dtype, progress=_progress)
     finally:
@@ -267,10 +271,22 @@ def _check_writable(file: Path | None) -> None:
 
 @cli.command()
 @model_options
-@click.option("--methods", default="standard,streaming", show_default=True, help="Names, separated by commas.")
+@click.option(
+    "--methods",
+    default="standard,streaming",
+    show_default=True,
+    help=f"Names, separated by commas: {', '.join(METHODS)}; hf, hf-prompt-lookup, hf-assistant are transformers' own.",
+)
+@click.option("--assistant", help="The second model of hf-assistant: a known name, a Hub id or a folder.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
-@click.option("--task", "task_name", required=True, help="e2e, sql, dialogsum or chat.")
-@click.option("--limit", type=click.IntRange(0), default=40, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option("--task", "task_name", required=True, help="e2e, sql, dialogsum, chat, or spec-bench for its questions.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=40,
+    show_default=True,
+    help="Rows of --data to use; 0 is all. Of spec-bench: in each category.",
+)
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
 @click.option("--stop", multiple=True, help="A stop string; may be given several times.")
@@ -282,6 +298,7 @@ def bench(
     device: str,
     dtype: str,
     methods: str,
+    assistant: str | None,
     data: Path,
     task_name: str,
     limit: int,
@@ -297,36 +314,113 @@ def bench(
 
     if repeats < 1:
         raise ValueError("--repeats must be at least 1.")
-    names = [n.strip() for n in methods.split(",") if n.strip()]
+    names = list(dict.fromkeys(n.strip() for n in methods.split(",") if n.strip()))
+    outside = [n for n in names if n in benchmark.REFERENCES]
     sampling = Sampling(**_pick(Sampling, values), stop=stop)
-    chosen = [_method(n, values) for n in names]
+    chosen = [_method(n, values) for n in names if n not in outside]
     _check_writable(json_file)
-    engine = _load(model, adapter, device, dtype)
+    engine = _load(model, adapter, device, dtype, _adapter_task(task_name))
     if missing := [engine.info.unavailable[n] for n in names if n in engine.info.unavailable]:
         raise ValueError(missing[0])
-    prompts = read_prompts(engine, data, task_name, limit)
-    runs = len(prompts) * repeats * (1 + sum(not isinstance(c, Standard) for c in chosen))
-    with tqdm(total=runs, unit="run", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
-        rows = benchmark.bench(engine, prompts, chosen, sampling, repeats, lambda: bar.update() and None)
-    results = benchmark.result_rows(rows, task_name, engine.info.extra_parameters)
-    info = engine.info
-    report = {
-        "machine": benchmark.machine(),
-        "model": info.model,
-        "source": info.source,
-        "adapter": info.adapter,
-        "dtype": info.dtype,
-        "device": info.device,
-        "commit": benchmark.commit(),
-        "repeats": repeats,
-        "sampling": sampling.to_dict(),
-        "rows": results,
-    }
+    cases = _read_cases(engine, data, task_name, limit)
+    contenders: list[Any] = [benchmark.Ours(engine, m) for m in chosen]
+    contenders += benchmark.references(
+        outside, engine, engine.info.adapter if adapter == "auto" else adapter, assistant
+    )
+    total = benchmark.runs_of(cases, contenders, repeats)
+    with tqdm(total=total, unit="run", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        rows = benchmark.bench(engine, cases, contenders, sampling, repeats, lambda: bar.update() and None)
+    results = benchmark.result_rows(rows, task_name)
+    report = benchmark.described(engine) | {"repeats": repeats, "sampling": sampling.to_dict(), "rows": results}
     if json_file:  # first: standard output may be a pipe that ends early
         _write_lines(json_file, iter([report]))
+    _log_benchmark(report)
     for line in benchmark.table(results):
         click.echo(line)
     click.echo(json.dumps(report, ensure_ascii=False))
+
+
+@cli.command()
+@model_options
+@click.option("--seconds", type=click.FloatRange(0), default=60.0, show_default=True, help="How long to measure.")
+@click.option("--data", type=click.Path(path_type=Path), help="A JSONL file of prompts to continue.")
+@click.option("--task", "task_name", help="e2e, sql, dialogsum, chat, or spec-bench for its questions.")
+@click.option("--limit", type=click.IntRange(0), default=16, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option(
+    "--tune", is_flag=True, help="Choose the tree for this machine, on half of --data, and try it on the rest."
+)
+@click.option("--method", "method_name", default="streaming", show_default=True, help="The method to tune.")
+@click.option("--repeats", default=3, show_default=True, help="Runs on each prompt when the choice is tried.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
+@params_options(Sampling)
+@method_options
+def cost(
+    model: str,
+    adapter: str,
+    device: str,
+    dtype: str,
+    seconds: float,
+    data: Path | None,
+    task_name: str | None,
+    limit: int,
+    tune: bool,
+    method_name: str,
+    repeats: int,
+    json_file: Path | None,
+    **values: Any,
+) -> None:
+    """Measure what a step costs by its number of drafted nodes, and choose the tree that suits this machine."""
+    from specstream.bench import curve, described, tuning
+
+    if (data is None) != (task_name is None):
+        raise ValueError("--data and --task belong together: the task says which columns to read.")
+    if tune and data is None:
+        raise ValueError("--tune needs prompts: give --data FILE.jsonl and --task NAME.")
+    sampling, chosen = Sampling(**_pick(Sampling, values)), _method(method_name, values)
+    if tune:
+        curve.largest(chosen)  # refuses a method without a tree before a minute is spent
+    _check_writable(json_file)
+    engine = _load(model, adapter, device, dtype, _adapter_task(task_name))
+    if tune and method_name in engine.info.unavailable:
+        raise ValueError(engine.info.unavailable[method_name])
+    cases = _read_cases(engine, data, str(task_name), limit) if data else []
+    params = chosen if isinstance(chosen, Streaming) else Streaming()
+    costs = curve.measure(engine, [c.prompt(engine, []) for c in cases], seconds, params=params)
+    report = described(engine) | {"cost": curve.report(engine, costs)}
+    lines = [*curve.table(report["cost"])]
+    if tune:
+        report["tuned"] = tuning.tried(engine, costs, cases, chosen, sampling, repeats)
+        lines += ["", *tuning.table(report["tuned"])]
+    if json_file:
+        _write_lines(json_file, iter([report]))
+    for line in lines:
+        click.echo(line)
+    click.echo(json.dumps(report, ensure_ascii=False))
+
+
+def _adapter_task(task_name: str | None) -> str | None:
+    """The task whose adapter suits: Spec-Bench's questions are asked as chat."""
+    from specstream.bench.cases import SPEC_BENCH
+
+    return "chat" if task_name == SPEC_BENCH else task_name
+
+
+def _read_cases(engine: Any, data: Path, task_name: str, limit: int) -> list[Any]:
+    from specstream.bench.cases import SPEC_BENCH, prompts_as_cases, spec_bench
+
+    if task_name == SPEC_BENCH:
+        return spec_bench(data, limit)
+    return prompts_as_cases(read_prompts(engine, data, task_name, limit))
+
+
+def _log_benchmark(report: dict[str, Any]) -> None:
+    """Keep a result in the log. It is printed anyway: a log that can't be written is only worth a note."""
+    from specstream.runlog import RunLog, RunLogError
+
+    try:
+        RunLog().add_benchmark(report)
+    except RunLogError as error:
+        click.echo(f"note: {error}", err=True)
 
 
 @cli.command()

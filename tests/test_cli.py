@@ -20,8 +20,9 @@ ROW = {
 
 
 @pytest.fixture
-def toy_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands on the toy model, without its pace."""
+def toy_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The commands on the toy model, without its pace, with a log of their own."""
+    monkeypatch.setenv("SPECSTREAM_DB", str(tmp_path / "toy.db"))
     monkeypatch.setattr("specstream.engine.load", lambda *args, **kwargs: toy.load_toy(pace=0))
 
 
@@ -64,15 +65,21 @@ BAD = {
     "unknown command": (["dance"], "No such command"),
     "bench without data": (["bench", "--task", "e2e"], "--data"),
     "bench repeats": (["bench", "--task", "e2e", "--data", "x", "--repeats", "0"], "--repeats"),
+    "outside reference on the toy": (
+        ["bench", "--task", "e2e", "--data", "DATA", "--methods", "hf"],
+        "not a transformers model",
+    ),
+    "assistant": (["bench", "--task", "e2e", "--data", "DATA", "--methods", "hf-assistant"], "--assistant"),
+    "tune without data": (["cost", "--tune"], "--tune needs prompts"),
+    "tune standard": (["cost", "--tune", "--task", "e2e", "--data", "DATA", "--method", "standard"], "no tree"),
     "unknown run": (["runs", "show", "NOPE"], "There is no run"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_gives_one_line(name, toy_engine, capsys, monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("SPECSTREAM_DB", str(tmp_path / "runs.db"))
+def test_bad_input_gives_one_line(name, toy_engine, data, capsys) -> None:
     args, words = BAD[name]
-    assert words in fails(args, capsys)
+    assert words in fails([str(data) if a == "DATA" else a for a in args], capsys)
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "nobody/nothing-like-this", "../x", "a b"])
@@ -149,6 +156,20 @@ def test_bench_json(toy_engine, data, tmp_path, capsys) -> None:
     assert streaming["tokens"] == standard["tokens"] and streaming["tokens_per_step"] > 1
     out = capsys.readouterr().out.strip().splitlines()
     assert json.loads(out[-1]) == report and out[0].startswith("| method")
+    (kept,) = RunLog(tmp_path / "toy.db").benchmarks()
+    assert kept["rows"] == report["rows"]
+
+
+def test_cost_and_tune_json(toy_engine, data, tmp_path, capsys) -> None:
+    file = tmp_path / "cost.json"
+    args = ["cost", "--seconds", "0", "--json", str(file), "--max-new-tokens", "30", "--repeats", "1"]
+    assert run(args) == 0
+    report = json.loads(file.read_text())
+    assert report["cost"]["plain"][0]["nodes"] == 0 and "tuned" not in report
+    assert capsys.readouterr().out.startswith("| nodes")
+    assert run([*args, "--tune", "--data", str(data), "--task", "e2e", "--budget", "40"]) == 0
+    trials = json.loads(file.read_text())["tuned"]["trials"]
+    assert trials[1]["settings"]["budget"] == 40 and trials[0]["measured"] > 0
 
 
 def test_runs_list_show_export(capsys, tmp_path) -> None:

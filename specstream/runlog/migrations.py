@@ -98,3 +98,42 @@ def m002_steps(db: Database) -> None:
 def m003_search(db: Database) -> None:
     """Full-text search over what was asked, what came out and what was noted; triggers keep it up to date."""
     db.table("runs").enable_fts(["prompt", "output", "note"], create_triggers=True, tokenize="porter")
+
+
+@migrations()
+def m004_benchmarks(db: Database) -> None:
+    """Benchmarks, and one row per method of each."""
+    db.table("benchmarks").create(
+        {
+            "id": str,
+            "measured_utc": str,
+            "task": str,
+            "model": str,
+            "adapter": str,
+            "device": str,
+            "dtype": str,
+            "commit_id": str,
+            "report_json": str,
+        },
+        pk="id",
+        not_null={"measured_utc", "report_json"},
+    )
+    db.table("benchmark_rows").create(
+        {
+            "benchmark_id": str,
+            "idx": int,
+            "method": str,
+            "prompts": int,
+            "tokens": int,
+            "steps": int,
+            "seconds": float,
+            "tokens_per_second": float,
+            "tokens_per_step": float,
+            "speedup": float,
+            "identical": int,
+            "total": int,
+        },
+        pk=("benchmark_id", "idx"),
+        not_null={"method"},
+        foreign_keys=[ForeignKey("benchmark_rows", "benchmark_id", "benchmarks", "id", on_delete="CASCADE")],
+    )

@@ -13,6 +13,8 @@ TABLES = {
     "runs": "One row per run: what was asked, with what, and what came of it.",
     "lanes": "The one or two decodings of a run.",
     "steps": "Every target pass of a lane, with its draft tree.",
+    "benchmarks": "One row per benchmark.",
+    "benchmark_rows": "What a benchmark found for each method; [metrics](metrics.md) has the formulas.",
 }
 COLUMNS = {
     "runs": {
@@ -72,6 +74,31 @@ COLUMNS = {
         "seconds_json": "seconds per phase: draft, verify, accept, keep",
         "rows": "tokens put through the lower layers",
         "stream_rows": "rows added in the top layers",
+    },
+    "benchmarks": {
+        "id": "sorts by age (ULID)",
+        "measured_utc": "ISO 8601",
+        "task": "the task of the prompts",
+        "model": "name of the base model",
+        "adapter": "name of the stream adapter",
+        "device": "where it ran",
+        "dtype": "the number format it ran in",
+        "commit_id": "the commit of the program",
+        "report_json": "the whole result, as `bench --json` writes it",
+    },
+    "benchmark_rows": {
+        "benchmark_id": "the benchmark",
+        "idx": "place in the table; 0 is standard decoding",
+        "method": "the method, or the outside reference",
+        "prompts": "number of prompts",
+        "tokens": "emitted tokens",
+        "steps": "target passes after the prompt passes",
+        "seconds": "of all prompts, the median repeat of each",
+        "tokens_per_second": "as in `runs`",
+        "tokens_per_step": "as in `runs`",
+        "speedup": "seconds of standard decoding / of the method",
+        "identical": "prompts with the same tokens as standard decoding",
+        "total": "prompts compared",
     },
 }
 

@@ -22,6 +22,10 @@ LISTED = (
     "output, tokens, steps, tokens_per_step, tokens_per_second, baseline_tokens_per_second, agreement, speedup, "
     "error, note, star"
 )
+MEASURED = (
+    "method", "prompts", "tokens", "steps", "seconds", "tokens_per_second", "tokens_per_step", "speedup", "identical",
+    "total",
+)  # fmt: skip
 
 
 class RunLog:
@@ -135,6 +139,29 @@ class RunLog:
             if row["status"] == "running":
                 raise RunLogError(f"Run {row['id']} is still being written: stop it first.")
             db.table("runs").delete(row["number"])
+
+    def add_benchmark(self, report: dict[str, Any]) -> str:
+        """Keep a benchmark's result, as ``bench --json`` writes it. Returns its id; "" with the log switched off."""
+        if not self.enabled:
+            return ""
+        key = new_id()
+        head = {name: report.get(name) for name in ("model", "adapter", "device", "dtype")}
+        head |= {"id": key, "measured_utc": report["time_utc"], "task": report["rows"][0]["task"]}
+        head |= {"commit_id": report["commit"], "report_json": rows.dumps(report)}
+        methods = [
+            {"benchmark_id": key, "idx": i} | {name: row[name] for name in MEASURED}
+            for i, row in enumerate(report["rows"])
+        ]
+        with self.file.connect() as db, self.file.writing(db):
+            db.table("benchmarks").insert(head)
+            db.table("benchmark_rows").insert_all(methods)
+        return key
+
+    def benchmarks(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Whole results, newest first, each with its ``id``."""
+        sql = "select id, report_json from benchmarks order by id desc limit ?"
+        with self.file.connect() as db:
+            return [json.loads(row["report_json"]) | {"id": row["id"]} for row in db.query(sql, [max(0, limit)])]
 
 
 def _find(db: Database, run: str) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""What is asked in a benchmark: prompts, and conversations whose second question follows the first answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SPEC_BENCH = "spec-bench"
+
+
+class CaseError(ValueError):
+    """A file of questions can't be used; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt, or the user's turns of a conversation. ``ready``: the text is the prompt, with its template."""
+
+    turns: tuple[str, ...]
+    category: str = ""
+    ready: bool = True
+
+    def prompt(self, engine: Any, answers: Sequence[str]) -> str:
+        """The prompt of the turn after ``answers``, the ones given to the turns before."""
+        if self.ready:
+            return self.turns[len(answers)]
+        messages = [{"role": "user", "content": self.turns[0]}]
+        for answer, turn in zip(answers, self.turns[1:], strict=False):
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+        if getattr(engine.tokenizer, "chat_template", None):
+            return str(engine.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return "\n\n".join(m["content"] for m in messages) + "\n\n"
+
+
+def prompts_as_cases(prompts: Sequence[str]) -> list[Case]:
+    """One Case for each ready prompt."""
+    return [Case((prompt,)) for prompt in prompts]
+
+
+def spec_bench(file: Path, limit: int = 0) -> list[Case]:
+    """Spec-Bench's question file as it is: JSON lines with ``category`` and ``turns``. ``limit`` (0: all) is for each
+    category, so that a short run sees all of them. Raises CaseError naming a bad line."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaseError(f"{file} can't be read ({error}).") from None
+    cases: list[Case] = []
+    taken: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        case = _question(line, f"{file}, line {number}")
+        taken[case.category] = taken.get(case.category, 0) + 1
+        if not limit or taken[case.category] <= limit:
+            cases.append(case)
+    if not cases:
+        raise CaseError(f"{file} holds no questions.")
+    return cases
+
+
+def _question(line: str, where: str) -> Case:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CaseError(f"{where}: not JSON ({error.msg}).") from None
+    turns = row.get("turns") if isinstance(row, dict) else None
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
+        raise CaseError(f"{where}: 'turns' must be a list of texts.")
+    return Case(tuple(turns), str(row.get("category", "")), ready=False)

@@ -1,0 +1,266 @@
+"""The cost of a step on this machine and model, measured in about a minute, and the tree that suits it best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle
+from typing import Any
+
+import torch
+
+from specstream.bench.predict import Curve, Prediction, Shape, Trace, best, predict, shapes, trace
+from specstream.drafters import Drafter
+from specstream.drafters.streaming import StreamingDrafter
+from specstream.engine import Engine
+from specstream.events import Draft, Step
+from specstream.loop import Run
+from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
+
+SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+BUDGETS, WIDTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48), (1, 2, 3, 4, 6, 8)
+STEPS_PER_RUN = 64
+PROBE = 1 << 28  # bytes read to measure the memory's speed: more than any cache holds
+TEXT = "The history of the city begins with a small market by the river. Every morning the"
+
+
+class Turns:
+    """Lets drafters take turns, one step each, so that a drift of the machine's speed falls on all alike."""
+
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        self._drafters = drafters
+        self._next = cycle(drafters)
+
+    def propose(self, room: int) -> Draft:
+        return next(self._next).propose(room)
+
+    def observe(self, row: int) -> None:
+        for drafter in self._drafters:
+            drafter.observe(row)
+
+
+class Filler:
+    """Drafts a number of tokens that hardly any text goes on with: only their cost is asked for."""
+
+    def __init__(self, nodes: int) -> None:
+        self._draft = Draft(tuple(range(nodes)), (-1,) * nodes, (1 / max(1, nodes),) * nodes)
+
+    def propose(self, room: int) -> Draft:
+        return self._draft if room else Draft()
+
+    def observe(self, row: int) -> None:
+        """Nothing to remember."""
+
+
+@dataclass
+class Samples:
+    """Seconds of whole steps and of their forward passes, by number of drafted nodes; steps for the acceptance."""
+
+    steps: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    passes: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    traces: list[Trace] = field(default_factory=list)
+
+    def add(self, step: Step) -> None:
+        self.steps[len(step.draft)].append(step.total_seconds)
+        self.passes[len(step.draft)].append(step.seconds["verify"])
+
+    def curve(self) -> Curve:
+        """Medians. Sizes that came up only a few times (at the end of a text) are left out."""
+        enough = max(map(len, self.steps.values())) / 4
+        return Curve(tuple((n, statistics.median(s)) for n, s in sorted(self.steps.items()) if len(s) >= enough))
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "nodes": n,
+                "seconds": statistics.median(self.steps[n]),
+                "pass_seconds": statistics.median(self.passes[n]),
+                "fastest": min(self.steps[n]),
+                "slowest": max(self.steps[n]),
+                "steps": len(self.steps[n]),
+            }
+            for n in sorted(self.steps)
+        ]
+
+
+@dataclass
+class Cost:
+    """What was measured: ``plain`` without streams, ``streaming`` with them (empty without an adapter)."""
+
+    plain: Samples = field(default_factory=Samples)
+    streaming: Samples = field(default_factory=Samples)
+
+    def of(self, method: type[Method]) -> Curve:
+        """Cost of a step of a method by its drafted nodes."""
+        return (self.streaming if method is Streaming else self.plain).curve()
+
+    @property
+    def plain_seconds(self) -> float:
+        """A step of standard decoding."""
+        return self.plain.curve().seconds(0)
+
+
+def measure(
+    engine: Engine,
+    prompts: Sequence[str] = (),
+    seconds: float = 60.0,
+    sizes: Sequence[int] = SIZES,
+    params: Streaming | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> Cost:
+    """Run steps with trees of every size, in turn, for about ``seconds``; every size comes up once at the very least.
+
+    ``prompts`` say what is continued (default: a sentence). The first run of each kind is a warm-up. ``tick`` is called
+    after each run. Raises ValueError on a model that can't verify trees.
+    """
+    if reason := engine.info.unavailable.get(PromptLookup.name):
+        raise ValueError(reason)
+    cost, started = Cost(), time.perf_counter()
+    wanted = [cost.plain, cost.streaming] if Streaming.name not in engine.info.unavailable else [cost.plain]
+    for turn, prompt in enumerate(cycle(prompts or [TEXT])):
+        for samples in wanted:
+            run = _run(engine, prompt, sizes, params or Streaming(), samples is cost.streaming)
+            for step in _steps(run):
+                if turn:
+                    samples.add(step)
+                    _watch(samples, step, max(sizes))
+        tick()
+        if turn and time.perf_counter() - started >= seconds:
+            return cost
+    raise AssertionError("a cycle does not end")
+
+
+def _run(engine: Engine, prompt: str, sizes: Sequence[int], params: Streaming, streaming: bool) -> Run:
+    sampling = Sampling(max_new_tokens=8 * STEPS_PER_RUN, ignore_eos=True)
+    run = engine.new_run(engine.encode(prompt), params if streaming else Standard(), sampling)
+    drafters: list[Drafter] = [Filler(n) for n in sizes]
+    if streaming:
+        wide = replace(params, tree="best-first", width=max(WIDTHS), depth=0)
+        source: Any = run.target  # which drafts as well
+        drafters = [StreamingDrafter(source, replace(wide, budget=n)) for n in sizes if n]
+    run.drafter = Turns(drafters)
+    return run
+
+
+def _steps(run: Run) -> Iterator[Step]:
+    try:
+        run.prompt_pass(lambda: False)
+        for _ in range(STEPS_PER_RUN):
+            if run.reason is not None:
+                return
+            yield run.step()
+    finally:
+        run.target.release()
+
+
+def _watch(samples: Samples, step: Step, largest: int) -> None:
+    """Only the largest trees say what smaller ones would have done."""
+    if len(step.draft) == largest:
+        samples.traces.append(trace(step))
+
+
+def watched(engine: Engine, prompts: Sequence[str], method: Method, sampling: Sampling) -> list[Trace]:
+    """Steps of a method with the largest tree it can have, over whole answers: what acceptance is like."""
+    events = (e for p in prompts for e in engine.generate(p, largest(method), sampling))
+    return [trace(e) for e in events if isinstance(e, Step) and e.index > 0]
+
+
+def largest(method: Method) -> Method:
+    """The method with a tree that holds every tree to choose from."""
+    if isinstance(method, Streaming):
+        return replace(method, tree="best-first", budget=max(BUDGETS), width=max(WIDTHS), depth=0, prune=0.0)
+    if isinstance(method, PromptLookup):
+        return replace(method, budget=max(BUDGETS), depth=16)
+    raise ValueError("Standard decoding has no tree to tune.")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The settings that should be fastest here, what they should bring, and what the given ones should."""
+
+    method: Method
+    prediction: Prediction
+    given: Prediction
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "method": self.method.name,
+            "settings": self.method.to_dict(),
+            "predicted": asdict(self.prediction),
+            "given": asdict(self.given),
+        }
+
+
+def tune(cost: Cost, traces: Sequence[Trace], method: Method) -> Tuned:
+    """Choose budget, depth and (streaming) width by predicted speed-up. Raises ValueError if nothing was drafted."""
+    curve, plain = cost.of(type(method)), cost.plain_seconds
+    deepest = max((depth for t in traces for depth, _ in t.nodes), default=0)
+    if not deepest:
+        raise ValueError("Nothing was drafted on these prompts, so there is nothing to tune: give other prompts.")
+    widths = WIDTHS if isinstance(method, Streaming) else (0,)
+    options = shapes(BUDGETS, widths, range(1, deepest + 1))
+    found = best(predict(curve, plain, traces, shape) for shape in options)
+    return Tuned(shaped(method, found.shape), found, predict(curve, plain, traces, shape_of(method)))
+
+
+def shape_of(method: Method) -> Shape:
+    """The tree that a method's settings ask for."""
+    if isinstance(method, Streaming):
+        return Shape(method.budget, method.width, method.depth)
+    assert isinstance(method, PromptLookup)
+    return Shape(method.budget, 0, method.depth)
+
+
+def shaped(method: Method, shape: Shape) -> Method:
+    """The method with a tree of this shape."""
+    if isinstance(method, Streaming):
+        return replace(method, tree="best-first", budget=shape.budget, width=shape.width, depth=shape.depth)
+    assert isinstance(method, PromptLookup)
+    return replace(method, budget=shape.budget, depth=shape.depth)
+
+
+def bandwidth(device: str, repeats: int = 5) -> float:
+    """Bytes per second that the device reads from its memory: the limit of a pass over the weights."""
+    block = torch.ones(PROBE // 4, dtype=torch.float32, device=device)
+    wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize if device == "mps" else lambda: None
+    seconds = []
+    for _ in range(repeats):
+        wait()
+        started = time.perf_counter()
+        block.sum()
+        wait()
+        seconds.append(time.perf_counter() - started)
+    return PROBE / min(seconds)
+
+
+def report(engine: Engine, cost: Cost) -> dict[str, Any]:
+    """The curve as plain values, with the time that reading every weight once takes at least."""
+    speed = bandwidth(engine.info.device)
+    size = engine.info.parameters * torch.empty(0, dtype=getattr(torch, engine.info.dtype)).element_size()
+    return {
+        "plain": cost.plain.to_list(),
+        "streaming": cost.streaming.to_list(),
+        "gamma": engine.info.gamma,
+        "weight_bytes": size,
+        "bytes_per_second": speed,
+        "limit_seconds": size / speed,
+    }
+
+
+def table(curve: dict[str, Any]) -> Iterator[str]:
+    """Lines of a Markdown table for people."""
+    plain = {p["nodes"]: p for p in curve["plain"]}
+    streaming = {p["nodes"]: p for p in curve["streaming"]}
+    unit = plain[0]["seconds"]
+    yield "| nodes | step, ms | in plain steps | with streams: step, ms | in plain steps |"
+    yield "|---|---|---|---|---|"
+    for nodes in sorted(plain.keys() | streaming.keys()):
+        yield f"| {nodes} | {_pair(plain.get(nodes), unit)} | {_pair(streaming.get(nodes), unit)} |"
+    yield f"Reading every weight once takes at least {1000 * curve['limit_seconds']:.1f} ms here."
+
+
+def _pair(point: dict[str, Any] | None, unit: float) -> str:
+    return "- | -" if point is None else f"{1000 * point['seconds']:.1f} | {point['seconds'] / unit:.2f}"

@@ -1,0 +1,94 @@
+"""What a timing depends on beside the model, and how much memory a run took."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specstream.engine import Engine, versions
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def machine() -> dict[str, Any]:
+    """What a timing depends on beside the model."""
+    accelerator = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"processor": _processor(), **accelerator, "system": platform.platform(), **versions()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def commit() -> str:
+    """The commit of the program's own checkout, with a mark when files differ from it; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return out.stdout.strip()
+
+
+def described(engine: Engine) -> dict[str, Any]:
+    """What was measured, on what, when: the head of every result."""
+    info = engine.info
+    return {
+        "machine": machine(),
+        "model": info.model,
+        "source": info.source,
+        "adapter": info.adapter,
+        "dtype": info.dtype,
+        "device": info.device,
+        "gamma": info.gamma,
+        "parameters": info.parameters,
+        "commit": commit(),
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+class PeakMemory:
+    """Largest memory since ``start``, in bytes: allocated by PyTorch on a GPU, of the whole process on a processor.
+
+    On Linux the kernel's high-water mark is set back at every start; elsewhere it is that of the process so far.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def start(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        elif self._device == "cpu":
+            with suppress(OSError):  # not Linux, or not allowed: the mark stays that of the process
+                RESET.write_text("5", encoding="ascii")
+
+    def read(self) -> int:
+        if self._device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        if self._device == "mps":
+            return torch.mps.driver_allocated_memory()
+        with suppress(OSError, StopIteration):
+            line = next(x for x in STATUS.read_text(encoding="ascii").splitlines() if x.startswith("VmHWM:"))
+            return int(line.split()[1]) * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,129 @@
+"""What a tree would bring on a machine, from the cost of a step and steps that were watched. Standard library only.
+
+A best-first tree of a smaller budget, width or depth is a part of the larger one, in the same order: so a step with a
+large tree also says what any smaller tree would have drafted in it, and how much of that would have been accepted.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from specstream.events import Draft, Fate, Step
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Time of a step against the number of drafted nodes: points (nodes, seconds), fewest nodes first."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def seconds(self, nodes: float) -> float:
+        """Between two points on the line through them; outside of all points on the line through the nearest two."""
+        if len(self.points) == 1:
+            return self.points[0][1]
+        right = next((i for i, (n, _) in enumerate(self.points) if n >= nodes), len(self.points) - 1)
+        (n0, s0), (n1, s1) = self.points[max(0, right - 1)], self.points[max(1, right)]
+        return s0 + (s1 - s0) * (nodes - n0) / (n1 - n0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A best-first tree's settings; 0 leaves width or depth unlimited."""
+
+    budget: int
+    width: int = 0
+    depth: int = 0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One step with a large tree. ``nodes`` has for every node its depth and the worst rank on its path (0 is best);
+    ``accepted`` are the nodes of the accepted path; ``emitted`` counts the step's tokens."""
+
+    nodes: tuple[tuple[int, int], ...]
+    accepted: tuple[int, ...]
+    emitted: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of a shape: ``speedup`` is of the steps, the prompt pass is not in it."""
+
+    shape: Shape
+    nodes: float
+    tokens_per_step: float
+    step_cost: float
+    speedup: float
+
+
+def trace(step: Step) -> Trace:
+    """What a step with a draft says about smaller drafts."""
+    ranks = _ranks(step.draft)
+    accepted = tuple(i for i, fate in enumerate(step.draft.fate) if fate is Fate.ACCEPTED)
+    return Trace(tuple(zip(step.draft.depths(), ranks, strict=True)), accepted, len(step.tokens))
+
+
+def _ranks(draft: Draft) -> list[int]:
+    """Siblings are listed likeliest first, so a node's rank is the number of its siblings before it."""
+    seen: dict[int, int] = {}
+    worst: list[int] = []
+    for parent in draft.parents:
+        rank = seen.get(parent, 0)
+        seen[parent] = rank + 1
+        worst.append(rank if parent < 0 else max(rank, worst[parent]))
+    return worst
+
+
+def cut(trace: Trace, shape: Shape) -> tuple[int, int]:
+    """Nodes drafted and tokens emitted, had the step had a tree of this shape."""
+    inside = [
+        i
+        for i, (depth, rank) in enumerate(trace.nodes)
+        if (not shape.depth or depth <= shape.depth) and (not shape.width or rank < shape.width)
+    ]
+    kept = inside[: shape.budget]
+    survived = len(set(kept) & set(trace.accepted))
+    return len(kept), trace.emitted if survived == len(trace.accepted) else survived + 1
+
+
+def predict(curve: Curve, plain_seconds: float, traces: Sequence[Trace], shape: Shape) -> Prediction:
+    """Tokens per step over the cost of a step. ``plain_seconds`` is the time of a step of standard decoding."""
+    cuts = [cut(t, shape) for t in traces]
+    tokens = statistics.fmean(emitted for _, emitted in cuts)
+    cost = statistics.fmean(curve.seconds(nodes) for nodes, _ in cuts) / plain_seconds
+    return Prediction(shape, statistics.fmean(nodes for nodes, _ in cuts), tokens, cost, tokens / cost)
+
+
+def best(predictions: Iterable[Prediction]) -> Prediction:
+    """The fastest; of shapes that are predicted alike the one with the fewest nodes."""
+    return max(predictions, key=lambda p: (round(p.speedup, 6), -p.nodes, -p.shape.budget, -p.shape.width))
+
+
+def shapes(budgets: Sequence[int], widths: Sequence[int], depths: Sequence[int]) -> list[Shape]:
+    """Every combination."""
+    return [Shape(*values) for values in product(budgets, widths, depths)]
+
+
+def chain_tokens(acceptance: Sequence[float]) -> float:
+    """Tokens per step of a chain from its acceptance by depth: 1 + a1 + a1 a2 + ... (a constant a gives the textbook's
+    (1 - a^(n+1)) / (1 - a))."""
+    total, alive = 1.0, 1.0
+    for share in acceptance:
+        alive *= share
+        total += alive
+    return total
+
+
+def break_even(gamma: int, step_cost: float) -> float | None:
+    """The constant acceptance at which a chain of ``gamma`` drafts is as fast as standard decoding; None where no
+    acceptance is enough."""
+    if step_cost > gamma + 1:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chain_tokens([middle] * gamma) < step_cost else (low, middle)
+    return high

@@ -1,0 +1,204 @@
+"""From runs to numbers: one plain dict per method, and a table for people. docs/metrics.md says what each number is."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+from specstream.bench.predict import break_even
+from specstream.bench.runner import Asked, Row, median_step
+from specstream.events import Agreement
+from specstream.stats import RunStats, speedup
+
+SAMPLES = 2000
+
+
+def result_rows(rows: Sequence[Row], task: str) -> list[dict[str, Any]]:
+    """One dict per method, with the names that docs/metrics.md gives. The first row is standard decoding."""
+    return [_result(row, rows[0], task) for row in rows]
+
+
+def _result(row: Row, standard: Row, task: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "method": row.contender.name,
+        "label": row.contender.label,
+        "settings": row.contender.settings,
+        **_amounts(row.runs),
+        **_speedups(standard.runs, row.runs),
+        **_costs(row, standard),
+        "identical": row.identical,
+        "total": len(row.asked),
+        "differences": [_difference(i, a) for i, a in enumerate(row.asked) if a.verdict.position is not None],
+        "peak_memory": row.peak_memory,
+        "extra_parameters": row.contender.extra_parameters,
+        "metric": None,
+        "by_category": _by_category(row, standard),
+        "per_prompt": [_prompt(a, b) for a, b in zip(standard.asked, row.asked, strict=True)],
+    }
+
+
+def _amounts(runs: Sequence[RunStats]) -> dict[str, Any]:
+    total = total_of(runs)
+    return {
+        "prompts": len(runs),
+        "tokens": total.tokens,
+        "steps": total.steps,
+        "seconds": total.seconds,
+        "prefill_seconds": total.prefill_seconds,
+        "decode_seconds": total.decode_seconds,
+        "tokens_per_second": decode_tokens(runs) / total.decode_seconds if total.decode_seconds else None,
+        "tokens_per_step": decode_tokens(runs) / total.steps if total.steps else None,
+    }
+
+
+def _speedups(standard: Sequence[RunStats], runs: Sequence[RunStats]) -> dict[str, Any]:
+    ratios = [r for a, b in zip(standard, runs, strict=True) if (r := speedup(a, b))]
+    logs = [math.log(r) for r in ratios]
+    per_token = [(a.seconds, a.tokens, b.seconds, b.tokens) for a, b in zip(standard, runs, strict=True)]
+
+    def suite(picked: Sequence[int]) -> float | None:
+        plain, count, ours, kept = (sum(column) for column in zip(*(per_token[i] for i in picked), strict=True))
+        return plain / count / (ours / kept) if count and kept and ours else None
+
+    def geometric(picked: Sequence[int]) -> float:
+        return math.exp(statistics.fmean([logs[i] for i in picked]))
+
+    return {
+        "speedup": suite(range(len(runs))),
+        "speedup_interval": bootstrap(suite, len(runs)),
+        "speedup_geometric": geometric(range(len(logs))) if logs else None,
+        "speedup_geometric_interval": bootstrap(geometric, len(logs)),
+        "speedup_lowest": min(ratios, default=None),
+        "slower_prompts": sum(r < 1 for r in ratios),
+        "decode_speedup": _over(_rate(runs), _rate(standard)),
+        "speedup_spec_bench": _over(_mean_rate(runs), _mean_rate(standard)),
+    }
+
+
+def _rate(runs: Sequence[RunStats]) -> float:
+    seconds = sum(r.decode_seconds for r in runs)
+    return decode_tokens(runs) / seconds if seconds else 0.0
+
+
+def _mean_rate(runs: Sequence[RunStats]) -> float:
+    return statistics.fmean([r.tokens / r.seconds for r in runs if r.seconds] or [0.0])
+
+
+def _over(a: float | None, b: float | None) -> float | None:
+    return a / b if a and b else None
+
+
+def _costs(row: Row, standard: Row) -> dict[str, Any]:
+    runs, ours = row.runs, row.contender.ours
+    total, tokens = total_of(runs), decode_tokens(runs)
+    cost = _over(median_step(runs), median_step(standard.runs))
+    depth = len(total.acceptance_by_depth)
+    return {
+        "step_cost": cost,
+        "ideal_speedup": _over(tokens / total.steps if total.steps else None, cost),
+        "break_even_acceptance": break_even(depth, cost) if cost and depth else None,
+        "acceptance_by_depth": total.acceptance_by_depth,
+        "node_yield": total.accepted / total.drafted if total.drafted else None,
+        "rows_per_token": (total.rows + total.stream_rows) / tokens if ours and tokens else None,
+        "waste": (total.drafted - total.accepted) / tokens if ours and tokens else None,
+        "outside_share": total.outside_share if ours else None,
+    }
+
+
+def _difference(index: int, asked: Asked) -> dict[str, Any]:
+    said = asked.verdict
+    return {
+        "prompt": index,
+        "position": said.position,
+        "margin": said.margin,
+        "agreement": str(said.agreement),
+        "message": said.message,
+    }
+
+
+def _by_category(row: Row, standard: Row) -> dict[str, Any]:
+    names = list(dict.fromkeys(a.category for a in row.asked if a.category))
+    out = {}
+    for name in names:
+        picked = [i for i, a in enumerate(row.asked) if a.category == name]
+        runs, plain = [row.runs[i] for i in picked], [standard.runs[i] for i in picked]
+        agreed = sum(row.asked[i].verdict.agreement is Agreement.IDENTICAL for i in picked)
+        out[name] = _amounts(runs) | {"speedup": speedup(total_of(plain), total_of(runs)), "identical": agreed}
+    return out
+
+
+def _prompt(standard: Asked, asked: Asked) -> dict[str, Any]:
+    run, times = asked.stats, asked.seconds
+    return {
+        "category": asked.category,
+        "prompt_tokens": run.prompt_tokens,
+        "tokens": run.tokens,
+        "steps": run.steps,
+        "seconds": run.seconds,
+        "fastest": min(times),
+        "slowest": max(times),
+        "repeats": len(times),
+        "prefill_seconds": run.prefill_seconds,
+        "tokens_per_step": run.tokens_per_step,
+        "speedup": speedup(standard.stats, run),
+        "agreement": str(asked.verdict.agreement),
+        "position": asked.verdict.position,
+    }
+
+
+def decode_tokens(runs: Sequence[RunStats]) -> int:
+    """Tokens after the first of each run."""
+    return sum(r.decode_tokens for r in runs)
+
+
+def total_of(runs: Sequence[RunStats]) -> RunStats:
+    """The counts and times of many runs, added up."""
+    total = RunStats()
+    for run in runs:
+        for f in fields(RunStats):
+            value = getattr(run, f.name)
+            if isinstance(value, Counter):
+                getattr(total, f.name).update(value)
+            elif isinstance(value, int | float):
+                setattr(total, f.name, getattr(total, f.name) + value)
+    return total
+
+
+def bootstrap(
+    statistic: Callable[[Sequence[int]], float | None], size: int, samples: int = SAMPLES, seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of a statistic of ``size`` prompts (given by number), by drawing them anew with replacement."""
+    if size < 2:
+        return None, None
+    rng = random.Random(seed)
+    drawn = (statistic(rng.choices(range(size), k=size)) for _ in range(samples))
+    values = sorted(v for v in drawn if v is not None and math.isfinite(v))
+    return (values[int(0.025 * len(values))], values[int(0.975 * len(values))]) if values else (None, None)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Lines of a Markdown table for people."""
+    yield (
+        "| method | tokens/s | tokens per step | step cost | speed-up (95 %) | ideal | lowest | identical | "
+        "outside pass | memory, MB |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for r in rows:
+        low, high = r["speedup_interval"]
+        interval = f" ({low:.2f}-{high:.2f})" if low else ""
+        outside = "-" if r["outside_share"] is None else f"{100 * r['outside_share']:.1f} %"
+        yield (
+            f"| {r['label']} | {_show(r['tokens_per_second'], 1)} | {_show(r['tokens_per_step'])} | "
+            f"{_show(r['step_cost'])} | {_show(r['speedup'])}{interval} | {_show(r['ideal_speedup'])} | "
+            f"{_show(r['speedup_lowest'])} | {r['identical']}/{r['total']} | {outside} | {r['peak_memory'] / 1e6:.0f} |"
+        )
+
+
+def _show(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

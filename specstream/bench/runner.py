@@ -1,0 +1,149 @@
+"""The runs of a benchmark: every method on every prompt, in turn, in one process."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from specstream.bench.cases import Case
+from specstream.bench.machine import PeakMemory
+from specstream.engine import Engine
+from specstream.events import Agreement, Event, Finished, Step, Verdict
+from specstream.params import Method, Sampling, Standard
+from specstream.session import token_ids, verdict
+from specstream.stats import RunStats, summarize
+
+WARM_UP_TOKENS = 32
+WARM_UPS = 3
+
+
+class Contender(Protocol):
+    """What is timed. ``ours`` is False for an outside reference: of its passes only the times are known."""
+
+    name: str
+    label: str
+    settings: dict[str, Any]
+    extra_parameters: int
+    ours: bool
+
+    def run(self, prompt: str, sampling: Sampling) -> list[Event]: ...
+
+
+class Ours:
+    """A method of this program."""
+
+    ours = True
+
+    def __init__(self, engine: Engine, method: Method) -> None:
+        self._engine, self.method = engine, method
+        self.name, self.label, self.settings = method.name, method.label, method.to_dict()
+        self.extra_parameters = engine.info.extra_parameters if method.name == "streaming" else 0
+
+    def run(self, prompt: str, sampling: Sampling) -> list[Event]:
+        return list(self._engine.generate(prompt, self.method, sampling))
+
+
+@dataclass
+class Asked:
+    """One prompt with one method: the repeat with the median time, all times, and what was said."""
+
+    stats: RunStats
+    seconds: list[float]
+    verdict: Verdict
+    category: str
+
+
+@dataclass
+class Row:
+    """Everything measured with one method, one ``Asked`` per prompt in the order of the prompts."""
+
+    contender: Contender
+    asked: list[Asked] = field(default_factory=list)
+    peak_memory: int = 0
+
+    @property
+    def runs(self) -> list[RunStats]:
+        return [a.stats for a in self.asked]
+
+    @property
+    def identical(self) -> int:
+        return sum(a.verdict.agreement is Agreement.IDENTICAL for a in self.asked)
+
+
+def bench(
+    engine: Engine,
+    cases: Sequence[Case],
+    contenders: Sequence[Contender],
+    sampling: Sampling,
+    repeats: int = 1,
+    done: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Measure. Standard decoding is always the first row, whether it is among the contenders or not.
+
+    Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
+    the machine's speed falls on all alike; before that, every method warms up. ``done`` is called after each run.
+    """
+    rows = [Row(Ours(engine, Standard())), *(Row(c) for c in contenders if c.name != Standard.name)]
+    _warm_up(engine, cases, rows, sampling)
+    memory, turn = PeakMemory(engine.info.device), 0
+    for case in cases:
+        answers: list[str] = []
+        while len(answers) < len(case.turns):
+            prompt = case.prompt(engine, answers)
+            taken: list[list[list[Event]]] = [[] for _ in rows]
+            for _ in range(repeats):
+                for index in range(len(rows)) if turn % 2 == 0 else reversed(range(len(rows))):
+                    taken[index].append(_measured(rows[index], prompt, sampling, memory))
+                    done()
+                turn += 1
+            _book(engine, prompt, sampling, rows, taken, case.category)
+            answers.append(text_of(taken[0][0]))
+    return rows
+
+
+def runs_of(cases: Sequence[Case], contenders: Sequence[Contender], repeats: int) -> int:
+    """How many runs ``bench`` will make, the warm-up not counted."""
+    methods = 1 + sum(c.name != Standard.name for c in contenders)
+    return repeats * methods * sum(len(c.turns) for c in cases)
+
+
+def _warm_up(engine: Engine, cases: Sequence[Case], rows: Sequence[Row], sampling: Sampling) -> None:
+    """A short, a middling and a long prompt with every method: kernels are chosen, and memory grown, by size."""
+    prompts = sorted((c.prompt(engine, []) for c in cases), key=len)
+    picked = [prompts[round(i * (len(prompts) - 1) / (WARM_UPS - 1))] for i in range(WARM_UPS)]
+    short = {"max_new_tokens": min(WARM_UP_TOKENS, sampling.max_new_tokens), "stop": sampling.stop}
+    for prompt in picked:
+        for row in rows:
+            row.contender.run(prompt, Sampling(**sampling.to_dict() | short))
+
+
+def _measured(row: Row, prompt: str, sampling: Sampling, memory: PeakMemory) -> list[Event]:
+    memory.start()
+    events = row.contender.run(prompt, sampling)
+    row.peak_memory = max(row.peak_memory, memory.read())
+    return events
+
+
+def _book(
+    engine: Engine, prompt: str, sampling: Sampling, rows: list[Row], taken: list[list[list[Event]]], category: str
+) -> None:
+    standard = taken[0][0]
+    for row, runs in zip(rows, taken, strict=True):
+        stats = sorted((summarize(events) for events in runs), key=lambda s: s.seconds)
+        differ = [events for events in runs if token_ids(events) != token_ids(standard)]
+        said = verdict(engine, prompt, sampling, differ[0] if differ else runs[0], standard)
+        row.asked.append(Asked(stats[len(stats) // 2], [s.seconds for s in stats], said, category))
+
+
+def text_of(events: Sequence[Event]) -> str:
+    """What a run wrote."""
+    parts = [t.text for e in events if isinstance(e, Step) for t in e.tokens]
+    return "".join([*parts, *(e.tail for e in events if isinstance(e, Finished))])
+
+
+def median_step(runs: Sequence[RunStats]) -> float | None:
+    """Median over the prompts of the time of a step, in seconds."""
+    costs = [r.decode_seconds / r.steps for r in runs if r.steps]
+    return statistics.median(costs) if costs else None

@@ -1,0 +1,141 @@
+"""The prediction's arithmetic on numbers worked out by hand, and the measured curve on the toy."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from specstream import toy, tree
+from specstream.bench import curve
+from specstream.bench.predict import (
+    Curve,
+    Shape,
+    Trace,
+    best,
+    break_even,
+    chain_tokens,
+    cut,
+    predict,
+    shapes,
+    trace,
+)
+from specstream.events import Draft, Fate, Origin, Step, Token
+from specstream.params import PromptLookup, Sampling, Standard, Streaming
+
+LINE = Curve(((1, 1.0), (3, 1.2), (8, 2.2)))
+# Two children of the root, one below the first of them, accepted: root's first child, then its child.
+TREE = Draft((5, 6, 7), (-1, -1, 0), (0.5, 0.3, 0.4), (Fate.ACCEPTED, Fate.REJECTED, Fate.ACCEPTED))
+
+
+def step(draft: Draft, tokens: int) -> Step:
+    return Step(1, draft, tuple(Token(i, "", Origin.TARGET) for i in range(tokens)), {"verify": 1.0}, 1 + len(draft))
+
+
+def test_curve_between_and_beyond_its_points() -> None:
+    assert [LINE.seconds(n) for n in (1, 2, 3, 5.5, 8, 10, 0)] == pytest.approx([1, 1.1, 1.2, 1.7, 2.2, 2.6, 0.9])
+    assert Curve(((4, 2.0),)).seconds(9) == 2
+
+
+def test_a_trace_knows_depths_ranks_and_the_accepted_path() -> None:
+    assert trace(step(TREE, 3)) == Trace(((1, 0), (1, 1), (2, 0)), (0, 2), 3)
+    deep = Draft((1, 2, 3, 4), (-1, -1, 1, 1), (0.1,) * 4, (Fate.REJECTED,) * 4)
+    assert [rank for _, rank in trace(step(deep, 1)).nodes] == [0, 1, 1, 1]  # below a second child all is of rank 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "nodes", "tokens"),
+    [
+        (Shape(3), 3, 3),
+        (Shape(9), 3, 3),
+        (Shape(2), 2, 2),
+        (Shape(1), 1, 2),
+        (Shape(3, depth=1), 2, 2),
+        (Shape(2, width=1), 2, 3),
+        (Shape(1, width=1), 1, 2),
+    ],
+)
+def test_smaller_trees_emit_what_is_left_of_the_path(shape: Shape, nodes: int, tokens: int) -> None:
+    assert cut(trace(step(TREE, 3)), shape) == (nodes, tokens)
+
+
+def test_a_step_that_the_end_cut_emits_no_extra_token() -> None:
+    ended = trace(step(TREE, 2))  # the second drafted token ended the text
+    assert cut(ended, Shape(3)) == (3, 2) and cut(ended, Shape(1)) == (1, 2)
+
+
+def test_cutting_a_best_first_tree_is_growing_a_smaller_one() -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        levels = [sorted(((t, rng.random()) for t in range(6)), key=lambda x: -x[1]) for _ in range(4)]
+        large = tree.best_first(levels, 2000)  # all of it
+        watched = trace(step(large, 1))
+        budget, width, depth = rng.randint(1, 30), rng.randint(1, 6), rng.randint(1, 4)
+        small = tree.best_first([level[:width] for level in levels[:depth]], budget)
+        kept = [
+            (large.tokens[i], watched.nodes[i][0])
+            for i in range(len(large))
+            if watched.nodes[i][0] <= depth and watched.nodes[i][1] < width
+        ][:budget]
+        assert kept == list(zip(small.tokens, small.depths(), strict=True))
+
+
+def test_prediction_is_tokens_over_cost() -> None:
+    steps = [trace(step(TREE, 3)), trace(step(Draft((5,), (-1,), (1.0,), (Fate.REJECTED,)), 1))]
+    found = predict(LINE, 0.5, steps, Shape(3))
+    assert found.tokens_per_step == 2 and found.nodes == 2
+    assert found.step_cost == pytest.approx((1.2 + 1.0) / 2 / 0.5)
+    assert found.speedup == pytest.approx(2 / 2.2)
+    options = [predict(LINE, 0.5, steps, s) for s in shapes((1, 2, 3), (1, 2), (1, 2))]
+    assert best(options).shape == Shape(2, 1, 2)  # two nodes hold the whole accepted path
+    assert len(options) == 12
+
+
+def test_textbook_forms() -> None:
+    assert chain_tokens([0.8] * 4) == pytest.approx((1 - 0.8**5) / 0.2)
+    assert chain_tokens([]) == 1 and chain_tokens([0.5, 0.0]) == 1.5
+    needed = break_even(4, 2.0)
+    assert chain_tokens([needed] * 4) == pytest.approx(2.0)
+    assert break_even(4, 5.5) is None and break_even(3, 1.0) == pytest.approx(0, abs=1e-9)
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def test_the_toys_cost_is_its_pace() -> None:
+    engine = toy.load_toy(pace=0.002)  # a pass takes 2 ms, and a hundredth of that more for each row
+    cost = curve.measure(engine, ["Text: The"], seconds=0, sizes=(0, 4, 40))
+    assert [n for n, _ in cost.of(Standard).points] == [0, 4, 40]
+    assert cost.plain_seconds > 0.002
+    assert cost.of(PromptLookup).seconds(40) > cost.of(PromptLookup).seconds(4)
+    assert cost.streaming.traces and all(len(t.nodes) == 40 for t in cost.streaming.traces)
+    out = curve.report(engine, cost)
+    assert out["plain"][0]["nodes"] == 0 and out["bytes_per_second"] > 1e8
+    lines = list(curve.table(out))
+    assert len(lines) == 3 + len(out["plain"]) + len(out["streaming"]) - 2
+
+
+@pytest.mark.parametrize("method", [Streaming(), PromptLookup(shortest=1)])
+def test_predicted_tokens_per_step_are_those_of_a_run(method) -> None:
+    """Acceptance watched with a large tree foretells the tokens per step of a small one on the same prompts."""
+    engine = toy.load_toy(pace=0)
+    prompts = ["Text:", "Text: The Copper Kettle", "Text: Near", "Text: In the city"]
+    sampling = Sampling(max_new_tokens=200)
+    traces = curve.watched(engine, prompts, method, sampling)
+    cost = curve.measure(engine, prompts, seconds=0, sizes=(0, 2, 8, 32))
+    tuned = curve.tune(cost, traces, method)
+    assert tuned.prediction.speedup >= tuned.given.speedup
+    for chosen, predicted in ((tuned.method, tuned.prediction), (method, tuned.given)):
+        events = [e for p in prompts for e in engine.generate(p, chosen, sampling)]
+        steps = [e for e in events if isinstance(e, Step) and e.index]
+        real = sum(len(s.tokens) for s in steps) / len(steps)
+        assert predicted.tokens_per_step == pytest.approx(real, rel=0.1)
+
+
+def test_what_can_not_be_tuned() -> None:
+    engine = toy.load_toy(pace=0)
+    with pytest.raises(ValueError, match="no tree"):
+        curve.largest(Standard())
+    cost = curve.measure(engine, ["Text: The"], seconds=0, sizes=(0, 2))
+    with pytest.raises(ValueError, match="Nothing was drafted"):
+        curve.tune(cost, [Trace((), (), 1)], PromptLookup())
