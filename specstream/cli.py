@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from specstream.params import METHODS, Method, Sampling, Streaming, method
+from specstream.training.config import Config
 
 Command = Callable[..., Any]
 
@@ -202,7 +203,7 @@ def generate(
     sampling = Sampling(**_pick(Sampling, values), stop=stop)
     chosen = _method(method_name, values) if method_name else None
     _check_writable(json_file)
-    engine = _load(model, adapter, device, dtype)
+    engine = _load(model, adapter, device, dtype, task_name)
     if data is not None:
         prompts = read_prompts(engine, data, str(task_name), limit)
     else:
@@ -425,49 +426,52 @@ def _log_benchmark(report: dict[str, Any]) -> None:
 
 @cli.command()
 @click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
-@click.option("--task", "task_name", required=True, help="e2e, sql or dialogsum.")
+@click.option("--task", required=True, help="e2e, sql, dialogsum or chat.")
+@click.option("--data", help="A JSONL file with the task's columns, or hub:NAME (default: the task's public dataset).")
+@click.option("--dev", help="A JSONL file, or hub:NAME, to validate on; the best adapter is then kept.")
 @click.option(
-    "--mode",
-    type=click.Choice(["shared", "lossless"]),
-    default="shared",
-    show_default=True,
-    help="shared: fine-tunes the model with its streams; lossless: the model's output stays as it is.",
-)
-@click.option("--data", required=True, help="A JSONL file with the task's columns.")
-@click.option("--dev", type=click.Path(path_type=Path), help="A JSONL file to validate on.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The folder of the adapter and its checkpoint."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder of the adapter and its checkpoint (default: adapters/TASK).",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+@click.option("--start", type=click.Path(path_type=Path), help="The folder of an adapter to begin with.")
+@click.option(
+    "--targets",
+    type=click.Choice(["references", "self"]),
+    default="references",
+    show_default=True,
+    help="What the streams learn to predict: the data's references, or the model's own answers.",
+)
+@click.option(
+    "--temperatures",
+    type=float,
+    multiple=True,
+    default=[0.0],
+    show_default=True,
+    help="Of the model's own answers; may be given several times.",
+)
+@click.option("--own-prompts", type=click.IntRange(0), default=0, show_default=True, help="Prompts to have it write.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--minutes", default=0.0, show_default=True, help="Train for this long; 0 trains for --epochs.")
-@click.option("--epochs", default=3, show_default=True)
-@click.option("--gamma", default=4, show_default=True, help="Number of streams.")
-@click.option("--layers", default=6, show_default=True, help="Top layers that carry streams (N_s).")
-@click.option("--start-rank", default=64, show_default=True, help="Rank of the stream start map; 0 is the identity.")
-@click.option("--lora-rank", default=16, show_default=True)
-@click.option("--alpha", default=0.5, show_default=True, help="Weight of each stream's loss.")
-@click.option("--batch", default=8, show_default=True)
-@click.option("--lr", default=1e-3, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--max-length", default=512, show_default=True, help="Longest row in tokens.")
-def train(
-    model: str,
-    task_name: str,
-    mode: str,
-    data: str,
-    dev: Path | None,
-    out: Path,
-    resume: bool,
-    device: str,
-    max_length: int,
-    **values: Any,
-) -> None:
+@click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest row in tokens.")
+@click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest own answer.")
+@params_options(Config)
+def train(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
     """Train streams (and, in shared mode, the model's LoRA) on a task."""
-    from specstream.training.command import train_adapter
+    from specstream.training.command import Request, default_data, summary, train_adapter
 
-    card = train_adapter(model, task_name, mode, data, dev, out, resume, device, max_length, values, sys.argv[1:])
-    click.echo(f"Adapter saved in {out} after {card.training['progress']['step']} steps.")
+    config = Config(**_pick(Config, values))
+    request = Request(
+        task=task,
+        data=data or default_data(task),
+        out=out or Path("adapters") / task,
+        resume=resume,
+        command=tuple(sys.argv[1:]),
+        **_pick(Request, values),
+    )
+    card = train_adapter(request, config)
+    for line in summary(request.out, card):
+        click.echo(line)
 
 
 @cli.group()
@@ -595,7 +599,7 @@ def _evaluate(json_file: Path | None, data: str, split: str, task_name: str, lim
     sampling, name = Sampling(**_pick(Sampling, options)), options["method_name"]
     chosen = _method(name, options) if name else None
     _check_writable(json_file)
-    engine = _load(options["model"], options["adapter"], options["device"], options["dtype"])
+    engine = _load(options["model"], options["adapter"], options["device"], options["dtype"], task_name)
     items = quality.read_items(engine, data, split, task(task_name), limit)
     chosen = chosen or _method(engine.default_method().name, options)
     with tqdm(total=len(items), unit="prompt", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:

@@ -197,10 +197,12 @@ def test_models_list(capsys) -> None:
 
 BAD_TRAINING = {
     "no references": (["--task", "chat", "--data", "x"], "no references"),
-    "hub data": (["--task", "e2e", "--data", "hub:x"], "Hub datasets"),
-    "gamma": (["--task", "e2e", "--data", "x", "--gamma", "0"], "--gamma must be"),
-    "rate": (["--task", "e2e", "--data", "x", "--lr", "nan"], "--lr must be"),
-    "budget": (["--task", "e2e", "--data", "x", "--epochs", "0"], "--minutes or --epochs"),
+    "hub data": (["--task", "e2e", "--data", "hub:x"], "dataset x"),
+    "gamma": (["--task", "e2e", "--data", "x", "--gamma", "0"], "Gamma must be"),
+    "rate": (["--task", "e2e", "--data", "x", "--lr", "nan"], "Learning rate must be"),
+    "budget": (["--task", "e2e", "--data", "x", "--epochs", "0"], "Epochs must be"),
+    "no such file": (["--task", "e2e", "--data", "x"], "x can't be read"),
+    "own answers without prompts": (["--task", "chat", "--targets", "self"], "no public dataset"),
     "unknown task": (["--task", "poems", "--data", "x"], "Unknown task"),
 }
 

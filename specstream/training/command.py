@@ -16,9 +16,11 @@ from specstream import adapters, models
 from specstream.adapters import Adapter, Card, base_shape
 from specstream.anatomy import Anatomy, dissect
 from specstream.tasks import Task, task
+from specstream.training import sources
 from specstream.training.answers import answer_all, chat_prompt, own_prompts
 from specstream.training.config import Config
-from specstream.training.data import DataError, Example, draft_vocabulary, read_examples, read_prompts
+from specstream.training.data import DataError, Example, draft_vocabulary, read_examples, read_prompts, read_rows
+from specstream.training.probe import BUDGET
 from specstream.training.trainer import Trainer
 
 HELD_OUT = 64  # rows that validations look at
@@ -54,6 +56,9 @@ def train_adapter(request: Request, config: Config) -> Card:
     chosen = task(request.task)
     if not chosen.outputs and request.targets == "references":
         raise DataError(f"The task {chosen.name} has no references to train on: give --targets self.")
+    for name in (request.data, request.dev):
+        if name and not name.startswith(sources.HUB):
+            next(read_rows(Path(name)), None)  # a bad path is told before the model is loaded
     where, _ = models.choose_device(request.device)
     source = models.resolve(request.model)
     network, tokenizer = models.load_model(source, where, models.choose_dtype("float32", where)[0])
@@ -70,8 +75,39 @@ def train_adapter(request: Request, config: Config) -> Card:
         raise DataError(f"There is no checkpoint in {request.out} to resume from: leave --resume away.")
     if request.start and not request.resume:
         trainer.start_from(request.start)
+    _note(_expectation(examples, trainer))
     with _bar() as report:
         return trainer.train(examples, held_out, report if trainer.accelerator.is_main_process else lambda event: None)
+
+
+def default_data(task_name: str) -> str:
+    """The public dataset of a task as ``hub:NAME``. Raises DataError for a task without one."""
+    hub = task(task_name).hub
+    if not hub:
+        raise DataError(f"The task {task_name} has no public dataset: give --data FILE.jsonl.")
+    return f"hub:{hub}"
+
+
+def summary(out: Path, card: Card) -> list[str]:
+    """What came of a training and what to do next, for people."""
+    progress = card.training["progress"]
+    step = progress["best_step"] or progress["step"]
+    lines = [f"Adapter saved in {out}: step {step} of {progress['step']}, {progress['seconds'] / 60:.0f} minutes."]
+    if "tokens_per_step" in card.metrics:
+        found = card.metrics["tokens_per_step"]
+        lines.append(f"Tokens per step on held-out prompts, {BUDGET} nodes: {found:.2f} (standard decoding: 1).")
+    return [*lines, f"Try it: python -m specstream generate --adapter {out} --task {card.task} --prompt TEXT"]
+
+
+def _expectation(examples: list[Example], trainer: Trainer) -> str:
+    """What a training is going to do, before it begins."""
+    config, tokens = trainer.config, sum(map(len, examples))
+    budget = f"{config.minutes:g} minutes" if config.minutes else f"{config.epochs} passes"
+    return (
+        f"{len(examples):,} rows of {tokens // len(examples)} tokens on average, {config.batch} a step, for {budget}; "
+        f"{trainer.adapter.parameter_count():,} weights to train. Streams begin with losses near 10 and draft usefully "
+        "below 3; a checkpoint is saved every few minutes, so stop when you like and go on with --resume."
+    )
 
 
 def _examples(request: Request, chosen: Task, anatomy: Anatomy, tokenizer: Any) -> tuple[list[Example], list[Example]]:
