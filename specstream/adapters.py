@@ -82,6 +82,8 @@ class Card:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise AdapterError(f"The adapter's card gives {name} as {value!r}: it must be from {low} to {high}.")
+        if not isinstance(self.value_rotation, int | float) or not 0 <= self.value_rotation < 7:
+            raise AdapterError("The adapter's card is damaged: value_rotation must be an angle in radians.")
         if not isinstance(self.lora_scale, int | float) or not isinstance(self.base_shape, dict):
             raise AdapterError("The adapter's card is damaged: lora_scale must be a number and base_shape an object.")
 
@@ -91,7 +93,8 @@ class Adapter(nn.Module):
 
     In ``shared`` mode LoRA acts on every row of every layer: the model is fine-tuned and the main stream with it.
     In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes.
-    In ``plain`` mode there are no streams: LoRA alone, to compare with. ``vocabulary`` ``[draft_vocabulary]`` are the ids that streams can draft, None for all.
+    In ``plain`` mode there are no streams: LoRA alone, to compare with.
+    ``vocabulary`` ``[draft_vocabulary]`` are the ids that streams can draft, None for all.
     """
 
     vocabulary: Tensor | None
@@ -100,7 +103,9 @@ class Adapter(nn.Module):
         super().__init__()
         self.card = card
         if card.gamma:
-            self.streams = Streams(anatomy.hidden_size, card.gamma, card.layers, card.start_rank, card.exit_rank)
+            self.streams = Streams(
+                anatomy.hidden_size, card.gamma, card.layers, card.start_rank, card.exit_rank, card.value_rotation
+            )
         first = len(anatomy.layers) - card.layers if card.mode == "lossless" else 0
         self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
         ids = torch.arange(card.draft_vocabulary) if vocabulary is None else vocabulary

@@ -20,6 +20,8 @@ from specstream.lora import LoRA
 from specstream.masks import with_streams
 from specstream.rows import Masks, Rotations, Rows, ahead
 
+NO_VALUES = "Value rotation needs a model with a value map of its own (v_proj) in every layer: use embeddings."
+
 
 class Streams(nn.Module):
     """The weights that start the streams (equation 3): ``S_j = M + B_j A M + P_j``.
@@ -27,10 +29,13 @@ class Streams(nn.Module):
     ``embedding`` P is ``[gamma, hidden]``. ``down`` A ``[rank, hidden]`` and ``up`` B ``[gamma, hidden, rank]`` are the
     low-rank map f_eta, one per stream with a shared inner space; rank 0 is the paper's choice, the identity.
     ``layers`` is N_s, the number of top layers with streams. ``exit_down`` ``[exit_rank, hidden]`` and ``exit_up``
-    ``[hidden, exit_rank]`` are the early exit o_theta that prunes drafts; exit_rank 0: none.
+    ``[hidden, exit_rank]`` are the early exit o_theta that prunes drafts; exit_rank 0: none. With ``rotation`` above 0,
+    in radians, there is no P: the values of stream j are turned by j times that angle instead (equation 7).
     """
 
-    def __init__(self, hidden: int, gamma: int, layers: int, rank: int, exit_rank: int = 0) -> None:
+    def __init__(
+        self, hidden: int, gamma: int, layers: int, rank: int, exit_rank: int = 0, rotation: float = 0.0
+    ) -> None:
         super().__init__()
         if gamma < 1 or layers < 1 or rank < 0 or exit_rank < 0:
             raise ValueError(
@@ -38,7 +43,9 @@ class Streams(nn.Module):
                 f"not {gamma}, {layers}, {rank} and {exit_rank}."
             )
         self.gamma, self.layers, self.rank, self.exit_rank = gamma, layers, rank, exit_rank
-        self.embedding = nn.Parameter(torch.randn(gamma, hidden) * 0.02)
+        self.rotation = rotation
+        if not rotation:
+            self.embedding = nn.Parameter(torch.randn(gamma, hidden) * 0.02)
         if rank:
             self.down = nn.Parameter(torch.randn(rank, hidden) * hidden**-0.5)
             self.up = nn.Parameter(torch.zeros(gamma, hidden, rank))
@@ -48,11 +55,43 @@ class Streams(nn.Module):
 
     def start(self, main: Tensor) -> Tensor:
         """Stream states ``[B, S, gamma, hidden]`` from main-stream states ``[B, S, hidden]`` at layer N - N_s."""
-        out = main[:, :, None] + self.embedding.to(main.dtype)
+        out = main[:, :, None].expand(-1, -1, self.gamma, -1)
+        if not self.rotation:
+            out = out + self.embedding.to(main.dtype)
         if self.rank:
             inner = main @ self.down.to(main.dtype).T  # [B, S, r]
             out = out + torch.einsum("bsr,ghr->bsgh", inner, self.up.to(main.dtype))
         return out
+
+    @contextmanager
+    def turned(self, anatomy: Anatomy, first_row: int) -> Iterator[None]:
+        """While open, the values of the rows from ``first_row`` on, all of them streams, are turned (equation 7).
+
+        Raises ValueError for a model without value maps of their own.
+        """
+        hooks = []
+        for layer in anatomy.layers[-self.layers :] if self.rotation else ():
+            maps = [m for n, m in layer.named_modules() if n.endswith("v_proj")]
+            if len(maps) != 1:
+                raise ValueError(NO_VALUES)
+            hooks.append(maps[0].register_forward_hook(self._turn(first_row)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _turn(self, first_row: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, values: Tensor) -> Tensor:
+            streams = values[:, first_row:]
+            steps = torch.arange(streams.shape[1], device=values.device) % self.gamma + 1
+            angles = self.rotation * steps[:, None, None].float()
+            real, imaginary = streams.float().unflatten(-1, (-1, 2)).unbind(-1)
+            cos, sin = angles.cos().squeeze(-1), angles.sin().squeeze(-1)
+            both = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
+            return torch.cat([values[:, :first_row], both.flatten(-2).to(values.dtype)], 1)
+
+        return hook
 
     def exit_states(self, main: Tensor) -> Tensor:
         """States ``[..., hidden]`` for the final norm and the head, from main-stream states ``[..., hidden]`` at layer
@@ -178,6 +217,7 @@ class _Pass:
             rows = torch.cat([main, self.streams.start(self.out.main).flatten(1, 2)], 1)
             if self.lora:
                 self.adapted.enter_context(self.lora.attached(self.anatomy, main.shape[1], rows.shape[1]))
+            self.adapted.enter_context(self.streams.turned(self.anatomy, main.shape[1]))
         else:
             rows = main
         if self.attach or self.out.rows is not None:

@@ -247,8 +247,9 @@ class ModelTarget:
         row = self._masks(causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
         masks = {t: with_streams(m, torch.zeros_like(where), self.gamma)[:, 1:] for t, m in row.items()}
         lora = self._stream_lora
-        with lora.attached(self.anatomy) if lora else nullcontext():
-            start = self.adapter.streams.start(main).flatten(1, 2)
+        streams = self.adapter.streams
+        with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(self.anatomy, 0):
+            start = streams.start(main).flatten(1, 2)
             out = self._top.run(start, masks, ahead(where, self.gamma, self.context))
         self.cache.keep(self.length, [], slice(self._first, None))
         self._deferred_rows += self.gamma

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from specstream import toy
+from specstream.adapters import Adapter
+from specstream.anatomy import dissect
 from specstream.events import Draft, Fate, Origin, Step
 from specstream.loop import Run
 from specstream.params import Sampling, Streaming
@@ -250,6 +253,49 @@ def test_early_exit_starts_as_the_identity() -> None:
     want = states + torch.einsum("hr,rg,bsg->bsh", streams.exit_up, streams.exit_down, states)
     torch.testing.assert_close(streams.exit_states(states), want)
     assert not any("exit" in name for name, _ in Streams(8, 2, 1, 0).named_parameters())
+
+
+def test_values_of_streams_are_turned_by_their_number() -> None:
+    """Equation 7, with complex numbers: pairs of values times e^(i eps j), for the stream rows only."""
+    anatomy = dissect(tiny.tiny("llama"))
+    streams = Streams(anatomy.hidden_size, gamma=3, layers=2, rank=0, rotation=0.3)
+    assert not list(streams.parameters())
+    states = torch.randn(1, 2, anatomy.hidden_size)
+    assert torch.equal(streams.start(states), states[:, :, None].expand(-1, -1, 3, -1))
+    rows = torch.randn(1, 2 + 2 * 3, anatomy.hidden_size)
+    value = anatomy.layers[-1].self_attn.v_proj
+    plain = value(rows)
+    with streams.turned(anatomy, 2):
+        turned = value(rows)
+    assert torch.equal(value(rows), plain)
+    factor = torch.polar(torch.ones(6), 0.3 * torch.tensor([1.0, 2, 3, 1, 2, 3]))[:, None]
+    want = torch.view_as_real(torch.view_as_complex(plain[0, 2:].unflatten(-1, (-1, 2))) * factor).flatten(-2)
+    torch.testing.assert_close(turned[0, 2:], want)
+    assert torch.equal(turned[0, :2], plain[0, :2])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma3"])
+def test_turned_values_draft_alike_in_the_pass_and_deferred(family: str, mode: str) -> None:
+    anatomy, other = tiny.model_with_adapter(family, gamma=3, layers=2, mode=mode)
+    card = replace(other.card, value_rotation=0.2)
+    adapter = Adapter(anatomy, card)
+    adapter.load_state_dict({n: w for n, w in other.state_dict().items() if n != "streams.embedding"})
+    sampling = Sampling(max_new_tokens=16)
+    want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
+    drafts = []
+    for deferred in (False, True):
+        steps = tiny.finish(guided(anatomy, adapter, sampling, want, deferred=deferred))
+        assert tiny.ids_of(steps) == want
+        drafts.append([(s.draft.tokens, s.draft.parents) for s in steps])
+    assert drafts[0] == drafts[1]
+
+
+def test_value_rotation_needs_a_value_map() -> None:
+    anatomy = dissect(tiny.tiny("gpt2"))
+    streams = Streams(anatomy.hidden_size, gamma=3, layers=2, rank=0, rotation=0.3)
+    with pytest.raises(ValueError, match="v_proj"), streams.turned(anatomy, 0):
+        pass
 
 
 def test_pruning_without_an_early_exit_is_refused() -> None:

@@ -176,6 +176,7 @@ def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> C
         task=chosen.name,
         **shape,
         exit_rank=config.exit_rank,
+        value_rotation=config.value_rotation,
         draft_vocabulary=config.draft_vocabulary,
         data=words,
         licence=chosen.licence,

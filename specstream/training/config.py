@@ -29,6 +29,9 @@ class Config(Checked):
     lora_rank: int = number(16, "LoRA rank", "Rank of the adapters on every linear map; 0 leaves them away.", 0, 4096)
     lora_scale: float = number(2.0, "LoRA scale", "Factor of the adapters' change.", 0, 100, 0.1)
     exit_rank: int = number(0, "Exit rank", "Rank of the early exit that prunes drafts; 0 leaves it away.", 0, 4096)
+    value_rotation: float = number(
+        0.0, "Value rotation", "Radians per stream, instead of stream embeddings; 0: embeddings.", 0, 6, 0.001
+    )
     draft_vocabulary: int = number(
         8192, "Draft vocabulary", "Streams draft among this many of the likeliest tokens; 0: among all.", 0, 1 << 24
     )
