@@ -1,0 +1,176 @@
+"""Our decoding inside transformers: ``model.generate(**inputs, custom_generate=decoder(model))``.
+
+The settings are those of ``generate``: its generation config, logits processors and stopping criteria are asked at
+every position, as in its own loop, so greedy decoding gives the same tokens. Sampling draws from the same distribution
+with other random numbers; ``torch.manual_seed`` repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
+from transformers.generation.logits_process import (
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+
+from specstream import adapters, anatomy, selftest
+from specstream.engine import DRAFTERS, NO_STREAMS
+from specstream.events import Reason, Step
+from specstream.loop import Run, decode
+from specstream.params import Method, PromptLookup, Sampling, Streaming
+from specstream.sampling import Picker, gumbel
+from specstream.target import ModelTarget
+
+# These keep a state from call to call, and would see tokens that are only drafted.
+STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
+EXTRAS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
+class NotSupported(ValueError):
+    """``generate`` was asked for something that this decoding can't do; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Processed(Picker):
+    """Chooses by the processors that ``generate`` prepared. When sampling, ``seed`` and the position make the noise."""
+
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    sample: bool = False
+    seed: int = 0
+
+    @property
+    def plain(self) -> bool:
+        return not self.sample and not self.processors
+
+    def scores(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
+        ids = torch.tensor([list(prefix)], device=logits.device)
+        scores = self.processors(ids, logits.float()[None])[0]
+        if not self.sample:
+            return scores
+        return scores.cpu().double() + gumbel(self.seed, len(prefix), len(scores))
+
+
+class Silent:
+    """No text: ``generate`` hands out token ids."""
+
+    def push(self, token: int) -> tuple[str, bool]:
+        return "", False
+
+    def flush(self) -> str:
+        return ""
+
+
+@dataclass
+class HostedRun(Run):
+    """A run that ends where transformers' stopping criteria say so."""
+
+    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+    longest: int = 0
+
+    def _room(self) -> int:
+        return max(0, min(self.longest - len(self.ids) - 1, self.target.context - len(self.ids)))
+
+    def _end(self, token: int, stopped: bool) -> Reason | None:
+        if bool(self.criteria(torch.tensor([self.ids]), None).any()):
+            return Reason.LENGTH if len(self.ids) >= self.longest else Reason.EOS
+        return super()._end(token, stopped)
+
+
+def decoder(
+    model: Any, adapter: str | os.PathLike[str] | None = None, method: Method | None = None, streamer: Any = None
+) -> Callable[..., Any]:
+    """What to give ``model.generate`` as ``custom_generate``: made once for a model, used as often as you like.
+
+    ``adapter`` is the folder of a stream adapter for the model; a shared adapter's tuned weights are merged into the
+    model here, so its own output changes alike. ``method`` is by default Speculative Streaming with an adapter, prompt
+    lookup without. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a streamer
+    is named here. Raises ValueError for a model that can't verify draft trees.
+    """
+    try:
+        parts = anatomy.dissect(model)
+    except anatomy.UnsupportedModel as error:
+        raise NotSupported(str(error)) from error
+    loaded = adapters.load(Path(adapter), parts) if adapter else None
+    if loaded and loaded.lora and loaded.card.mode == "shared":
+        loaded.lora.merge(parts)
+        loaded.lora = None
+    if reason := selftest.failure(parts, loaded):
+        raise NotSupported(reason)
+    chosen = method or (Streaming() if loaded else PromptLookup())
+    streams = isinstance(chosen, Streaming)
+    if streams and not loaded:
+        raise NotSupported(NO_STREAMS)
+
+    def generate(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        if model is not parts.model:
+            raise NotSupported("This decoder was made for another model: make one for this model.")
+        _refuse(input_ids, logits_processor, generation_config, kwargs)
+        ids = input_ids[0].tolist()
+        seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
+        target = ModelTarget(parts, loaded, streams)
+        run = HostedRun(
+            target=target,
+            drafter=DRAFTERS[chosen.name](target, ids, chosen),
+            picker=Processed(Sampling(max_new_tokens=4096), logits_processor, bool(generation_config.do_sample), seed),
+            text=Silent(),  # type: ignore[arg-type]
+            ids=ids,
+            eos=(),
+            show=str,
+            criteria=stopping_criteria,
+            longest=generation_config.max_length,
+        )
+        _drive(run, input_ids, streamer, kwargs.get("streamer"))
+        out = torch.tensor([run.ids], device=input_ids.device)
+        return GenerateDecoderOnlyOutput(sequences=out) if generation_config.return_dict_in_generate else out
+
+    return generate
+
+
+def _drive(run: Run, prompt: Tensor, own: Any, passed: Any) -> None:
+    """Run to the end, handing tokens to a streamer; one that ``generate`` passed on has had the prompt already."""
+    streamer = own or passed
+    if own:
+        own.put(prompt.cpu())
+    for event in decode(run, lambda: False):
+        for token in event.tokens if streamer and isinstance(event, Step) else ():
+            streamer.put(torch.tensor([token.id]))
+    if streamer:
+        streamer.end()
+
+
+def _refuse(
+    input_ids: Tensor, processors: LogitsProcessorList, config: GenerationConfig, kwargs: dict[str, Any]
+) -> None:
+    """Raise NotSupported for what would otherwise be ignored in silence."""
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise NotSupported(f"Only greedy decoding and sampling are possible, not {mode.value.replace('_', ' ')}.")
+    if input_ids.shape[0] != 1 or config.num_return_sequences not in (None, 1):
+        raise NotSupported("Speculative decoding here is for one sequence: call generate once for each prompt.")
+    if not input_ids.shape[1] or kwargs.get("inputs_embeds") is not None:
+        raise NotSupported("Give the prompt as input_ids.")
+    if wanted := [name for name in EXTRAS if getattr(config, name, None)]:
+        raise NotSupported(f"{wanted[0]} is not available: the tokens of a step come from one pass over a tree.")
+    if state := [p for p in processors if isinstance(p, STATEFUL)]:
+        raise NotSupported(f"{type(state[0]).__name__} can't judge drafted tokens: leave its setting out.")
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if mask is not None and not bool(mask.all()):
+        raise NotSupported("Padding is not supported: give the prompt without it.")
+    if config.cache_implementation or (cache is not None and cache.get_seq_length()):
+        raise NotSupported("The cache is this decoding's own: leave past_key_values and cache_implementation out.")

@@ -1,0 +1,162 @@
+"""Our decoding called by transformers' ``generate``: the same tokens, its settings, errors for what can't be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessor, MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList
+
+from specstream import adapters
+from specstream.anatomy import dissect
+from specstream.custom_generate import NotSupported, decoder
+from specstream.params import PromptLookup, Streaming
+from tests import tiny
+
+IDS = torch.tensor([tiny.prompt(8) * 3])
+EAGER = PromptLookup(shortest=1, candidates=4)
+
+
+def both(model: Any, function: Any, **settings: Any) -> tuple[list[int], list[int]]:
+    options = {"attention_mask": torch.ones_like(IDS), "pad_token_id": 0, "max_new_tokens": 24} | settings
+    return model.generate(IDS, **options)[0].tolist(), model.generate(
+        IDS, custom_generate=function, **options
+    )[0].tolist()  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "qwen2", "gemma3", "opt", "gpt2"])
+def test_greedy_equals_generate(family: str) -> None:
+    model = tiny.tiny(family)
+    function = decoder(model, method=EAGER)
+    for settings in ({}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 3}, {"max_new_tokens": 1}):
+        theirs, ours = both(model, function, **settings)
+        assert ours == theirs
+        assert len(ours) == IDS.shape[1] + settings.get("max_new_tokens", 24)
+
+
+@pytest.mark.parametrize("mode", ["shared", "lossless"])
+def test_streams_equal_generate(mode: str, tmp_path: Path) -> None:
+    model = tiny.tiny("llama")
+    adapter = tiny.random_adapter(dissect(tiny.tiny("llama")), mode=mode)
+    adapters.save(adapter, tmp_path, adapter.card)
+    plain = model.generate(IDS, max_new_tokens=24, pad_token_id=0)[0].tolist()
+    function = decoder(model, adapter=tmp_path)
+    theirs, ours = both(model, function)
+    assert ours == theirs
+    assert (theirs == plain) == (mode == "lossless")  # a shared adapter's weights are in the model now
+
+
+def test_end_of_text_and_criteria_end_where_they_do_in_generate() -> None:
+    model = tiny.tiny("llama")
+    function = decoder(model, method=EAGER)
+    free, _ = both(model, function)
+    for at in (1, 5, 11):
+        theirs, ours = both(model, function, eos_token_id=[free[IDS.shape[1] + at], 119])
+        assert ours == theirs and len(ours) <= IDS.shape[1] + at + 1
+
+    class Seen(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.tensor([bool((input_ids[0, IDS.shape[1] :] == free[IDS.shape[1] + 7]).any())])
+
+    theirs, ours = both(model, function, stopping_criteria=StoppingCriteriaList([Seen()]))
+    assert ours == theirs and len(ours) <= IDS.shape[1] + 8
+    _, ours = both(model, function, stopping_criteria=StoppingCriteriaList([MaxTimeCriteria(0.0)]))
+    assert len(ours) == IDS.shape[1] + 1
+
+
+def test_processors_see_the_path_of_a_node() -> None:
+    class Parity(LogitsProcessor):
+        """Allows tokens of the other parity than the last one's."""
+
+        def __call__(self, input_ids, scores):
+            last = int(input_ids[0, -1])
+            return scores.masked_fill(torch.arange(scores.shape[-1]) % 2 == last % 2, -torch.inf)
+
+    model = tiny.tiny("llama")
+    theirs, ours = both(model, decoder(model, method=EAGER), logits_processor=[Parity()])
+    assert ours == theirs
+    assert all(a % 2 != b % 2 for a, b in zip(ours[IDS.shape[1] - 1 :], ours[IDS.shape[1] :], strict=False))
+
+
+def test_sampling_repeats_with_the_seed_and_keeps_to_the_settings() -> None:
+    model = tiny.tiny("llama")
+    function = decoder(model, method=EAGER)
+
+    def sample(seed: int, **more: Any) -> list[int]:
+        torch.manual_seed(seed)
+        options = {"do_sample": True, "top_k": 0, "max_new_tokens": 20, "pad_token_id": 0} | more
+        return model.generate(IDS, custom_generate=function, **options)[0].tolist()
+
+    assert sample(1) == sample(1) != sample(2)
+    greedy = model.generate(IDS, max_new_tokens=20, pad_token_id=0)[0].tolist()
+    assert sample(5, top_k=1) == sample(6, top_p=1e-6) == sample(7, min_p=1.0) == greedy
+
+
+def test_sampling_has_the_distribution_of_generate() -> None:
+    model = tiny.tiny("llama")
+    function = decoder(model, method=EAGER)
+    torch.manual_seed(0)
+    options = {"do_sample": True, "top_k": 4, "temperature": 2.0, "max_new_tokens": 1, "pad_token_id": 0}
+    with torch.no_grad():
+        top = model(IDS).logits[0, -1].topk(4)
+    drawn = [int(model.generate(IDS, custom_generate=function, **options)[0, -1]) for _ in range(200)]
+    for token, share in zip(top.indices.tolist(), (top.values / 2).softmax(-1).tolist(), strict=True):
+        assert abs(drawn.count(token) / 200 - share) < 0.15
+
+
+def test_a_streamer_gets_the_prompt_and_every_token_once() -> None:
+    class Notes:
+        def __init__(self) -> None:
+            self.got: list[int] = []
+            self.ended = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.got += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ended += 1
+
+    model, notes = tiny.tiny("llama"), Notes()
+    out = model.generate(
+        IDS, custom_generate=decoder(model, method=EAGER, streamer=notes), max_new_tokens=9, pad_token_id=0
+    )
+    assert notes.got == out[0].tolist() and notes.ended == 1
+
+
+def test_a_dict_where_generate_gives_one() -> None:
+    model = tiny.tiny("llama")
+    function = decoder(model)
+    out = model.generate(IDS, custom_generate=function, max_new_tokens=4, pad_token_id=0, return_dict_in_generate=True)
+    assert out.sequences.shape == (1, IDS.shape[1] + 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_beams": 3}, "not beam search"),
+        ({"num_return_sequences": 2, "do_sample": True}, "one sequence"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
+        ({"attention_mask": torch.cat([torch.zeros(1, 1), torch.ones(1, IDS.shape[1] - 1)], 1).long()}, "Padding"),
+        ({"prompt_lookup_num_tokens": 5}, "not assisted"),
+        ({"guidance_scale": 1.5}, "drafted tokens"),
+        ({"cache_implementation": "static"}, "cache"),
+    ],
+)
+def test_what_can_not_be_done_is_said(settings: dict[str, Any], words: str) -> None:
+    model = tiny.tiny("llama")
+    with pytest.raises(NotSupported, match=words):
+        model.generate(IDS, custom_generate=decoder(model), max_new_tokens=4, pad_token_id=0, **settings)
+
+
+def test_models_and_methods_that_do_not_fit() -> None:
+    model = tiny.tiny("llama")
+    with pytest.raises(NotSupported, match="no trained streams"):
+        decoder(model, method=Streaming())
+    with pytest.raises(NotSupported, match="another model"):
+        tiny.tiny("llama").generate(IDS, custom_generate=decoder(model), max_new_tokens=4)
+    with pytest.raises(NotSupported, match="one sequence"):
+        model.generate(IDS.repeat(2, 1), custom_generate=decoder(model), max_new_tokens=4, pad_token_id=0)
+    with pytest.raises(ValueError):
+        decoder(tiny.tiny("bloom"))

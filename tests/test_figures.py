@@ -1,0 +1,62 @@
+"""Figures are drawn from what the commands write, and show its numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specstream import bench, toy
+from specstream.bench import curve, tuning
+from specstream.params import PromptLookup, Sampling, Streaming
+from ui import figures
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    engine, sampling = toy.load_toy(pace=0.001), Sampling(max_new_tokens=24)
+    cases = bench.prompts_as_cases(["Text:", "Text: Near the"])
+    contenders = [bench.Ours(engine, m) for m in (Streaming(), PromptLookup(shortest=1))]
+    rows = bench.result_rows(bench.bench(engine, cases, contenders, sampling), "e2e")
+    cost = curve.measure(engine, ["Text:"], seconds=0, sizes=(0, 2, 8))
+    tuned = tuning.tried(engine, cost, cases, Streaming(), sampling, 1)
+    return json.loads(json.dumps({"rows": rows, "cost": curve.report(engine, cost), "tuned": tuned}))
+
+
+def test_figures_show_the_numbers_of_the_result(report) -> None:
+    made = figures.figures([report])
+    assert set(made) == {"speedup", "calls", "acceptance", "cost", "prediction"}
+    _, streaming, lookup = report["rows"]
+    bars = made["speedup"].data
+    assert [bar.name for bar in bars] == ["Speculative Streaming", "Prompt lookup"]
+    assert [bar.y[0] for bar in bars] == [streaming["speedup"], lookup["speedup"]]
+    assert made["calls"].data[0].x[0] == streaming["tokens_per_step"]
+    assert list(made["acceptance"].data[0].y) == streaming["acceptance_by_depth"]
+    plain, streams = made["cost"].data
+    assert list(plain.x) == [p["nodes"] for p in report["cost"]["plain"]]
+    assert streams.y[0] == pytest.approx(1000 * report["cost"]["streaming"][0]["seconds"])
+    assert list(made["prediction"].data[0].y) == [t["measured"] for t in report["tuned"]["trials"]]
+
+
+def test_only_what_was_measured_is_drawn(report) -> None:
+    assert set(figures.figures([{"cost": report["cost"]}])) == {"cost"}
+    assert set(figures.figures([{"rows": report["rows"]}, {"rows": report["rows"]}])) == {
+        "speedup",
+        "calls",
+        "acceptance",
+    }
+
+
+def test_script_writes_pages_that_need_no_network(report, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps(report))
+    command = [sys.executable, "docs/scripts/figures.py", str(result), "--out", str(tmp_path / "out")]
+    subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    pages = sorted(f.name for f in (tmp_path / "out").iterdir())
+    assert pages == ["acceptance.html", "calls.html", "cost.html", "plotly.min.js", "prediction.html", "speedup.html"]
+    assert 'src="plotly.min.js"' in (tmp_path / "out" / "cost.html").read_text()
