@@ -74,11 +74,12 @@ def _licence_id(card: Card) -> str:
 
 
 def _body(card: Card, name: str) -> Iterator[str]:
-    yield f"# Streams for {card.base}: {card.task}"
+    what = "LoRA" if card.mode == "plain" else "Streams"
+    yield f"# {what} for {card.base}: {card.task}"
     yield ""
     yield (
-        "A stream adapter for [Speculative Streaming](https://arxiv.org/abs/2402.11131): with it, the model drafts "
-        "for itself and verifies its own drafts."
+        "Made for [Speculative Streaming](https://arxiv.org/abs/2402.11131), where a model drafts for itself "
+        "and verifies its own drafts."
     )
     yield ""
     yield "| | |\n|---|---|"
@@ -95,21 +96,28 @@ def _body(card: Card, name: str) -> Iterator[str]:
 
 def _facts(card: Card) -> dict[str, Any]:
     base = card.training.get("base") or {}
+    streams = {} if card.mode == "plain" else _stream_facts(card)
     return {
         "base model": _base_id(card) or card.base,
         "base weights": base.get("origin"),
         "base revision": base.get("revision"),
         "mode": f"{card.mode}: {MODES[card.mode]}",
-        "streams": f"{card.gamma}, in the top {card.layers} layers",
-        "streams told apart by": f"value rotation, {card.value_rotation}" if card.value_rotation else "embeddings",
-        "stream start": f"low rank, {card.start_rank}" if card.start_rank else "identity",
+        **streams,
         "LoRA rank": card.lora_rank or "no LoRA",
-        "early exit": f"rank {card.exit_rank}" if card.exit_rank else "none",
-        "draft vocabulary": f"{card.draft_vocabulary:,} tokens" if card.draft_vocabulary else "all tokens",
         "data": card.data,
         "licence of the data": card.licence,
         "note": card.training.get("note"),
         "date": card.date,
+    }
+
+
+def _stream_facts(card: Card) -> dict[str, Any]:
+    return {
+        "streams": f"{card.gamma}, in the top {card.layers} layers",
+        "streams told apart by": f"value rotation, {card.value_rotation}" if card.value_rotation else "embeddings",
+        "stream start": f"low rank, {card.start_rank}" if card.start_rank else "identity",
+        "early exit": f"rank {card.exit_rank}" if card.exit_rank else "none",
+        "draft vocabulary": f"{card.draft_vocabulary:,} tokens" if card.draft_vocabulary else "all tokens",
     }
 
 

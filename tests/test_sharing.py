@@ -245,6 +245,13 @@ def test_a_base_that_is_a_folder_and_a_licence_of_ones_own() -> None:
     assert "| licence of the data | Mine \\| only |" in words and "## Metrics" not in words
 
 
+@pytest.mark.parametrize("mode", modelcard.MODES)
+def test_every_mode_has_its_words(mode: str) -> None:
+    words = modelcard.text(replace(CARD, mode=mode, gamma=0 if mode == "plain" else 4))
+    assert f"| mode | {mode}: {modelcard.MODES[mode]} |" in words
+    assert ("| streams | 4, in the top 6 layers |" in words) == (mode != "plain")
+
+
 def test_bundled_adapters_have_cards_that_can_be_written() -> None:
     for folder in adapters.bundled("smollm2-135m").values():
         assert ModelCard(modelcard.text(adapters.read_card(folder))).data.base_model
