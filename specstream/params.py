@@ -118,11 +118,11 @@ class PromptLookup(Checked):
     name: ClassVar[str] = "prompt_lookup"
     label: ClassVar[str] = "Prompt lookup"
 
-    budget: int = number(8, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
-    depth: int = number(6, "Depth", "Most tokens that are copied in a row.", 1, 16)
+    budget: int = number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    depth: int = number(5, "Depth", "Most tokens that are copied in a row.", 1, 16)
     candidates: int = number(2, "Candidates", "Most different continuations in one tree.", 1, 8)
-    longest: int = number(4, "Longest match", "Looks for the last n tokens in the text, from this n down.", 1, 8)
-    shortest: int = number(2, "Shortest match", "Drafts nothing where fewer tokens than this match.", 1, 8)
+    longest: int = number(3, "Longest match", "Looks for the last n tokens in the text, from this n down.", 1, 8)
+    shortest: int = number(1, "Shortest match", "Drafts nothing where fewer tokens than this match.", 1, 8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
