@@ -170,7 +170,7 @@ def load(
     info = EngineInfo(
         model=model,
         source=source.origin,
-        adapter=(adapter if adapter in adapters.bundled(model) else folder.name) if folder else "none",
+        adapter=_name(adapter, model, folder),
         task=loaded.card.task if loaded else "",
         mode=loaded.card.mode if loaded else "",
         device=where,
@@ -189,6 +189,13 @@ def load(
     return Engine(
         info, tokenizer, _eos(network, tokenizer), _targets(network, parts, streams, reason), _float32(network)
     )
+
+
+def _name(adapter: str, model: str, folder: Path | None) -> str:
+    """What an adapter is called on the page and in the log."""
+    if folder is None:
+        return "none"
+    return adapter if adapter in adapters.bundled(model) or adapter.startswith("hub:") else folder.name
 
 
 def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> Adapter:

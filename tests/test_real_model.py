@@ -84,19 +84,71 @@ def test_equals_transformers_generate(temperature: float) -> None:
         assert token_ids(run(prompt, Streaming(budget=24), sampling)) == want
 
 
-def test_tokens_per_step_with_32_nodes() -> None:
-    """The card's promise, on prompts of our own."""
-    stats = [
-        summarize(run(loaded().prompt("e2e", t), Streaming(budget=32), Sampling(max_new_tokens=64))) for t in facts(12)
-    ]
-    assert sum(s.decode_tokens for s in stats) / sum(s.steps for s in stats) >= 2.4
+SQL = (
+    "CREATE TABLE harbours (harbour VARCHAR, country VARCHAR, ships INTEGER, opened VARCHAR)\n\n"
+    "Which country has the harbour that was opened in 1921?",
+    "CREATE TABLE table_31_2 (season INTEGER, coach VARCHAR, wins INTEGER, venue VARCHAR)\n\n"
+    "How many wins did coach Anna Berg have in the 1998 season?",
+    "CREATE TABLE table_7_44 (album VARCHAR, label VARCHAR, year INTEGER, copies INTEGER)\n\n"
+    "What is the label of the album Copper Days?",
+    "CREATE TABLE lakes (lake VARCHAR, depth INTEGER, region VARCHAR)\n\nWhat is the total depth in the region North?",
+)
+DIALOGUES = (
+    "#Person1#: Hi Mara, did you find a flat?\n#Person2#: Yes, near the station. It is small, but it has a balcony.\n"
+    "#Person1#: When do you move in?\n#Person2#: On the first of May. Could you help me with the boxes?\n"
+    "#Person1#: Of course, I'll bring my brother's van.",
+    "#Person1#: Good morning, I would like to return this kettle.\n#Person2#: What is wrong with it?\n"
+    "#Person1#: It leaks, and I bought it only last week.\n#Person2#: I'm sorry. Do you have the receipt?\n"
+    "#Person1#: Yes, here it is.\n#Person2#: Then I'll give you a new one.",
+)
+QUESTIONS = (
+    "Explain in three sentences why the sky is blue.",
+    "Write a short invitation to a birthday party.",
+    "Give me five tips for a job interview.",
+)
+# Prompts of our own, and the least tokens per step with 32 nodes that the adapter must give on them.
+TASKS = {"e2e": (facts(12), 2.4), "sql": (SQL, 3.0), "dialogsum": (DIALOGUES, 1.6), "chat": (QUESTIONS, 1.5)}
+BUNDLED = adapters.bundled("smollm2-135m")
 
 
-def test_adapter_file_is_small_and_has_a_card() -> None:
-    assert (ADAPTER / WEIGHTS).stat().st_size <= 16e6
-    card = adapters.read_card(ADAPTER)
-    assert card.task == "e2e" and card.data and card.licence and card.command.startswith("python -m specstream train")
-    assert card.training["progress"]["seconds"] >= 3600
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_adapter_drafts_and_changes_nothing(name: str) -> None:
+    prompts, least = TASKS[name]
+    adapted = engine.load("smollm2-135m", name, device="cpu", dtype="float32")
+    sampling = Sampling(max_new_tokens=64)
+    stats = []
+    for index, text in enumerate(prompts):
+        prompt = adapted.prompt(name, text)
+        ours = list(adapted.generate(prompt, Streaming(budget=32), sampling))
+        if index < 4:
+            assert token_ids(ours) == token_ids(list(adapted.generate(prompt, Standard(), sampling))), text
+        stats.append(summarize(ours))
+    assert sum(s.decode_tokens for s in stats) / sum(s.steps for s in stats) >= least
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_adapter_is_small_and_has_a_card(name: str) -> None:
+    folder = BUNDLED[name]
+    assert (folder / WEIGHTS).stat().st_size <= 16e6
+    card = adapters.read_card(folder)
+    assert card.task == name and card.data and card.command.startswith("python -m specstream train")
+    assert card.licence or card.mode == "lossless"
+    assert card.training["progress"]["seconds"] > 0 and card.date
+    assert (folder / "README.md").is_file()
+
+
+def test_lossless_adapters_leave_the_base_model_alone() -> None:
+    """Standard decoding with the adapter on is that of the base model, and so is streaming."""
+    found = [n for n, folder in BUNDLED.items() if adapters.read_card(folder).mode == "lossless"]
+    base = engine.load("smollm2-135m", "none", device="cpu", dtype="float32")
+    for name in found:
+        adapted = engine.load("smollm2-135m", name, device="cpu", dtype="float32")
+        for temperature in (0.0, 0.8):
+            sampling = Sampling(max_new_tokens=48, temperature=temperature, seed=5)
+            prompt = base.prompt("chat", QUESTIONS[0])
+            want = token_ids(list(base.generate(prompt, Standard(), sampling)))
+            assert token_ids(list(adapted.generate(prompt, Standard(), sampling))) == want
+            assert token_ids(list(adapted.generate(prompt, Streaming(budget=32), sampling))) == want
 
 
 def test_session_says_identical() -> None:
