@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -146,9 +147,7 @@ class _Answers:
         request = self.request
         request.out.mkdir(parents=True, exist_ok=True)
         if own:
-            with tqdm(total=own, desc="prompts", file=sys.stderr) as bar:
-                made = own_prompts(self.anatomy, self.tokenizer, own, 0, lambda n: bar.update(min(n, own) - bar.n))
-            texts = list(dict.fromkeys([*texts, *made]))
+            texts = list(dict.fromkeys([*texts, *self._own_prompts(own)]))
         prompts = [chat_prompt(self.tokenizer, t) if self.task.name == "chat" else t for t in texts]
         with tqdm(desc="answers", file=sys.stderr) as bar:
 
@@ -158,6 +157,18 @@ class _Answers:
 
             answers = (request.out / name, request.max_answer, request.temperatures)
             return answer_all(self.anatomy, self.tokenizer, prompts, *answers, self._tuned, done)
+
+    def _own_prompts(self, count: int) -> list[str]:
+        """Prompts by the model itself; made once and kept."""
+        file = self.request.out / "own-prompts.jsonl"
+        have = [row["prompt"] for _, row in read_rows(file)] if file.is_file() else []
+        if len(have) >= count:
+            return have[:count]
+        with tqdm(total=count, desc="prompts", file=sys.stderr) as bar:
+            made = own_prompts(self.anatomy, self.tokenizer, count, 0, lambda n: bar.update(min(n, count) - bar.n))
+        lines = (json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in made)
+        file.write_text("".join(lines), encoding="utf-8")
+        return made
 
     def _tuned(self) -> Any:
         if self.request.start is None:
