@@ -60,3 +60,16 @@ def test_script_writes_pages_that_need_no_network(report, tmp_path: Path) -> Non
     pages = sorted(f.name for f in (tmp_path / "out").iterdir())
     assert pages == ["acceptance.html", "calls.html", "cost.html", "plotly.min.js", "prediction.html", "speedup.html"]
     assert 'src="plotly.min.js"' in (tmp_path / "out" / "cost.html").read_text()
+
+
+def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> None:
+    head = bench.described(toy.load_toy(pace=0)) | {"repeats": 1, "sampling": {"max_new_tokens": 24}}
+    (tmp_path / "e2e.json").write_text(json.dumps(report | head))
+    (tmp_path / "cost.json").write_text(json.dumps(report | head))
+    page = tmp_path / "page.md"
+    words = ["--data", str(tmp_path), "--out", str(tmp_path), "--tasks", "e2e", "--page", str(page)]
+    command = [sys.executable, "docs/scripts/benchmarks.py", *words]
+    subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    text = page.read_text()
+    assert "## e2e" in text and "## Cost of a step" in text and "| chosen:" in text
+    assert f"{report['rows'][1]['tokens_per_second']:.1f}" in text and "2/2" in text
