@@ -92,7 +92,7 @@ def is_local(asked: str, url: str) -> bool:
 def open_settings(page: Page, more: bool = False) -> None:
     """Unfold the settings of the Playground, where they are not unfolded yet."""
     if not page.get_by_label("Max new tokens").first.is_visible():
-        page.get_by_role("button", name="Settings: length").click()
+        page.get_by_role("button", name="Settings: length, temperature, tree").click()
     if more:
         page.get_by_role("button", name="More settings").first.click()
 
@@ -284,7 +284,7 @@ def test_the_first_paint_is_a_recording_that_can_be_played(page: Page) -> None:
     )
     slider = player(page).get_by_role("slider", name="Step")
     began = int(slider.input_value())
-    player(page).get_by_label("Speed").select_option("0.5")
+    player(page).get_by_label("Speed").select_option("0.125")
     player(page).get_by_role("button", name="Play").click()
     expect(player(page)).to_have_class(re.compile("ss-playing"))
     page.wait_for_function("from => Number(document.querySelector('.ss-slider').value) > from", arg=began, timeout=SLOW)
@@ -368,7 +368,7 @@ def test_keys_run_step_and_stop(page: Page) -> None:
     expect(player(page).locator(".ss-tok").nth(5)).to_be_visible(timeout=SLOW)
     expect(page.get_by_role("button", name="Stop", exact=True)).to_be_enabled(timeout=SLOW)
     page.keyboard.press("Escape")
-    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=3000)
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=SLOW)
 
 
 def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(page: Page) -> None:
@@ -383,7 +383,7 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(page: Page) -> None
     assert player(page).locator(".ss-method").inner_text().startswith(begun)
     assert page.get_by_label("Prompt", exact=True).first.input_value() == "name[Otter Hall]"
     page.get_by_role("button", name="Stop", exact=True).click()
-    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=3000)
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=SLOW)
     page.reload()  # nothing goes on any more: the log has it
     expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log: .*stopped"), timeout=SLOW)
     assert player(page).locator(".ss-method").inner_text().startswith(begun)
@@ -391,6 +391,7 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(page: Page) -> None
 
 def compare_methods(page: Page, tokens: int = 40) -> None:
     page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Settings: length, temperature, each method").click()
     page.get_by_label("Max new tokens").locator("visible=true").fill(str(tokens))
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator(".ss-race")).to_have_attribute("data-state", "racing", timeout=SLOW)

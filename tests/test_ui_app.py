@@ -26,7 +26,7 @@ from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
 from tests.ports import free_port
-from ui import app, compare, playground, sessions
+from ui import app, compare, jobs, playground, sessions
 from ui.contest import Contest, Entry
 from ui.engines import Busy, Engines, NotLoaded, Stopped
 from ui.feed import Feed
@@ -93,6 +93,17 @@ def test_stop_ends_a_run_after_the_step_under_way() -> None:
     assert not any(isinstance(i, tuple) and i[0] is Lane.BASELINE for i in found)
 
 
+def test_stop_is_told_at_once_not_with_the_next_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "UPDATES_PER_SECOND", 0.1)
+    run = Run(loaded(pace=0.01), None, ask(tokens=2000, ignore_eos=True))
+    batches = run.batches()
+    next(batches)
+    run.stop.set()
+    began = time.monotonic()
+    last = [item for batch in batches for item in batch]
+    assert finished(last, Lane.METHOD).reason is Reason.STOPPED and time.monotonic() - began < 2  # an update takes 10 s
+
+
 def test_a_run_that_nobody_watches_stops_after_the_grace_time_and_frees_the_engine() -> None:
     engines = loaded(pace=0.02)
     run = Run(engines, None, ask(tokens=2000, ignore_eos=True))
@@ -119,24 +130,24 @@ def test_a_page_that_closes_while_it_waits_is_no_viewer() -> None:
     engines = loaded(pace=0.02)
     going = Run(engines, None, ask(tokens=4000, ignore_eos=True)).batches()
     next(going)
-    jobs, waiting = Jobs(), Run(engines, None, ask())
+    known, waiting = Jobs(), Run(engines, None, ask())
     waiting.grace = 0.1
-    jobs.put("visitor", "session", waiting)
+    known.put("visitor", "session", waiting)
     batches = waiting.batches("session")
     assert next(batches) == [Notice("Waiting: another run has the model")]
-    jobs.close("session")  # its generator is still inside a step
+    known.close("session")  # its generator is still inside a step
     assert [i for batch in batches for i in batch] == [Notice("Stopped before it began")]
     going.close()
 
 
 def test_stop_reaches_the_job_of_its_visitor_only() -> None:
-    jobs, mine, theirs = Jobs(), Run(loaded(), None, ask()), Run(loaded(), None, ask())
-    jobs.put("me", "1", mine)
-    jobs.put("them", "2", theirs)
-    jobs.stop("me")
-    jobs.stop("nobody")
-    assert mine.stop.is_set() and not theirs.stop.is_set() and jobs.get("them") is theirs
-    jobs.put("them", "2", Run(loaded(), None, ask()))
+    known, mine, theirs = Jobs(), Run(loaded(), None, ask()), Run(loaded(), None, ask())
+    known.put("me", "1", mine)
+    known.put("them", "2", theirs)
+    known.stop("me")
+    known.stop("nobody")
+    assert mine.stop.is_set() and not theirs.stop.is_set() and known.get("them") is theirs
+    known.put("them", "2", Run(loaded(), None, ask()))
     assert theirs.stop.is_set()  # a visitor has one job at a time
 
 

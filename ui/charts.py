@@ -113,7 +113,7 @@ def per_step(steps: Sequence[Step]) -> go.Figure:
 
 def race(curves: dict[str, list[tuple[float, int]]]) -> go.Figure:
     """Tokens over time of several measured runs, a stair each: (seconds, tokens)."""
-    figure = _figure("Tokens over time", "seconds", "tokens")
+    figure = _figure("", "seconds", "tokens")
     for place, (label, points) in enumerate(curves.items()):
         x, y = zip(*points, strict=True)
         line = {"color": theme.lane(place), "width": 2.5, "dash": DASHES[place % len(DASHES)]}

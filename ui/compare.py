@@ -145,6 +145,7 @@ def layout() -> Compare:
     )  # fmt: skip
     with gr.Column(visible=False) as results:
         table = gr.HTML()
+        gr.HTML('<h3 class="ss-heading">Tokens over time</h3>')
         chart = gr.Plot(label="Tokens over time", show_label=False, container=False, elem_classes="ss-plot")
         file = gr.DownloadButton("Download as one HTML file, to share", size="sm")
     return Compare(
@@ -159,14 +160,15 @@ def _box(name: str) -> gr.Checkbox:
 def _settings() -> Controls:
     """The settings that all methods share, then those of each method in a fold of its own."""
     shared = {("sampling", f.name): f for f in fields(Sampling)}
-    with gr.Row():
-        parts = {key: controls.component(f) for key, f in shared.items() if f.name in MAIN}
-    with gr.Accordion("More settings", open=False):
-        parts |= {key: controls.component(f) for key, f in shared.items() if key not in parts}
-    for name, kind in METHODS.items():
-        if own := fields(kind):
-            with gr.Accordion(f"Settings of {kind.label}", open=False), gr.Row():
-                parts |= {(name, f.name): controls.component(f) for f in own}
+    with gr.Accordion("Settings: length, temperature, each method", open=False):
+        with gr.Row():
+            parts = {key: controls.component(f) for key, f in shared.items() if key[1] in MAIN}
+        with gr.Accordion("More settings", open=False):
+            parts |= {key: controls.component(f) for key, f in shared.items() if key not in parts}
+        for name, kind in METHODS.items():
+            if own := fields(kind):
+                with gr.Accordion(f"Settings of {kind.label}", open=False), gr.Row():
+                    parts |= {(name, f.name): controls.component(f) for f in own}
     return Controls(parts)
 
 

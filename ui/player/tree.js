@@ -98,3 +98,4 @@ tree.addEventListener("wheel", (event) => {
   event.preventDefault();
   setZoom("chosen", zoom * (event.deltaY < 0 ? 1.1 : 1 / 1.1));
 }, { passive: false });
+new ResizeObserver(() => extent[0] && resize()).observe(tree); // a tab that was hidden has no width until it is shown

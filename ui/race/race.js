@@ -88,7 +88,7 @@ function finish() {
   draw(Infinity);
 }
 
-function receive(value) {
+function receive(value, fresh) {
   if (!value || value === shown) return;
   shown = value;
   lanes = JSON.parse(value).lanes.map(laneView);
@@ -96,11 +96,13 @@ function receive(value) {
   part(".ss-again").disabled = !lanes.length;
   part(".ss-caption").hidden = lanes.length > 0;
   if (!lanes.length) return stop();
-  matchMedia("(prefers-reduced-motion: reduce)").matches ? finish() : race();
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (fresh) part(".ss-walk").scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
+  calm ? finish() : race();
 }
 
 part(".ss-again").addEventListener("click", race);
 part(".ss-skip").addEventListener("click", finish);
 part(".ss-speed").addEventListener("change", () => lanes.length && race());
-watch("value", () => receive(props.value));
-receive(props.value);
+watch("value", () => receive(props.value, true));
+receive(props.value, false);
