@@ -113,6 +113,11 @@ class Adapter(nn.Module):
         self._head: nn.Module | None = None
         self.restrict_head(anatomy)
 
+    @property
+    def main_lora(self) -> LoRA | None:
+        """The LoRA that fine-tunes the main stream too; None in lossless mode."""
+        return None if self.card.mode == "lossless" else self.lora
+
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
 

@@ -100,8 +100,8 @@ def decoder(
     except anatomy.UnsupportedModel as error:
         raise NotSupported(str(error)) from error
     loaded = adapters.load(Path(adapter), parts) if adapter else None
-    if loaded and loaded.lora and loaded.card.mode == "shared":
-        loaded.lora.merge(parts)
+    if loaded and loaded.main_lora:
+        loaded.main_lora.merge(parts)
         loaded.lora = None
     if reason := selftest.failure(parts, loaded):
         raise NotSupported(reason)

@@ -206,8 +206,8 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
 
 def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None) -> anatomy.Anatomy:
     """Merge the LoRA of a shared adapter into the weights, where it costs nothing per step, then pack the weights."""
-    if loaded and loaded.lora and loaded.card.mode != "lossless":
-        loaded.lora.merge(parts)
+    if loaded and loaded.main_lora:
+        loaded.main_lora.merge(parts)
         loaded.lora = None
     if loaded and suits(parts):
         loaded.pack_head(PackedLinear)

@@ -163,8 +163,8 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     if folder:
         parts = anatomy.dissect(network)
         loaded = adapters.load(folder, parts)
-        if loaded.lora and loaded.card.mode == "shared":
-            loaded.lora.merge(parts)
+        if loaded.main_lora:
+            loaded.main_lora.merge(parts)
     return network
 
 

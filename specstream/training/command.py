@@ -174,7 +174,7 @@ class _Answers:
         if self.request.start is None:
             return nullcontext()
         adapter: Adapter = adapters.load(self.request.start, self.anatomy)
-        return adapter.lora.attached(self.anatomy) if adapter.lora and adapter.card.mode == "shared" else nullcontext()
+        return adapter.main_lora.attached(self.anatomy) if adapter.main_lora else nullcontext()
 
 
 def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> Card:

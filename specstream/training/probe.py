@@ -23,7 +23,7 @@ TOKENS = 64
 def tokens_per_step(anatomy: Anatomy, adapter: Adapter, tokenizer: Any, prompts: Iterable[Sequence[int]]) -> float:
     """Greedy decoding of prompts: tokens after the first by passes after the prompt's. NaN when nothing was decoded."""
     tokens = steps = 0
-    shared = adapter.lora if adapter.card.mode == "shared" else None
+    shared = adapter.main_lora
     for prompt in prompts:
         target = ModelTarget(anatomy, adapter, streaming=True)
         drafter = StreamingDrafter(target, Streaming(budget=BUDGET))
