@@ -22,6 +22,7 @@ from specstream.toy import load_toy
 from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
+from ui.jobs import Job
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -371,7 +372,13 @@ def test_keys_run_step_and_stop(page: Page) -> None:
     expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=SLOW)
 
 
-def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(page: Page) -> None:
+def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
+    browser: Browser, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Job, "grace", 120)  # a slow machine needs longer to load a page than a visitor's patience
+    page = browser.new_page()  # not the fixture's: a page that goes away in the middle of a run says so on the console
+    page.goto(url)
+    expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
     open_settings(page, more=True)
     page.get_by_label("Ignore end of text").first.check()
     generate(page, prompt="name[Otter Hall]", tokens=4000)
@@ -387,6 +394,7 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(page: Page) -> None
     page.reload()  # nothing goes on any more: the log has it
     expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log: .*stopped"), timeout=SLOW)
     assert player(page).locator(".ss-method").inner_text().startswith(begun)
+    page.close()
 
 
 def compare_methods(page: Page, tokens: int = 40) -> None:

@@ -89,7 +89,7 @@ def test_legend_has_a_colour_and_words_for_every_depth() -> None:
 
 @pytest.mark.parametrize("palette", [theme.LIGHT, theme.DARK])
 def test_contrast(palette: dict[str, str]) -> None:
-    words = ("text", "muted", "good", "warn", "bad", "rejected", "unreached")
+    words = ("text", "muted", "good", "warn", "bad", "accent", "rejected", "unreached")
     for name in words:
         for ground in ("page", "panel"):
             assert theme.contrast(palette[name], palette[ground]) >= 4.5, (name, ground)

@@ -145,7 +145,7 @@ def layout() -> Compare:
     )  # fmt: skip
     with gr.Column(visible=False) as results:
         table = gr.HTML()
-        gr.HTML('<h3 class="ss-heading">Tokens over time</h3>')
+        gr.HTML('<h2 class="ss-heading">Tokens over time</h2>')
         chart = gr.Plot(label="Tokens over time", show_label=False, container=False, elem_classes="ss-plot")
         file = gr.DownloadButton("Download as one HTML file, to share", size="sm")
     return Compare(

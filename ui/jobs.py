@@ -10,7 +10,7 @@ from typing import Any
 
 # A browser on the same machine takes its time from the model: where there are few cores, it is woken less often.
 UPDATES_PER_SECOND = 12 if (os.cpu_count() or 1) > 2 else 6
-GRACE = 8.0  # seconds that a job goes on after its last viewer left: a page that is loaded again finds it going on
+GRACE = 12.0  # seconds that a job goes on after its last viewer left: a page that is loaded again finds it going on
 
 
 class Job:

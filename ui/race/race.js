@@ -14,7 +14,7 @@ function tag(name, className, text) {
 function laneView(lane) {
   const view = tag("section", "ss-lane ss-lane-" + lane.colour);
   const head = tag("div", "ss-lane-head"), facts = tag("span", "ss-lane-facts");
-  head.append(tag("h3", "", lane.label), facts);
+  head.append(tag("h2", "", lane.label), facts);
   const track = tag("div", "ss-track"), fill = tag("span", "ss-fill");
   track.append(fill);
   const text = tag("div", "ss-text");
