@@ -381,6 +381,7 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
     expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
     open_settings(page, more=True)
     page.get_by_label("Ignore end of text").first.check()
+    page.get_by_role("radio", name="Standard decoding").check()  # the slowest: it lasts while the page is loaded
     generate(page, prompt="name[Otter Hall]", tokens=4000)
     expect(player(page).locator(".ss-method .ss-tok").nth(20)).to_be_visible(timeout=SLOW)
     begun = player(page).locator(".ss-method").inner_text()[:15]

@@ -18,10 +18,11 @@ function into(pane, child) {
   if (place.bottom > around.bottom) pane.scrollTop += place.bottom - around.bottom + 8;
 }
 
-function show(index, baseline) {
+// live: the newest step of a run that goes on. Then no text is later than it, and nothing has to be marked.
+function show(index, baseline, live = false) {
   cursor = index;
-  markText("method", index);
-  markText("baseline", baseline ?? (index < last() && done ? countUntil(ends("baseline"), ends("method")[index]) : steps.baseline.length));
+  if (!live) markText("method", index);
+  if (!live) markText("baseline", baseline ?? (index < last() && done ? countUntil(ends("baseline"), ends("method")[index]) : steps.baseline.length));
   drawTree(index);
   drawPhases(index);
   part(".ss-caption").textContent = caption(index);
@@ -132,7 +133,7 @@ function receive(text) {
   }
   box.dataset.state = done ? "done" : "running";
   if (timer && !ended) return;
-  show(follow || cursor >= steps.method.length ? last() : cursor);
+  show(follow || cursor >= steps.method.length ? last() : cursor, undefined, follow && !done);
 }
 
 // Where a recording, which nobody has watched yet, is best entered: a step that both accepted and rejected some.
