@@ -377,6 +377,7 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
 ) -> None:
     monkeypatch.setattr(Job, "grace", 120)  # a slow machine needs longer to load a page than a visitor's patience
     page = browser.new_page()  # not the fixture's: a page that goes away in the middle of a run says so on the console
+    page.set_default_timeout(2 * SLOW)
     page.goto(url)
     expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
     open_settings(page, more=True)
