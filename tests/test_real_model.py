@@ -107,7 +107,7 @@ QUESTIONS = (
     "Give me five tips for a job interview.",
 )
 # Prompts of our own, and the least tokens per step with 32 nodes that the adapter must give on them.
-TASKS = {"e2e": (facts(12), 2.4), "sql": (SQL, 3.0), "dialogsum": (DIALOGUES, 1.6), "chat": (QUESTIONS, 1.5)}
+TASKS = {"e2e": (facts(12), 2.4), "sql": (SQL, 2.5), "dialogsum": (DIALOGUES, 1.6), "chat": (QUESTIONS, 1.5)}
 BUNDLED = adapters.bundled("smollm2-135m")
 
 
