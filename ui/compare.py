@@ -129,7 +129,7 @@ def layout() -> Compare:
             task = gr.Dropdown(task_choices(), value=known[0]["task"], label="Task", interactive=True)
             gr.Examples(
                 [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
-                example_labels=[e["label"] for e in known], examples_per_page=12, api_visibility="private",
+                example_labels=[e["label"] for e in known], examples_per_page=20, api_visibility="private",
             )  # fmt: skip
         with gr.Column(scale=2, min_width=320):
             with gr.Group():

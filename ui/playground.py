@@ -128,7 +128,7 @@ def layout(engines: Engines) -> Playground:
     missing = gr.HTML()
     gr.Examples(
         [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
-        example_labels=[e["label"] for e in known], examples_per_page=12, api_visibility="private",
+        example_labels=[e["label"] for e in known], examples_per_page=20, api_visibility="private",
     )  # fmt: skip
     with gr.Row():
         with gr.Column(min_width=320):
