@@ -30,7 +30,7 @@ from specstream.params import METHODS, Method, PromptLookup, Sampling, Standard,
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
 from specstream.tasks import task
-from specstream.text import TextStream, token_text
+from specstream.text import TextStream, chat_prompt, encode, token_text
 
 log = logging.getLogger(__name__)
 MAX_PROMPT_CHARACTERS = 50_000
@@ -83,8 +83,7 @@ class Engine:
         if task_name in ("", "none", "raw"):
             return text
         if task_name == "chat" and getattr(self.tokenizer, "chat_template", None):
-            messages = [{"role": "user", "content": text}]
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return chat_prompt(self.tokenizer, text)
         return task(task_name).prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
@@ -95,8 +94,7 @@ class Engine:
             raise PromptError(
                 f"The prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT_CHARACTERS:,}: shorten it."
             )
-        bos = getattr(self.tokenizer, "bos_token", None)
-        ids = list(self.tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos))).input_ids)
+        ids = encode(self.tokenizer, prompt)
         if not ids:
             raise PromptError("The prompt holds no tokens for this model: type some text first.")
         if len(ids) >= self.info.context:

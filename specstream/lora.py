@@ -81,7 +81,7 @@ class LoRA(nn.Module):
 
 class _AddLowRank(torch.autograd.Function):
     """``y + scale * B A x`` from row ``first`` on, added to ``y`` in place, and a backward pass without full-size
-    intermediates: a sixth of the time and memory of writing it as a product, a scaling and a sum."""
+    intermediates, which a product, a scaling and a sum would keep."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, first: int) -> Tensor:

@@ -9,6 +9,20 @@ MARK = "\ufffd"  # what an unfinished UTF-8 character decodes to
 MOST_MARKS = 3  # an unfinished character has at most three bytes; some decoders give a mark for each
 
 
+def chat_prompt(tokenizer: Any, text: str) -> str:
+    """One user turn in the model's own template; the text itself where it has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return text
+    messages = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def encode(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a prompt, which may begin with the template's own special tokens."""
+    bos = getattr(tokenizer, "bos_token", None)
+    return list(tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos))).input_ids)
+
+
 class TextStream:
     """Incremental detokeniser of one run.
 

@@ -9,9 +9,8 @@ from typing import Any
 from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
 from specstream.params import METHODS, Method, Sampling, Standard
 from specstream.stats import RunStats, summarize
-from ui.engines import Engines, Stopped, sentence
-from ui.jobs import Job
-from ui.worker import Ask, Notice, Record, failure
+from ui.engines import Engines, sentence
+from ui.worker import Ask, ModelJob, Record
 
 WARM_UP = 4  # tokens that each method writes before it is measured, so that none pays for cold caches
 
@@ -60,32 +59,21 @@ class Prepared:
     info: Any
 
 
-class Contest(Job):
+class Contest(ModelJob):
     """Measures ``methods`` after standard decoding. Its items: Notice, Prepared, Lap, Entry."""
 
     def __init__(
         self, engines: Engines, runlog: Any, ask: Ask, methods: Sequence[Method], visitor: str | None = None
     ) -> None:
-        super().__init__()
-        self.ask = ask
-        self._engines, self._runlog, self._visitor = engines, runlog, visitor
+        super().__init__(engines, runlog, ask, visitor)
         self._methods: list[Method] = [Standard(), *methods]
         self._reference: list[Event] = []
 
-    def work(self) -> None:
-        try:
-            with self._engines.lend(self.stop, self._say) as engine:
-                self.put(Prepared(engine.info))
-                for number, method in enumerate(self._methods, 1):
-                    if not self.stop.is_set():
-                        self._measure(engine, method, number)
-        except Stopped:
-            self._say("Stopped before it began")
-        except Exception as error:
-            self.put(failure(error))
-
-    def _say(self, words: str, lasting: bool = False) -> None:
-        self.put(Notice(words, lasting=lasting))
+    def use(self, engine: Any) -> None:
+        self.put(Prepared(engine.info))
+        for number, method in enumerate(self._methods, 1):
+            if not self.stop.is_set():
+                self._measure(engine, method, number)
 
     def _measure(self, engine: Any, method: Method, number: int) -> None:
         ask = replace(self.ask, method=method)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from typing import Any
 
@@ -13,7 +14,7 @@ UPDATES_PER_SECOND = 12 if (os.cpu_count() or 1) > 2 else 6
 GRACE = 12.0  # seconds that a job goes on after its last viewer left: a page that is loaded again finds it going on
 
 
-class Job:
+class Job(ABC):
     """Subclasses write ``work``, which puts items. ``batches`` yields them; ``stop`` asks the work to end."""
 
     grace = GRACE
@@ -26,9 +27,9 @@ class Job:
         self._viewers: set[str] = set()
         self._thread = threading.Thread(target=self._work, daemon=True, name=type(self).__name__.lower())
 
+    @abstractmethod
     def work(self) -> None:
         """What the thread does. Exceptions are its own business: none may leave it."""
-        raise NotImplementedError
 
     def put(self, item: Any) -> None:
         """Tell the viewers; called by the work."""

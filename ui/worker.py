@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,19 +53,22 @@ def failure(error: Exception) -> Notice:
     return Notice(sentence(error), failed=True)
 
 
-class Run(Job):
-    """One run of the Playground. Its items are notices, the number in the log, events and the verdict."""
+class ModelJob(Job):
+    """A job that has the model to itself while it works. Subclasses write ``use``; what goes wrong becomes a Notice."""
 
     def __init__(self, engines: Engines, runlog: Any, ask: Ask, visitor: str | None = None) -> None:
         super().__init__()
         self.ask = ask
         self._engines, self._runlog, self._visitor = engines, runlog, visitor
 
+    @abstractmethod
+    def use(self, engine: Any) -> None:
+        """What is done with the model."""
+
     def work(self) -> None:
         try:
             with self._engines.lend(self.stop, self._say) as engine:
-                self._say("Running")
-                self._generate(engine)
+                self.use(engine)
         except Stopped:
             self._say("Stopped before it began")
         except Exception as error:
@@ -73,9 +77,14 @@ class Run(Job):
     def _say(self, words: str, lasting: bool = False) -> None:
         self.put(Notice(words, lasting=lasting))
 
-    def _generate(self, engine: Any) -> None:
+
+class Run(ModelJob):
+    """One run of the Playground. Its items are notices, the number in the log, events and the verdict."""
+
+    def use(self, engine: Any) -> None:
         from specstream.session import run_session  # imports torch: only now, in the worker
 
+        self._say("Running")
         ask = self.ask
         prompt = engine.prompt(ask.task, ask.prompt)
         items = run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)

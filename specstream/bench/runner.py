@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from specstream.bench.cases import Case
 from specstream.bench.machine import PeakMemory
 from specstream.engine import Engine
-from specstream.events import Agreement, Event, Finished, Step, Verdict
+from specstream.events import Agreement, Event, Verdict
 from specstream.params import Method, Sampling, Standard
-from specstream.session import token_ids, verdict
+from specstream.session import text_of, token_ids, verdict
 from specstream.stats import RunStats, summarize
 
 WARM_UP_TOKENS = 32
@@ -135,12 +135,6 @@ def _book(
         differ = [events for events in runs if token_ids(events) != token_ids(standard)]
         said = verdict(engine, prompt, sampling, differ[0] if differ else runs[0], standard)
         row.asked.append(Asked(stats[len(stats) // 2], [s.seconds for s in stats], said, category))
-
-
-def text_of(events: Sequence[Event]) -> str:
-    """What a run wrote."""
-    parts = [t.text for e in events if isinstance(e, Step) for t in e.tokens]
-    return "".join([*parts, *(e.tail for e in events if isinstance(e, Finished))])
 
 
 def median_step(runs: Sequence[RunStats]) -> float | None:

@@ -11,23 +11,10 @@ from typing import Any
 import torch
 
 from specstream.anatomy import Anatomy
+from specstream.text import chat_prompt, encode
 from specstream.training.data import DataError, Example
 
 TOKENS = 16_384  # of the rows computed together, prompts and answers
-
-
-def chat_prompt(tokenizer: Any, text: str) -> str:
-    """One user turn in the model's own template; the text itself where it has none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return text
-    messages = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
-def encode(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a prompt that may begin with the template's own special tokens."""
-    bos = getattr(tokenizer, "bos_token", None)
-    return list(tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos))).input_ids)
 
 
 def own_prompts(anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: Callable[[int], None]) -> list[str]:

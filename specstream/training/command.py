@@ -17,10 +17,19 @@ from specstream import adapters, models
 from specstream.adapters import Adapter, Card, base_shape
 from specstream.anatomy import Anatomy, dissect
 from specstream.tasks import Task, task
+from specstream.text import chat_prompt
 from specstream.training import sources
-from specstream.training.answers import answer_all, chat_prompt, own_prompts
+from specstream.training.answers import answer_all, own_prompts
 from specstream.training.config import Config
-from specstream.training.data import DataError, Example, draft_vocabulary, read_examples, read_prompts, read_rows
+from specstream.training.data import (
+    DataError,
+    Example,
+    draft_vocabulary,
+    read_examples,
+    read_prompts,
+    read_rows,
+    spread,
+)
 from specstream.training.probe import BUDGET
 from specstream.training.trainer import Trainer
 
@@ -116,18 +125,13 @@ def _examples(request: Request, chosen: Task, anatomy: Anatomy, tokenizer: Any) 
     if request.targets == "self":
         make = _Answers(request, chosen, anatomy, tokenizer)
         examples = make(read_prompts(request.data, chosen), "answers.jsonl", request.own_prompts)
-        held = (
-            make(_spread(read_prompts(request.dev, chosen, "validation")), "answers-dev.jsonl") if request.dev else []
-        )
-        return examples, held
+        asked = spread(read_prompts(request.dev, chosen, "validation"), HELD_OUT) if request.dev else []
+        return examples, make(asked, "answers-dev.jsonl") if asked else []
     examples = read_examples(request.data, chosen, tokenizer, request.max_length, note=_note)
     if not request.dev:
         return examples, []
-    return examples, _spread(read_examples(request.dev, chosen, tokenizer, request.max_length, "validation", _note))
-
-
-def _spread(items: list[Any]) -> list[Any]:
-    return items[:: max(1, len(items) // HELD_OUT)][:HELD_OUT]
+    held_out = read_examples(request.dev, chosen, tokenizer, request.max_length, "validation", _note)
+    return examples, spread(held_out, HELD_OUT)
 
 
 def _note(words: str) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from specstream.tasks import Task
 from specstream.training import sources
 
+Item = TypeVar("Item")
 IGNORE = -100
 BUCKET = 50  # batches per bucket: examples of like length are batched together within a bucket
 
@@ -185,6 +186,11 @@ def _carried(examples: list[Example], share: float, rng: random.Random) -> Tenso
     chosen = [sorted(rng.sample(range(count), min(count, most))) for count in counts]
     # A short response's rows are filled up with its last one, whose streams look beyond the end and train nothing.
     return torch.tensor([rows + [count - 1] * (most - len(rows)) for rows, count in zip(chosen, counts, strict=True)])
+
+
+def spread(items: list[Item], count: int) -> list[Item]:
+    """At most ``count`` items at equal distances."""
+    return items[:: max(1, len(items) // count)][:count]
 
 
 def draft_vocabulary(examples: Iterable[Example], size: int, vocabulary: int) -> Tensor:

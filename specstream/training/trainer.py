@@ -25,7 +25,7 @@ from specstream import adapters, modelcard
 from specstream.adapters import Adapter, Card
 from specstream.anatomy import Anatomy
 from specstream.training.config import Config
-from specstream.training.data import Batch, DataError, Example, batches, collate
+from specstream.training.data import Batch, DataError, Example, batches, collate, spread
 from specstream.training.objective import StreamModel, means, objective
 from specstream.training.probe import tokens_per_step
 
@@ -225,7 +225,7 @@ class Trainer:
         losses, hits = means(torch.stack(sums).sum(0))
         out: dict[str, Any] = {"losses": losses, "hits": hits}
         if self.config.probes:
-            prompts = [e.prompt for e in _spread(examples, self.config.probes)]
+            prompts = [e.prompt for e in spread(examples, self.config.probes)]
             out["tokens_per_step"] = tokens_per_step(self.anatomy, self.adapter, self.tokenizer, prompts)
         return out
 
@@ -273,13 +273,9 @@ class Trainer:
         return replace(self.card, training=training, metrics=metrics, date=date)
 
 
-def _spread(examples: list[Example], count: int) -> list[Example]:
-    return examples[:: max(1, len(examples) // count)][:count]
-
-
 def keep_freed_memory() -> None:
     """Tell glibc's allocator to keep what PyTorch frees: else every large tensor of every step is new pages from the
-    system, a fifth of the time of a step. No effect elsewhere."""
+    system. No effect elsewhere. The log of experiments has the times."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_max = -1, -4  # names of mallopt(3)
