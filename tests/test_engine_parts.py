@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -74,7 +74,9 @@ class Bytes(toy.ByteTokenizer):
 
 
 @given(st.text(max_size=30), st.lists(st.text("ab🦊é", min_size=1, max_size=3), max_size=2))
-def test_streamed_text_is_the_text_up_to_the_first_stop(text: str, stop: list[str]) -> None:
+@example("🦊éé", ["é", "🦊éé"])
+@example("ab", ["b", "ab"])
+def test_streamed_text_is_the_text_up_to_the_stop_that_is_complete_first(text: str, stop: list[str]) -> None:
     stream = TextStream(Bytes(), stop)
     out, stopped = "", False
     for byte in text.encode():
@@ -84,7 +86,8 @@ def test_streamed_text_is_the_text_up_to_the_first_stop(text: str, stop: list[st
             break
     if not stopped:
         out += stream.flush()
-    cut = min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))
+    found = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]  # one may begin earlier and end later
+    cut = min(found, default=(0, len(text)))[1]
     assert out == text[:cut]
     assert stopped == (cut < len(text))
 
