@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from specstream.params import METHODS, Method, Sampling, Streaming, method
+from specstream.params import METHODS, Method, Sampling, Streaming, method, parse
 from specstream.training.config import Config
 
 Command = Callable[..., Any]
@@ -133,30 +133,10 @@ def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     return {f.name: values[f.name] for f in fields(kind) if f.name in values}
 
 
-def _method(name: str, values: dict[str, Any]) -> Method:
-    """A method with the settings that were given; None leaves its default."""
+def _method(name: str, values: dict[str, Any], own: dict[str, Any] | None = None) -> Method:
+    """A method with the settings that were given, to all methods or as its ``own``; None leaves its default."""
     given = _pick(METHODS[name], values) if name in METHODS else {}
-    return method(name, **{k: v for k, v in given.items() if v is not None})
-
-
-def read_prompts(engine: Any, data: Path, task_name: str, limit: int) -> list[str]:
-    """Prompts of the first rows of a JSONL file (0: all). Raises DataError naming a bad line."""
-    from specstream.tasks import task
-    from specstream.training.data import DataError, read_rows
-
-    chosen = task(task_name)
-    out: list[str] = []
-    for number, row in read_rows(data):
-        if limit and len(out) >= limit:
-            break
-        try:
-            chosen.row_prompt(row)
-        except ValueError as error:
-            raise DataError(f"{data}, line {number}: {error}.") from None
-        out.append(engine.prompt("chat", row["prompt"]) if task_name == "chat" else chosen.row_prompt(row))
-    if not out:
-        raise DataError(f"{data} holds no rows.")
-    return out
+    return method(name, **{k: v for k, v in given.items() if v is not None} | (own or {}))
 
 
 def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> None:
@@ -205,6 +185,8 @@ def generate(
     _check_writable(json_file)
     engine = _load(model, adapter, device, dtype, task_name)
     if data is not None:
+        from specstream.bench.cases import read_prompts
+
         prompts = read_prompts(engine, data, str(task_name), limit)
     else:
         prompts = [engine.prompt(task_name or "", str(prompt))]
@@ -276,7 +258,8 @@ def _check_writable(file: Path | None) -> None:
     "--methods",
     default="standard,streaming",
     show_default=True,
-    help=f"Names, separated by commas: {', '.join(METHODS)}; hf, hf-prompt-lookup, hf-assistant are transformers' own.",
+    help=f"Names, separated by commas: {', '.join(METHODS)}; hf, hf-prompt-lookup, hf-assistant are transformers' own. "
+    "A name may bring settings, and come twice: streaming:budget=12:streams=deferred.",
 )
 @click.option("--assistant", help="The second model of hf-assistant: a known name, a Hub id or a folder.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
@@ -318,12 +301,12 @@ def bench(
     names = list(dict.fromkeys(n.strip() for n in methods.split(",") if n.strip()))
     outside = [n for n in names if n in benchmark.REFERENCES]
     sampling = Sampling(**_pick(Sampling, values), stop=stop)
-    chosen = [_method(n, values) for n in names if n not in outside]
+    chosen = [_method(name, values, own) for name, own in (parse(n) for n in names if n not in outside)]
     _check_writable(json_file)
     engine = _load(model, adapter, device, dtype, _adapter_task(task_name))
-    if missing := [engine.info.unavailable[n] for n in names if n in engine.info.unavailable]:
+    if missing := [engine.info.unavailable[m.name] for m in chosen if m.name in engine.info.unavailable]:
         raise ValueError(missing[0])
-    cases = _read_cases(engine, data, task_name, limit)
+    cases = benchmark.read_cases(engine, data, task_name, limit)
     contenders: list[Any] = [benchmark.Ours(engine, m) for m in chosen]
     contenders += benchmark.references(
         outside, engine, engine.info.adapter if adapter == "auto" else adapter, assistant
@@ -336,7 +319,7 @@ def bench(
     if json_file:  # first: standard output may be a pipe that ends early
         _write_lines(json_file, iter([report]))
     _log_benchmark(report)
-    for line in benchmark.table(results):
+    for line in (*benchmark.table(results), *benchmark.differences(results)):
         click.echo(line)
     click.echo(json.dumps(report, ensure_ascii=False))
 
@@ -371,7 +354,7 @@ def cost(
     **values: Any,
 ) -> None:
     """Measure what a step costs by its number of drafted nodes, and choose the tree that suits this machine."""
-    from specstream.bench import curve, described, tuning
+    from specstream.bench import curve, described, read_cases, tables, tuning
 
     if (data is None) != (task_name is None):
         raise ValueError("--data and --task belong together: the task says which columns to read.")
@@ -384,16 +367,17 @@ def cost(
     engine = _load(model, adapter, device, dtype, _adapter_task(task_name))
     if tune and method_name in engine.info.unavailable:
         raise ValueError(engine.info.unavailable[method_name])
-    cases = _read_cases(engine, data, str(task_name), limit) if data else []
+    cases = read_cases(engine, data, str(task_name), limit) if data else []
     params = chosen if isinstance(chosen, Streaming) else Streaming()
-    costs = curve.measure(engine, [c.prompt(engine, []) for c in cases], seconds, params=params)
-    report = described(engine) | {"cost": curve.report(engine, costs)}
-    lines = [*curve.table(report["cost"])]
+    costs = curve.measure(engine, tuning.first_turns(engine, cases), seconds, params=params)
+    report = described(engine) | {"task": task_name, "cost": curve.report(engine, costs)}
+    lines = [*tables.cost_table(report["cost"])]
     if tune:
         report["tuned"] = tuning.tried(engine, costs, cases, chosen, sampling, repeats)
-        lines += ["", *tuning.table(report["tuned"])]
+        lines += ["", *tables.tuning_table(report["tuned"])]
     if json_file:
         _write_lines(json_file, iter([report]))
+    _log_benchmark(report)
     for line in lines:
         click.echo(line)
     click.echo(json.dumps(report, ensure_ascii=False))
@@ -404,14 +388,6 @@ def _adapter_task(task_name: str | None) -> str | None:
     from specstream.bench.cases import SPEC_BENCH
 
     return "chat" if task_name == SPEC_BENCH else task_name
-
-
-def _read_cases(engine: Any, data: Path, task_name: str, limit: int) -> list[Any]:
-    from specstream.bench.cases import SPEC_BENCH, prompts_as_cases, spec_bench
-
-    if task_name == SPEC_BENCH:
-        return spec_bench(data, limit)
-    return prompts_as_cases(read_prompts(engine, data, task_name, limit))
 
 
 def _log_benchmark(report: dict[str, Any]) -> None:
@@ -476,7 +452,7 @@ def train(task: str, data: str | None, out: Path | None, resume: bool, **values:
 
 @cli.group()
 def runs() -> None:
-    """The log of sessions: list, show, export."""
+    """The log of sessions: list, show, export, delete."""
 
 
 def db_option(command: Command) -> Command:
@@ -493,19 +469,34 @@ def _open_log(db: Path | None) -> Any:
     return RunLog(db)
 
 
+def filter_options(command: Command) -> Command:
+    options = (
+        click.option("--search", help="Words to find in prompts, outputs and notes."),
+        click.option("--method", help="Only runs of this method."),
+        click.option("--model", help="Only runs of this model."),
+        click.option("--since", metavar="DAY", help="Only runs of this day (UTC) or later, as in 2026-11-24."),
+        click.option("--until", metavar="DAY", help="Only runs of this day (UTC) or earlier."),
+        click.option("--starred", is_flag=True, help="Only runs with a star."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @runs.command("list")
 @db_option
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--search", help="Words to find in prompts, outputs and notes.")
-def runs_list(db: Path | None, limit: int, search: str | None) -> None:
-    """The newest runs, one a line."""
+@click.option("--sort", default="newest", show_default=True, help="oldest, speed-up, tokens, tokens per second, ...")
+@filter_options
+def runs_list(db: Path | None, limit: int, sort: str, **filters: Any) -> None:
+    """Runs, one a line: the newest, or those that the filters let through."""
     log = _open_log(db)
-    for run in log.runs(limit=limit, search=search):
+    for run in log.runs(limit=limit, sort=sort, **filters):
         speed = f"{run['speedup']:.2f}x" if run["speedup"] else "-"
         prompt = " ".join(run["prompt"].split())[:50]
         line = f"{run['id']}  {run['started_utc'][:19]}  {run['status']:11}  {run['method']:9}  {speed:>6}"
         click.echo(f"{line}  {run['agreement'] or '-':9}  {prompt}")
-    click.echo(f"{log.count(search=search)} runs in {log.path}", err=True)
+    click.echo(f"{log.count(**filters)} runs in {log.path}", err=True)
 
 
 @runs.command("show")
@@ -520,13 +511,23 @@ def runs_show(run_id: str, db: Path | None) -> None:
 @click.argument("run_id", metavar="ID|all")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @db_option
-def runs_export(run_id: str, form: str, db: Path | None) -> None:
-    """Write a run, or all, to standard output: JSONL with every step, or CSV with a row per run."""
+@filter_options
+def runs_export(run_id: str, form: str, db: Path | None, **filters: Any) -> None:
+    """A run, or all that the filters let through, to standard output: JSONL with every step, or CSV, a row per run."""
     from specstream.runlog import write_jsonl, write_runs_csv
 
     log = _open_log(db)
-    ids = None if run_id == "all" else [log.run(run_id)["id"]]
+    ids = log.ids(**filters) if run_id == "all" else [log.run(run_id)["id"]]
     (write_jsonl if form == "jsonl" else write_runs_csv)(log, sys.stdout, ids)
+
+
+@runs.command("delete")
+@click.argument("run_id")
+@db_option
+@click.confirmation_option(prompt="Delete this run and all its steps for good?", help="Do not ask.")
+def runs_delete(run_id: str, db: Path | None) -> None:
+    """Remove a run from the log."""
+    _open_log(db).delete(run_id)
 
 
 @cli.group()

@@ -181,13 +181,22 @@ def test_runs_list_show_export(capsys, tmp_path) -> None:
     assert run(["runs", "list", "--db", str(db)]) == 0
     listed = capsys.readouterr().out
     assert "finished" in listed and "identical" in listed
-    run_id = listed.split()[0]
+    run_id, run_started = listed.split()[:2]
     assert run(["runs", "show", run_id[:-2], "--db", str(db)]) == 0
     assert json.loads(capsys.readouterr().out)["id"] == run_id
     for form in ("jsonl", "csv"):
         assert run(["runs", "export", "all", "--format", form, "--db", str(db)]) == 0
         assert run_id in capsys.readouterr().out
     assert len(log.events(run_id, Lane.METHOD)) > 3
+    filters = ["--since", run_started[:10], "--method", "streaming", "--model", "toy", "--sort", "tokens"]
+    assert run(["runs", "list", *filters, "--db", str(db)]) == 0
+    assert run_id in capsys.readouterr().out
+    assert run(["runs", "export", "all", "--starred", "--db", str(db)]) == 0
+    assert capsys.readouterr().out == ""
+    assert run(["runs", "list", "--until", "soon", "--db", str(db)]) == 1
+    assert "not a day" in capsys.readouterr().err
+    assert run(["runs", "delete", run_id, "--yes", "--db", str(db)]) == 0
+    assert log.count() == 0
 
 
 def test_models_list(capsys) -> None:

@@ -33,6 +33,8 @@ from specstream.events import (
 )
 from specstream.info import EngineInfo
 from specstream.runlog import (
+    SORTS,
+    Filter,
     RunLog,
     RunLogError,
     default_path,
@@ -42,8 +44,10 @@ from specstream.runlog import (
     write_runs_csv,
     write_steps_csv,
 )
+from specstream.runlog.filters import order
 from specstream.runlog.recorder import INTERVAL
 from specstream.runlog.schema import COLUMNS, markdown
+from specstream.runlog.store import LISTED
 from specstream.stats import summarize
 
 ROOT = Path(__file__).parents[1]
@@ -386,6 +390,73 @@ def test_pages_and_filters(log: RunLog) -> None:
     assert log.count(model="tiny") == 7 and log.count(model="other") == 0
     assert log.count(search="") == 7
     assert log.ids() == ids
+    assert log.ids(method="standard") == ids[1::2]
+    assert log.used("method") == ["standard", "streaming"] and log.used("model") == ["tiny"]
+    assert log.used("method", visitor="nobody") == []
+
+
+def dated(log: RunLog, values: list[dict[str, object]]) -> None:
+    """Rows as finished runs leave them, written at once: a day each, from 2026-01-01 on."""
+    info = json.dumps(INFO.to_dict())
+    row = {"status": "finished", "model": "tiny", "method": "streaming", "visitor": "me", "info_json": info}
+    with log.file.connect() as db:
+        days = (f"2026-{1 + n // 28 % 12:02}-{1 + n % 28:02}T23:59:59.999+00:00" for n in range(len(values)))
+        rows = (
+            row | {"id": f"{n:026}", "started_utc": day, "prompt": f"prompt {n}"} | more
+            for n, (day, more) in enumerate(zip(days, values, strict=True))
+        )
+        db.table("runs").insert_all(rows)
+
+
+def test_days_stars_and_orders(log: RunLog) -> None:
+    dated(log, [{"speedup": n % 3 or None, "tokens": n, "star": int(n == 2)} for n in range(5)])
+    found = {name: [r["tokens"] for r in log.runs(sort=name)] for name in ("newest", "oldest", "speed-up", "tokens")}
+    assert found["newest"] == found["tokens"] == [4, 3, 2, 1, 0] == found["oldest"][::-1]
+    assert found["speed-up"] == [2, 4, 1, 3, 0]  # not measured: last
+    assert [r["tokens"] for r in log.runs(since="2026-01-02", until=" 2026-01-03 ")] == [2, 1]  # both days included
+    assert [r["tokens"] for r in log.runs(starred=True)] == [2]
+    for wrong, words in (({"since": "yesterday"}, "not a day: write it as"), ({"sort": "number; drop"}, "choose one")):
+        with pytest.raises(RunLogError, match=words):
+            log.runs(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_visitor_has_their_own_runs_only(log: RunLog) -> None:
+    mine, theirs = write(log, visitor="me"), write(log, visitor="them")
+    assert log.ids(visitor="me") == [mine] and log.ids(visitor="") == []
+    assert log.run(mine, visitor="me")["id"] == mine and log.run(theirs)["id"] == theirs
+    for work in (log.run, log.events, log.delete, log.set_star):
+        with pytest.raises(RunLogError, match="There is no run"):
+            work(theirs, visitor="me")  # type: ignore[operator]
+    with pytest.raises(RunLogError, match="There is no run"):
+        log.set_note(theirs, "mine now", visitor="me")
+    assert log.run(theirs)["note"] == ""
+
+
+def test_five_thousand_runs_are_paged_by_an_index(log: RunLog) -> None:
+    methods = ("standard", "streaming", "prompt_lookup")
+    dated(
+        log, [{"method": methods[n % 3], "speedup": n / 7, "tokens": n, "output": "word " * 400} for n in range(5000)]
+    )
+    last = log.runs(limit=15, offset=4995)
+    assert [r["tokens"] for r in log.runs(sort="tokens", limit=2)] == [4999, 4998] and len(last) == 5
+    one_filter: list[dict[str, str | bool]] = [
+        {}, {"method": "standard"}, {"model": "tiny"}, {"visitor": "me"}, {"starred": True}, {"since": "2026-03-01"},
+    ]  # fmt: skip
+    for filters in one_filter:
+        newest = plan(log, "newest", **filters)
+        assert "INDEX" in newest and "TEMP B-TREE" not in newest, (filters, newest)
+    for sort in SORTS:
+        assert "TEMP B-TREE" not in plan(log, sort) and "INDEX" in plan(log, sort), sort
+        for filters in ({"search": "prompt 17"}, {"method": "standard", "since": "2026-03-01"}):
+            assert "SEARCH runs" in plan(log, sort, **filters), (sort, filters)  # only what matches is read
+
+
+def plan(log: RunLog, sort: str, **filters: str | bool) -> str:
+    """How SQLite goes about a page of runs, in its words."""
+    where, values = Filter(**filters).where()  # type: ignore[arg-type]
+    sql = f"explain query plan select {LISTED} from runs where {where} order by {order(sort)} limit 15 offset 4500"
+    with log.file.connect() as db:
+        return "; ".join(row["detail"] for row in db.query(sql, values))
 
 
 def test_ids_may_be_shortened_and_unknown_ones_are_named(log: RunLog) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlite_utils import Database
 
@@ -15,6 +13,7 @@ from specstream.events import Event, Lane
 from specstream.info import EngineInfo
 from specstream.runlog import rows
 from specstream.runlog.database import LogFile, RunLogError, default_path, new_id, switched_off
+from specstream.runlog.filters import NEWEST, Filter, order
 from specstream.runlog.recorder import NullRecorder, Recorder, now
 
 LISTED = (
@@ -22,6 +21,7 @@ LISTED = (
     "output, tokens, steps, tokens_per_step, tokens_per_second, baseline_tokens_per_second, agreement, speedup, "
     "error, note, star"
 )
+LAST = "~"  # comes after every letter of an id
 MEASURED = (
     "method", "prompts", "tokens", "steps", "seconds", "tokens_per_second", "tokens_per_step", "speedup", "identical",
     "total",
@@ -85,57 +85,67 @@ class RunLog:
         with self.file.errors():
             return Recorder(self.file, run_id)
 
-    def runs(self, limit: int = 50, offset: int = 0, **filters: str | None) -> list[dict[str, Any]]:
-        """A page of runs, newest first, without what is inside them. Filters: search, method, model, visitor."""
-        where, values = _where(**filters)
-        sql = f"select {LISTED} from runs where {where} order by number desc limit ? offset ?"
-        page = [max(0, limit), max(0, offset)]
+    def runs(self, limit: int = 50, offset: int = 0, sort: str = NEWEST, **filters: Any) -> list[dict[str, Any]]:
+        """A page of runs, without what is inside them. Filters: the fields of ``Filter``; orders: ``SORTS``."""
+        where, values = Filter(**filters).where()
+        sql = f"select {LISTED} from runs where {where} order by {order(sort)} limit ? offset ?"
         with self.file.connect() as db:
-            return [row | {"star": bool(row["star"])} for row in db.query(sql, values + page)]
+            found = db.query(sql, [*values, max(0, limit), max(0, offset)])
+            return [row | {"star": bool(row["star"])} for row in found]
 
-    def count(self, **filters: str | None) -> int:
+    def count(self, **filters: Any) -> int:
         """How many runs there are; filters as for ``runs``."""
-        where, values = _where(**filters)
+        where, values = Filter(**filters).where()
         with self.file.connect() as db:
             return db.table("runs").count_where(where, values)
 
-    def ids(self) -> list[str]:
-        """The ids of all runs, oldest first."""
+    def ids(self, sort: str = "oldest", **filters: Any) -> list[str]:
+        """The ids of all runs that the filters let through, oldest first."""
+        where, values = Filter(**filters).where()
         with self.file.connect() as db:
-            return [row["id"] for row in db.query("select id from runs order by number")]
+            sql = f"select id from runs where {where} order by {order(sort)}"
+            return [row["id"] for row in db.query(sql, values)]
 
-    def run(self, run: str) -> dict[str, Any]:
+    def used(self, column: Literal["method", "model"], visitor: str | None = None) -> list[str]:
+        """The methods or models that occur in the log, sorted."""
+        where, values = Filter(visitor=visitor).where()
+        sql = f"select distinct {column} as name from runs where {where} order by name"
+        with self.file.connect() as db:
+            return [row["name"] for row in db.query(sql, values) if row["name"]]
+
+    def run(self, run: str, visitor: str | None = None) -> dict[str, Any]:
         """Everything about a run by its id, or the start of it that no other has. JSON columns come decoded.
 
-        A run that is still going on shows what is saved of it.
+        A run that is still going on shows what is saved of it. With ``visitor`` only their own runs exist, here and in
+        the methods below.
         """
         with self.file.connect() as db:
-            row = _find(db, run)
+            row = _find(db, run, visitor)
             if row["status"] == "running":
                 row |= rows.summary(db, row["id"])
         return _decoded(row) | {"star": bool(row["star"])}
 
-    def events(self, run: str, lane: Lane | str = Lane.METHOD) -> list[Event]:
+    def events(self, run: str, lane: Lane | str = Lane.METHOD, visitor: str | None = None) -> list[Event]:
         """A lane as it happened: Started, Steps, and Finished unless the run was cut off. Empty if it never ran."""
         with self.file.connect() as db:
-            return rows.read_events(db, _find(db, run)["id"], Lane(lane))
+            return rows.read_events(db, _find(db, run, visitor)["id"], Lane(lane))
 
-    def set_note(self, run: str, note: str) -> None:
+    def set_note(self, run: str, note: str, visitor: str | None = None) -> None:
         """Replace the note of a run."""
-        self._set(run, {"note": rows.clean(note)})
+        self._set(run, visitor, {"note": rows.clean(note)})
 
-    def set_star(self, run: str, star: bool = True) -> None:
+    def set_star(self, run: str, star: bool = True, visitor: str | None = None) -> None:
         """Mark a run, or take the mark off."""
-        self._set(run, {"star": int(star)})
+        self._set(run, visitor, {"star": int(star)})
 
-    def _set(self, run: str, values: dict[str, Any]) -> None:
+    def _set(self, run: str, visitor: str | None, values: dict[str, Any]) -> None:
         with self.file.connect() as db, self.file.writing(db):
-            db.table("runs").update(_find(db, run)["number"], values)
+            db.table("runs").update(_find(db, run, visitor)["number"], values)
 
-    def delete(self, run: str) -> None:
+    def delete(self, run: str, visitor: str | None = None) -> None:
         """Remove a run and its steps. Raises RunLogError for one that is still being written."""
         with self.file.connect() as db, self.file.writing(db):
-            row = _find(db, run)
+            row = _find(db, run, visitor)
             if row["status"] == "running":
                 raise RunLogError(f"Run {row['id']} is still being written: stop it first.")
             db.table("runs").delete(row["number"])
@@ -164,10 +174,11 @@ class RunLog:
             return [json.loads(row["report_json"]) | {"id": row["id"]} for row in db.query(sql, [max(0, limit)])]
 
 
-def _find(db: Database, run: str) -> dict[str, Any]:
+def _find(db: Database, run: str, visitor: str | None = None) -> dict[str, Any]:
     wanted = run.strip().upper()
-    sql = "select * from runs where substr(id, 1, ?) = ? and ? <> '' limit 2"
-    found = list(db.query(sql, [len(wanted), wanted, wanted]))
+    where, values = Filter(visitor=visitor).where()
+    sql = f"select * from runs where id >= ? and id < ? and ? <> '' and {where} limit 2"
+    found = list(db.query(sql, [wanted, wanted + LAST, wanted, *values]))
     if not found:
         raise RunLogError(f"There is no run {run.strip()!r} in the log: list the runs to see their ids.")
     if len(found) > 1:
@@ -181,23 +192,3 @@ def _decoded(row: dict[str, Any]) -> dict[str, Any]:
         name.removesuffix("_json"): json.loads(value) if name.endswith("_json") and value is not None else value
         for name, value in row.items()
     }
-
-
-def _where(
-    search: str | None = None, method: str | None = None, model: str | None = None, visitor: str | None = None
-) -> tuple[str, list[str | int]]:
-    parts = ["1"]
-    values: list[str | int] = []
-    for column, wanted in (("method", method), ("model", model), ("visitor", visitor)):
-        if wanted:
-            parts.append(f"{column} = ?")
-            values.append(wanted)
-    if search and search.strip():
-        parts.append("number in (select rowid from runs_fts where runs_fts match ?)")
-        values.append(_match(re.findall(r"\w+", rows.clean(search))))
-    return " and ".join(parts), values
-
-
-def _match(words: Iterable[str]) -> str:
-    """All the words, each also as the beginning of a longer one. Nothing matches a search without words."""
-    return " ".join(f'"{word}"*' for word in words) or '""'

@@ -1,0 +1,80 @@
+"""Which runs of the log are meant, and in which order: the words of the page and of the command line as SQL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from specstream.runlog.database import RunLogError
+from specstream.runlog.rows import clean
+
+NEWEST = "newest"
+SORTS = {
+    NEWEST: "started_utc desc, number desc",
+    "oldest": "started_utc, number",
+    "speed-up": "speedup desc, number desc",
+    "tokens per second": "tokens_per_second desc, number desc",
+    "tokens per step": "tokens_per_step desc, number desc",
+    "tokens": "tokens desc, number desc",
+}  # largest first; runs where nothing was measured come last. Each has its index (migration m005)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a run must be to be listed; an empty field asks nothing.
+
+    ``search`` are words, or beginnings of words, of the prompt, the text and the note. ``since`` and ``until`` are days
+    in UTC, both included. ``visitor`` None means everybody's runs, and any text only those of that visitor.
+    """
+
+    search: str | None = ""
+    method: str | None = ""
+    model: str | None = ""
+    since: str | None = ""
+    until: str | None = ""
+    starred: bool = False
+    visitor: str | None = None
+
+    def where(self) -> tuple[str, list[str]]:
+        """The condition on ``runs``, and its values. Raises RunLogError for a day that is none."""
+        parts = list(self._parts())
+        return " and ".join(["1", *(sql for sql, _ in parts)]), [value for _, values in parts for value in values]
+
+    def _parts(self) -> Iterator[tuple[str, list[str]]]:
+        if self.visitor is not None:
+            yield "visitor = ?", [self.visitor]
+        if self.method:
+            yield "method = ?", [self.method]
+        if self.model:
+            yield "model = ?", [self.model]
+        if self.starred:
+            yield "star = 1", []
+        if self.since and self.since.strip():
+            yield "started_utc >= ?", [day(self.since).isoformat()]
+        if self.until and self.until.strip():
+            yield "started_utc < ?", [(day(self.until) + timedelta(days=1)).isoformat()]
+        if self.search and self.search.strip():
+            match = _match(re.findall(r"\w+", clean(self.search)))
+            yield "number in (select rowid from runs_fts where runs_fts match ?)", [match]
+
+
+def day(text: str) -> date:
+    """A day written as 2026-11-24. Raises RunLogError for anything else."""
+    try:
+        return date.fromisoformat(text.strip())
+    except ValueError:
+        raise RunLogError(f"{text.strip()!r} is not a day: write it as 2026-11-24.") from None
+
+
+def order(sort: str) -> str:
+    """The SQL of an order. Raises RunLogError for an unknown one."""
+    if sort not in SORTS:
+        raise RunLogError(f"Runs can't be sorted by {sort!r}: choose one of {', '.join(SORTS)}.")
+    return SORTS[sort]
+
+
+def _match(words: Iterable[str]) -> str:
+    """All the words, each also as the beginning of a longer one. Nothing matches a search without words."""
+    return " ".join(f'"{word}"*' for word in words) or '""'
