@@ -42,6 +42,18 @@ class Checked:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
+class Labelled(Checked):
+    """A method: its ``name`` for programs and its ``label`` for people."""
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+
+    def described(self) -> str:
+        """The label, with the settings that are not as they come."""
+        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        return ", ".join([self.label, *(f"{f.metadata['label'].lower()} {getattr(self, f.name)}" for f in changed)])
+
+
 @dataclass(frozen=True)
 class Sampling(Checked):
     """How the target chooses tokens and when a run ends. The same for every method.
@@ -71,7 +83,7 @@ class Sampling(Checked):
 
 
 @dataclass(frozen=True)
-class Standard(Checked):
+class Standard(Labelled):
     """Standard autoregressive decoding: one token per pass."""
 
     name: ClassVar[str] = "standard"
@@ -79,7 +91,7 @@ class Standard(Checked):
 
 
 @dataclass(frozen=True)
-class Streaming(Checked):
+class Streaming(Labelled):
     """Speculative Streaming: the model's own streams draft a tree, the next pass verifies it."""
 
     name: ClassVar[str] = "streaming"
@@ -112,7 +124,7 @@ class Streaming(Checked):
 
 
 @dataclass(frozen=True)
-class PromptLookup(Checked):
+class PromptLookup(Labelled):
     """Prompt lookup: what followed the last tokens when they occurred before is the draft. Needs no training."""
 
     name: ClassVar[str] = "prompt_lookup"
@@ -142,3 +154,27 @@ def method(name: str, **values: Any) -> Method:
     if unknown := set(values) - known:
         raise ValueError(f"{METHODS[name].label} has no setting {', '.join(sorted(unknown))}.")
     return METHODS[name](**values)
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and own settings from ``NAME:setting=value:...``. Raises ValueError for another form."""
+    name, *parts = (part.strip() for part in text.split(":"))
+    values: dict[str, Any] = {}
+    for part in parts:
+        setting, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(
+                f"{part!r} in {text!r} is no setting: write NAME:setting=value, as in streaming:budget=12."
+            )
+        values[setting.strip().replace("-", "_")] = _plain(value.strip())
+    return name, values
+
+
+def _plain(text: str) -> int | float | str:
+    """A whole number, a number, or the text as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

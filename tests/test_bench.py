@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from specstream import bench, engine, toy
-from specstream.bench import cases, curve, outside, results, runner, tuning
+from specstream import bench, engine, params, toy
+from specstream.bench import cases, curve, outside, results, runner, tables, tuning
 from specstream.bench.machine import PeakMemory
 from specstream.events import Agreement, Reason, Verdict
 from specstream.params import PromptLookup, Sampling, Standard, Streaming
@@ -65,6 +65,34 @@ def test_every_method_writes_the_same_text() -> None:
         assert out[0]["waste"] == 0 and out[0]["rows_per_token"] == 1
 
 
+def test_stopped_in_the_middle_the_complete_prompts_are_the_result() -> None:
+    loaded, done, seen = toy.load_toy(pace=0), [], []
+
+    def stop() -> bool:
+        return len(done) >= 5  # the third prompt has had one run of two
+
+    contenders = [bench.Ours(loaded, Streaming(), stop)]
+    asked = bench.prompts_as_cases(["Text:", "Text: The", "Text: In", "Text: Near"])
+    rows = bench.bench(
+        loaded, asked, contenders, SHORT, 1, lambda: done.append(1), lambda r: seen.append(len(r[1].asked)), stop
+    )
+    assert seen == [1, 2] and [len(r.asked) for r in rows] == [2, 2] and len(done) == 5
+    assert bench.result_rows(rows, "e2e")[1]["total"] == 2
+    assert [len(r.asked) for r in bench.bench(loaded, asked, contenders, SHORT, stop=lambda: True)] == [0, 0]
+
+
+def test_a_method_may_come_twice_with_settings_of_its_own() -> None:
+    assert params.parse("streaming") == ("streaming", {})
+    name, own = params.parse("streaming: budget=12:streams=deferred:prune=0.05")
+    chosen = params.method(name, **own)
+    assert chosen == Streaming(budget=12, streams="deferred", prune=0.05)
+    assert chosen.described() == "Speculative Streaming, tree budget 12, streams deferred, pruning 0.05"
+    with pytest.raises(ValueError, match="no setting"):
+        params.parse("streaming:budget")
+    with pytest.raises(ValueError, match="Tree budget must be a whole number"):
+        params.method("streaming", **params.parse("streaming:budget=many")[1])
+
+
 # ---- the formulas ----------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +125,23 @@ def test_formulas_on_known_numbers() -> None:
     assert ours["by_category"]["a"]["speedup"] == pytest.approx(11 / 5) and ours["by_category"]["b"]["speedup"] == 1
     assert plain["speedup"] == 1 and plain["speedup_interval"] == (1, 1)
     assert [p["speedup"] for p in ours["per_prompt"]] == pytest.approx([11 / 5, 1])
+
+
+def test_tables_say_what_the_results_say() -> None:
+    standard = row("standard", [(1, 10, 11, 10), (1, 20, 21, 20)])
+    streaming = row("streaming", [(1, 4, 11, 4), (1, 20, 21, 10)], drafted=40, accepted=6, rows=50, stream_rows=20)
+    streaming.asked[1].verdict = Verdict(Agreement.TIE, 21, "A tie.", 7, 0.0125)
+    results_of_both = bench.result_rows([standard, streaming], "e2e")
+    heads, _, plain, ours = [[c.strip() for c in line.strip("|").split("|")] for line in bench.table(results_of_both)]
+    cells = dict(zip(heads, ours, strict=True))
+    assert len(plain) == len(heads) == len(tables.COLUMNS)
+    assert cells["method"] == "Speculative Streaming" and cells["identical"] == "1/2"
+    assert cells["tokens per step"] == "2.14" and cells["step cost"] == "1.50" and cells["waste"] == "2.27"
+    assert cells["prompt passes, s"] == "2.00" and cells["memory, MB"] == "5" and cells["lowest"] == "1.00"
+    assert cells["speed-up (95 %)"].startswith("1.23 (")
+    (told,) = bench.differences(results_of_both)
+    assert told.startswith("Speculative Streaming, prompt 2: first difference at token 8, where the two best scores")
+    assert "0.013 apart" in told or "0.012 apart" in told
 
 
 def test_interval_covers_the_suite_ratio_and_needs_two_prompts() -> None:
@@ -159,6 +204,19 @@ def test_turns_go_through_the_chat_template() -> None:
     case = cases.Case(("a", "b"), ready=False)
     assert case.prompt(Loaded(), []) == "user:a|"
     assert case.prompt(Loaded(), ["x"]) == "user:a|assistant:x|user:b|"
+
+
+def test_a_file_of_questions_is_known_by_its_turns(questions: Path, tmp_path: Path) -> None:
+    loaded = toy.load_toy(pace=0)
+    assert bench.read_cases(loaded, questions, "e2e", 1) == bench.spec_bench(questions, 1)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"meaning_representation": "name[A]"}\n{"meaning_representation": "name[B]"}\n')
+    assert bench.read_cases(loaded, rows, "e2e", 1) == [cases.Case(("Facts: name[A]\nText:",))]
+    with pytest.raises(ValueError, match="line 1: the column 'question'"):
+        bench.read_cases(loaded, rows, "sql")
+    (tmp_path / "bad.jsonl").write_text("no JSON")
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 1"):
+        bench.read_cases(loaded, tmp_path / "bad.jsonl", "e2e")
 
 
 @pytest.mark.parametrize(
@@ -260,6 +318,8 @@ def test_tuning_tries_its_choice_on_other_prompts() -> None:
     assert given["settings"]["budget"] == 48 and chosen["settings"] == out["settings"]
     assert chosen["identical"] == chosen["total"] == 2
     assert all(t["measured"] > 0 and t["predicted"] > 0 and t["explained"] > 0 for t in out["trials"])
-    assert [line.split(":")[0] for line in tuning.table(out)][2:] == ["| chosen", "| given"]
+    assert [line.split(":")[0] for line in tables.tuning_table(out)][2:] == ["| chosen", "| given"]
+    with pytest.raises(curve.Cancelled):
+        tuning.tried(toyed, costs, asked, Streaming(), SHORT, 1, lambda: True)
     with pytest.raises(ValueError, match="two prompts"):
         tuning.tried(toyed, costs, asked[:1], Streaming(), SHORT, 1)

@@ -7,15 +7,15 @@ import random
 import pytest
 
 from specstream import toy, tree
-from specstream.bench import curve
+from specstream.bench import curve, tables
 from specstream.bench.predict import (
     Curve,
     Shape,
     Trace,
-    best,
     break_even,
     chain_tokens,
     cut,
+    merit,
     predict,
     shapes,
     trace,
@@ -87,7 +87,7 @@ def test_prediction_is_tokens_over_cost() -> None:
     assert found.step_cost == pytest.approx((1.2 + 1.0) / 2 / 0.5)
     assert found.speedup == pytest.approx(2 / 2.2)
     options = [predict(LINE, 0.5, steps, s) for s in shapes((1, 2, 3), (1, 2), (1, 2))]
-    assert best(options).shape == Shape(2, 1, 2)  # two nodes hold the whole accepted path
+    assert max(options, key=merit).shape == Shape(2, 1, 2)  # two nodes hold the whole accepted path
     assert len(options) == 12
 
 
@@ -105,14 +105,16 @@ def test_textbook_forms() -> None:
 def test_the_toys_cost_is_its_pace() -> None:
     engine = toy.load_toy(pace=0.002)  # a pass takes 2 ms, and a hundredth of that more for each row
     cost = curve.measure(engine, ["Text: The"], seconds=0, sizes=(0, 4, 40))
-    assert [n for n, _ in cost.of(Standard).points] == [0, 4, 40]
+    assert [n for n, _ in cost.of(Standard()).points] == [0, 4, 40]
     assert cost.plain_seconds > 0.002
-    assert cost.of(PromptLookup).seconds(40) > cost.of(PromptLookup).seconds(4)
-    assert cost.streaming.traces and all(len(t.nodes) == 40 for t in cost.streaming.traces)
+    assert cost.of(PromptLookup()).seconds(40) > cost.of(PromptLookup()).seconds(4)
+    assert set(cost.streaming) == set(curve.VARIANTS)
+    assert all(s.traces and all(len(t.nodes) == 40 for t in s.traces) for s in cost.streaming.values())
     out = curve.report(engine, cost)
     assert out["plain"][0]["nodes"] == 0 and out["bytes_per_second"] > 1e8
-    lines = list(curve.table(out))
-    assert len(lines) == 3 + len(out["plain"]) + len(out["streaming"]) - 2
+    lines = list(tables.cost_table(out))
+    assert len(lines) == 3 + len(out["plain"])
+    assert lines[2].count("|") == 8 and lines[2].startswith("| 0 |") and lines[2].endswith("| - | - | - | - |")
 
 
 @pytest.mark.parametrize("method", [Streaming(), PromptLookup(shortest=1)])
@@ -130,6 +132,30 @@ def test_predicted_tokens_per_step_are_those_of_a_run(method) -> None:
         steps = [e for e in events if isinstance(e, Step) and e.index]
         real = sum(len(s.tokens) for s in steps) / len(steps)
         assert predicted.tokens_per_step == pytest.approx(real, rel=0.1)
+
+
+def test_the_cheaper_variant_of_streaming_is_chosen() -> None:
+    def samples(*seconds: float) -> curve.Samples:
+        out = curve.Samples()
+        for nodes, value in enumerate(seconds):
+            out.steps[nodes], out.passes[nodes] = [value], [value]
+        return out
+
+    def chosen(in_pass: float, deferred: float) -> str:
+        streaming = {"in-pass": samples(1, in_pass, in_pass), "deferred": samples(1, deferred, deferred)}
+        return curve.tune(curve.Cost(samples(1), streaming), [trace(step(TREE, 3))], Streaming()).method.streams
+
+    assert chosen(1.5, 1.2) == "deferred" and chosen(1.2, 1.5) == "in-pass" and chosen(1.2, 1.2) == "in-pass"
+
+
+def test_a_measurement_ends_when_it_is_asked_to() -> None:
+    engine, ticks = toy.load_toy(pace=0), []
+    asked = (engine, ["Text: The"], 60.0, (0, 2), None, lambda: ticks.append(1))
+    with pytest.raises(curve.Cancelled):
+        curve.measure(*asked, stop=lambda: len(ticks) > 3)
+    assert len(ticks) == 4
+    with pytest.raises(curve.Cancelled):
+        curve.watched(engine, ["Text: The"], Streaming(), Sampling(), lambda: True)
 
 
 def test_what_can_not_be_tuned() -> None:

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from specstream.bench import table
-from specstream.bench.curve import table as cost_table
-from specstream.bench.tuning import table as tuning_table
+from specstream.bench.tables import cost_table, table, tuning_table
 
 PAGE = Path(__file__).resolve().parent.parent / "benchmarks.md"
 METHODS = "standard,streaming,prompt_lookup,hf,hf-prompt-lookup"

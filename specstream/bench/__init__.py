@@ -1,27 +1,57 @@
-"""The benchmark: the same prompts with every method, interleaved in one process, on the engine's own clock."""
+"""The benchmark: the same prompts with every method, interleaved in one process, on the engine's own clock.
 
-from specstream.bench.cases import Case, prompts_as_cases, spec_bench
-from specstream.bench.machine import commit, described, machine
-from specstream.bench.outside import LABELS as REFERENCES
-from specstream.bench.outside import references
-from specstream.bench.results import decode_tokens, result_rows, table, total_of
-from specstream.bench.runner import Ours, Row, bench, runs_of
+Names are loaded on first use: results can be read and tabled without torch.
+"""
 
-__all__ = [
-    "REFERENCES",
-    "Case",
-    "Ours",
-    "Row",
-    "bench",
-    "commit",
-    "decode_tokens",
-    "described",
-    "machine",
-    "prompts_as_cases",
-    "references",
-    "result_rows",
-    "runs_of",
-    "spec_bench",
-    "table",
-    "total_of",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specstream.bench.cases import Case as Case
+    from specstream.bench.cases import prompts_as_cases as prompts_as_cases
+    from specstream.bench.cases import read_cases as read_cases
+    from specstream.bench.cases import spec_bench as spec_bench
+    from specstream.bench.machine import commit as commit
+    from specstream.bench.machine import described as described
+    from specstream.bench.machine import machine as machine
+    from specstream.bench.outside import references as references
+    from specstream.bench.results import decode_tokens as decode_tokens
+    from specstream.bench.results import result_rows as result_rows
+    from specstream.bench.results import total_of as total_of
+    from specstream.bench.runner import Ours as Ours
+    from specstream.bench.runner import Row as Row
+    from specstream.bench.runner import bench as bench
+    from specstream.bench.runner import runs_of as runs_of
+    from specstream.bench.tables import REFERENCES as REFERENCES
+    from specstream.bench.tables import differences as differences
+    from specstream.bench.tables import table as table
+
+_HOME = {
+    "Case": "cases",
+    "prompts_as_cases": "cases",
+    "read_cases": "cases",
+    "spec_bench": "cases",
+    "commit": "machine",
+    "described": "machine",
+    "machine": "machine",
+    "references": "outside",
+    "decode_tokens": "results",
+    "result_rows": "results",
+    "total_of": "results",
+    "Ours": "runner",
+    "Row": "runner",
+    "bench": "runner",
+    "runs_of": "runner",
+    "REFERENCES": "tables",
+    "differences": "tables",
+    "table": "tables",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'specstream.bench' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"specstream.bench.{_HOME[name]}"), name)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specstream.tasks import task
+
 SPEC_BENCH = "spec-bench"
 
 
@@ -59,6 +61,42 @@ def spec_bench(file: Path, limit: int = 0) -> list[Case]:
     if not cases:
         raise CaseError(f"{file} holds no questions.")
     return cases
+
+
+def read_cases(engine: Any, file: Path, task_name: str, limit: int = 0) -> list[Case]:
+    """The first rows of a JSONL file (0: all): of a task's columns, or Spec-Bench's questions as they are."""
+    if task_name == SPEC_BENCH or _has_turns(file):
+        return spec_bench(file, limit)
+    return prompts_as_cases(read_prompts(engine, file, task_name, limit))
+
+
+def _has_turns(file: Path) -> bool:
+    """Is the file's first row a question of Spec-Bench's form? What can't be read is left to the reader to refuse."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            row = json.loads(next((line for line in lines if line.strip()), "null"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and "turns" in row
+
+
+def read_prompts(engine: Any, file: Path, task_name: str, limit: int = 0) -> list[str]:
+    """Prompts of the first rows of a JSONL file (0: all). Raises DataError naming a bad line."""
+    from specstream.training.sources import DataError, read_rows
+
+    chosen = task(task_name)
+    out: list[str] = []
+    for number, row in read_rows(file):
+        if limit and len(out) >= limit:
+            break
+        try:
+            chosen.row_prompt(row)
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: {error}.") from None
+        out.append(engine.prompt("chat", row["prompt"]) if task_name == "chat" else chosen.row_prompt(row))
+    if not out:
+        raise DataError(f"{file} holds no rows.")
+    return out
 
 
 def _question(line: str, where: str) -> Case:

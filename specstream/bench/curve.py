@@ -12,19 +12,25 @@ from typing import Any
 
 import torch
 
-from specstream.bench.predict import Curve, Prediction, Shape, Trace, best, predict, shapes, trace
+from specstream.bench.predict import Curve, Prediction, Shape, Trace, cut, merit, predict, predicted, shapes, trace
 from specstream.drafters import Drafter
 from specstream.drafters.streaming import StreamingDrafter
 from specstream.engine import Engine
 from specstream.events import Draft, Step
 from specstream.loop import Run
 from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
+from specstream.target import never
 
 SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 BUDGETS, WIDTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48), (1, 2, 3, 4, 6, 8)
 STEPS_PER_RUN = 64
 PROBE = 1 << 28  # bytes read to measure the memory's speed: more than any cache holds
+VARIANTS = ("in-pass", "deferred")  # where the streams are computed, see params.Streaming
 TEXT = "The history of the city begins with a small market by the river. Every morning the"
+
+
+class Cancelled(ValueError):
+    """The measurement was asked to end before it had an answer."""
 
 
 class Turns:
@@ -88,14 +94,14 @@ class Samples:
 
 @dataclass
 class Cost:
-    """What was measured: ``plain`` without streams, ``streaming`` with them (empty without an adapter)."""
+    """What was measured: ``plain`` without streams, and with them by variant (empty without an adapter)."""
 
     plain: Samples = field(default_factory=Samples)
-    streaming: Samples = field(default_factory=Samples)
+    streaming: dict[str, Samples] = field(default_factory=dict)
 
-    def of(self, method: type[Method]) -> Curve:
+    def of(self, method: Method) -> Curve:
         """Cost of a step of a method by its drafted nodes."""
-        return (self.streaming if method is Streaming else self.plain).curve()
+        return (self.streaming[method.streams] if isinstance(method, Streaming) else self.plain).curve()
 
     @property
     def plain_seconds(self) -> float:
@@ -110,45 +116,50 @@ def measure(
     sizes: Sequence[int] = SIZES,
     params: Streaming | None = None,
     tick: Callable[[], object] = lambda: None,
+    stop: Callable[[], bool] = never,
 ) -> Cost:
     """Run steps with trees of every size, in turn, for about ``seconds``; every size comes up once at the very least.
 
     ``prompts`` say what is continued (default: a sentence). The first run of each kind is a warm-up. ``tick`` is called
-    after each run. Raises ValueError on a model that can't verify trees.
+    after each run. Raises ValueError on a model that can't verify trees, and Cancelled once ``stop`` is true.
     """
     if reason := engine.info.unavailable.get(PromptLookup.name):
         raise ValueError(reason)
-    cost, started = Cost(), time.perf_counter()
-    wanted = [cost.plain, cost.streaming] if Streaming.name not in engine.info.unavailable else [cost.plain]
+    variants = VARIANTS if Streaming.name not in engine.info.unavailable else ()
+    cost, started = Cost(streaming={name: Samples() for name in variants}), time.perf_counter()
+    kinds: list[tuple[Samples, Streaming | None]] = [(cost.plain, None)]
+    kinds += [(s, replace(params or Streaming(), streams=name)) for name, s in cost.streaming.items()]
     for turn, prompt in enumerate(cycle(prompts or [TEXT])):
-        for samples in wanted:
-            run = _run(engine, prompt, sizes, params or Streaming(), samples is cost.streaming)
-            for step in _steps(run):
+        for samples, method in kinds:
+            for step in _steps(_run(engine, prompt, sizes, method), stop):
                 if turn:
                     samples.add(step)
                     _watch(samples, step, max(sizes))
-        tick()
+            tick()
         if turn and time.perf_counter() - started >= seconds:
             return cost
     raise AssertionError("a cycle does not end")
 
 
-def _run(engine: Engine, prompt: str, sizes: Sequence[int], params: Streaming, streaming: bool) -> Run:
+def _run(engine: Engine, prompt: str, sizes: Sequence[int], method: Streaming | None) -> Run:
+    """A run whose step has each of the sizes in turn: streams draft, or without a method a filler."""
     sampling = Sampling(max_new_tokens=8 * STEPS_PER_RUN, ignore_eos=True)
-    run = engine.new_run(engine.encode(prompt), params if streaming else Standard(), sampling)
+    run = engine.new_run(engine.encode(prompt), method or Standard(), sampling)
     drafters: list[Drafter] = [Filler(n) for n in sizes]
-    if streaming:
-        wide = replace(params, tree="best-first", width=max(WIDTHS), depth=0)
+    if method:
+        wide = replace(method, tree="best-first", width=max(WIDTHS), depth=0)
         source: Any = run.target  # which drafts as well
         drafters = [StreamingDrafter(source, replace(wide, budget=n)) for n in sizes if n]
     run.drafter = Turns(drafters)
     return run
 
 
-def _steps(run: Run) -> Iterator[Step]:
+def _steps(run: Run, stop: Callable[[], bool]) -> Iterator[Step]:
     try:
-        run.prompt_pass(lambda: False)
+        run.prompt_pass(never)
         for _ in range(STEPS_PER_RUN):
+            if stop():
+                raise Cancelled("Stopped before the cost of a step was known.")
             if run.reason is not None:
                 return
             yield run.step()
@@ -162,9 +173,16 @@ def _watch(samples: Samples, step: Step, largest: int) -> None:
         samples.traces.append(trace(step))
 
 
-def watched(engine: Engine, prompts: Sequence[str], method: Method, sampling: Sampling) -> list[Trace]:
-    """Steps of a method with the largest tree it can have, over whole answers: what acceptance is like."""
-    events = (e for p in prompts for e in engine.generate(p, largest(method), sampling))
+def watched(
+    engine: Engine, prompts: Sequence[str], method: Method, sampling: Sampling, stop: Callable[[], bool] = never
+) -> list[Trace]:
+    """Steps of a method with the largest tree it can have, over whole answers: what acceptance is like.
+
+    Raises Cancelled once ``stop`` is true.
+    """
+    events = [e for p in prompts for e in engine.generate(p, largest(method), sampling, stop)]
+    if stop():
+        raise Cancelled("Stopped before it was known what is accepted.")
     return [trace(e) for e in events if isinstance(e, Step) and e.index > 0]
 
 
@@ -195,15 +213,34 @@ class Tuned:
 
 
 def tune(cost: Cost, traces: Sequence[Trace], method: Method) -> Tuned:
-    """Choose budget, depth and (streaming) width by predicted speed-up. Raises ValueError if nothing was drafted."""
-    curve, plain = cost.of(type(method)), cost.plain_seconds
+    """Choose budget and depth, and for streaming width and variant, by predicted speed-up.
+
+    Raises ValueError if nothing was drafted.
+    """
+    plain = cost.plain_seconds
     deepest = max((depth for t in traces for depth, _ in t.nodes), default=0)
     if not deepest:
         raise ValueError("Nothing was drafted on these prompts, so there is nothing to tune: give other prompts.")
-    widths = WIDTHS if isinstance(method, Streaming) else (0,)
-    options = shapes(BUDGETS, widths, range(1, deepest + 1))
-    found = best(predict(curve, plain, traces, shape) for shape in options)
-    return Tuned(shaped(method, found.shape), found, predict(curve, plain, traces, shape_of(method)))
+    found, choice = max(
+        (
+            (predicted(cost.of(variant), plain, shape, cuts), variant)
+            for shape, cuts, variant in _options(cost, traces, method, deepest)
+        ),
+        key=lambda option: merit(option[0]),
+    )
+    return Tuned(shaped(choice, found.shape), found, predict(cost.of(method), plain, traces, shape_of(method)))
+
+
+def _options(
+    cost: Cost, traces: Sequence[Trace], method: Method, deepest: int
+) -> Iterator[tuple[Shape, list[tuple[int, int]], Method]]:
+    """Every tree with what it would have brought, in every variant of the method."""
+    variants: list[Method] = [method]
+    if isinstance(method, Streaming):
+        variants = [replace(method, streams=name) for name in cost.streaming]
+    for shape in shapes(BUDGETS, WIDTHS if isinstance(method, Streaming) else (0,), range(1, deepest + 1)):
+        cuts = [cut(t, shape) for t in traces]
+        yield from ((shape, cuts, variant) for variant in variants)
 
 
 def shape_of(method: Method) -> Shape:
@@ -242,25 +279,10 @@ def report(engine: Engine, cost: Cost) -> dict[str, Any]:
     size = engine.info.parameters * torch.empty(0, dtype=getattr(torch, engine.info.dtype)).element_size()
     return {
         "plain": cost.plain.to_list(),
-        "streaming": cost.streaming.to_list(),
+        "streaming": cost.streaming["in-pass"].to_list() if cost.streaming else [],
+        "deferred": cost.streaming["deferred"].to_list() if cost.streaming else [],
         "gamma": engine.info.gamma,
         "weight_bytes": size,
         "bytes_per_second": speed,
         "limit_seconds": size / speed,
     }
-
-
-def table(curve: dict[str, Any]) -> Iterator[str]:
-    """Lines of a Markdown table for people."""
-    plain = {p["nodes"]: p for p in curve["plain"]}
-    streaming = {p["nodes"]: p for p in curve["streaming"]}
-    unit = plain[0]["seconds"]
-    yield "| nodes | step, ms | in plain steps | with streams: step, ms | in plain steps |"
-    yield "|---|---|---|---|---|"
-    for nodes in sorted(plain.keys() | streaming.keys()):
-        yield f"| {nodes} | {_pair(plain.get(nodes), unit)} | {_pair(streaming.get(nodes), unit)} |"
-    yield f"Reading every weight once takes at least {1000 * curve['limit_seconds']:.1f} ms here."
-
-
-def _pair(point: dict[str, Any] | None, unit: float) -> str:
-    return "- | -" if point is None else f"{1000 * point['seconds']:.1f} | {point['seconds'] / unit:.2f}"

@@ -17,6 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation.streamers import BaseStreamer
 
 from specstream import adapters, anatomy, models
+from specstream.bench.tables import REFERENCES
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
 from specstream.params import Sampling
@@ -26,11 +27,6 @@ from specstream.text import TextStream
 
 LOOKUP_TOKENS = 10  # what the method's author recommends
 NEVER = 2**31 - 1  # an end-of-text id that no token has; without one the model's own would be put in
-LABELS = {
-    "hf": "transformers generate",
-    "hf-prompt-lookup": "transformers prompt lookup",
-    "hf-assistant": "transformers assistant model",
-}
 
 
 class ReferenceUnavailable(ValueError):
@@ -93,7 +89,7 @@ class Reference:
         extra_parameters: int = 0,
         options: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self.name, self.label = name, LABELS[name]
+        self.name, self.label = name, REFERENCES[name]
         self.settings, self.extra_parameters = settings or {}, extra_parameters
         self._engine, self._model, self._options = engine, model, options
 

@@ -7,7 +7,7 @@ large tree also says what any smaller tree would have drafted in it, and how muc
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -91,15 +91,20 @@ def cut(trace: Trace, shape: Shape) -> tuple[int, int]:
 
 def predict(curve: Curve, plain_seconds: float, traces: Sequence[Trace], shape: Shape) -> Prediction:
     """Tokens per step over the cost of a step. ``plain_seconds`` is the time of a step of standard decoding."""
-    cuts = [cut(t, shape) for t in traces]
+    return predicted(curve, plain_seconds, shape, [cut(t, shape) for t in traces])
+
+
+def predicted(curve: Curve, plain_seconds: float, shape: Shape, cuts: Sequence[tuple[int, int]]) -> Prediction:
+    """The same from what ``cut`` gave for every step, which does not depend on the curve."""
     tokens = statistics.fmean(emitted for _, emitted in cuts)
     cost = statistics.fmean(curve.seconds(nodes) for nodes, _ in cuts) / plain_seconds
     return Prediction(shape, statistics.fmean(nodes for nodes, _ in cuts), tokens, cost, tokens / cost)
 
 
-def best(predictions: Iterable[Prediction]) -> Prediction:
-    """The fastest; of shapes that are predicted alike the one with the fewest nodes."""
-    return max(predictions, key=lambda p: (round(p.speedup, 6), -p.nodes, -p.shape.budget, -p.shape.width))
+def merit(prediction: Prediction) -> tuple[float, ...]:
+    """The larger the better: the fastest, and of those that are predicted alike the one with the fewest nodes."""
+    shape = prediction.shape
+    return round(prediction.speedup, 6), -prediction.nodes, -shape.budget, -shape.width
 
 
 def shapes(budgets: Sequence[int], widths: Sequence[int], depths: Sequence[int]) -> list[Shape]:

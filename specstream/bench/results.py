@@ -1,4 +1,4 @@
-"""From runs to numbers: one plain dict per method, and a table for people. docs/metrics.md says what each number is."""
+"""From runs to numbers: one plain dict per method. docs/metrics.md says what each number is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -180,25 +180,3 @@ def bootstrap(
     drawn = (statistic(rng.choices(range(size), k=size)) for _ in range(samples))
     values = sorted(v for v in drawn if v is not None and math.isfinite(v))
     return (values[int(0.025 * len(values))], values[int(0.975 * len(values))]) if values else (None, None)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Lines of a Markdown table for people."""
-    yield (
-        "| method | tokens/s | tokens per step | step cost | speed-up (95 %) | ideal | lowest | identical | "
-        "outside pass | memory, MB |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for r in rows:
-        low, high = r["speedup_interval"]
-        interval = f" ({low:.2f}-{high:.2f})" if low else ""
-        outside = "-" if r["outside_share"] is None else f"{100 * r['outside_share']:.1f} %"
-        yield (
-            f"| {r['label']} | {_show(r['tokens_per_second'], 1)} | {_show(r['tokens_per_step'])} | "
-            f"{_show(r['step_cost'])} | {_show(r['speedup'])}{interval} | {_show(r['ideal_speedup'])} | "
-            f"{_show(r['speedup_lowest'])} | {r['identical']}/{r['total']} | {outside} | {r['peak_memory'] / 1e6:.0f} |"
-        )
-
-
-def _show(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from specstream.events import Agreement, Event, Verdict
 from specstream.params import Method, Sampling, Standard
 from specstream.session import text_of, token_ids, verdict
 from specstream.stats import RunStats, summarize
+from specstream.target import never
 
 WARM_UP_TOKENS = 32
 WARM_UPS = 3
@@ -32,17 +33,17 @@ class Contender(Protocol):
 
 
 class Ours:
-    """A method of this program."""
+    """A method of this program. A run ends early once ``stop`` says so."""
 
     ours = True
 
-    def __init__(self, engine: Engine, method: Method) -> None:
-        self._engine, self.method = engine, method
-        self.name, self.label, self.settings = method.name, method.label, method.to_dict()
+    def __init__(self, engine: Engine, method: Method, stop: Callable[[], bool] = never) -> None:
+        self._engine, self.method, self._stop = engine, method, stop
+        self.name, self.label, self.settings = method.name, method.described(), method.to_dict()
         self.extra_parameters = engine.info.extra_parameters if method.name == "streaming" else 0
 
     def run(self, prompt: str, sampling: Sampling) -> list[Event]:
-        return list(self._engine.generate(prompt, self.method, sampling))
+        return list(self._engine.generate(prompt, self.method, sampling, self._stop))
 
 
 @dataclass
@@ -78,29 +79,42 @@ def bench(
     contenders: Sequence[Contender],
     sampling: Sampling,
     repeats: int = 1,
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[], object] = lambda: None,
+    booked: Callable[[list[Row]], object] = lambda rows: None,
+    stop: Callable[[], bool] = never,
 ) -> list[Row]:
     """Measure. Standard decoding is always the first row, whether it is among the contenders or not.
 
     Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
-    the machine's speed falls on all alike; before that, every method warms up. ``done`` is called after each run.
+    the machine's speed falls on all alike; before that, every method warms up. ``done`` is called after each run,
+    ``booked`` with the rows so far after each prompt. Once ``stop`` is true, the prompts that are complete are the
+    result.
     """
-    rows = [Row(Ours(engine, Standard())), *(Row(c) for c in contenders if c.name != Standard.name)]
-    _warm_up(engine, cases, rows, sampling)
+    rows = [Row(Ours(engine, Standard(), stop)), *(Row(c) for c in contenders if c.name != Standard.name)]
+    _warm_up(engine, cases, rows, sampling, stop)
     memory, turn = PeakMemory(engine.info.device), 0
     for case in cases:
         answers: list[str] = []
         while len(answers) < len(case.turns):
             prompt = case.prompt(engine, answers)
             taken: list[list[list[Event]]] = [[] for _ in rows]
-            for _ in range(repeats):
-                for index in range(len(rows)) if turn % 2 == 0 else reversed(range(len(rows))):
+            for index in _order(len(rows), turn, repeats):
+                if not stop():
                     taken[index].append(_measured(rows[index], prompt, sampling, memory))
                     done()
-                turn += 1
+            if stop():  # the last run may have been cut short
+                return rows
             _book(engine, prompt, sampling, rows, taken, case.category)
+            booked(rows)
             answers.append(text_of(taken[0][0]))
+            turn += repeats
     return rows
+
+
+def _order(methods: int, turn: int, repeats: int) -> Iterator[int]:
+    """Forwards, backwards, forwards, ..., whichever it is at this turn."""
+    for now in range(turn, turn + repeats):
+        yield from range(methods) if now % 2 == 0 else reversed(range(methods))
 
 
 def runs_of(cases: Sequence[Case], contenders: Sequence[Contender], repeats: int) -> int:
@@ -109,14 +123,17 @@ def runs_of(cases: Sequence[Case], contenders: Sequence[Contender], repeats: int
     return repeats * methods * sum(len(c.turns) for c in cases)
 
 
-def _warm_up(engine: Engine, cases: Sequence[Case], rows: Sequence[Row], sampling: Sampling) -> None:
+def _warm_up(
+    engine: Engine, cases: Sequence[Case], rows: Sequence[Row], sampling: Sampling, stop: Callable[[], bool]
+) -> None:
     """A short, a middling and a long prompt with every method: kernels are chosen, and memory grown, by size."""
     prompts = sorted((c.prompt(engine, []) for c in cases), key=len)
     picked = [prompts[round(i * (len(prompts) - 1) / (WARM_UPS - 1))] for i in range(WARM_UPS)]
     short = {"max_new_tokens": min(WARM_UP_TOKENS, sampling.max_new_tokens), "stop": sampling.stop}
     for prompt in picked:
         for row in rows:
-            row.contender.run(prompt, Sampling(**sampling.to_dict() | short))
+            if not stop():
+                row.contender.run(prompt, Sampling(**sampling.to_dict() | short))
 
 
 def _measured(row: Row, prompt: str, sampling: Sampling, memory: PeakMemory) -> list[Event]:

@@ -1,0 +1,106 @@
+"""Results as tables for people, in the terminal and on the page. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+REFERENCES = {
+    "hf": "transformers generate",
+    "hf-prompt-lookup": "transformers prompt lookup",
+    "hf-assistant": "transformers assistant model",
+}
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of methods: its heading, what it says in a few words, and its cell of a result row."""
+
+    heading: str
+    words: str
+    cell: Callable[[Result], str]
+
+
+def _number(name: str, digits: int = 2) -> Callable[[Result], str]:
+    return lambda row: _show(row[name], digits)
+
+
+def _speedup(row: Result) -> str:
+    low, high = row["speedup_interval"]
+    return _show(row["speedup"]) + (f" ({low:.2f}-{high:.2f})" if low else "")
+
+
+def _share(row: Result) -> str:
+    return "-" if row["outside_share"] is None else f"{100 * row['outside_share']:.1f} %"
+
+
+COLUMNS = (
+    Column("method", "what was measured", lambda row: row["label"]),
+    Column("tokens/s", "tokens after the first per second of the steps", _number("tokens_per_second", 1)),
+    Column("tokens per step", "1 for standard decoding", _number("tokens_per_step")),
+    Column("step cost", "median time of a step, in steps of standard decoding", _number("step_cost")),
+    Column("speed-up (95 %)", "time of standard decoding over that of the method, all prompts together", _speedup),
+    Column("ideal", "tokens per step / step cost", _number("ideal_speedup")),
+    Column("lowest", "speed-up of the slowest prompt", _number("speedup_lowest")),
+    Column("waste", "drafted tokens that were checked for nothing, per token written", _number("waste")),
+    Column(
+        "identical", "prompts with the same tokens as standard decoding", lambda r: f"{r['identical']}/{r['total']}"
+    ),
+    Column("prompt passes, s", "time until the first tokens, kept out of tokens/s", _number("prefill_seconds")),
+    Column("outside pass", "share of the time of the steps outside of the model's pass", _share),
+    Column("memory, MB", "largest amount while the method ran", lambda row: f"{row['peak_memory'] / 1e6:.0f}"),
+    Column("extra weights", "weights that the method needs beside the model's", lambda r: f"{r['extra_parameters']:,}"),
+)
+
+
+def table(rows: Sequence[Result]) -> Iterator[str]:
+    """Lines of a Markdown table, a method on each."""
+    yield f"| {' | '.join(column.heading for column in COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    for row in rows:
+        yield f"| {' | '.join(column.cell(row) for column in COLUMNS)} |"
+
+
+def differences(rows: Sequence[Result]) -> Iterator[str]:
+    """A sentence for each prompt that a method answered in other tokens than standard decoding."""
+    for row in rows:
+        for found in row["differences"]:
+            margin = "" if found["margin"] is None else f", where the two best scores are {found['margin']:.2g} apart"
+            yield (
+                f"{row['label']}, prompt {found['prompt'] + 1}: first difference at token {found['position'] + 1}"
+                f"{margin}. {found['message']}"
+            )
+
+
+def cost_table(curve: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of a Markdown table of the time of a step, and the limit that the memory's speed sets."""
+    kinds = {name: {p["nodes"]: p for p in curve[key]} for key, name in CURVES.items() if curve.get(key)}
+    unit = curve["plain"][0]["seconds"]
+    yield f"| nodes | {' | '.join(f'{name}: step, ms | in plain steps' for name in kinds)} |"
+    yield "|---|" + "---|---|" * len(kinds)
+    for nodes in sorted({n for points in kinds.values() for n in points}):
+        yield f"| {nodes} | {' | '.join(_pair(points.get(nodes), unit) for points in kinds.values())} |"
+    yield f"\nReading every weight once takes at least {1000 * curve['limit_seconds']:.1f} ms here."
+
+
+CURVES = {"plain": "without streams", "streaming": "streams in the pass", "deferred": "streams deferred"}
+
+
+def _pair(point: Mapping[str, Any] | None, unit: float) -> str:
+    return "- | -" if point is None else f"{1000 * point['seconds']:.1f} | {point['seconds'] / unit:.2f}"
+
+
+def tuning_table(tuned: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of a Markdown table. The speed-ups are those of the steps, without the prompt pass."""
+    yield "| settings | predicted | measured on other prompts | predicted from those prompts |"
+    yield "|---|---|---|---|"
+    for name, trial in zip(("chosen", "given"), tuned["trials"], strict=False):
+        words = ", ".join(f"{k} {v}" for k, v in trial["settings"].items())
+        values = (_show(trial[key]) for key in ("predicted", "measured", "explained"))
+        yield f"| {name}: {words} | {' | '.join(values)} |"
+
+
+def _show(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
