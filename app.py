@@ -18,17 +18,22 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--toy", is_flag=True, help="A scripted toy model: no weights, ready at once.")
+@click.option(
+    "--demo/--no-demo",
+    default=None,
+    envvar="SPECSTREAM_DEMO",
+    help="For strangers who share it: bundled models, short runs, each sees their own. The default on a Space.",
+)
 @click.option("--host", envvar="GRADIO_SERVER_NAME", default="127.0.0.1", show_default=True)
 @click.option("--port", envvar="PORT", default=7860, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--db", type=click.Path(path_type=Path), help="The log of runs; without it one in your data folder.")
-def main(model: str, adapter: str, device: str, dtype: str, toy: bool, host: str, port: int, db: Path | None) -> None:
+def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **choice: str) -> None:
     """Speculative Streaming in the browser."""
     logging.basicConfig(level=logging.WARNING)
-    from ui import app  # after the environment is set
-    from ui.engines import TOY, Engines
+    from ui import app, rules  # after the environment is set
+    from ui.engines import Engines
 
-    choice = {"model": TOY if toy else model, "adapter": adapter, "device": device, "dtype": dtype}
-    engines = Engines(choice)
+    engines = Engines(choice | ({"model": rules.TOY} if toy else {}), rules=rules.chosen(demo))
     page = app.build(engines, *open_log(db))
     engines.load()  # in the background: the page is served at once
     try:

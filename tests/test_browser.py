@@ -186,7 +186,7 @@ def test_a_closed_page_stops_its_run(page: Page, browser: Browser, url: str) -> 
     generate(other, tokens=4000)
     expect(player(other).locator(".ss-tok").nth(5)).to_be_visible(timeout=SLOW)
     generate(page, tokens=20)
-    expect(page.get_by_text("Waiting: another run has the model")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Waiting for the model: 1 ahead of you")).to_be_visible(timeout=SLOW)
     other.close()
     wait_until_done(page)
     expect(page.get_by_text("20 tokens").first).to_be_visible()

@@ -134,7 +134,7 @@ def test_a_page_that_closes_while_it_waits_is_no_viewer() -> None:
     waiting.grace = 0.1
     known.put("visitor", "session", waiting)
     batches = waiting.batches("session")
-    assert next(batches) == [Notice("Waiting: another run has the model")]
+    assert next(batches) == [Notice("Waiting for the model: 1 ahead of you")]
     known.close("session")  # its generator is still inside a step
     assert [i for batch in batches for i in batch] == [Notice("Stopped before it began")]
     going.close()
@@ -176,7 +176,7 @@ def test_a_second_run_waits_and_can_be_stopped_while_it_waits() -> None:
         pass
     second = Run(engines, None, ask())
     waiting = second.batches()
-    assert next(waiting) == [Notice("Waiting: another run has the model")]
+    assert next(waiting) == [Notice("Waiting for the model: 1 ahead of you")]
     second.stop.set()
     assert [i for batch in waiting for i in batch] == [Notice("Stopped before it began")]
     going.close()

@@ -36,7 +36,7 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
         sessions.wire(logged, tab, runlog)
         sessions.wire_links(logged, tabs, demo, runlog)
         api.add(engines, runlog)
-    return demo.queue(max_size=64)
+    return demo.queue(max_size=2 * playground.MOST_WAITING)
 
 
 def launch_options() -> dict[str, Any]:
@@ -48,6 +48,7 @@ def launch_options() -> dict[str, Any]:
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,
+        "max_threads": 2 * playground.MOST_WAITING + 32,  # a visitor who waits holds one; Stop must find one free
     }
 
 

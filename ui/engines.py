@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specstream.info import EngineInfo
+from ui.line import Line, Place, Stopped
+from ui.rules import OPEN, TOY, Rules
 
+__all__ = ["TOY", "Busy", "Engines", "NotLoaded", "State", "Stopped", "sentence"]
 log = logging.getLogger(__name__)
-TOY = "toy"  # the scripted model, among the model names
-POLL = 0.05  # seconds between looks at a stop wish while waiting
+LOAD, RUN = "load", "run"  # what a turn is for
 
 
 class NotLoaded(ValueError):
@@ -22,10 +24,6 @@ class NotLoaded(ValueError):
 
 class Busy(ValueError):
     """Another load is under way."""
-
-
-class Stopped(Exception):
-    """The user stopped while waiting."""
 
 
 @dataclass(frozen=True)
@@ -42,28 +40,32 @@ class State:
 class Engines:
     """Holds the engine. ``choice`` (model, adapter, device, dtype) is what ``load`` without arguments loads.
 
-    One lock keeps loads and runs apart: a load waits for the run that has the engine, a run waits for a load.
+    Loads and runs stand in one line: a load waits for the runs before it, a run waits for a load.
     """
 
-    def __init__(self, choice: dict[str, str], loader: Callable[..., Any] | None = None) -> None:
+    def __init__(self, choice: dict[str, str], loader: Callable[..., Any] | None = None, rules: Rules = OPEN) -> None:
         self.state = State()
         self.choice = choice
+        self.rules = rules
         self._loader = loader or load
         self._engine: Any = None
-        self._lock = threading.Lock()  # held while the engine is in use or replaced
+        self._line = Line()
         self._guard = threading.Lock()  # held for a moment: only one load starts
 
     def load(self, **choice: str) -> None:
-        """Start to load in the background. Raises Busy while another load is under way."""
+        """Start to load in the background. Raises Busy while another load is under way, Refused against the rules."""
+        if choice:  # what the page was started with needs no leave
+            self.rules.check_choice(**choice)
+        choice = {name: value.strip() for name, value in (choice or self.choice).items()}
         with self._guard:
             if self.state.loading:
                 raise Busy("A model is being loaded already: wait until it is ready.")
             self._set(loading=True, words="Starting", fraction=None, error="")
-        choice = {name: value.strip() for name, value in (choice or self.choice).items()}
-        threading.Thread(target=self._load, args=(choice,), daemon=True, name="load").start()
+            place = self._line.join(LOAD)
+        threading.Thread(target=self._load, args=(choice, place), daemon=True, name="load").start()
 
-    def _load(self, choice: dict[str, str]) -> None:
-        with self._lock:
+    def _load(self, choice: dict[str, str], place: Place) -> None:
+        with self._line.turn(place, threading.Event(), self._behind):
             try:
                 self._engine = self._loader(progress=self._progress, **choice)
                 self.choice = choice
@@ -92,33 +94,26 @@ class Engines:
                 return
             wait.wait(seconds)
 
+    def _behind(self, ahead: int, purpose: str) -> None:
+        self._set(words=f"Waiting: {ahead} ahead of it")
+
     @contextmanager
     def lend(self, stop: threading.Event, say: Callable[[str], None]) -> Iterator[Any]:
         """The engine, for this thread alone. ``say`` is told what is being waited for.
 
         Raises Stopped when ``stop`` is set while waiting, NotLoaded without an engine.
         """
-        self._wait_for_turn(stop, say)
-        try:
+        with self._line.turn(self._line.join(RUN), stop, lambda ahead, purpose: say(waiting(ahead, purpose))):
             if self._engine is None:
                 raise NotLoaded(self.state.error or "No model is loaded: choose one under Model and press Load.")
             yield self._engine
-        finally:
-            self._lock.release()
 
-    def _wait_for_turn(self, stop: threading.Event, say: Callable[[str], None]) -> None:
-        said = ""
-        while not self._lock.acquire(timeout=POLL):
-            words = "Waiting for the model to load" if self.state.loading else "Waiting: another run has the model"
-            if words != said:
-                say(words)
-                said = words
-            if stop.is_set():
-                raise Stopped
-        if self._engine is None and self.state.loading:  # the load has begun but does not hold the lock yet
-            self._lock.release()
-            stop.wait(POLL)
-            self._wait_for_turn(stop, say)
+
+def waiting(ahead: int, purpose: str) -> str:
+    """What a run that waits tells its visitor."""
+    if purpose != LOAD:
+        return f"Waiting for the model: {ahead} ahead of you"
+    return "Waiting for the model to load" + (f", {ahead - 1} ahead of you" if ahead > 1 else "")
 
 
 def load(model: str, progress: Callable[..., None], **choice: str) -> Any:

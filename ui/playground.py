@@ -27,7 +27,7 @@ from ui.view import View
 from ui.worker import Ask, Run
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts.json"
-MOST_WAITING = 16  # runs that wait for the model at a time; more wait in gradio's own queue
+MOST_WAITING = 64  # runs that wait for the model at a time, told their place; more wait in gradio's own queue
 LONGEST_PROMPT = 50_000  # characters
 
 Updates = dict[Any, Any]

@@ -67,6 +67,7 @@ class ModelJob(Job):
 
     def work(self) -> None:
         try:
+            self._engines.rules.check_run(len(self.ask.prompt), self.ask.sampling)
             with self._engines.lend(self.stop, self._say) as engine:
                 self.use(engine)
         except Stopped:

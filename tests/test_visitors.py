@@ -1,0 +1,146 @@
+"""Several visitors: the line before the model, the rules of a demo, memory that is given back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from specstream.events import Finished, Lane
+from specstream.params import Sampling, Streaming
+from specstream.toy import load_toy
+from ui import rules
+from ui.engines import Engines
+from ui.line import Line, Stopped
+from ui.rules import DEMO, OPEN, Refused
+from ui.worker import Ask, Notice, Run
+
+pytestmark = pytest.mark.timeout(120)
+CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
+
+
+def loaded(pace: float = 0.0, **options: Any) -> Engines:
+    engines = Engines(CHOICE, lambda progress, **choice: load_toy(pace), **options)
+    engines.load()
+    assert list(engines.watch(0.01))[-1].info
+    return engines
+
+
+def ask(tokens: int = 20, prompt: str = "name[The Salted Fig]", **sampling: Any) -> Ask:
+    return Ask(prompt, "e2e", Streaming(), Sampling(max_new_tokens=tokens, **sampling), False)
+
+
+def words(run: Run) -> list[str]:
+    """What a run says in its status line, to its end."""
+    return [item.text for batch in run.batches() for item in batch if isinstance(item, Notice)]
+
+
+# ---- the line --------------------------------------------------------------------------------------------------------
+
+
+class Waiter:
+    """A thread in a line, which keeps its turn until ``go`` is set."""
+
+    def __init__(self, line: Line, served: list[Waiter]) -> None:
+        self.stop, self.go, self.told, self.gave_up = threading.Event(), threading.Event(), [], False
+        self._line, self._served, self._place = line, served, line.join("run")
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        try:
+            with self._line.turn(self._place, self.stop, lambda ahead, purpose: self.told.append(ahead)):
+                self._served.append(self)
+                self.go.wait(30)
+        except Stopped:
+            self.gave_up = True
+
+
+def until(true: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_who_comes_first_is_served_first_and_all_know_their_place() -> None:
+    line, served = Line(), []  # type: ignore[var-annotated]
+    waiters = [Waiter(line, served) for _ in range(5)]
+    until(lambda: [w.told[-1:] for w in waiters[1:]] == [[1], [2], [3], [4]])
+    for number, waiter in enumerate(waiters, 1):
+        waiter.go.set()
+        waiter.thread.join(30)
+        until(lambda still=waiters[number + 1 :]: [w.told[-1] for w in still] == list(range(1, len(still) + 1)))
+    assert served == waiters
+    assert [w.told for w in waiters] == [[], [1], [2, 1], [3, 2, 1], [4, 3, 2, 1]]
+
+
+def test_who_stops_while_waiting_leaves_the_line_and_the_others_move_up() -> None:
+    line, served = Line(), []  # type: ignore[var-annotated]
+    first, second, third = (Waiter(line, served) for _ in range(3))
+    until(lambda: third.told == [2])
+    second.stop.set()
+    until(lambda: second.gave_up and third.told == [2, 1])
+    first.go.set()
+    third.go.set()
+    third.thread.join(30)
+    assert served == [first, third]
+
+
+def test_an_error_in_a_turn_gives_the_turn_back() -> None:
+    line = Line()
+    with pytest.raises(OSError), line.turn(line.join("run"), threading.Event(), lambda ahead, purpose: None):
+        raise OSError
+    with line.turn(line.join("run"), threading.Event(), lambda ahead, purpose: pytest.fail("nobody is ahead")):
+        pass
+
+
+def test_runs_are_told_their_place_as_it_changes() -> None:
+    engines = loaded(pace=0.02)
+    going = Run(engines, None, ask(4000, ignore_eos=True))
+    batches = going.batches()
+    next(batches)
+    until(lambda: any(isinstance(item, tuple) for item in going.items))
+    second, third = Run(engines, None, ask(4000, ignore_eos=True)), Run(engines, None, ask(5))
+    watched = [second.batches(), third.batches()]
+    assert next(watched[0]) == [Notice("Waiting for the model: 1 ahead of you")]
+    assert next(watched[1]) == [Notice("Waiting for the model: 2 ahead of you")]
+    second.stop.set()
+    until(lambda: third.items[-1] == Notice("Waiting for the model: 1 ahead of you"))
+    going.stop.set()
+    rest = [item for batch in watched[1] for item in batch]
+    assert any(isinstance(i, tuple) and i[0] is Lane.METHOD and isinstance(i[1], Finished) for i in rest)
+    assert Notice("Stopped before it began") in [item for batch in watched[0] for item in batch]
+
+
+# ---- the rules of a demo ---------------------------------------------------------------------------------------------
+
+
+def test_a_space_is_a_demo_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert rules.chosen() is OPEN and rules.chosen(True) is DEMO
+    monkeypatch.setenv("SPACE_ID", "someone/something")
+    assert rules.chosen() is DEMO and rules.chosen(False) is OPEN
+
+
+def test_a_demo_refuses_long_runs_in_one_sentence() -> None:
+    engines = loaded(rules=DEMO)
+    assert DEMO.most_tokens and DEMO.longest_prompt
+    assert "at most 256 new tokens" in words(Run(engines, None, ask(DEMO.most_tokens + 1)))[-1]
+    assert "3,001 characters" in words(Run(engines, None, ask(prompt="x" * (DEMO.longest_prompt + 1))))[-1]
+    assert words(Run(engines, None, ask(5)))[-1] == "Running"
+    assert words(Run(loaded(), None, ask(DEMO.most_tokens + 1, prompt="x" * 3500)))[-1] == "Running"
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "gpt2"}, {"adapter": "/tmp/mine"}, {"adapter": "hub:me/mine"}, {"dtype": "float16"}]
+)
+def test_a_demo_loads_bundled_models_only(change: dict[str, str]) -> None:
+    engines = loaded(rules=DEMO)
+    with pytest.raises(Refused, match="This demo loads"):
+        engines.load(**CHOICE | change)
+    assert not engines.state.loading
+    engines.load(**CHOICE | {"adapter": "e2e"})
+    loaded().load(**CHOICE | change)  # on one's own machine everything goes

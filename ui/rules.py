@@ -1,0 +1,59 @@
+"""What visitors may do: everything on a machine of one's own, less in a demo that strangers share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from specstream.models import DEFAULT
+from specstream.params import Sampling
+
+TOY = "toy"  # the scripted model, among the model names
+
+
+class Refused(ValueError):
+    """The demo does not do this; the message says what it does."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is allowed. In a ``demo`` visitors see their own runs only, and nothing is uploaded, trained or handed out.
+
+    ``most_tokens`` and ``longest_prompt`` (characters, earlier turns of a chat included) are limits of one run, None
+    for those of the model. ``models`` are the names that may be loaded, with bundled adapters only; empty for all.
+    """
+
+    demo: bool = False
+    most_tokens: int | None = None
+    longest_prompt: int | None = None
+    models: tuple[str, ...] = ()
+
+    def check_run(self, characters: int, sampling: Sampling) -> None:
+        """Raises Refused for a run that is too long for the demo."""
+        if self.most_tokens is not None and sampling.max_new_tokens > self.most_tokens:
+            raise Refused(f"This demo writes at most {self.most_tokens} new tokens: choose fewer.")
+        if self.longest_prompt is not None and characters > self.longest_prompt:
+            raise Refused(
+                f"The prompt has {characters:,} characters; this demo takes {self.longest_prompt:,}: shorten it."
+            )
+
+    def check_choice(self, model: str, adapter: str, device: str, dtype: str) -> None:
+        """Raises Refused for a model that the demo does not load: from elsewhere, or in a form of its own."""
+        if not self.models:
+            return
+        bare = adapter.replace("_", "").replace("-", "").isalnum()  # a name, no folder and no address
+        if model not in self.models or not bare or (device, dtype) != ("auto", "auto"):
+            raise Refused(f"This demo loads {' and '.join(self.models)} with their own adapters only.")
+
+    def seen_by(self, visitor: str) -> str | None:
+        """Whose runs a visitor sees: their own in a demo, else everyone's (None)."""
+        return visitor if self.demo else None
+
+
+OPEN = Rules()
+DEMO = Rules(demo=True, most_tokens=256, longest_prompt=3000, models=(DEFAULT, TOY))
+
+
+def chosen(demo: bool | None = None) -> Rules:
+    """The rules that were asked for; without a word those of a demo on a Hugging Face Space only."""
+    return DEMO if (bool(os.environ.get("SPACE_ID")) if demo is None else demo) else OPEN
