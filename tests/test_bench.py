@@ -14,7 +14,7 @@ from specstream.bench import cases, curve, outside, results, runner, tables, tun
 from specstream.bench.machine import PeakMemory
 from specstream.events import Agreement, Reason, Verdict
 from specstream.params import PromptLookup, Sampling, Standard, Streaming
-from specstream.runlog import RunLog
+from specstream.runlog import RunLog, RunLogError
 from specstream.session import token_ids
 from specstream.stats import RunStats
 from tests import test_models, tiny
@@ -297,13 +297,20 @@ def test_results_are_kept_in_the_log(tmp_path: Path) -> None:
     rows = bench.bench(toyed, bench.prompts_as_cases(["Text:"]), [bench.Ours(toyed, Streaming())], SHORT)
     report = bench.described(toyed) | {"repeats": 1, "rows": bench.result_rows(rows, "e2e")}
     log = RunLog(tmp_path / "runs.db", enabled=True)
-    key = log.add_benchmark(report)
-    (kept,) = log.benchmarks()
-    assert kept["id"] == key and kept["rows"][1]["method"] == "streaming" and kept["commit"] == report["commit"]
+    key = log.add_benchmark(report, "one")
+    (listed,) = log.benchmarks()
+    assert listed["id"] == key and listed["task"] == "e2e" and listed["prompts"] == 1
+    assert log.benchmark(key) == json.loads(json.dumps(report))
     with log.file.connect() as db:
         methods = [(r["method"], r["identical"]) for r in db.query("select * from benchmark_rows order by idx")]
     assert methods == [("standard", 1), ("streaming", 1)]
     assert RunLog(tmp_path / "runs.db", enabled=False).add_benchmark(report) == ""
+    curve_only = bench.described(toyed) | {"task": "sql", "cost": {"plain": []}}
+    other = log.add_benchmark(curve_only, "another")
+    assert [(b["id"], b["task"], b["prompts"]) for b in log.benchmarks()] == [(other, "sql", None), (key, "e2e", 1)]
+    assert [b["id"] for b in log.benchmarks(visitor="one")] == [key] and log.benchmarks(limit=1)[0]["id"] == other
+    with pytest.raises(RunLogError, match="no benchmark"):
+        log.benchmark(key, "another")
 
 
 # ---- tuning ----------------------------------------------------------------------------------------------------------

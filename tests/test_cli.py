@@ -156,8 +156,9 @@ def test_bench_json(toy_engine, data, tmp_path, capsys) -> None:
     assert streaming["tokens"] == standard["tokens"] and streaming["tokens_per_step"] > 1
     out = capsys.readouterr().out.strip().splitlines()
     assert json.loads(out[-1]) == report and out[0].startswith("| method")
-    (kept,) = RunLog(tmp_path / "toy.db").benchmarks()
-    assert kept["rows"] == report["rows"]
+    log = RunLog(tmp_path / "toy.db")
+    (kept,) = log.benchmarks()
+    assert log.benchmark(kept["id"])["rows"] == report["rows"]
 
 
 def test_cost_and_tune_json(toy_engine, data, tmp_path, capsys) -> None:

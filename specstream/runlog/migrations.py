@@ -148,3 +148,9 @@ def m005_listing(db: Database) -> None:
         runs.create_index([column, "started_utc"])
     for column in ("started_utc", "speedup", "tokens_per_second", "tokens_per_step", "tokens"):
         runs.create_index([column])
+
+
+@migrations()
+def m006_benchmark_visitor(db: Database) -> None:
+    """Whose benchmark it is: where strangers share a page, each sees their own."""
+    db.table("benchmarks").add_column("visitor", str)

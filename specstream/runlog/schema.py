@@ -84,7 +84,8 @@ COLUMNS = {
         "device": "where it ran",
         "dtype": "the number format it ran in",
         "commit_id": "the commit of the program",
-        "report_json": "the whole result, as `bench --json` writes it",
+        "report_json": "the whole result, as `bench --json` or `cost --json` writes it",
+        "visitor": "who measured it on the page; empty from the command line",
     },
     "benchmark_rows": {
         "benchmark_id": "the benchmark",

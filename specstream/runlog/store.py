@@ -150,28 +150,40 @@ class RunLog:
                 raise RunLogError(f"Run {row['id']} is still being written: stop it first.")
             db.table("runs").delete(row["number"])
 
-    def add_benchmark(self, report: dict[str, Any]) -> str:
-        """Keep a benchmark's result, as ``bench --json`` writes it. Returns its id; "" with the log switched off."""
+    def add_benchmark(self, report: dict[str, Any], visitor: str | None = None) -> str:
+        """Keep a result of ``bench --json`` or ``cost --json``. Returns its id; "" with the log switched off."""
         if not self.enabled:
             return ""
-        key = new_id()
-        head = {name: report.get(name) for name in ("model", "adapter", "device", "dtype")}
-        head |= {"id": key, "measured_utc": report["time_utc"], "task": report["rows"][0]["task"]}
-        head |= {"commit_id": report["commit"], "report_json": rows.dumps(report)}
+        key, measured = new_id(), report.get("rows", [])
+        head = {name: report.get(name) for name in ("model", "adapter", "device", "dtype", "task")}
+        head |= {"task": measured[0]["task"]} if measured else {}
+        head |= {"id": key, "measured_utc": report["time_utc"], "commit_id": report["commit"], "visitor": visitor}
+        head |= {"report_json": rows.dumps(report)}
         methods = [
-            {"benchmark_id": key, "idx": i} | {name: row[name] for name in MEASURED}
-            for i, row in enumerate(report["rows"])
+            {"benchmark_id": key, "idx": i} | {name: row[name] for name in MEASURED} for i, row in enumerate(measured)
         ]
         with self.file.connect() as db, self.file.writing(db):
             db.table("benchmarks").insert(head)
             db.table("benchmark_rows").insert_all(methods)
         return key
 
-    def benchmarks(self, limit: int = 50) -> list[dict[str, Any]]:
-        """Whole results, newest first, each with its ``id``."""
-        sql = "select id, report_json from benchmarks order by id desc limit ?"
+    def benchmarks(self, limit: int = 50, visitor: str | None = None) -> list[dict[str, Any]]:
+        """What was measured when, newest first, without the numbers; ``prompts`` is None for a cost curve alone."""
+        sql = (
+            "select id, measured_utc, task, model, adapter, device, dtype, commit_id, prompts from benchmarks "
+            "left join benchmark_rows on benchmark_id = id and idx = 0 where ?1 is null or visitor = ?1 "
+            "order by id desc limit ?2"
+        )
         with self.file.connect() as db:
-            return [json.loads(row["report_json"]) | {"id": row["id"]} for row in db.query(sql, [max(0, limit)])]
+            return list(db.query(sql, [visitor, max(0, limit)]))
+
+    def benchmark(self, key: str, visitor: str | None = None) -> dict[str, Any]:
+        """A whole result by its id. Raises RunLogError where there is none."""
+        sql = "select report_json from benchmarks where id = ?1 and (?2 is null or visitor = ?2)"
+        with self.file.connect() as db:
+            for row in db.query(sql, [key, visitor]):
+                return json.loads(row["report_json"])
+        raise RunLogError(f"There is no benchmark {key!r} in the log.")
 
 
 def _find(db: Database, run: str, visitor: str | None = None) -> dict[str, Any]:
