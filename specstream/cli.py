@@ -431,6 +431,25 @@ def _log_benchmark(report: dict[str, Any]) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest row in tokens.")
 @click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest own answer.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Rows of --data to use, spread over it; 0 is all.",
+)
+@click.option(
+    "--hold-out",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Rows of --data to validate on instead of training on them, where no --dev is given.",
+)
+@click.option(
+    "--progress",
+    type=click.Path(path_type=Path),
+    help="Append what happens to this file, one JSON object a line.",
+)
 @params_options(Config)
 def train(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
     """Train streams (and, in shared mode, the model's LoRA) on a task."""

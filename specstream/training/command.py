@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +19,7 @@ from tqdm import tqdm
 from specstream import adapters, models
 from specstream.adapters import Adapter, Card, base_shape
 from specstream.anatomy import Anatomy, dissect
+from specstream.bench.machine import PeakMemory
 from specstream.tasks import Task, task
 from specstream.text import chat_prompt
 from specstream.training import sources
@@ -25,12 +29,14 @@ from specstream.training.data import (
     DataError,
     Example,
     draft_vocabulary,
+    hold_out,
     read_examples,
     read_prompts,
-    read_rows,
     spread,
 )
 from specstream.training.probe import BUDGET
+from specstream.training.progress import Event, Writer
+from specstream.training.sources import read_rows
 from specstream.training.trainer import Trainer
 
 HELD_OUT = 64  # rows that validations look at
@@ -42,7 +48,8 @@ class Request:
 
     ``targets`` "references" trains on the data's references, "self" on the model's own answers to its prompts, at each
     of ``temperatures``; ``own_prompts`` adds that many prompts that the model writes itself. ``start`` is a trained
-    adapter to begin with.
+    adapter to begin with. Without ``dev``, ``hold_out`` rows of the data are kept for validation. ``limit`` rows are
+    used, spread over the data; 0 is all. ``progress`` is a file that events are appended to (``progress.Writer``).
     """
 
     model: str
@@ -58,6 +65,9 @@ class Request:
     own_prompts: int = 0
     max_length: int = 512
     max_answer: int = 192
+    limit: int = 0
+    hold_out: int = 0
+    progress: Path | None = None
     command: tuple[str, ...] = ()
 
 
@@ -70,12 +80,14 @@ def train_adapter(request: Request, config: Config) -> Card:
         if name and not name.startswith(sources.HUB):
             next(read_rows(Path(name)), None)  # a bad path is told before the model is loaded
     where, _ = models.choose_device(request.device)
-    source = models.resolve(request.model)
+    watch = _Watch(request.progress, PeakMemory(where).read)
+    source = models.resolve(request.model, watch.phase)
+    watch.phase("Loading the model")
     network, tokenizer = models.load_model(source, where, models.choose_dtype("float32", where)[0])
     anatomy = dissect(network)
     if config.layers > len(anatomy.layers):
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
-    examples, held_out = _examples(request, chosen, anatomy, tokenizer)
+    examples, held_out = _examples(request, chosen, anatomy, tokenizer, watch)
     card = _card(request, anatomy, chosen, config)
     card = replace(card, training={"base": {"origin": source.origin, "revision": source.revision}})
     size = anatomy.model.get_input_embeddings().num_embeddings
@@ -86,8 +98,53 @@ def train_adapter(request: Request, config: Config) -> Card:
     if request.start and not request.resume:
         trainer.start_from(request.start)
     _note(_expectation(examples, trainer))
-    with _bar() as report:
-        return trainer.train(examples, held_out, report if trainer.accelerator.is_main_process else lambda event: None)
+    watch({"kind": "begin", **trainer.position(), "rows": len(examples), "held_out": len(held_out)})
+    with _bar(watch) as report, stop_wish() as should_stop:
+        main = trainer.accelerator.is_main_process
+        card = trainer.train(examples, held_out, report if main else lambda event: None, should_stop)
+    watch({"kind": "end", "stopped": not trainer.finished, **trainer.position()})
+    if not trainer.finished:
+        _note("stopped before the end; a checkpoint is saved: go on with --resume.")
+    return card
+
+
+class _Watch:
+    """Writes events to the progress file, where one is wanted; of several processes only the first writes."""
+
+    def __init__(self, file: Path | None, memory: Callable[[], int]) -> None:
+        first = os.environ.get("RANK", "0") == "0"
+        self._writer = Writer(file, memory) if file and first else None
+
+    def __call__(self, event: Event) -> None:
+        if self._writer:
+            self._writer(event)
+
+    def phase(self, words: str, fraction: float | None = None) -> None:
+        """Tell what is done before the first step."""
+        if self._writer:
+            self._writer.phase(words, fraction)
+
+
+@contextmanager
+def stop_wish() -> Iterator[Callable[[], bool]]:
+    """Whether an interrupt (Ctrl-C) or SIGTERM has come: the step under way is ended, and a checkpoint saved.
+
+    A second one ends the process at once. Python hears signals in its main thread only: elsewhere none comes.
+    """
+    asked = threading.Event()
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def default_data(task_name: str) -> str:
@@ -120,18 +177,31 @@ def _expectation(examples: list[Example], trainer: Trainer) -> str:
     )
 
 
-def _examples(request: Request, chosen: Task, anatomy: Anatomy, tokenizer: Any) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples. The held-out ones are spread over the file."""
+def _examples(
+    request: Request, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
+) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples. The held-out ones are spread over the data."""
+    watch.phase("Reading the data")
     if request.targets == "self":
-        make = _Answers(request, chosen, anatomy, tokenizer)
-        examples = make(read_prompts(request.data, chosen), "answers.jsonl", request.own_prompts)
-        asked = spread(read_prompts(request.dev, chosen, "validation"), HELD_OUT) if request.dev else []
-        return examples, make(asked, "answers-dev.jsonl") if asked else []
+        return _own_examples(request, chosen, _Answers(request, chosen, anatomy, tokenizer, watch))
     examples = read_examples(request.data, chosen, tokenizer, request.max_length, note=_note)
+    examples = spread(examples, request.limit or len(examples))
     if not request.dev:
-        return examples, []
+        return hold_out(examples, request.hold_out, lambda e: e.prompt)
     held_out = read_examples(request.dev, chosen, tokenizer, request.max_length, "validation", _note)
     return examples, spread(held_out, HELD_OUT)
+
+
+def _own_examples(request: Request, chosen: Task, make: _Answers) -> tuple[list[Example], list[Example]]:
+    """The same with the model's own answers."""
+    texts = read_prompts(request.data, chosen)
+    texts = spread(texts, request.limit or len(texts))
+    if request.dev:
+        asked = spread(read_prompts(request.dev, chosen, "validation"), HELD_OUT)
+    else:
+        texts, asked = hold_out(texts, request.hold_out)
+    examples = make(texts, "answers.jsonl", request.own_prompts)
+    return examples, make(asked, "answers-dev.jsonl") if asked else []
 
 
 def _note(words: str) -> None:
@@ -146,6 +216,7 @@ class _Answers:
     task: Task
     anatomy: Anatomy
     tokenizer: Any
+    watch: _Watch
 
     def __call__(self, texts: list[str], name: str, own: int = 0) -> list[Example]:
         request = self.request
@@ -158,6 +229,7 @@ class _Answers:
             def done(made: int, total: int) -> None:
                 bar.total = total
                 bar.update(made - bar.n)
+                self.watch.phase("The model answers the prompts", made / max(1, total))
 
             answers = (request.out / name, request.max_answer, request.temperatures)
             return answer_all(self.anatomy, self.tokenizer, prompts, *answers, self._tuned, done)
@@ -169,7 +241,12 @@ class _Answers:
         if len(have) >= count:
             return have[:count]
         with tqdm(total=count, desc="prompts", file=sys.stderr) as bar:
-            made = own_prompts(self.anatomy, self.tokenizer, count, 0, lambda n: bar.update(min(n, count) - bar.n))
+
+            def done(made: int) -> None:
+                bar.update(min(made, count) - bar.n)
+                self.watch.phase("The model writes prompts", min(made, count) / count)
+
+            made = own_prompts(self.anatomy, self.tokenizer, count, 0, done)
         lines = (json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in made)
         file.write_text("".join(lines), encoding="utf-8")
         return made
@@ -200,14 +277,20 @@ def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> C
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A progress bar over the share of the budget; validations as lines."""
+def _bar(watch: _Watch) -> Iterator[Callable[[Event], None]]:
+    """A progress bar over the share of the budget; validations as lines. ``watch`` is told everything too."""
     with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", file=sys.stderr) as bar:
-        yield _reporter(bar)
+        show = _reporter(bar)
+
+        def report(event: Event) -> None:
+            show(event)
+            watch(event)
+
+        yield report
 
 
-def _reporter(bar: Any) -> Callable[[dict[str, Any]], None]:
-    def report(event: dict[str, Any]) -> None:
+def _reporter(bar: Any) -> Callable[[Event], None]:
+    def report(event: Event) -> None:
         losses = " ".join(f"{x:.2f}" for x in event["losses"])
         if event["kind"] == "validation":
             hits = " ".join(f"{x:.2f}" for x in event["hits"])

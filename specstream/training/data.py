@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,14 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from specstream.tasks import Task
 from specstream.training import sources
+from specstream.training.sources import DataError
 
 Item = TypeVar("Item")
 IGNORE = -100
 BUCKET = 50  # batches per bucket: examples of like length are batched together within a bucket
-
-
-class DataError(ValueError):
-    """Bad training data; the message names the file and line."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +60,6 @@ class Batch:
         """What their streams must predict ``[B, S, gamma]``."""
         index = self.carried[:, :, None].expand(-1, -1, self.targets.shape[2] - 1)
         return self.targets[:, :, 1:].gather(1, index)
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every row of a JSONL file. Raises DataError for a bad row or an unreadable file."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _parse(path, number, line)
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not a UTF-8 text file: give a JSONL file.") from None
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}).") from None
-
-
-def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: expected an object with columns.")
-    return row
 
 
 def read_examples(
@@ -191,6 +163,21 @@ def _carried(examples: list[Example], share: float, rng: random.Random) -> Tenso
 def spread(items: list[Item], count: int) -> list[Item]:
     """At most ``count`` items at equal distances."""
     return items[:: max(1, len(items) // count)][:count]
+
+
+def hold_out(
+    items: list[Item], count: int, key: Callable[[Item], Any] = lambda item: item
+) -> tuple[list[Item], list[Item]]:
+    """What is left, and ``count`` items held out at equal distances. Items of one key stay together.
+
+    Raises DataError where that leaves nothing.
+    """
+    keys = list(dict.fromkeys(map(key, items)))
+    if count >= len(keys):
+        raise DataError(f"{count} rows can't be held out of {len(keys)} different ones: hold out fewer.")
+    chosen = set(spread(keys, count)) if count else set()
+    rest = [item for item in items if key(item) not in chosen]
+    return rest, spread([item for item in items if key(item) in chosen], count) if count else []
 
 
 def draft_vocabulary(examples: Iterable[Example], size: int, vocabulary: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""Where rows come from: a JSONL file, or a dataset on the Hugging Face Hub. After that they are the same."""
+"""Where rows come from: a JSONL file, or a dataset on the Hugging Face Hub. After that they are the same. No torch."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from specstream.sources import first_line, hub_reachable
 
 HUB = "hub:"
 CONVERTED = "refs/convert/parquet"  # the Hub's own copy, as plain tables, of a dataset that comes as a program
+
+
+class DataError(ValueError):
+    """Bad training data; the message names the file and line."""
 
 
 class HubName(NamedTuple):
@@ -36,13 +41,34 @@ def rows(data: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     A dataset is fetched whole and kept in the library's cache, and not streamed: training reads all of it, most
     often more than once, and without a network too. Raises DataError with one sentence.
     """
-    from specstream.training.data import read_rows
-
     if not data.startswith(HUB):
         yield from read_rows(Path(data))
         return
     for number, row in enumerate(_fetch(HubName.parse(data), split), 1):
         yield number, dict(row)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every row of a JSONL file. Raises DataError for a bad row or an unreadable file."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _parse(path, number, line)
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not a UTF-8 text file: give a JSONL file.") from None
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}).") from None
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, line {number}: expected an object with columns.")
+    return row
 
 
 def _fetch(wanted: HubName, split: str) -> Any:
@@ -101,7 +127,5 @@ def _at(wanted: HubName) -> str:
     return f" with the revision {wanted.revision}" if wanted.revision else ""
 
 
-def _error(words: str) -> ValueError:
-    from specstream.training.data import DataError  # inside, for that module reads its rows from here
-
+def _error(words: str) -> DataError:
     return DataError(f"{words}.")

@@ -124,27 +124,46 @@ class Trainer:
                 f"The adapter in {folder} has other streams or ranks than this training: give it the same."
             )
 
-    def train(self, examples: list[Example], held_out: list[Example], report: Report) -> Card:
+    def train(
+        self,
+        examples: list[Example],
+        held_out: list[Example],
+        report: Report,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Card:
         """Train to the end of the budget, save the adapter in ``out`` and return its card.
 
         With held-out examples the adapter saved is the best of all validations: by tokens per step of real decoding,
-        or by the streams' loss where ``probes`` is 0.
+        or by the streams' loss where ``probes`` is 0. ``should_stop`` is asked after every step: stopped before the
+        end (``finished`` is False then), the training can go on from its checkpoint as if nothing had happened.
         """
         saved = time.monotonic()
         self._steps_planned = self.config.epochs * math.ceil(len(examples) / self.config.batch)
         for parts in self._batches(examples):
-            report({"kind": "step", **self._step(parts), **self._position(), "fraction": self._fraction()})
+            report({"kind": "step", **self._step(parts), **self.position(), "fraction": self._fraction()})
             if held_out and self.progress.step % self.config.validate_every == 0:
                 self._validate_and_keep(held_out, report)
             if time.monotonic() - saved > self.config.save_every:
-                self.save_checkpoint(bool(held_out))
+                self.save_checkpoint()
                 saved = time.monotonic()
-        if held_out and not (self.progress.history and self.progress.history[-1]["step"] == self.progress.step):
+            if self._any(should_stop()):
+                break
+        if held_out and self.finished and not self._validated():
             self._validate_and_keep(held_out, report)
-        self.save_checkpoint(bool(held_out))
+        self.save_checkpoint()
         return adapters.read_card(self.out)
 
-    def _position(self) -> dict[str, Any]:
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is used up."""
+        return self._fraction() >= 1
+
+    def _validated(self) -> bool:
+        """Whether the newest step was validated already."""
+        return bool(self.progress.history) and self.progress.history[-1]["step"] == self.progress.step
+
+    def position(self) -> dict[str, Any]:
+        """How far the training is."""
         return {n: getattr(self.progress, n) for n in ("epoch", "batch", "step", "examples", "seconds")}
 
     def _batches(self, examples: list[Example]) -> Iterator[list[Batch]]:
@@ -208,6 +227,12 @@ class Trainer:
             return seconds
         return float(self.accelerator.reduce(torch.tensor(seconds, device=self.anatomy.device), "mean"))
 
+    def _any(self, wish: bool) -> bool:
+        """Whether any process has the wish, so that they stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.anatomy.device)))
+
     def _set_rate(self) -> float:
         done = self._fraction()
         warm = min(1.0, done / self.config.warmup) if self.config.warmup else 1.0
@@ -239,10 +264,10 @@ class Trainer:
             self.progress.best, self.progress.best_step = score, self.progress.step
             self._save_adapter({k: v for k, v in found.items() if k not in ("step", "seconds")})
 
-    def save_checkpoint(self, validated: bool = False) -> None:
+    def save_checkpoint(self) -> None:
         """Write the whole state beside the old one, then swap, so that a crash leaves one of the two whole.
 
-        Without validations the adapter itself is written as well: it is the newest there is.
+        Before any validation the adapter itself is written as well: it is the newest there is.
         """
         new, current, old = (self.out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
         if self.accelerator.is_main_process:
@@ -258,7 +283,7 @@ class Trainer:
             current.rename(old)
         new.rename(current)
         shutil.rmtree(old, ignore_errors=True)
-        if not validated:
+        if not self.progress.history:
             self._save_adapter({})
 
     def _save_adapter(self, metrics: dict[str, Any]) -> None:

@@ -1,0 +1,162 @@
+"""The progress of a training as JSON lines: written by the training, read by whoever watches it. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+PACE = 1.0  # seconds between lines of one kind, so that a long training leaves a short file
+
+
+class Writer:
+    """Appends events to a file, each a JSON object on a line of its own with the time.
+
+    Steps come at most once per ``PACE``, with the mean losses since the line before. ``memory`` gives the largest
+    memory so far in bytes.
+    """
+
+    def __init__(self, file: Path, memory: Callable[[], int] = lambda: 0) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file, self._memory = file, memory
+        self._due = 0.0
+        self._held: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        """Write an event, or hold a step back until its turn."""
+        if event["kind"] != "step":
+            self.flush()
+            self._write(event)
+            return
+        self._held.append(event)
+        if time.monotonic() >= self._due:
+            self.flush()
+
+    def phase(self, words: str, fraction: float | None = None) -> None:
+        """What is done before the first step; ``fraction`` where it is known how far it is."""
+        if fraction is None or time.monotonic() >= self._due:
+            self._write({"kind": "phase", "words": words, "fraction": fraction})
+            self._due = time.monotonic() + PACE * (fraction is not None)
+
+    def flush(self) -> None:
+        """Write the steps that were held back, as one."""
+        if self._held:
+            rows = [event["losses"] for event in self._held]
+            mean = [round(sum(column) / len(rows), 5) for column in zip(*rows, strict=True)]
+            last = {k: v for k, v in self._held[-1].items() if k != "hits"}
+            self._held = []
+            self._write(last | {"losses": mean, "memory": self._memory()})
+            self._due = time.monotonic() + PACE
+
+    def _write(self, event: Event) -> None:
+        with self._file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(event | {"time": time.time()}) + "\n")
+
+
+@dataclass
+class Point:
+    """The mean losses of some steps: of the main stream, then of each stream."""
+
+    step: int
+    seconds: float
+    losses: list[float]
+
+
+@dataclass
+class Validation:
+    """What a look at held-out rows found. ``tokens_per_step`` is None where nothing was decoded."""
+
+    step: int
+    seconds: float
+    losses: list[float]
+    tokens_per_step: float | None
+
+
+@dataclass
+class Progress:
+    """What is known of a training: a fold over its events.
+
+    ``fraction`` is the share of the budget that is used up, ``rows`` and ``held_out`` count the training's rows, and
+    ``memory`` is the largest so far in bytes. ``left`` seconds are None before there is something to tell it from.
+    """
+
+    words: str = ""
+    share: float | None = None
+    begun: bool = False
+    ended: bool = False
+    stopped: bool = False
+    fraction: float = 0.0
+    step: int = 0
+    seconds: float = 0.0
+    rows: int = 0
+    held_out: int = 0
+    memory: int = 0
+    updated: float = 0.0
+    points: list[Point] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
+    _start: tuple[float, float] | None = None  # time and fraction at the first step since it began or was resumed
+
+    def add(self, event: Event) -> None:
+        """Take in one event. Raises KeyError, TypeError or ValueError for one that was not written by Writer."""
+        self.updated = float(event["time"])
+        getattr(self, f"_add_{event['kind']}", self._ignore)(event)
+
+    def _ignore(self, event: Event) -> None:
+        """An event of a later version."""
+
+    def _add_phase(self, event: Event) -> None:
+        self.words, self.share = str(event["words"]), event["fraction"]
+        self.begun = self.ended = self.stopped = False
+
+    def _add_begin(self, event: Event) -> None:
+        """A training that goes on from a checkpoint forgets what came after it."""
+        self.begun, self.words, self.share = True, "", None
+        self.rows, self.held_out = int(event["rows"]), int(event["held_out"])
+        self.step, self.seconds = int(event["step"]), float(event["seconds"])
+        self._start = None
+        self.points = [p for p in self.points if p.step <= self.step]
+        self.validations = [v for v in self.validations if v.step <= self.step]
+
+    def _add_step(self, event: Event) -> None:
+        self.step, self.seconds = int(event["step"]), float(event["seconds"])
+        self.fraction, self.memory = min(1.0, float(event["fraction"])), max(self.memory, int(event["memory"]))
+        self._start = self._start or (self.updated, self.fraction)
+        self.points.append(Point(self.step, self.seconds, [float(x) for x in event["losses"]]))
+
+    def _add_validation(self, event: Event) -> None:
+        decoded = event.get("tokens_per_step")
+        known = None if decoded is None or math.isnan(decoded) else float(decoded)
+        losses = [float(x) for x in event["losses"]]
+        self.validations.append(Validation(int(event["step"]), float(event["seconds"]), losses, known))
+
+    def _add_end(self, event: Event) -> None:
+        self.ended, self.stopped = True, bool(event["stopped"])
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, from the share of the budget that was used up since the training began or was resumed."""
+        if self._start is None or self.fraction <= self._start[1]:
+            return None
+        began, before = self._start
+        return (self.updated - began) * (1 - self.fraction) / (self.fraction - before)
+
+    @property
+    def best(self) -> float | None:
+        """Most tokens per step of all validations: the adapter that is kept has them."""
+        return max((v.tokens_per_step for v in self.validations if v.tokens_per_step is not None), default=None)
+
+
+def read(lines: Iterable[str]) -> Progress:
+    """The progress that lines tell of. A line that is cut off or damaged is passed over."""
+    progress = Progress()
+    for line in lines:
+        try:
+            progress.add(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return progress

@@ -1,0 +1,146 @@
+"""A training that is watched and stopped: its progress file, and going on exactly where it stood."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specstream import adapters
+from specstream.training import progress
+from specstream.training.command import stop_wish
+from specstream.training.data import DataError, hold_out
+from specstream.training.progress import Progress, Writer, read
+from specstream.training.trainer import Trainer
+from tests.test_training import DATA, trainer
+
+
+def step(number: int, loss: float, seconds: float | None = None, fraction: float = 0.1) -> dict[str, Any]:
+    spent = float(number) if seconds is None else seconds
+    return {"kind": "step", "step": number, "seconds": spent, "losses": [loss, 2 * loss], "hits": [0.5, 0.5],
+            "fraction": fraction, "lr": 0.1}  # fmt: skip
+
+
+def begin(number: int = 0) -> dict[str, Any]:
+    return {"kind": "begin", "step": number, "seconds": float(number), "rows": 20, "held_out": 3}
+
+
+def validation(number: int, tokens_per_step: float | None = None) -> dict[str, Any]:
+    found = {} if tokens_per_step is None else {"tokens_per_step": tokens_per_step}
+    return {"kind": "validation", "step": number, "seconds": 1, "losses": [1.0, 2.0], "hits": [0.1, 0.2], **found}
+
+
+def lines_of(events: list[dict[str, Any]]) -> list[str]:
+    """As Writer writes them, an event a second."""
+    return [json.dumps(event | {"time": 100.0 + at, "memory": 7}) for at, event in enumerate(events)]
+
+
+def told(events: list[dict[str, Any]]) -> Progress:
+    return read(lines_of(events))
+
+
+def test_steps_are_written_at_a_pace_with_their_mean_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(x / 10 for x in range(1000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    file = tmp_path / "new folder" / "progress.jsonl"
+    writer = Writer(file, lambda: 4096)
+    for number in range(1, 30):
+        writer(step(number, float(number)))
+    writer({"kind": "end", "stopped": False, "step": 29})
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    steps = [row for row in rows if row["kind"] == "step"]
+    assert rows[-1]["kind"] == "end" and steps[-1]["step"] == 29  # nothing is held back at the end
+    assert 2 < len(steps) < 8 and steps[0]["step"] == 1
+    before = steps[1]["step"]
+    assert steps[2]["losses"][0] == pytest.approx((before + 1 + steps[2]["step"]) / 2)
+    assert steps[0]["memory"] == 4096 and "hits" not in steps[0]
+
+
+def test_a_training_from_its_lines() -> None:
+    found = told([
+        {"kind": "phase", "words": "The model answers the prompts", "fraction": 0.5},
+        begin(), step(1, 9.0, fraction=0.1), step(2, 7.0, fraction=0.3), validation(2, 1.5),
+    ])  # fmt: skip
+    assert (found.rows, found.held_out, found.step, found.memory) == (20, 3, 2, 7)
+    assert found.begun and not found.ended and found.words == ""
+    assert [p.losses for p in found.points] == [[9.0, 18.0], [7.0, 14.0]]
+    assert found.best == 1.5
+    done = told([begin(), step(1, 1.0, fraction=1.0), {"kind": "end", "stopped": True}])
+    assert done.ended and done.stopped
+
+
+def test_time_left_counts_what_was_done_since_the_training_went_on() -> None:
+    assert told([begin(), step(1, 1.0)]).left is None
+    assert told([begin(), step(1, 1.0, fraction=0.2), step(2, 1.0, fraction=0.4)]).left == pytest.approx(3.0)
+    again = [begin(), step(1, 1.0, fraction=0.2), step(2, 1.0, fraction=0.4), begin(2), step(3, 1.0, fraction=0.5)]
+    assert told(again).left is None
+    assert told([*again, step(4, 1.0, fraction=0.75)]).left == pytest.approx(1.0)
+
+
+def test_what_came_after_the_checkpoint_is_forgotten_when_a_training_goes_on() -> None:
+    found = told([begin(), step(1, 9.0), step(2, 8.0), validation(2, 1.2), step(3, 7.0), validation(3, 1.9), begin(2)])
+    assert [p.step for p in found.points] == [1, 2] and [v.step for v in found.validations] == [2]
+    assert found.step == 2 and found.best == 1.2
+
+
+def test_damaged_lines_are_passed_over() -> None:
+    good = lines_of([begin(), step(1, 9.0), step(2, 8.0)])
+    bad = ["", "{", "[1]", "null", '{"kind": "step"}', '{"time": 1, "kind": "step", "step": "x"}', good[2][:40],
+           '{"time": 1, "kind": "of a later version"}', '{"time": 1, "kind": 5}']  # fmt: skip
+    found = read([good[0], *bad, good[1]])
+    assert [p.step for p in found.points] == [1]
+
+
+def test_nothing_decoded_is_no_number() -> None:
+    found = told([begin(), validation(1, float("nan")), validation(2)])
+    assert [v.tokens_per_step for v in found.validations] == [None, None] and found.best is None
+
+
+def validated(out: Path, seen: list[dict], stop_at: int = 0) -> Trainer:
+    """A training with validations, begun or gone on with, up to a step."""
+    run = trainer(out, epochs=3, validate_every=5, probes=1)
+    run.resume()
+    run.train(DATA, DATA[:2], seen.append, lambda: run.progress.step == stop_at)
+    return run
+
+
+def test_stopping_at_a_step_and_going_on_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+    """The best validation before the stop is remembered, and none is made because of it."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    seen: dict[Path, list[dict]] = {whole: [], part: []}
+    uninterrupted = validated(whole, seen[whole])
+    stopped = validated(part, seen[part], stop_at=4)  # the last step of an epoch
+    assert stopped.progress.step == 4 and not stopped.finished
+    assert adapters.read_card(part).training["progress"]["step"] == 4  # usable before any validation
+    assert validated(part, seen[part], stop_at=7).progress.step == 7
+    resumed = validated(part, seen[part])
+    assert resumed.finished
+    for a, b in zip(uninterrupted.adapter.parameters(), resumed.adapter.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+    assert adapters.read_card(whole).metrics == adapters.read_card(part).metrics
+    losses = [[(e["kind"], e["step"], e["losses"]) for e in events] for events in seen.values()]
+    assert losses[0] == losses[1]
+
+
+def test_a_stop_wish_is_heard_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_wish() as should_stop:
+        assert not should_stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert should_stop()
+        assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process
+        assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_held_out_rows_are_spread_and_keep_together() -> None:
+    rest, held = hold_out(list("aabbccdd"), 2)
+    assert (rest, held) == (list("bbdd"), list("ac"))
+    assert hold_out(DATA, 0) == (DATA, [])
+    with pytest.raises(DataError, match="3 rows can't be held out of 2 different ones"):
+        hold_out(["a", "b", "b"], 3)
