@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from ui.playground import MOST_WAITING, check_prompt, examples, task_choices
 from ui.worker import Ask, Notice
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-MAIN = ("max_new_tokens", "temperature", "seed")
 READY = "Choose methods and press Compare. Standard decoding always runs: it is what the others are compared with."
 Updates = dict[Any, Any]
 
@@ -70,20 +69,7 @@ class Compare:
     def available(self, state: State) -> Updates:
         """What a loaded model changes: methods that it can't run are disabled, with the reason."""
         missing = state.info.unavailable if state.info else {}
-        return {box: method_update(name, missing.get(name)) for name, box in self.methods.items()}
-
-
-def words_of(name: str) -> str:
-    """What a method does, in the words of its parameters."""
-    words = (METHODS[name].__doc__ or "").split(": ", 1)[-1].strip()
-    return words[:1].upper() + words[1:]
-
-
-def method_update(name: str, reason: str | None) -> Any:
-    """A method's box: free, or disabled with the reason."""
-    if reason:
-        return gr.update(value=False, interactive=False, info=f"Not with this model: {reason}")
-    return gr.update(interactive=True, info=words_of(name))
+        return {box: controls.method_update(name, missing.get(name)) for name, box in self.methods.items()}
 
 
 @dataclass
@@ -134,8 +120,8 @@ def layout() -> Compare:
         with gr.Column(scale=2, min_width=320):
             with gr.Group():
                 gr.Checkbox(True, label=Standard.label, info="Always runs, first.", interactive=False)
-                methods = {name: _box(name) for name in METHODS if name != Standard.name}
-            settings = _settings()
+                methods = {name: controls.method_box(name) for name in METHODS if name != Standard.name}
+            settings = controls.each_method("Settings: length, temperature, each method")
     with gr.Row(elem_classes="ss-toolbar", equal_height=True):
         run = gr.Button("Compare", variant="primary", elem_classes="ss-run", scale=0, min_width=120)
         stop = gr.Button("Stop", variant="stop", interactive=False, elem_classes="ss-stop", scale=0, min_width=120)
@@ -151,25 +137,6 @@ def layout() -> Compare:
     return Compare(
         prompt, task, methods, settings, run, stop, status, track, results, table, chart, file, visitor.layout()
     )  # fmt: skip
-
-
-def _box(name: str) -> gr.Checkbox:
-    return gr.Checkbox(True, label=METHODS[name].label, info=words_of(name), interactive=True)
-
-
-def _settings() -> Controls:
-    """The settings that all methods share, then those of each method in a fold of its own."""
-    shared = {("sampling", f.name): f for f in fields(Sampling)}
-    with gr.Accordion("Settings: length, temperature, each method", open=False):
-        with gr.Row():
-            parts = {key: controls.component(f) for key, f in shared.items() if key[1] in MAIN}
-        with gr.Accordion("More settings", open=False):
-            parts |= {key: controls.component(f) for key, f in shared.items() if key not in parts}
-        for name, kind in METHODS.items():
-            if own := fields(kind):
-                with gr.Accordion(f"Settings of {kind.label}", open=False), gr.Row():
-                    parts |= {(name, f.name): controls.component(f) for f in own}
-    return Controls(parts)
 
 
 def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:

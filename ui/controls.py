@@ -12,6 +12,7 @@ from specstream import params
 from specstream.params import Method, Sampling
 
 MAIN = ("max_new_tokens", "temperature", "budget")  # shown at once; the rest is folded away
+SHARED = ("max_new_tokens", "temperature", "seed")  # the same where several methods run
 WITHOUT_LIMITS = {
     "stop": {"label": "Stop strings", "help": "The run ends where one of these appears; one to a line."},
     "ignore_eos": {"label": "Ignore end of text", "help": "Go on after the model's own end of text."},
@@ -64,17 +65,57 @@ def layout(method: str) -> Controls:
     return Controls(parts)
 
 
-def component(f: Field[Any], visible: bool = True, slider: bool = False) -> gr.components.Component:
+def each_method(title: str, defaults: Mapping[str, Any] | None = None) -> Controls:
+    """A fold with the settings that all methods share, then those of each method in a fold of its own.
+
+    ``defaults`` replace those of the shared settings, by name.
+    """
+    shared = {("sampling", f.name): f for f in fields(Sampling)}
+    with gr.Accordion(title, open=False):
+        with gr.Row():
+            parts = {key: component(f, default=(defaults or {}).get(f.name)) for key, f in shared.items()
+                     if key[1] in SHARED}  # fmt: skip
+        with gr.Accordion("More settings", open=False):
+            parts |= {key: component(f) for key, f in shared.items() if key not in parts}
+        for name, kind in params.METHODS.items():
+            if own := fields(kind):
+                with gr.Accordion(f"Settings of {kind.label}", open=False), gr.Row():
+                    parts |= {(name, f.name): component(f) for f in own}
+    return Controls(parts)
+
+
+def method_box(name: str) -> gr.Checkbox:
+    """The box that chooses a method where several run."""
+    return gr.Checkbox(True, label=params.METHODS[name].label, info=words_of(name), interactive=True)
+
+
+def words_of(name: str) -> str:
+    """What a method does, in the words of its parameters."""
+    words = (params.METHODS[name].__doc__ or "").split(": ", 1)[-1].strip()
+    return words[:1].upper() + words[1:]
+
+
+def method_update(name: str, reason: str | None) -> Any:
+    """A method's box: free, or disabled with the reason."""
+    if reason:
+        return gr.update(value=False, interactive=False, info=f"Not with this model: {reason}")
+    return gr.update(interactive=True, info=words_of(name))
+
+
+def component(
+    f: Field[Any], visible: bool = True, slider: bool = False, default: Any = None
+) -> gr.components.Component:
     """One field: its kind follows from the metadata. ``slider`` where the range is short enough to set it exactly."""
+    default = f.default if default is None else default
     meta: Mapping[str, Any] = f.metadata or WITHOUT_LIMITS[f.name]
     shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200, "visible": visible}
     if "choices" in meta:
-        return gr.Dropdown(list(meta["choices"]), value=f.default, **shown)
+        return gr.Dropdown(list(meta["choices"]), value=default, **shown)
     if isinstance(f.default, bool):
-        return gr.Checkbox(f.default, **shown)
+        return gr.Checkbox(default, **shown)
     if isinstance(f.default, tuple):
-        return gr.Textbox("\n".join(f.default), lines=2, max_lines=4, **shown)
+        return gr.Textbox("\n".join(default), lines=2, max_lines=4, **shown)
     limits = {"minimum": meta["min"], "maximum": meta["max"], "step": meta["step"]}
     if slider and (meta["max"] - meta["min"]) / meta["step"] <= SLIDER_VALUES:
-        return gr.Slider(value=f.default, **limits, **shown | {"min_width": 320})
-    return gr.Number(f.default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)
+        return gr.Slider(value=default, **limits, **shown | {"min_width": 320})
+    return gr.Number(default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)
