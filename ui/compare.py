@@ -13,7 +13,7 @@ import gradio as gr
 
 from specstream import params
 from specstream.info import EngineInfo
-from specstream.params import METHODS, Method, Sampling, Standard
+from specstream.params import METHODS, Method, Standard
 from specstream.tasks import TASKS
 from ui import charts, controls, race, render, visitor
 from ui.contest import Contest, Entry, Lap, Prepared

@@ -62,6 +62,8 @@ class Prepared:
 class Contest(ModelJob):
     """Measures ``methods`` after standard decoding. Its items: Notice, Prepared, Lap, Entry."""
 
+    ask: Ask
+
     def __init__(
         self, engines: Engines, runlog: Any, ask: Ask, methods: Sequence[Method], visitor: str | None = None
     ) -> None:

@@ -6,7 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from specstream.events import Event, Lane, Verdict
 from specstream.params import Method, Sampling
@@ -14,6 +14,16 @@ from ui.engines import Engines, Stopped, sentence
 from ui.jobs import Job
 
 log = logging.getLogger(__name__)
+
+
+class Wish(Protocol):
+    """What every job tells of what it was asked for: the rules look at it."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def sampling(self) -> Sampling: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ def failure(error: Exception) -> Notice:
 class ModelJob(Job):
     """A job that has the model to itself while it works. Subclasses write ``use``; what goes wrong becomes a Notice."""
 
-    def __init__(self, engines: Engines, runlog: Any, ask: Ask, visitor: str | None = None) -> None:
+    def __init__(self, engines: Engines, runlog: Any, ask: Wish, visitor: str | None = None) -> None:
         super().__init__()
         self.ask = ask
         self._engines, self._runlog, self._visitor = engines, runlog, visitor
@@ -81,6 +91,8 @@ class ModelJob(Job):
 
 class Run(ModelJob):
     """One run of the Playground. Its items are notices, the number in the log, events and the verdict."""
+
+    ask: Ask
 
     def use(self, engine: Any) -> None:
         from specstream.session import run_session  # imports torch: only now, in the worker
