@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from specstream.anatomy import Anatomy
 from specstream.lora import LoRA
 from specstream.models import catalogue
+from specstream.shelf import CARD, WEIGHTS, mine
 from specstream.streams import Streams
 
-WEIGHTS, CARD = "adapter.safetensors", "card.json"
 FORMAT = 1
 DEFAULT = "e2e"  # the bundled adapter that is loaded when none is named
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "adapters"
@@ -230,8 +230,8 @@ def bundled(model: str) -> dict[str, Path]:
 
 
 def find(name: str, model: str) -> Path | None:
-    """The folder of an adapter: "none", "auto" (DEFAULT, else the first bundled one), a bundled task name, a folder,
-    or ``hub:OWNER/NAME``.
+    """The folder of an adapter: "none", "auto" (DEFAULT, else the first bundled one), a bundled task name, the name of
+    one of your own, a folder, or ``hub:OWNER/NAME``.
 
     Raises AdapterError when there is no such adapter.
     """
@@ -240,6 +240,7 @@ def find(name: str, model: str) -> Path | None:
         return None
     if name == "auto":
         return have.get(DEFAULT) or next(iter(have.values()), None)
+    have = mine(model) | have
     if name in have:
         return have[name]
     if name.strip() and (folder := Path(name).expanduser()).is_dir():
@@ -248,7 +249,7 @@ def find(name: str, model: str) -> Path | None:
         from specstream import sharing  # inside, for it reads cards from here
 
         return sharing.fetch(name)
-    known = ", ".join(have) or "none are bundled for this model"
+    known = ", ".join(have) or "none for this model yet"
     raise AdapterError(
-        f"There is no adapter {name!r}: name a folder, hub:OWNER/NAME or one of the bundled ones ({known})."
+        f"There is no adapter {name!r}: name a folder, hub:OWNER/NAME or one that is here ({known})."
     )

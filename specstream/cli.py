@@ -635,14 +635,19 @@ def adapters() -> None:
 
 @adapters.command("list")
 def adapters_list() -> None:
-    """Adapters that come with the program, and those that were pulled."""
-    from specstream.adapters import bundled, read_card
+    """Adapters that come with the program, your own, and those that were pulled."""
+    from specstream.adapters import AdapterError, bundled, read_card
     from specstream.models import catalogue
     from specstream.sharing import fetched
+    from specstream.shelf import mine
 
     have = [(task, folder) for entry in catalogue() for task, folder in bundled(entry.name).items()]
-    for name, folder in [*have, *fetched().items()]:
-        card = read_card(folder)
+    for name, folder in [*have, *mine().items(), *fetched().items()]:
+        try:
+            card = read_card(folder)
+        except AdapterError as error:
+            click.echo(f"note: {error}", err=True)
+            continue
         size = (folder / "adapter.safetensors").stat().st_size / 1e6
         line = f"{name:24} {card.base:16} {card.task:10} {card.mode:8} {card.gamma:2} streams  {size:5.1f} MB"
         click.echo(f"{line}  {card.licence}".rstrip())

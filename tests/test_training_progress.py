@@ -15,7 +15,7 @@ from specstream import adapters
 from specstream.training import progress
 from specstream.training.command import stop_wish
 from specstream.training.data import DataError, hold_out
-from specstream.training.progress import Progress, Writer, read
+from specstream.training.progress import Progress, Tail, Writer, take_in
 from specstream.training.trainer import Trainer
 from tests.test_training import DATA, trainer
 
@@ -38,6 +38,13 @@ def validation(number: int, tokens_per_step: float | None = None) -> dict[str, A
 def lines_of(events: list[dict[str, Any]]) -> list[str]:
     """As Writer writes them, an event a second."""
     return [json.dumps(event | {"time": 100.0 + at, "memory": 7}) for at, event in enumerate(events)]
+
+
+def read(lines: list[str]) -> Progress:
+    progress = Progress()
+    for line in lines:
+        take_in(progress, line)
+    return progress
 
 
 def told(events: list[dict[str, Any]]) -> Progress:
@@ -94,6 +101,21 @@ def test_damaged_lines_are_passed_over() -> None:
            '{"time": 1, "kind": "of a later version"}', '{"time": 1, "kind": 5}']  # fmt: skip
     found = read([good[0], *bad, good[1]])
     assert [p.step for p in found.points] == [1]
+
+
+def test_a_growing_file_is_read_once_and_a_new_one_from_its_start(tmp_path: Path) -> None:
+    file, lines = tmp_path / "progress.jsonl", lines_of([begin(), step(1, 9.0), step(2, 8.0)])
+    tail = Tail(file)
+    assert tail.read() == Progress()
+    file.write_text(lines[0] + "\n" + lines[1] + "\n" + lines[2][:30])
+    assert tail.read().step == 1  # the last line is still being written
+    file.write_text("".join(line + "\n" for line in lines))
+    assert [p.step for p in tail.read().points] == [1, 2]
+    assert [p.step for p in tail.read().points] == [1, 2]
+    file.write_text(lines[0] + "\n")
+    assert tail.read().points == [] and tail.read().rows == 20
+    file.unlink()
+    assert tail.read() == Progress()
 
 
 def test_nothing_decoded_is_no_number() -> None:

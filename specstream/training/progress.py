@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,12 +154,36 @@ class Progress:
         return max((v.tokens_per_step for v in self.validations if v.tokens_per_step is not None), default=None)
 
 
-def read(lines: Iterable[str]) -> Progress:
-    """The progress that lines tell of. A line that is cut off or damaged is passed over."""
-    progress = Progress()
-    for line in lines:
-        try:
-            progress.add(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return progress
+def take_in(progress: Progress, line: str | bytes) -> None:
+    """Add the event of a line. One that is cut off or damaged is passed over."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        progress.add(json.loads(line))
+
+
+class Tail:
+    """The progress of a file that grows: every line is read once. A file that shrank is read from its start."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._place, self._progress = 0, Progress()
+
+    def read(self) -> Progress:
+        """The progress now; empty without a file."""
+        with self._lock:
+            try:
+                self._read_on()
+            except OSError:
+                self._place, self._progress = 0, Progress()
+            return self._progress
+
+    def _read_on(self) -> None:
+        with self._file.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._place:
+                self._place, self._progress = 0, Progress()
+            file.seek(self._place)
+            for line in file:
+                if not line.endswith(b"\n"):  # still being written
+                    return
+                self._place += len(line)
+                take_in(self._progress, line)

@@ -54,20 +54,30 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, _parse(path, number, line)
+                    yield number, _numbered(path, number, line)
     except UnicodeDecodeError:
         raise DataError(f"{path} is not a UTF-8 text file: give a JSONL file.") from None
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}).") from None
 
 
-def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+def _numbered(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        return parse_row(line)
+    except DataError as error:
+        raise DataError(f"{path}, line {number}: {error}.") from None
+
+
+def parse_row(line: str) -> dict[str, Any]:
+    """The object of one line. Raises DataError."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+        raise DataError(f"not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise DataError("not valid JSON (nested too deep)") from None
     if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: expected an object with columns.")
+        raise DataError("expected an object with columns")
     return row
 
 
