@@ -26,7 +26,7 @@ from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
 from tests.ports import free_port
-from ui import app, compare, jobs, playground, sessions
+from ui import app, compare, jobs, playground
 from ui.contest import Contest, Entry
 from ui.engines import Busy, Engines, NotLoaded, Stopped
 from ui.feed import Feed
@@ -273,48 +273,6 @@ def test_a_model_without_streams_does_not_offer_streaming(engines: Engines) -> N
     assert playground.first_method(info) == "streaming"
     bare = replace(info, unavailable={"streaming": "This model has no trained streams."})
     assert [name for _, name in playground.method_choices(bare)] == [n for n in params.METHODS if n != "streaming"]
-
-
-def test_sessions_are_paged_searched_and_opened(engines: Engines, runlog: RunLog, tmp_path: Path) -> None:
-    for n in range(sessions.PAGE + 2):
-        word = "walrus" if n == 3 else "pigeon"
-        items(Run(engines, runlog, ask(tokens=4, prompt=f"{word} number {n}")))
-    with gr.Blocks():
-        tab = sessions.layout()
-    first, second = tab.page(runlog, "", 0), tab.page(runlog, "", sessions.PAGE)
-    assert len(first[tab.ids]) == sessions.PAGE and len(second[tab.ids]) == 2
-    assert len(set(first[tab.ids] + second[tab.ids])) == sessions.PAGE + 2
-    assert first[tab.following]["interactive"] and not first[tab.previous]["interactive"]
-    assert second[tab.previous]["interactive"] and not second[tab.following]["interactive"]
-    assert tab.page(runlog, "", 10_000)[tab.place] == sessions.PAGE  # past the end: the last page
-    found = tab.page(runlog, "walrus", 0)
-    assert len(found[tab.ids]) == 1
-    opened = tab.open(runlog, found[tab.ids][0], tmp_path)
-    assert "walrus number 3" in opened[tab.facts] and "Same text" in opened[tab.view.verdict]
-    exported = [json.loads(line) for line in Path(opened[tab.jsonl]).read_text().splitlines()]
-    assert exported[0]["prompt"] == "walrus number 3" and exported[0]["events"]["method"]
-
-
-def test_a_run_that_is_not_in_the_log_is_a_sentence(runlog: RunLog) -> None:
-    with gr.Blocks():
-        tab = sessions.layout()
-    told = sessions._told(tab, lambda: tab.open(runlog, "01NOSUCHRUN", Path()))
-    assert list(told) == [tab.where] and "There is no run" in told[tab.where]
-
-
-def test_an_interrupted_run_opens_as_far_as_it_got(engines: Engines, runlog: RunLog, tmp_path: Path) -> None:
-    assert engines.state.info
-    recorder = runlog.start(engines.state.info, "cut off", "raw", "streaming", {})
-    with engines.lend(threading.Event(), print) as engine:
-        events = list(engine.generate("Text: The", Streaming(), Sampling(max_new_tokens=20)))
-    for event in events[:3]:
-        recorder.add(Lane.METHOD, event)
-    time.sleep(1)  # the recorder saves by itself; it is never closed
-    with gr.Blocks():
-        tab = sessions.layout()
-    opened = tab.open(runlog, recorder.run_id, tmp_path)
-    assert opened[tab.view.steps] == [e for e in events[:3] if isinstance(e, Step)]
-    assert opened[tab.view.verdict] == ""
 
 
 def entries(contest: Contest) -> list[Entry]:

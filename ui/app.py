@@ -33,8 +33,9 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                 logged = sessions.layout()
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog)
-        sessions.wire(logged, tab, runlog)
-        sessions.wire_links(logged, tabs, demo, runlog)
+        benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
+        sessions.wire(logged, tab, demo, runlog, engines.rules.demo)
+        sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)
         api.add(engines, runlog)
     return demo.queue(max_size=2 * playground.MOST_WAITING)
 

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement, Lane, Verdict
 from specstream.params import METHODS
-from specstream.runlog import RunLog, snapshot, write_jsonl, write_steps_csv
+from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
 from ui.render import NOTHING, number
 from ui.view import View, replay
 
-HEADERS = ("Started (UTC)", "Prompt", "Model", "Method", "Tokens", "Tokens/s", "Speed-up", "Outcome")
-WIDTHS = ("160px", "290px", "150px", "205px", "80px", "95px", "95px", "135px")
+HEADERS = (
+    "Star", "Started (UTC)", "Prompt", "Model", "Method", "Tokens", "Tokens/s", "Tokens/step", "Speed-up", "Outcome",
+    "Run",
+)  # fmt: skip
+WIDTHS = ("60px", "160px", "280px", "140px", "200px", "80px", "95px", "115px", "95px", "135px", "290px")
 SHOWN_PROMPT = 70  # characters of a prompt in the table
 OUTCOMES = {"identical": "identical", "tie": "numerical tie", "mismatch": "different"}
 
 
 def row(run: Mapping[str, Any]) -> list[str]:
-    """One run as a row of the table."""
+    """One run as a row of the table; its id is the last cell."""
     return [
+        "★" if run["star"] else "",
         run["started_utc"][:16].replace("T", " "),
         shorten(run["prompt"]),
         run["model"],
         method_label(run["method"]),
         NOTHING if run["tokens"] is None else str(run["tokens"]),
         number(run["tokens_per_second"]),
+        number(run["tokens_per_step"], 2),
         number(run["speedup"], 2, "×"),
-        OUTCOMES.get(run["agreement"], run["status"]),
+        outcome(run),
+        run["id"],
     ]
+
+
+def outcome(run: Mapping[str, Any]) -> str:
+    """How its text compares with that of standard decoding, or how the run ended."""
+    return OUTCOMES.get(run["agreement"], run["status"])
 
 
 def shorten(text: str) -> str:
@@ -47,21 +59,25 @@ def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Run", f"{run['id']}, {run['started_utc']}, {run['status']}"
     yield "Prompt", run["prompt"]
     yield "Task", run["task"] or "none"
-    yield "Model", f"{run['model']}, adapter {run['adapter']}, {run['device']}, {run['dtype']}"
-    yield "Settings", ", ".join(settings(run["settings"]))
+    yield "Model", model_words(run)
+    yield "Settings", ", ".join(f"{name} {value}" for name, value in flat(run["settings"]).items())
     versions = (run["info"] or {}).get("versions", {})
     yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     if run["error"]:
         yield "Error", run["error"]
 
 
-def settings(values: Mapping[str, Any] | None) -> Iterator[str]:
-    """Names and values, without the groups that they are in."""
+def model_words(run: Mapping[str, Any]) -> str:
+    """What it ran on, on one line."""
+    return f"{run['model']}, adapter {run['adapter']}, {run['device']}, {run['dtype']}"
+
+
+def flat(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings by name, without the groups that they are in."""
+    out: dict[str, Any] = {}
     for name, value in (values or {}).items():
-        if isinstance(value, Mapping):
-            yield from settings(value)
-        else:
-            yield f"{name} {value}"
+        out |= flat(value) if isinstance(value, Mapping) else {name: value}
+    return out
 
 
 def verdict(run: Mapping[str, Any]) -> Verdict | None:
@@ -87,6 +103,14 @@ def export_run(runlog: RunLog, run: str, folder: Path) -> tuple[Path, Path]:
     with table.open("w", encoding="utf-8", newline="") as out:
         write_steps_csv(runlog, out, [run])
     return lines, table
+
+
+def export_runs(runlog: RunLog, ids: Sequence[str], folder: Path, form: str) -> Path:
+    """Write these runs to one file. ``form``: jsonl, with every step, or csv, a row for each run."""
+    file = folder / f"runs-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.{form}"
+    with file.open("w", encoding="utf-8", newline="") as out:
+        (write_jsonl if form == "jsonl" else write_runs_csv)(runlog, out, ids)
+    return file
 
 
 def export_database(runlog: RunLog, folder: Path) -> Path:
