@@ -18,6 +18,7 @@ import torch
 
 from specstream import adapters, anatomy, models, selftest
 from specstream.adapters import Adapter
+from specstream.chat import Chat
 from specstream.drafters import Drafter
 from specstream.drafters.prompt_lookup import PromptLookupDrafter
 from specstream.drafters.standard import StandardDrafter
@@ -30,7 +31,7 @@ from specstream.params import METHODS, Method, PromptLookup, Sampling, Standard,
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
 from specstream.tasks import task
-from specstream.text import TextStream, chat_prompt, encode, token_text
+from specstream.text import NOTHING_BEFORE, TextStream, chat_prompt, encode, token_text
 
 log = logging.getLogger(__name__)
 MAX_PROMPT_CHARACTERS = 50_000
@@ -78,12 +79,15 @@ class Engine:
     def __post_init__(self) -> None:
         self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
 
-    def prompt(self, task_name: str, text: str) -> str:
-        """The prompt for a user's text: the task's template; for ``chat`` the model's own, where it has one."""
+    def prompt(self, task_name: str, text: str, before: Chat = NOTHING_BEFORE) -> str:
+        """The prompt for a user's text: the task's template; for ``chat`` the model's own, where it has one.
+
+        ``before`` is the conversation that a ``chat`` message continues.
+        """
         if task_name in ("", "none", "raw"):
             return text
         if task_name == "chat" and getattr(self.tokenizer, "chat_template", None):
-            return chat_prompt(self.tokenizer, text)
+            return chat_prompt(self.tokenizer, text, before)
         return task(task_name).prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
@@ -179,6 +183,7 @@ def load(
         extra_parameters=extra,
         gamma=loaded.card.gamma if loaded else 0,
         context=anatomy.context_of(network.config),
+        chat=bool(getattr(tokenizer, "chat_template", None)),
         load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(unavailable.values())),

@@ -11,8 +11,9 @@ class EngineInfo:
     """A loaded model and adapter.
 
     ``unavailable`` gives, per method that can't run on this model, one sentence that says why. ``notes`` are sentences
-    that a user should see (an untrained model, a failed self-test). ``gamma`` is 0 without streams.
-    ``parameters`` counts the base model's weights, ``extra_parameters`` the adapter's (streams and LoRA).
+    that a user should see (an untrained model, a failed self-test). ``gamma`` is 0 without streams; ``chat`` says that
+    the model has a chat template. ``parameters`` counts the base model's weights, ``extra_parameters`` the adapter's
+    (streams and LoRA).
     """
 
     model: str
@@ -28,6 +29,7 @@ class EngineInfo:
     extra_parameters: int
     gamma: int
     context: int
+    chat: bool = False
     load_seconds: float = 0.0
     unavailable: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

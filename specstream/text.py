@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from specstream.chat import Chat
+
+NOTHING_BEFORE = Chat()
 MARK = "\ufffd"  # what an unfinished UTF-8 character decodes to
 MOST_MARKS = 3  # an unfinished character has at most three bytes; some decoders give a mark for each
 
 
-def chat_prompt(tokenizer: Any, text: str) -> str:
-    """One user turn in the model's own template; the text itself where it has none."""
+def chat_prompt(tokenizer: Any, text: str, before: Chat = NOTHING_BEFORE) -> str:
+    """A user's message, with what came before it, in the model's own template; the text itself where it has none.
+
+    Raises ValueError where the template refuses the conversation; some refuse system prompts.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return text
-    messages = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(before.messages(text), tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of the model's makers and may fail in any way
+        hint = "leave the system prompt empty" if before.system.strip() else "start a new conversation"
+        raise ValueError(f"The model's chat template refuses this conversation ({error}): {hint}.") from error
 
 
 def encode(tokenizer: Any, prompt: str) -> list[int]:

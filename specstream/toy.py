@@ -38,14 +38,17 @@ NOTE = "This is a scripted toy model that paces itself so that it can be watched
 
 
 class ByteTokenizer:
-    """One token per byte of UTF-8; 256 ends a text."""
+    """One token per byte of UTF-8; 256 ends a text. Its chat template is one line per message."""
 
     eos_token_id = EOS
     bos_token = None
-    chat_template = None
+    chat_template = "{role}: {content}"
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
         return SimpleNamespace(input_ids=list(text.encode()))
+
+    def apply_chat_template(self, messages: Sequence[dict[str, str]], **_: Any) -> str:
+        return "".join(self.chat_template.format(**message) + "\n" for message in messages) + "Text:"
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, **_: Any) -> str:
         text = bytes(i for i in ids if i < EOS).decode(errors="replace")
@@ -155,6 +158,7 @@ def load_toy(pace: float = 0.04) -> Engine:
         extra_parameters=0,
         gamma=GAMMA,
         context=CONTEXT,
+        chat=True,
         notes=(NOTE,),
         versions=versions(),
     )

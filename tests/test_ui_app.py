@@ -21,6 +21,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from specstream import params
+from specstream.chat import Chat
 from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
 from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
@@ -341,11 +342,11 @@ def test_a_page_that_is_loaded_again_shows_the_last_run_from_the_log(engines: En
     items(Run(engines, runlog, ask(tokens=6, prompt="theirs"), "them"))
     with gr.Blocks():
         tab = playground.layout(engines)
-    updates = playground.last_run(tab, runlog, "me")
+    updates = playground.last_run(tab, runlog, "me", Chat())
     assert updates[tab.prompt] == "mine" and "Your last run" in updates[tab.status]
     assert len([s for s in updates[tab.view.steps] if s.tokens]) > 1
-    assert tab.view.player not in playground.last_run(tab, runlog, "nobody")
-    assert tab.view.player not in playground.last_run(tab, None, "me")
+    assert tab.view.player not in playground.last_run(tab, runlog, "nobody", Chat())
+    assert tab.view.player not in playground.last_run(tab, None, "me", Chat())
 
 
 @pytest.fixture(scope="module")

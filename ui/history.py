@@ -57,6 +57,7 @@ def method_label(name: str) -> str:
 def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What is known of a run, as names and texts."""
     yield "Run", f"{run['id']}, {run['started_utc']}, {run['status']}"
+    yield from conversation((run["settings"] or {}).get("chat"))
     yield "Prompt", run["prompt"]
     yield "Task", run["task"] or "none"
     yield "Model", model_words(run)
@@ -73,11 +74,20 @@ def model_words(run: Mapping[str, Any]) -> str:
 
 
 def flat(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Settings by name, without the groups that they are in."""
+    """Settings by name, without the groups that they are in. What was said before a message is no setting."""
     out: dict[str, Any] = {}
     for name, value in (values or {}).items():
-        out |= flat(value) if isinstance(value, Mapping) else {name: value}
+        if name != "chat":
+            out |= flat(value) if isinstance(value, Mapping) else {name: value}
     return out
+
+
+def conversation(chat: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What was said before a chat's message."""
+    if chat and chat["system"]:
+        yield "System prompt", chat["system"]
+    if chat and chat["turns"]:
+        yield "Said before", "\n\n".join(f"You: {asked}\nModel: {replied}" for asked, replied in chat["turns"])
 
 
 def verdict(run: Mapping[str, Any]) -> Verdict | None:

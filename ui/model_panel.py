@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import gradio as gr
 from specstream.models import catalogue
 from ui import render
 from ui.engines import TOY, Busy, Engines, State
+from ui.rules import Refused
 
 ADAPTERS = ("auto", "none")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -40,14 +41,15 @@ class ModelPanel:
             self.load: gr.update(interactive=not state.loading),
         }
 
-    def request_load(self, engines: Engines, *choice: str) -> Iterator[State]:
-        """Start a load and follow it. A second load at the same time gets a warning."""
-        names = ("model", "adapter", "device", "dtype")
-        try:
-            engines.load(**{name: str(value or "") for name, value in zip(names, choice, strict=True)})
-        except Busy as busy:
-            gr.Warning(str(busy))
-        yield from engines.watch()
+    def chosen(self, values: Mapping[Any, Any]) -> dict[str, str]:
+        """The choice in the form."""
+        parts = {"model": self.model, "adapter": self.adapter, "device": self.device, "dtype": self.dtype}
+        return {name: str(values[part] or "") for name, part in parts.items()}
+
+    def show(self, choice: Mapping[str, str]) -> dict[Any, Any]:
+        """Put a choice into the form."""
+        parts = {"model": self.model, "adapter": self.adapter, "device": self.device, "dtype": self.dtype}
+        return {part: choice[name] for name, part in parts.items()}
 
     @property
     def choice(self) -> list[Any]:
@@ -56,6 +58,15 @@ class ModelPanel:
     @property
     def outputs(self) -> list[Any]:
         return [self.line, self.fold, self.card, self.load]
+
+
+def request_load(engines: Engines, choice: dict[str, str]) -> Iterator[State]:
+    """Start a load and follow it. One that is refused, or comes while another is under way, gets a warning."""
+    try:
+        engines.load(**choice)
+    except (Busy, Refused) as no:
+        gr.Warning(str(no))
+    yield from engines.watch()
 
 
 def title(state: State) -> str:

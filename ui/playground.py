@@ -12,17 +12,20 @@ from typing import Any
 
 import gradio as gr
 
+from specstream.chat import Chat
 from specstream.info import EngineInfo
 from specstream.params import METHODS, Standard, Streaming
 from specstream.runlog import RunLogError
 from specstream.tasks import TASKS
-from ui import controls, history, model_panel, recording, render, runview, visitor
+from ui import chat, controls, history, model_panel, recording, render, runview, suit, visitor
+from ui.chat import ChatPanel, talks
 from ui.controls import Controls
 from ui.engines import Engines, State
 from ui.feed import Feed
 from ui.jobs import Jobs
 from ui.model_panel import ModelPanel
 from ui.runview import RunView
+from ui.suit import Suit, bundled
 from ui.view import View
 from ui.worker import Ask, Run
 
@@ -39,6 +42,8 @@ class Playground:
     """The tab's parts."""
 
     panel: ModelPanel
+    chat: ChatPanel
+    suit: Suit
     prompt: gr.Textbox
     task: gr.Dropdown
     method: gr.Radio
@@ -53,15 +58,28 @@ class Playground:
 
     @property
     def inputs(self) -> set[Any]:
-        return {self.prompt, self.task, self.method, self.compare, self.key, *self.settings.parts.values()}
+        parts = {self.prompt, self.task, self.method, self.compare, self.key, self.chat.system, self.chat.kept}
+        return parts | set(self.settings.parts.values())
 
-    def ask(self, values: Mapping[Any, Any]) -> Ask:
-        """What the form asks for. Raises ValueError with one sentence."""
+    @property
+    def outputs(self) -> list[Any]:
+        chat = [self.prompt, *self.chat.outputs]
+        return [self.run, self.stop, self.status, *chat, *self.view.outputs]
+
+    @property
+    def form(self) -> list[Any]:
+        """What a newly loaded model or another task changes."""
+        parts = [*self.panel.outputs, *self.panel.choice, *self.suit.outputs, self.chat.group]
+        return [*parts, self.method, self.missing, self.task]
+
+    def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> Ask:
+        """What the form asks for, of the model that is loaded. Raises ValueError with one sentence."""
         prompt = values[self.prompt] or ""
         check_prompt(prompt)
         method, sampling = self.settings.parse(values, values[self.method])
         baseline = bool(values[self.compare]) and not isinstance(method, Standard)
-        return Ask(prompt, values[self.task], method, sampling, baseline)
+        chat = self.chat.ask(values) if talks(values[self.task], info) else None
+        return Ask(prompt, values[self.task], method, sampling, baseline, chat)
 
     def idle(self) -> Updates:
         return {self.run: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
@@ -69,16 +87,33 @@ class Playground:
     def busy(self) -> Updates:
         return {self.run: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
 
-    def loaded(self, state: State) -> Updates:
-        """What a newly loaded model changes in the form."""
+    def asked(self, ask: Ask) -> Updates:
+        """A chat's message moves from the box into the conversation."""
+        return {self.prompt: ""} | self.chat.asked(ask.chat, ask.prompt) if ask.chat else {}
+
+    def answered(self, ask: Ask, reply: str) -> Updates:
+        """A chat's turn is complete; where nothing was answered the message is back in the box."""
+        if not ask.chat:
+            return {}
+        chat = ask.chat.add(ask.prompt, reply) if reply else ask.chat
+        return self.chat.show(chat) | ({} if reply else {self.prompt: ask.prompt})
+
+    def suited(self, task: str, info: EngineInfo | None) -> Updates:
+        """What the choice of a task changes."""
+        return self.suit.updates(task, info, bundled) | self.chat.visible(task, info)
+
+    def loaded(self, state: State, task: str) -> Updates:
+        """What a newly loaded model changes in the form, in which ``task`` is chosen."""
         updates = self.panel.updates(state)
         if state.info and not state.loading:
+            why = dict.fromkeys(state.info.unavailable.values())
             updates |= {
                 self.method: gr.update(choices=method_choices(state.info), value=first_method(state.info)),
-                self.missing: render.sentences(dict.fromkeys(state.info.unavailable.values())),
+                self.missing: gr.update(value=render.sentences(why), visible=bool(why)),
             }
             if state.info.task in TASKS:
-                updates[self.task] = state.info.task
+                updates[self.task] = task = state.info.task
+            updates |= self.suited(task, state.info)
         return updates
 
 
@@ -115,17 +150,19 @@ def layout(engines: Engines) -> Playground:
     """Lay out the tab."""
     known = examples()
     recorded = recording.load().view()
+    talk = chat.layout()
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
         with gr.Column(scale=4, min_width=320):
             method = gr.Radio(method_choices(None), value=Streaming.name, label="Method", interactive=True)
-        with gr.Column(scale=2, min_width=250):
+        with gr.Column(scale=3, min_width=300):
             task = gr.Dropdown(
                 task_choices(), value=known[0]["task"], label="Task", interactive=True,
                 info="The template that is put round the prompt.",
             )  # fmt: skip
-    missing = gr.HTML()
+    fit = suit.layout()
+    missing = gr.HTML(visible=False)
     gr.Examples(
         [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
         example_labels=[e["label"] for e in known], examples_per_page=20, api_visibility="private",
@@ -147,7 +184,7 @@ def layout(engines: Engines) -> Playground:
         status = gr.HTML(render.status(recorded.words), min_width=160)
     view = runview.layout(recorded)
     return Playground(
-        panel, prompt, task, method, missing, compare, run, stop, status, visitor.layout(), settings, view
+        panel, talk, fit, prompt, task, method, missing, compare, run, stop, status, visitor.layout(), settings, view
     )  # fmt: skip
 
 
@@ -157,7 +194,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
 
     def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         try:
-            ask = tab.ask(values)
+            ask = tab.ask(values, engines.state.info)
         except ValueError as error:
             gr.Warning(str(error))
             yield {tab.status: render.status(str(error), "bad")}
@@ -167,14 +204,15 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
         jobs.put(who, str(request.session_hash), job)
         yield from stream(tab, job, str(request.session_hash))
 
-    def resume(key: str, request: gr.Request) -> Iterator[Updates]:
+    def resume(key: str, kept: str, request: gr.Request) -> Iterator[Updates]:
         job = jobs.get(who := visitor.name(key, request))
         if isinstance(job, Run):
             jobs.put(who, str(request.session_hash), job)
-            yield {tab.prompt: job.ask.prompt, tab.task: job.ask.task}
+            system = {tab.chat.system: job.ask.chat.system} if job.ask.chat else {}
+            yield {tab.prompt: job.ask.prompt, tab.task: job.ask.task} | system
             yield from stream(tab, job, str(request.session_hash))
         else:
-            yield last_run(tab, runlog, who)
+            yield last_run(tab, runlog, who, Chat.from_json(kept))
 
     def stop(key: str, request: gr.Request) -> None:
         jobs.stop(visitor.name(key, request))
@@ -182,23 +220,30 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     def close(request: gr.Request) -> None:
         jobs.close(str(request.session_hash))
 
-    def load(*choice: str) -> Iterator[Updates]:
-        for state in tab.panel.request_load(engines, *choice):
-            yield tab.loaded(state)
+    def load(values: dict[Any, Any]) -> Iterator[Updates]:
+        for state in model_panel.request_load(engines, tab.panel.chosen(values)):
+            yield tab.loaded(state, values[tab.task])
 
-    def watch() -> Iterator[Updates]:
+    def load_fitting(task: str) -> Iterator[Updates]:
+        choice = engines.choice | {"adapter": task}
+        for state in model_panel.request_load(engines, choice):
+            yield tab.loaded(state, task) | tab.panel.show(choice)
+
+    def watch(task: str) -> Iterator[Updates]:
         for state in engines.watch():
-            yield tab.loaded(state)
+            yield tab.loaded(state, task)
 
-    outputs = [tab.run, tab.stop, tab.status, *tab.view.outputs]
-    form = [*tab.panel.outputs, tab.method, tab.missing, tab.task]
+    outputs, form = tab.outputs, tab.form
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     tab.run.click(run, tab.inputs, outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **quiet)
     tab.stop.click(stop, tab.key, queue=False, **quiet)
-    tab.panel.load.click(load, tab.panel.choice, form, concurrency_limit=None, **quiet)
+    tab.panel.load.click(load, {*tab.panel.choice, tab.task}, form, concurrency_limit=None, **quiet)
+    tab.suit.load.click(load_fitting, tab.task, form, concurrency_limit=None, **quiet)
+    tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)
-    demo.load(watch, None, form, concurrency_limit=None, **quiet).then(
-        resume, tab.key, [tab.prompt, tab.task, *outputs], concurrency_limit=None, **quiet
+    tab.chat.wire(demo)
+    demo.load(watch, tab.task, form, concurrency_limit=None, **quiet).then(
+        resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
     )
     demo.unload(close)
     tab.view.wire()
@@ -208,29 +253,32 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
 def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
     """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
-    yield tab.busy() | {tab.status: render.status(view.words, view.tone), tab.view.insights: ""} | tab.view.drawn(view)
+    begun = tab.busy() | tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone), tab.view.insights: ""}
+    yield begun | tab.view.drawn(view)
     with closing(run.batches(session)) as batches:
         for batch in batches:
             for item in batch:
                 view.add(item)
             yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view)
     view.close()
-    yield tab.idle() | {tab.status: render.status(view.words, view.tone)} | tab.view.summary(view)
+    ended = tab.idle() | tab.answered(run.ask, view.text) | {tab.status: render.status(view.words, view.tone)}
+    yield ended | tab.view.summary(view)
     yield tab.view.drawn(view)
 
 
-def last_run(tab: Playground, runlog: Any, who: str) -> Updates:
-    """What a page that is loaded again shows: the visitor's last run, from the log. Nothing changes without one."""
+def last_run(tab: Playground, runlog: Any, who: str, kept: Chat) -> Updates:
+    """What a page that is loaded again shows: the visitor's last run, from the log, and the conversation ``kept``."""
     try:
         found = runlog.runs(limit=1, visitor=who) if runlog is not None else []
         if not found:
-            return {tab.status: gr.skip()}
+            return {tab.status: gr.skip()} | tab.chat.show(kept)
         row = runlog.run(found[0]["id"])
         view = history.view(runlog, row)
     except RunLogError as error:
         return {tab.status: render.status(str(error), "bad")}
     words = f"Your last run, from the log: {row['status']}."
     form = {tab.prompt: row["prompt"], tab.task: row["task"] if row["task"] in TASKS else "raw"}
+    form |= tab.chat.show(chat.newer(kept, row)) | ({tab.prompt: ""} if (row["settings"] or {}).get("chat") else {})
     return form | {tab.status: render.status(words)} | tab.view.ended(view)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from specstream.chat import Chat
 from specstream.events import Event, Lane, Verdict
 from specstream.params import Method, Sampling
 from ui.engines import Engines, Stopped, sentence
@@ -35,6 +36,12 @@ class Ask:
     method: Method
     sampling: Sampling
     baseline: bool
+    chat: Chat | None = None  # the conversation that the prompt continues
+
+    @property
+    def characters(self) -> int:
+        """The length of what the visitor gave."""
+        return len(self.prompt) + (self.chat.characters if self.chat else 0)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ class Run(ModelJob):
 
         self._say("Running")
         ask = self.ask
-        prompt = engine.prompt(ask.task, ask.prompt)
+        self._engines.rules.check_run(ask.characters, ask.sampling)  # of a chat everything that was said counts
+        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat())
         items = run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)
         first = next(items)  # refusals come before the first event: they are no runs, and not logged
         record = Record(self._runlog, self._say)
@@ -131,6 +139,7 @@ class Record:
     def start(self, info: Any, ask: Ask, visitor: str | None) -> None:
         if self._runlog is not None:
             settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
+            settings |= {"chat": ask.chat.to_dict()} if ask.chat else {}
             self._try(self._begin, info, ask, settings, visitor)
 
     def _begin(self, info: Any, ask: Ask, settings: dict[str, Any], visitor: str | None) -> None:

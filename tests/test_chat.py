@@ -1,0 +1,167 @@
+"""Conversations: the prompt that they make, the panel above the prompt box, each turn in the log."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from specstream.chat import Chat
+from specstream.params import Sampling, Streaming
+from specstream.runlog import RunLog
+from specstream.text import chat_prompt
+from specstream.toy import load_toy
+from ui import chat, history, playground, suit
+from ui.engines import Engines
+from ui.feed import Feed
+from ui.view import View
+from ui.worker import Ask, Run
+
+CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
+BEFORE = Chat("c1", "Be short.", (("Hello?", "Hi."), ("Who are you?", "A toy.")))
+
+
+@pytest.fixture(scope="module")
+def engines() -> Engines:
+    engines = Engines(CHOICE, lambda progress, **choice: load_toy(0))
+    engines.load()
+    assert list(engines.watch(0.01))[-1].info
+    return engines
+
+
+def test_a_conversation_becomes_messages_in_their_order() -> None:
+    roles = [message["role"] for message in BEFORE.messages("And now?")]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [m["content"] for m in BEFORE.messages("And now?")][-3:] == ["Who are you?", "A toy.", "And now?"]
+    assert replace(BEFORE, system=" ").messages("x")[0] == {"role": "user", "content": "Hello?"}
+    assert BEFORE.add("a", "b").turns[-1] == ("a", "b")
+    assert BEFORE.characters == len(
+        "Be short.Hello?Hi.Who are you?A toy."
+    )
+
+
+def test_a_conversation_survives_json_and_damage_is_a_new_one() -> None:
+    assert Chat.from_json(BEFORE.to_json()) == BEFORE
+    for damaged in (
+        None,
+        "",
+        "{",
+        "[]",
+        '{"id": 1, "system": "", "turns": []}',
+        '{"id": "", "system": "", "turns": [1]}',
+    ):
+        assert Chat.from_json(damaged) == Chat()
+    with pytest.raises(ValueError, match="start a new one"):
+        Chat.from_dict({"id": "", "system": "", "turns": [["only one"]]})
+
+
+def test_the_prompt_holds_the_whole_conversation_in_the_models_template() -> None:
+    engine = load_toy(0)
+    assert engine.prompt("chat", "And now?", BEFORE) == (
+        "system: Be short.\nuser: Hello?\nassistant: Hi.\nuser: Who are you?\nassistant: A toy.\nuser: And now?\nText:"
+    )
+    assert engine.prompt("raw", "And now?", BEFORE) == "And now?"
+
+
+def test_a_template_that_refuses_is_one_sentence() -> None:
+    def refuse(messages: list[dict[str, str]], **_: Any) -> str:
+        if messages[0]["role"] == "system":
+            raise RuntimeError("System role not supported")
+        return "fine"
+
+    tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=refuse)
+    assert chat_prompt(tokenizer, "Hi") == "fine"
+    with pytest.raises(ValueError, match="System role not supported.*leave the system prompt empty"):
+        chat_prompt(tokenizer, "Hi", BEFORE)
+
+
+def finished(engines: Engines, runlog: Any, message: str, before: Chat) -> View:
+    ask = Ask(message, "chat", Streaming(), Sampling(max_new_tokens=40), False, before)
+    view = View(Feed("live"))
+    for batch in Run(engines, runlog, ask, "me").batches():
+        for item in batch:
+            view.add(item)
+    return view
+
+
+def test_each_turn_is_a_run_of_its_own_that_can_be_replayed(engines: Engines, tmp_path: Path) -> None:
+    runlog = RunLog(tmp_path / "runs.db")
+    talk = Chat("c1", "Be short.")
+    views = []
+    for message in ("Where is the pub?", "And the café?"):
+        views.append(finished(engines, runlog, message, talk))
+        talk = talk.add(message, views[-1].text)
+    assert runlog.count(visitor="me") == 2
+    first, second = (runlog.run(view.log_id) for view in views)
+    assert first["settings"]["chat"] == {"id": "c1", "system": "Be short.", "turns": []}
+    assert second["settings"]["chat"]["turns"] == [["Where is the pub?", views[0].text]]
+    assert second["prompt"] == "And the café?" and second["output"] == views[1].text
+    assert history.view(runlog, second).text == views[1].text
+    shown = dict(history.facts(second))
+    assert "You: Where is the pub?" in shown["Said before"] and shown["System prompt"] == "Be short."
+    assert "turns" not in shown["Settings"]
+
+
+def test_a_page_loaded_again_learns_of_the_turn_that_ended_meanwhile() -> None:
+    kept = Chat("c1", "", (("a", "b"),))
+    row = {"settings": {"chat": kept.to_dict()}, "prompt": "c", "output": "d"}
+    assert chat.newer(kept, row).turns == (("a", "b"), ("c", "d"))
+    assert chat.newer(kept.add("c", "d"), row) == kept.add("c", "d")  # known already
+    assert chat.newer(Chat(), row) == Chat()  # a new conversation was begun
+    assert chat.newer(kept, row | {"settings": {}}) == kept and chat.newer(kept, row | {"output": None}) == kept
+
+
+def test_the_form_asks_with_the_conversation_only_where_the_model_can_chat(engines: Engines) -> None:
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    values = {part: part.value for part in tab.inputs}
+    values |= {tab.task: "chat", tab.prompt: "Hi", tab.chat.kept: BEFORE.to_json(), tab.chat.system: "New rules"}
+    info = engines.state.info
+    assert info and info.chat
+    assert tab.ask(values, info).chat == replace(BEFORE, system="New rules")
+    assert tab.ask(values, replace(info, chat=False)).chat is None and tab.ask(values, None).chat is None
+    assert tab.ask(values | {tab.task: "raw"}, info).chat is None
+    new = tab.ask(values | {tab.chat.kept: ""}, info).chat
+    assert new and new.id and not new.turns
+
+
+def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    assert tab.asked(ask)[tab.prompt] == ""
+    failed, answered = tab.answered(ask, ""), tab.answered(ask, "Hello.")
+    assert failed[tab.prompt] == "Hi" and Chat.from_json(failed[tab.chat.kept]) == BEFORE
+    assert tab.prompt not in answered and Chat.from_json(answered[tab.chat.kept]).turns[-1] == ("Hi", "Hello.")
+    assert tab.asked(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), "x")
+
+
+def test_markup_in_a_conversation_stays_text(engines: Engines) -> None:
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    shown = tab.chat.asked(Chat("c", "", (("<b>me</b>", "<img src=x>"),)), "<i>now</i>")[tab.chat.turns]
+    assert "<b>" not in shown and "<img" not in shown and "<i>" not in shown and "&lt;img src=x&gt;" in shown
+
+
+def test_a_hint_where_the_adapter_is_for_another_task(engines: Engines) -> None:
+    info = engines.state.info
+    assert info and info.task == "e2e" and info.mode == "shared"
+    assert suit.mismatch("e2e", info) == suit.mismatch("raw", info) == ""
+    assert "Restaurant" in suit.mismatch("sql", info) and "writes differently" in suit.mismatch("sql", info)
+    assert "writes differently" not in suit.mismatch("sql", replace(info, mode="lossless"))
+    assert "No adapter" in suit.mismatch("sql", replace(info, task=""))
+    with gr.Blocks():
+        hint = suit.layout()
+    has, lacks = hint.updates("sql", info, lambda model: {"sql": 1}), hint.updates("sql", info, lambda model: {})
+    assert has[hint.load]["visible"] and not lacks[hint.load]["visible"] and lacks[hint.group]["visible"]
+    assert not hint.updates("e2e", info, lambda model: {"e2e": 1})[hint.group]["visible"]
+
+
+def test_bundled_adapters_are_offered_by_their_task() -> None:
+    assert {"e2e", "sql", "chat"} <= set(suit.bundled("smollm2-135m"))
+    assert json.loads((suit.bundled("smollm2-135m")["sql"] / "card.json").read_text())["task"] == "sql"
