@@ -37,9 +37,10 @@ def test_figures_show_the_numbers_of_the_result(report) -> None:
     assert [bar.y[0] for bar in bars] == [streaming["speedup"], lookup["speedup"]]
     assert made["calls"].data[0].x[0] == streaming["tokens_per_step"]
     assert list(made["acceptance"].data[0].y) == streaming["acceptance_by_depth"]
-    plain, streams = made["cost"].data
+    plain, streams, deferred = made["cost"].data
     assert list(plain.x) == [p["nodes"] for p in report["cost"]["plain"]]
     assert streams.y[0] == pytest.approx(1000 * report["cost"]["streaming"][0]["seconds"])
+    assert deferred.y[0] == pytest.approx(1000 * report["cost"]["deferred"][0]["seconds"])
     assert list(made["prediction"].data[0].y) == [t["measured"] for t in report["tuned"]["trials"]]
 
 
@@ -50,6 +51,21 @@ def test_only_what_was_measured_is_drawn(report) -> None:
         "calls",
         "acceptance",
     }
+
+
+def test_pruning_is_drawn_over_the_width_where_both_were_tried() -> None:
+    engine, sampling = toy.load_toy(pace=0), Sampling(max_new_tokens=24)
+    methods = [Streaming(width=k, prune=p, tree="full", depth=2) for p in (0, 0.05) for k in (3, 1)]
+    measured = bench.bench(
+        engine, bench.prompts_as_cases(["Text:"]), [bench.Ours(engine, m) for m in methods], sampling
+    )
+    rows = bench.result_rows(measured, "e2e")
+    whole, whole_tokens, pruned, pruned_tokens = figures.figures([{"rows": rows}])["pruning"].data
+    assert list(whole.x) == list(pruned.x) == [1, 3]
+    assert list(whole.y) == [rows[2]["decode_speedup"], rows[1]["decode_speedup"]]
+    assert list(pruned_tokens.y) == [rows[4]["tokens_per_step"], rows[3]["tokens_per_step"]]
+    assert whole.name == "not pruned" and pruned.name == "pruned below 0.05" and whole_tokens.yaxis == "y2"
+    assert "pruning" not in figures.figures([{"rows": rows[:3]}])
 
 
 def test_script_writes_pages_that_need_no_network(report, tmp_path: Path) -> None:

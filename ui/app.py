@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui import api, compare, playground, render, sessions, theme
+from ui import api, benchmark, compare, playground, render, sessions, theme
 from ui.engines import Engines
 
 STYLE = Path(__file__).parents[1] / "assets" / "style.css"
@@ -29,10 +29,13 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                 play = playground.layout(engines)
             with gr.Tab("Compare", id="compare") as race_tab:
                 contest = compare.layout()
+            with gr.Tab("Benchmark", id=benchmark.TAB) as bench_tab:
+                measured = benchmark.layout(engines)
             with gr.Tab("Sessions", id=sessions.TAB) as tab:
                 logged = sessions.layout()
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog)
+        benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         sessions.wire(logged, tab, demo, runlog, engines.rules.demo)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)

@@ -7,35 +7,52 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from specstream.bench.tables import CURVES
 from ui import theme
-from ui.charts import CLEAR, GRID
+from ui.charts import CLEAR, DASHES, GRID
 
 Report = dict[str, Any]
 COLOURS = list(theme.STRONG.values())
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
+TOP_LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 11}}
 
 
 def figures(reports: Sequence[Report]) -> dict[str, go.Figure]:
-    """Every figure that the results have numbers for, by name."""
+    """Every figure that the results have numbers for, by name. A result's own ``name`` tells it from others."""
     made: dict[str, go.Figure] = {}
     if any(r.get("rows") for r in reports):
         made |= {"speedup": speedup(reports), "calls": calls(reports), "acceptance": acceptance(reports)}
     for report in reports:
+        if sweep := pruning_rows(report):
+            made["pruning"] = pruning(sweep)
         if "cost" in report:
             made["cost"] = cost(report["cost"])
-        if "tuned" in report:
+        if report.get("tuned", {}).get("trials"):
             made["prediction"] = prediction(report["tuned"])
     return made
+
+
+def on_page(figure: go.Figure) -> go.Figure:
+    """The figure for a page that has its heading, and a narrow column for it."""
+    figure.update_layout(
+        title=None, height=330, legend=TOP_LEGEND, margin={"l": 52, "r": 12, "t": 24, "b": 48}, uirevision="keep"
+    )
+    return figure
 
 
 def speedup(reports: Sequence[Report]) -> go.Figure:
     """Bars of the suite speed-up with its 95 % interval: a group for each task, a colour for each method."""
     figure = _figure("Speed-up over standard decoding", "", "times as fast")
     for place, (label, rows) in enumerate(_by_label(reports).items()):
-        highs = [(r["speedup_interval"][1] or r["speedup"]) - r["speedup"] for r in rows]
-        lows = [r["speedup"] - (r["speedup_interval"][0] or r["speedup"]) for r in rows]
+        highs = [(r["speedup_interval"][1] or r["speedup"]) - r["speedup"] for _, r in rows]
+        lows = [r["speedup"] - (r["speedup_interval"][0] or r["speedup"]) for _, r in rows]
         figure.add_bar(
-            x=[r["task"] for r in rows],
-            y=[r["speedup"] for r in rows],
+            x=[where for where, _ in rows],
+            y=[r["speedup"] for _, r in rows],
+            text=[f"{r['speedup']:.2f}" for _, r in rows],
+            textposition="inside",
+            insidetextanchor="start",
+            textangle=0,
             name=label,
             error_y={"type": "data", "array": highs, "arrayminus": lows},
             marker={"color": _colour(place)},
@@ -47,18 +64,18 @@ def speedup(reports: Sequence[Report]) -> go.Figure:
 def calls(reports: Sequence[Report]) -> go.Figure:
     """Tokens per step against the speed-up of the steps. On the line a step costs what a plain step does."""
     figure = _figure("Fewer calls against less time", "tokens per step", "speed-up of the steps")
-    longest = 1.0
+    longest, several = 1.0, _several(reports)
     for place, (label, rows) in enumerate(_by_label(reports).items()):
-        x = [r["tokens_per_step"] for r in rows]
+        x = [r["tokens_per_step"] for _, r in rows]
         longest = max([longest, *(v for v in x if v)])
         figure.add_scatter(
             x=x,
-            y=[r["decode_speedup"] for r in rows],
-            text=[r["task"] for r in rows],
+            y=[r["decode_speedup"] for _, r in rows],
+            text=[where for where, _ in rows],
             name=label,
-            mode="markers+text",
+            mode="markers+text" if several else "markers",
             textposition="bottom center",
-            marker={"color": _colour(place), "size": 10},
+            marker={"color": _colour(place), "size": 10, "symbol": SYMBOLS[place % len(SYMBOLS)]},
         )
     line = {"dash": "dot", "color": theme.STRONG[0]}
     return figure.add_scatter(x=[1, longest], y=[1, longest], mode="lines", name="a step costs 1", line=line)
@@ -67,31 +84,57 @@ def calls(reports: Sequence[Report]) -> go.Figure:
 def acceptance(reports: Sequence[Report]) -> go.Figure:
     """Share of the steps that accepted a token at each depth, of those that compared one there."""
     figure = _figure("Acceptance by depth", "depth in the tree", "accepted")
-    drafting = [r for r in _rows(reports) if r["acceptance_by_depth"]]
-    for place, row in enumerate(drafting):
+    drafting = [(where, r) for where, r in _rows(reports) if r["acceptance_by_depth"]]
+    several = _several(reports)
+    for place, (where, row) in enumerate(drafting):
         values = row["acceptance_by_depth"]
         figure.add_scatter(
             x=list(range(1, len(values) + 1)),
             y=values,
-            name=f"{row['label']}, {row['task']}",
+            name=f"{row['label']}, {where}" if several else row["label"],
             mode="lines+markers",
-            line={"color": _colour(place)},
+            line={"color": _colour(place), "dash": DASHES[place % len(DASHES)]},
+            marker={"symbol": SYMBOLS[place % len(SYMBOLS)]},
         )
-    return figure.update_yaxes(range=[0, 1], tickformat=".0%").update_xaxes(dtick=1)
+    return figure.update_yaxes(range=[0, 1.02], tickformat=".0%").update_xaxes(dtick=1)
+
+
+def pruning_rows(report: Report) -> list[Report]:
+    """The streaming rows of a result that tried several widths, with pruning and without; empty for any other."""
+    rows = [r for r in report.get("rows", ()) if r["method"] == "streaming"]
+    tried = {(r["settings"].get("width"), bool(r["settings"].get("prune"))) for r in rows}
+    several = len({width for width, _ in tried}) > 1
+    return rows if several and {pruned for _, pruned in tried} == {False, True} else []
+
+
+def pruning(rows: Sequence[Report]) -> go.Figure:
+    """Speed-up of the steps over the width k, with pruning and without; tokens per step to it, dashed."""
+    figure = _figure("Pruning on and off", "width k", "speed-up of the steps")
+    for place, prune in enumerate(sorted({r["settings"]["prune"] for r in rows})):
+        points = sorted((r["settings"]["width"], r["decode_speedup"], r["tokens_per_step"]) for r in rows
+                        if r["settings"]["prune"] == prune)  # fmt: skip
+        name = f"pruned below {prune:g}" if prune else "not pruned"
+        widths, ratios, tokens = zip(*points, strict=True)
+        look = {"mode": "lines+markers", "marker": {"symbol": SYMBOLS[place % len(SYMBOLS)]}}
+        figure.add_scatter(x=widths, y=ratios, name=name, line={"color": _colour(place)}, **look)
+        dashed = {"color": _colour(place), "dash": "dot"}
+        figure.add_scatter(x=widths, y=tokens, name=f"{name}: tokens per step", yaxis="y2", line=dashed, **look)
+    second = {"overlaying": "y", "side": "right", "showgrid": False, "title": {"text": "tokens per step"}}
+    return figure.update_xaxes(dtick=1).update_layout(yaxis2=second)
 
 
 def cost(curve: Report) -> go.Figure:
     """Milliseconds of a step against drafted nodes, with the time that reading the weights once takes at least."""
     figure = _figure("Cost of a step", "drafted nodes", "milliseconds")
-    for place, (key, name) in enumerate((("plain", "without streams"), ("streaming", "with streams"))):
-        points = curve[key]
-        if points:
+    for place, (key, name) in enumerate(CURVES.items()):
+        if points := curve.get(key):
             figure.add_scatter(
                 x=[p["nodes"] for p in points],
                 y=[1000 * p["seconds"] for p in points],
                 name=name,
                 mode="lines+markers",
-                line={"color": COLOURS[place]},
+                line={"color": COLOURS[place], "dash": DASHES[place]},
+                marker={"symbol": SYMBOLS[place]},
             )
     figure.add_hline(
         y=1000 * curve["limit_seconds"],
@@ -106,7 +149,8 @@ def prediction(tuned: Report) -> go.Figure:
     figure = _figure("Predicted against measured", "predicted speed-up", "measured speed-up")
     trials = tuned["trials"]
     names = ["chosen", "given"][: len(trials)]
-    for key, words in (("explained", "from the same prompts"), ("predicted", "from other prompts")):
+    kinds = (("explained", "from the same prompts", 1), ("predicted", "from other prompts", 3))
+    for key, words, place in kinds:
         figure.add_scatter(
             x=[t[key] for t in trials],
             y=[t["measured"] for t in trials],
@@ -114,7 +158,7 @@ def prediction(tuned: Report) -> go.Figure:
             mode="markers+text",
             textposition="top center",
             name=words,
-            marker={"size": 11, "color": COLOURS[1 if key == "explained" else 3]},
+            marker={"size": 11, "color": COLOURS[place], "symbol": SYMBOLS[place]},
         )
     far = 1.15 * max(max(t["predicted"], t["explained"], t["measured"]) for t in trials)
     for share in (0.9, 1.0, 1.1):
@@ -123,16 +167,25 @@ def prediction(tuned: Report) -> go.Figure:
     return figure
 
 
-def _rows(reports: Sequence[Report]) -> Iterator[Report]:
-    """Rows of every result but standard decoding, which the others are measured against."""
-    return (row for report in reports for row in report.get("rows", ()) if row["method"] != "standard")
+def _rows(reports: Sequence[Report]) -> Iterator[tuple[str, Report]]:
+    """Rows of every result but standard decoding, which the others are measured against, each with its place."""
+    measured = [r for r in reports if r.get("rows")]
+    tasks = [r["rows"][0]["task"] for r in measured]
+    for report, task in zip(measured, tasks, strict=True):
+        where = task if tasks.count(task) == 1 or not report.get("name") else f"{task}, {report['name']}"
+        yield from ((where, row) for row in report["rows"] if row["method"] != "standard")
 
 
-def _by_label(reports: Sequence[Report]) -> dict[str, list[Report]]:
-    out: dict[str, list[Report]] = {}
-    for row in _rows(reports):
+def _several(reports: Sequence[Report]) -> bool:
+    """Are there results of more than one place, so that each must be named?"""
+    return len({where for where, _ in _rows(reports)}) > 1
+
+
+def _by_label(reports: Sequence[Report]) -> dict[str, list[tuple[str, Report]]]:
+    out: dict[str, list[tuple[str, Report]]] = {}
+    for where, row in _rows(reports):
         if row["speedup"]:
-            out.setdefault(row["label"], []).append(row)
+            out.setdefault(row["label"], []).append((where, row))
     return out
 
 
