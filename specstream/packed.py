@@ -1,70 +1,164 @@
-"""Linear maps with their weights packed once for oneDNN, on a CPU in float32.
+"""Linear maps with their weights packed once for the few rows of a decoding pass, on a CPU.
 
-PyTorch's default product is slow for the one to thirty rows of a decoding pass. Both kinds of decoding gain; the
-figures are in the log of experiments.
+PyTorch's default product is slow for one to thirty rows. Two layouts: float32 for oneDNN, and float16 for FBGEMM, which
+computes in float32 and reads half as many bytes. Maps that read the same rows (queries, keys and values; gate and up)
+become one product. Both kinds of decoding gain; the figures are in the log of experiments.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from specstream.anatomy import Anatomy
 
-ROWS = 16  # rows that the layout is chosen for; it serves other numbers as well
+ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
+
+Product = Callable[[Tensor], Tensor]
+
+
+def _in_float32(weight: Tensor, bias: Tensor | None) -> Product:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: multiply(x, packed, bias, "none", [], "")
+
+
+def _in_float16(weight: Tensor, bias: Tensor | None) -> Product:
+    packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+    multiply = torch.ops.quantized.linear_dynamic_fp16.default
+    return lambda x: multiply(x, packed)
 
 
 class PackedLinear(nn.Module):
-    """``y = W x + b`` like the ``nn.Linear`` that it replaces. Its weights can no longer be read or moved."""
+    """``y = W x + b`` like the ``nn.Linear`` that it replaces. Its weights can no longer be read or moved.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    With ``half`` the weights are rounded to float16.
+    """
+
+    def __init__(self, linear: nn.Linear, half: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        bias = None if linear.bias is None else linear.bias.detach()
+        self._product = (_in_float16 if half else _in_float32)(linear.weight.detach(), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], ""))
+        return self._product(x)
+
+
+class PackedPart(nn.Module):
+    """One of several maps that share a product: its outputs are columns ``start`` .. ``stop`` - 1."""
+
+    def __init__(self, shared: Shared, start: int, stop: int) -> None:
+        super().__init__()
+        self._shared, self._start, self._stop = shared, start, stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, a view."""
+        return self._shared.of(x, self._start)[..., self._start : self._stop]
+
+
+class Shared:
+    """The product of several maps. The first that is called with some rows computes it, the others take theirs.
+
+    Each takes it once: called again, a map computes anew, so that rows changed in place are never missed.
+    """
+
+    def __init__(self, product: Product, parts: int) -> None:
+        self._product, self._parts = product, parts
+        self._rows: Tensor | None = None
+        self._out: Tensor | None = None
+        self._taken: set[int] = set()
+
+    def of(self, x: Tensor, part: int) -> Tensor:
+        """The whole product ``[..., all outputs]`` of these very rows."""
+        if self._rows is not x or part in self._taken:
+            self._rows, self._out, self._taken = x, self._product(x), set()
+        out = cast(Tensor, self._out)
+        self._taken.add(part)
+        if len(self._taken) == self._parts:
+            self._rows = self._out = None
+        return out
 
 
 @torch.inference_mode()
-def works() -> bool:
+def works(half: bool = False) -> bool:
     """Whether this build of PyTorch has the packed product and computes it rightly."""
     linear, x = nn.Linear(48, 64), torch.randn(1, 3, 48)
     try:
-        return torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-4)
+        return torch.allclose(PackedLinear(linear, half)(x), linear(x), atol=1e-2 if half else 1e-4)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 
 
-def suits(anatomy: Anatomy) -> bool:
+def suits(anatomy: Anatomy, half: bool = False) -> bool:
     """Whether packing helps this model."""
-    return anatomy.device.type == "cpu" and anatomy.dtype == torch.float32 and works()
+    return anatomy.device.type == "cpu" and anatomy.dtype == torch.float32 and works(half)
 
 
-def pack(anatomy: Anatomy) -> Anatomy:
+def pack(anatomy: Anatomy, half: bool = False) -> Anatomy:
     """Pack every linear map of the layers and the head, in place, where that helps; else change nothing.
 
-    To be called last: weights can't be changed afterwards.
+    To be called last: weights can't be changed afterwards. ``half`` rounds them to float16.
     """
-    if not suits(anatomy):
+    if not suits(anatomy, half):
         return anatomy
-    for layer in anatomy.layers:
-        _replace(layer)
+    groups = list(_groups(anatomy))
+    for owners in groups:
+        _replace(owners, half)
     if not isinstance(anatomy.head, nn.Linear):
         return anatomy
-    head = PackedLinear(anatomy.head)
+    head = PackedLinear(anatomy.head, half)
     anatomy.model.set_output_embeddings(head)
     return replace(anatomy, head=head)
 
 
-def _replace(parent: nn.Module) -> None:
-    for name, child in parent.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(parent, name, PackedLinear(child))
-        else:
-            _replace(child)
+Owner = tuple[nn.Module, str]  # a module and the name of a linear map in it
+
+
+def _groups(anatomy: Anatomy) -> Iterator[list[Owner]]:
+    """The linear maps of the layers; those of one module that read the same tensor together, seen on a token."""
+    owners = [
+        (module, name)
+        for layer in anatomy.layers
+        for module in layer.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.Linear)
+    ]
+    read: dict[int, Tensor] = {}  # held, so that no two have one id
+
+    def note(index: int, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args:
+            read[index] = args[0]
+
+    hooks = [getattr(m, n).register_forward_pre_hook(partial(note, i)) for i, (m, n) in enumerate(owners)]
+    with torch.inference_mode():
+        anatomy.model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    together: dict[tuple[int, int], list[Owner]] = defaultdict(list)
+    for index, owner in enumerate(owners):
+        together[id(owner[0]), id(read[index]) if index in read else -index].append(owner)
+    yield from together.values()
+
+
+@torch.inference_mode()
+def _replace(owners: Sequence[Owner], half: bool) -> None:
+    linears = [getattr(module, name) for module, name in owners]
+    if len(linears) == 1:
+        module, name = owners[0]
+        setattr(module, name, PackedLinear(linears[0], half))
+        return
+    biases = [torch.zeros(m.out_features) if m.bias is None else m.bias for m in linears]
+    bias = torch.cat(biases) if any(m.bias is not None for m in linears) else None
+    product = (_in_float16 if half else _in_float32)(torch.cat([m.weight for m in linears]), bias)
+    shared, start = Shared(product, len(linears)), 0
+    for (module, name), linear in zip(owners, linears, strict=True):
+        setattr(module, name, PackedPart(shared, start, start + linear.out_features))
+        start += linear.out_features

@@ -269,18 +269,43 @@ def test_importing_events_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_packed_weights_compute_the_same() -> None:
-    if not packed.works():
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("family", "mode"), [("llama", "shared"), ("opt", "lossless"), ("gpt2", "shared"), ("gemma2", "lossless")]
+)
+def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> None:
+    if not packed.works(half):
         pytest.skip("this build of PyTorch has no packed linear maps")
-    for family, mode in (("llama", "shared"), ("opt", "lossless"), ("gpt2", "shared"), ("gemma2", "lossless")):
-        ids, sampling = tiny.prompt(21), Sampling(max_new_tokens=24, temperature=0.7)
-        anatomy, adapter = tiny.model_with_adapter(family, mode=mode)
-        want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
-        smaller = packed.pack(anatomy)
-        assert isinstance(smaller.head, packed.PackedLinear)
-        assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
-        run = tiny.streaming_run(smaller, adapter, ids, sampling)
-        assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
+    ids, sampling = tiny.prompt(21), Sampling(max_new_tokens=24, temperature=0.7)
+    anatomy, adapter = tiny.model_with_adapter(family, mode=mode)
+    if half:
+        for linear in (m for m in anatomy.model.modules() if isinstance(m, torch.nn.Linear)):
+            linear.weight.data = linear.weight.data.half().float()
+    want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
+    smaller = packed.pack(anatomy, half)
+    assert isinstance(smaller.head, packed.PackedLinear)
+    assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
+    run = tiny.streaming_run(smaller, adapter, ids, sampling)
+    assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
+
+
+def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
+    anatomy, _ = tiny.model_with_adapter("llama")
+    attention, mlp = anatomy.layers[0].self_attn, anatomy.layers[0].mlp
+    x, y = torch.randn(2, 1, 5, anatomy.hidden_size)
+    names = {"q_proj": attention, "k_proj": attention, "v_proj": attention, "gate_proj": mlp, "up_proj": mlp}
+    with torch.inference_mode():
+        want = {(n, i): getattr(m, n)(rows) for n, m in names.items() for i, rows in enumerate((x, y))}
+        packed.pack(anatomy)
+        assert len({id(getattr(m, n)._shared) for n, m in names.items()}) == 2
+        for order in (names, reversed(names), [*names, *names]):  # also one called twice, and others not at all
+            for name in order:
+                for i, rows in enumerate((x, y)):
+                    torch.testing.assert_close(getattr(names[name], name)(rows), want[name, i])
+        q = attention.q_proj
+        q(x)
+        x.mul_(2)  # the same tensor with other values
+        torch.testing.assert_close(q(x), 2 * want["q_proj", 0])
 
 
 def test_float32_check_puts_the_model_back_bit_for_bit() -> None:
