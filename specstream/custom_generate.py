@@ -27,7 +27,7 @@ from specstream.engine import DRAFTERS, NO_STREAMS
 from specstream.events import Reason, Step
 from specstream.loop import Run, decode
 from specstream.params import Method, PromptLookup, Sampling, Streaming
-from specstream.sampling import Picker, gumbel
+from specstream.sampling import Picker
 from specstream.target import ModelTarget
 
 # These keep a state from call to call, and would see tokens that are only drafted.
@@ -41,22 +41,22 @@ class NotSupported(ValueError):
 
 @dataclass(frozen=True)
 class Processed(Picker):
-    """Chooses by the processors that ``generate`` prepared. When sampling, ``seed`` and the position make the noise."""
+    """Chooses by the processors that ``generate`` prepared. When sampling, seed and position make the noise."""
 
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     sample: bool = False
-    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return not self.sample
 
     @property
     def plain(self) -> bool:
         return not self.sample and not self.processors
 
-    def scores(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
+    def warped(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
         ids = torch.tensor([list(prefix)], device=logits.device)
-        scores = self.processors(ids, logits.float()[None])[0]
-        if not self.sample:
-            return scores
-        return scores.cpu().double() + gumbel(self.seed, len(prefix), len(scores))
+        return self.processors(ids, logits.float()[None])[0]
 
 
 class Silent:
@@ -127,7 +127,11 @@ def decoder(
         run = HostedRun(
             target=target,
             drafter=DRAFTERS[chosen.name](target, ids, chosen),
-            picker=Processed(Sampling(max_new_tokens=4096), logits_processor, bool(generation_config.do_sample), seed),
+            picker=Processed(
+                Sampling(max_new_tokens=4096, seed=seed),
+                processors=logits_processor,
+                sample=bool(generation_config.do_sample),
+            ),
             text=Silent(),  # type: ignore[arg-type]
             ids=ids,
             eos=(),

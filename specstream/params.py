@@ -48,6 +48,10 @@ class Labelled(Checked):
     name: ClassVar[str]
     label: ClassVar[str]
 
+    def exact(self, sampling: Sampling) -> bool:
+        """Whether its tokens are those of standard decoding with the same seed."""
+        return True
+
     def described(self) -> str:
         """The label, with the settings that are not as they come."""
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]

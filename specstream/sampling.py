@@ -3,13 +3,17 @@
 The choice is the argmax of warped logits plus Gumbel noise, which is a draw from the warped distribution. The noise
 depends on the seed and the position only, never on how many tree nodes were looked at, so that every method that asks
 for the token at a position gets the same one.
+
+Where a drafter drew its token from a distribution of its own, the ratio rule chooses instead: a draw from the warped
+distribution too, but not the same one.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,20 +29,45 @@ from transformers import (
 from specstream.params import Sampling
 
 
-def gumbel(seed: int, position: int, size: int) -> Tensor:
-    """Standard Gumbel noise, float64 ``[size]`` on the CPU, a pure function of (seed, position)."""
-    digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-    uniform = torch.rand(size, generator=generator, dtype=torch.float64)
+def gumbel(seed: int, position: int, size: int, use: str = "") -> Tensor:
+    """Standard Gumbel noise, float64 ``[size]`` on the CPU, a pure function of seed, position and ``use``."""
+    uniform = torch.rand(size, generator=_generator(seed, position, use), dtype=torch.float64)
     tiny = torch.finfo(torch.float64).tiny
     return -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
 
 
+def _generator(seed: int, position: int, use: str) -> torch.Generator:
+    key = "/".join([str(seed), str(position), *([use] if use else [])])
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class Drawn(NamedTuple):
+    """A token that a drafter drew, and the distribution that it drew from, float64 ``[vocab]`` on the CPU."""
+
+    token: int
+    probs: Tensor
+
+
+def by_ratio(probs: Tensor, drawn: Drawn, chance: float, noise: Tensor) -> int:
+    """The ratio rule (Leviathan et al. 2023, Chen et al. 2023): a draw from the target's ``probs`` ``[vocab]``.
+
+    A token drawn with probability q stays with probability min(1, p/q); else the token is drawn from what p has above
+    q. ``chance`` is uniform in [0, 1), ``noise`` Gumbel noise ``[vocab]``; neither was used for the draw.
+    """
+    rest = (probs - drawn.probs).clamp_min(0)
+    if chance * float(drawn.probs[drawn.token]) < float(probs[drawn.token]) or not rest.any():  # none: p is q
+        return drawn.token
+    return int((rest.log() + noise).argmax())
+
+
 @dataclass(frozen=True)
 class Picker:
-    """Chooses the target's token at a position."""
+    """Chooses the target's token at a position. ``drawn`` is what a drafter drew for the positions to come: there the
+    ratio rule chooses."""
 
     sampling: Sampling
+    drawn: dict[int, Drawn] = field(default_factory=dict, compare=False)
 
     @property
     def greedy(self) -> bool:
@@ -54,19 +83,36 @@ class Picker:
 
         ``logits`` is ``[vocab]``; ``prefix`` are all token ids before the position, those on a node's path included.
         """
+        scores = self.warped(logits, prefix)
+        return scores if self.greedy else scores.cpu().double() + gumbel(self.sampling.seed, len(prefix), len(scores))
+
+    def warped(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
+        """Logits ``[vocab]`` after penalty, temperature and truncation; as ``logits`` where there is none of them."""
         warpers = self._warpers()
-        scores = logits.float()
-        if warpers:
-            seen = list(prefix) if self.sampling.repetition_penalty != 1 else []  # the others don't look at it
-            ids = torch.tensor([seen], dtype=torch.long, device=logits.device)
-            scores = warpers(ids, scores[None])[0]
-        if self.greedy:
-            return scores
-        return scores.cpu().double() + gumbel(self.sampling.seed, len(prefix), len(scores))
+        if not warpers:
+            return logits.float()
+        seen = list(prefix) if self.sampling.repetition_penalty != 1 else []  # the others don't look at it
+        ids = torch.tensor([seen], dtype=torch.long, device=logits.device)
+        return warpers(ids, logits.float()[None])[0]
+
+    def probabilities(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
+        """The warped distribution, float64 ``[vocab]`` on the CPU."""
+        return self.warped(logits, prefix).cpu().double().softmax(-1)
+
+    def draw(self, logits: Tensor, prefix: Sequence[int]) -> Drawn:
+        """A token drawn for a drafter from its ``logits`` ``[vocab]``, warped as the target's are, by other noise."""
+        probs = self.probabilities(logits, prefix)
+        noise = gumbel(self.sampling.seed, len(prefix), len(probs), "draft")
+        return Drawn(int((probs.log() + noise).argmax()), probs)
 
     def pick(self, logits: Tensor, prefix: Sequence[int]) -> int:
         """The target's token after ``prefix``, given its ``logits`` ``[vocab]``."""
-        return int(self.scores(logits, prefix).argmax())
+        drawn = self.drawn.get(len(prefix))
+        if drawn is None:
+            return int(self.scores(logits, prefix).argmax())
+        seed, at = self.sampling.seed, len(prefix)
+        chance = float(torch.rand((), generator=_generator(seed, at, "ratio"), dtype=torch.float64))
+        return by_ratio(self.probabilities(logits, prefix), drawn, chance, gumbel(seed, at, len(logits)))
 
     def _warpers(self) -> LogitsProcessorList:
         s = self.sampling

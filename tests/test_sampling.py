@@ -52,6 +52,19 @@ def ours(generator: torch.Generator) -> int:
     return next(walk(P.log().float()[None].expand(4, -1), draft, picker, [1, 2])).token
 
 
+def by_the_ratio_rule(generator: torch.Generator) -> int:
+    """A token drawn from q, and the rule's answer, a new seed each time."""
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    picker = Picker(Sampling(temperature=1.0, seed=seed))
+    picker.drawn[2] = picker.draw(Q.log().float(), [1, 2])
+    return picker.pick(P.log().float(), [1, 2])
+
+
+def rejected_drawn_from_p(generator: torch.Generator) -> int:
+    token = draw(Q, generator)
+    return token if coin(float(P[token] / Q[token]), generator) else draw(P, generator)
+
+
 def argmax_draft_with_softmax_ratio(generator: torch.Generator) -> int:
     token = int(Q.argmax())
     if coin(float(P[token] / Q[token]), generator):
@@ -97,6 +110,7 @@ def typical_acceptance(generator: torch.Generator) -> int:
 
 
 MUTANTS = [
+    rejected_drawn_from_p,
     argmax_draft_with_softmax_ratio,
     siblings_without_renormalising,
     without_replacement_but_original_ratio,
@@ -105,8 +119,27 @@ MUTANTS = [
 ]
 
 
-def test_our_rule_draws_from_the_target_distribution() -> None:
-    assert distance(ours) < LIMIT
+@pytest.mark.parametrize("rule", [ours, by_the_ratio_rule], ids=lambda r: r.__name__)
+def test_our_rules_draw_from_the_target_distribution(rule: Rule) -> None:
+    assert distance(rule) < LIMIT
+
+
+def test_the_ratio_rule_keeps_what_p_and_q_share() -> None:
+    """The share that it accepts is the sum of min(p, q)."""
+    kept = 0
+    for seed in range(4000):
+        picker = Picker(Sampling(temperature=1.0, seed=seed))
+        drawn = picker.drawn[2] = picker.draw(Q.log().float(), [1, 2])
+        kept += picker.pick(P.log().float(), [1, 2]) == drawn.token
+    assert kept / 4000 == pytest.approx(float(torch.minimum(P, Q).sum()), abs=0.03)
+
+
+def test_the_ratio_rule_with_equal_and_with_broken_distributions() -> None:
+    picker = Picker(Sampling(temperature=1.0, top_k=2))
+    logits = torch.tensor([2.0, 1.0, 0.0])
+    picker.drawn[1] = picker.draw(logits, [0])
+    assert picker.pick(logits, [0]) == picker.drawn[1].token < 2  # q is p: nothing to reject
+    assert 0 <= picker.pick(logits * torch.nan, [0]) < 3  # the loop then says that the model's numbers are not finite
 
 
 @pytest.mark.parametrize("rule", MUTANTS, ids=lambda r: r.__name__)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from specstream.events import Draft
+from specstream.sampling import Picker
 
 
 class Drafter(Protocol):
@@ -17,3 +19,15 @@ class Drafter(Protocol):
     def observe(self, row: int) -> None:
         """The last accepted row of the pass that just ended (0 is its root)."""
         ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a drafter can be made from: the target of the run, its committed ids as they grow, the method's parameters,
+    the target's choice, and a fresh view of the draft model where one is loaded."""
+
+    target: Any
+    ids: list[int]
+    params: Any
+    picker: Picker
+    second: Any = None
