@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui import api, benchmark, compare, playground, render, sessions, theme
+from ui import api, benchmark, compare, finetune, playground, render, sessions, theme
 from ui.engines import Engines
 
 STYLE = Path(__file__).parents[1] / "assets" / "style.css"
@@ -33,9 +33,12 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                 measured = benchmark.layout(engines)
             with gr.Tab("Sessions", id=sessions.TAB) as tab:
                 logged = sessions.layout()
+            if not engines.rules.demo:
+                with gr.Tab("Fine-tune", id=finetune.TAB) as train_tab:
+                    training = finetune.layout(engines)
+                finetune.wire(training, train_tab, tabs, demo, engines, play)
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog)
-        benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         sessions.wire(logged, tab, demo, runlog, engines.rules.demo)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from specstream.events import Draft, Fate, Lane, Step
 from specstream.stats import PHASES, RunStats
+from specstream.training.progress import Point, Progress, Validation
 from ui import theme
 from ui.render import tree_rows
 
@@ -18,6 +19,9 @@ CLEAR = "rgba(0,0,0,0)"
 GRID = "rgba(125,138,160,0.3)"
 HEIGHT = 280
 DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
+BY = {"minutes": "minutes of training", "steps": "steps"}
+MOST_POINTS = 300  # of a curve that grows
 LANE_WORDS = {Lane.METHOD: "this run", Lane.BASELINE: "standard decoding"}
 FATE_STYLE = {
     Fate.ACCEPTED: ("solid", "circle", 1.0),
@@ -122,6 +126,50 @@ def race(curves: dict[str, list[tuple[float, int]]]) -> go.Figure:
     figure.update_xaxes(rangemode="tozero", hoverformat=".2f")
     figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+def losses(progress: Progress, by: str, gamma: int) -> go.Figure:
+    """Training losses of the main stream and ``gamma`` streams, over "minutes" or "steps"; held-out rows as points."""
+    figure = _figure("", BY[by], "loss")
+    points, looks = thinned(progress.points), progress.validations
+    widths = [len(p.losses) for p in points] + [len(v.losses) for v in looks]
+    for place in range(min(widths) if points else 0):
+        name = f"stream {place}" if 0 < place <= gamma else "early exit" if place else "the model itself"
+        style = {"color": theme.lane(place), "dash": DASHES[place % len(DASHES)], "width": 2}
+        line = {"x": _places(points, by), "y": [p.losses[place] for p in points], "line": style}
+        figure.add_trace(go.Scatter(**line, mode="lines", name=name, legendgroup=name))
+        marks = {"color": theme.lane(place), "size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)]}
+        held_out = {"x": _places(looks, by), "y": [v.losses[place] for v in looks], "marker": marks}
+        figure.add_trace(
+            go.Scatter(**held_out, mode="markers", name=f"{name}, held out", legendgroup=name, showlegend=False)
+        )
+    figure.update_xaxes(rangemode="tozero").update_yaxes(rangemode="tozero", hoverformat=".2f")
+    figure.update_layout(margin={"t": 44})
+    return figure if points else _with_words(figure, "The losses are drawn once the first step is made.")
+
+
+def gains(progress: Progress, by: str) -> go.Figure:
+    """Tokens per step of decoding held-out prompts in the middle of training, over "minutes" or "steps"."""
+    figure = _figure("", BY[by], "tokens per step")
+    looks = [v for v in progress.validations if v.tokens_per_step is not None]
+    style = {"color": theme.STRONG[1], "width": 2.5}
+    values = [v.tokens_per_step for v in looks]
+    figure.add_trace(go.Scatter(x=_places(looks, by), y=values, mode="lines+markers", line=style, showlegend=False))
+    if not looks:
+        return _with_words(figure, "Drawn once held-out prompts were decoded for the first time.")
+    figure.add_hline(y=1, line={"dash": "dot", "color": theme.STRONG[0]}, annotation_text="standard decoding")
+    figure.update_xaxes(rangemode="tozero").update_yaxes(rangemode="tozero", hoverformat=".2f")
+    return figure.update_layout(margin={"t": 44})
+
+
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most so many points at equal distances, the last always among them: a curve needs no more."""
+    stride = -(-len(points) // most) or 1
+    return list(points[::-1][::stride])[::-1]
+
+
+def _places(points: Sequence[Point | Validation], by: str) -> list[float]:
+    return [p.seconds / 60 if by == "minutes" else p.step for p in points]
 
 
 def tree(draft: Draft, root: str) -> go.Figure:

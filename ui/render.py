@@ -64,6 +64,11 @@ def _speedup_words(speedup: float | None) -> str:
     return "wall time of standard decoding / this run" if speedup else "measured once standard decoding has run"
 
 
+def tiles(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Numbers to read at a glance: a name, a value and a line that explains it each."""
+    return f'<dl class="ss-tiles">{"".join(_tile(*row) for row in rows)}</dl>'
+
+
 def _tile(label: str, value: str, words: str) -> str:
     return (
         f'<div class="ss-tile"><dt>{escape(label)}</dt><dd class="ss-value">{escape(value)}</dd>'
