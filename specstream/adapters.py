@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,7 @@ BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "adapters"
 
 
 MODES = ("shared", "lossless", "plain")
+PROJECTIONS = ("shared", "own")
 LIMITS = {
     "gamma": (0, 16),
     "layers": (1, 1000),
@@ -35,8 +36,49 @@ LIMITS = {
 }
 
 
+HEAD_KINDS = ("medusa", "exit")
+HEAD_LIMITS = {"count": (1, 16), "layers": (0, 1000), "rank": (0, 1 << 16), "draft_vocabulary": (0, 1 << 24)}
+
+
 class AdapterError(ValueError):
     """An adapter can't be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class HeadCard:
+    """Heads that draft for the model of an adapter, in a file of their own beside it: their shape and how they were
+    made.
+
+    ``kind`` is "medusa", with ``count`` heads, one per depth, and a "shared" or "own" ``projection`` to the vocabulary;
+    or "exit", one head of ``rank`` on the state after the first ``layers`` layers.
+    """
+
+    kind: str
+    count: int = 1
+    projection: str = "shared"
+    layers: int = 0
+    rank: int = 0
+    draft_vocabulary: int = 0
+    data: str = ""
+    licence: str = ""
+    command: str = ""
+    date: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in HEAD_KINDS or self.projection not in PROJECTIONS:
+            raise AdapterError(f"The adapter's card names unknown heads ({self.kind!r}, {self.projection!r}).")
+        _check_limits(self, HEAD_LIMITS)
+
+    @property
+    def file(self) -> str:
+        """The name of the weights' file in the adapter's folder."""
+        return f"{self.kind}.safetensors"
+
+    def shape(self) -> dict[str, Any]:
+        """What two trainings of the same heads have in common."""
+        return {n: getattr(self, n) for n in ("kind", "count", "projection", "layers", "rank", "draft_vocabulary")}
 
 
 @dataclass(frozen=True)
@@ -46,7 +88,8 @@ class Card:
     ``base_shape`` are the base's model type, layers, hidden size and vocabulary; an adapter loads onto nothing else.
     ``gamma`` is 0 in ``plain`` mode only. ``exit_rank`` is the rank of the early-exit map o_theta that prunes drafts
     (0: none), ``draft_vocabulary`` the number of tokens that streams can draft (0: all), ``value_rotation`` the angle
-    per stream in radians that replaces stream embeddings (0: embeddings).
+    per stream in radians that replaces stream embeddings (0: embeddings). ``heads`` describes by kind the heads that
+    lie beside the adapter.
     """
 
     base: str
@@ -67,9 +110,11 @@ class Card:
     date: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, HeadCard] = field(default_factory=dict)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", {k: _head_card(k, v) for k, v in self.heads.items()})
         if self.format != FORMAT:
             raise AdapterError(f"The adapter is of format {self.format}; this version reads format {FORMAT}.")
         if self.mode not in MODES:
@@ -78,45 +123,39 @@ class Card:
             raise AdapterError(
                 f"The adapter's card names {self.gamma} streams and the mode {self.mode}: it is damaged."
             )
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise AdapterError(f"The adapter's card gives {name} as {value!r}: it must be from {low} to {high}.")
+        _check_limits(self, LIMITS)
         if not isinstance(self.value_rotation, int | float) or not 0 <= self.value_rotation < 7:
             raise AdapterError("The adapter's card is damaged: value_rotation must be an angle in radians.")
         if not isinstance(self.lora_scale, int | float) or not isinstance(self.base_shape, dict):
             raise AdapterError("The adapter's card is damaged: lora_scale must be a number and base_shape an object.")
 
 
-class Adapter(nn.Module):
-    """Streams and LoRA for one base model.
+def _head_card(kind: str, value: HeadCard | dict[str, Any]) -> HeadCard:
+    if isinstance(value, HeadCard):
+        return value
+    return HeadCard(**{f.name: value[f.name] for f in fields(HeadCard) if f.name in value} | {"kind": kind})
 
-    In ``shared`` mode LoRA acts on every row of every layer: the model is fine-tuned and the main stream with it.
-    In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes.
-    In ``plain`` mode there are no streams: LoRA alone, to compare with.
-    ``vocabulary`` ``[draft_vocabulary]`` are the ids that streams can draft, None for all.
+
+def _check_limits(card: Any, limits: dict[str, tuple[int, int]]) -> None:
+    for name, (low, high) in limits.items():
+        value = getattr(card, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise AdapterError(f"The adapter's card gives {name} as {value!r}: it must be from {low} to {high}.")
+
+
+class Drafting(nn.Module):
+    """Weights that draft by way of the model's own LM head, perhaps among a part of its vocabulary.
+
+    ``vocabulary`` ``[draft_vocabulary]`` are the ids that can be drafted, None for all.
     """
 
     vocabulary: Tensor | None
 
-    def __init__(self, anatomy: Anatomy, card: Card, vocabulary: Tensor | None = None) -> None:
+    def __init__(self, anatomy: Anatomy, size: int, ids: Tensor | None = None) -> None:
         super().__init__()
-        self.card = card
-        if card.gamma:
-            self.streams = Streams(
-                anatomy.hidden_size, card.gamma, card.layers, card.start_rank, card.exit_rank, card.value_rotation
-            )
-        first = len(anatomy.layers) - card.layers if card.mode == "lossless" else 0
-        self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
-        ids = torch.arange(card.draft_vocabulary) if vocabulary is None else vocabulary
-        self.register_buffer("vocabulary", ids if card.draft_vocabulary else None)
+        self.register_buffer("vocabulary", (torch.arange(size) if ids is None else ids) if size else None)
         self._head: nn.Module | None = None
         self.restrict_head(anatomy)
-
-    @property
-    def main_lora(self) -> LoRA | None:
-        """The LoRA that fine-tunes the main stream too; None in lossless mode."""
-        return None if self.card.mode == "lossless" else self.lora
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
@@ -126,13 +165,16 @@ class Adapter(nn.Module):
         if self.vocabulary is not None:
             object.__setattr__(self, "_head", _rows_of(anatomy.head, self.vocabulary))  # not ours to train or save
 
-    def draft_logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
-        """Logits, float32 ``[..., draft vocabulary]``, of stream states before the final norm ``[..., hidden]``."""
-        return anatomy.head_logits(anatomy.normed(states), self._head)
+    def head_logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
+        """Logits, float32 ``[..., draft vocabulary]``, of states after the final norm ``[..., hidden]``."""
+        return anatomy.head_logits(states, self._head)
 
-    def logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
-        """The same over the whole vocabulary ``[..., vocab]``: minus infinity for tokens that can't be drafted."""
-        logits = self.draft_logits(anatomy, states)
+    def draft_logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
+        """Logits, float32 ``[..., draft vocabulary]``, of states before the final norm ``[..., hidden]``."""
+        return self.head_logits(anatomy, anatomy.normed(states))
+
+    def spread(self, anatomy: Anatomy, logits: Tensor) -> Tensor:
+        """Logits over the draft vocabulary as ``[..., vocab]``: minus infinity for tokens that can't be drafted."""
         if self.vocabulary is None:
             return logits
         whole = anatomy.model.get_input_embeddings().num_embeddings
@@ -143,6 +185,38 @@ class Adapter(nn.Module):
         """Replace the restricted head by a faster one."""
         if isinstance(self._head, nn.Linear):
             object.__setattr__(self, "_head", pack(self._head))
+
+
+Part = TypeVar("Part", bound=Drafting)
+
+
+class Adapter(Drafting):
+    """Streams and LoRA for one base model.
+
+    In ``shared`` mode LoRA acts on every row of every layer: the model is fine-tuned and the main stream with it.
+    In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes.
+    In ``plain`` mode there are no streams: LoRA alone, to compare with.
+    ``vocabulary`` are the ids that streams can draft.
+    """
+
+    def __init__(self, anatomy: Anatomy, card: Card, vocabulary: Tensor | None = None) -> None:
+        super().__init__(anatomy, card.draft_vocabulary, vocabulary)
+        self.card = card
+        if card.gamma:
+            self.streams = Streams(
+                anatomy.hidden_size, card.gamma, card.layers, card.start_rank, card.exit_rank, card.value_rotation
+            )
+        first = len(anatomy.layers) - card.layers if card.mode == "lossless" else 0
+        self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
+
+    @property
+    def main_lora(self) -> LoRA | None:
+        """The LoRA that fine-tunes the main stream too; None in lossless mode."""
+        return None if self.card.mode == "lossless" else self.lora
+
+    def logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
+        """Logits, float32 ``[..., vocab]``, of stream states before the final norm ``[..., hidden]``."""
+        return self.spread(anatomy, self.draft_logits(anatomy, states))
 
 
 def _rows_of(head: nn.Module, ids: Tensor) -> nn.Linear:
@@ -170,13 +244,23 @@ def base_shape(anatomy: Anatomy) -> dict[str, Any]:
 
 def save(adapter: Adapter, folder: Path, card: Card, dtype: torch.dtype = torch.float16) -> None:
     """Write weights (in 16 bit) and card. The card comes last, so that a folder with a card is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(adapter, folder / WEIGHTS, dtype)
+    write_card(folder, card)
+
+
+def save_weights(part: Drafting, file: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write the weights of an adapter or of heads, in 16 bit."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     state = {
         k: v.detach().to(dtype if v.is_floating_point() else torch.int32).cpu().contiguous()
-        for k, v in adapter.state_dict().items()
+        for k, v in part.state_dict().items()
     }
-    save_file(state, folder / WEIGHTS)
-    write_card(folder, card)
+    save_file(state, file)
+
+
+def files(card: Card) -> list[str]:
+    """The names of an adapter's own files: its weights, those of its heads, and its card."""
+    return [WEIGHTS, *(head.file for head in card.heads.values()), CARD]
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -208,18 +292,22 @@ def load(folder: Path, anatomy: Anatomy) -> Adapter:
         raise AdapterError(
             f"The adapter's card names {card.layers} stream layers; the model has {len(anatomy.layers)}."
         )
-    adapter = Adapter(anatomy, card)
+    return read_weights(Adapter(anatomy, card), folder / WEIGHTS, anatomy)
+
+
+def read_weights(part: Part, file: Path, anatomy: Anatomy) -> Part:
+    """Fill an adapter, or heads, from a file. Raises AdapterError for a missing or damaged one."""
     try:
-        state = load_file(folder / WEIGHTS)
-        adapter.load_state_dict({k: v.float() if v.is_floating_point() else v.long() for k, v in state.items()})
-        adapter.restrict_head(anatomy)
+        state = load_file(file)
+        part.load_state_dict({k: v.float() if v.is_floating_point() else v.long() for k, v in state.items()})
+        part.restrict_head(anatomy)
     except FileNotFoundError:
-        raise AdapterError(f"The adapter in {folder} is incomplete: the file {WEIGHTS} is missing.") from None
+        raise AdapterError(f"The adapter in {file.parent} is incomplete: the file {file.name} is missing.") from None
     except (SafetensorError, RuntimeError, IndexError, OSError):
-        raise AdapterError(f"The adapter's weights {folder / WEIGHTS} are damaged: get the adapter again.") from None
-    if not all(bool(p.isfinite().all()) for p in adapter.parameters()):
-        raise AdapterError(f"The adapter's weights {folder / WEIGHTS} hold values that are not finite numbers.")
-    return adapter.to(device=anatomy.device).eval()
+        raise AdapterError(f"The adapter's weights {file} are damaged: get the adapter again.") from None
+    if not all(bool(p.isfinite().all()) for p in part.parameters()):
+        raise AdapterError(f"The adapter's weights {file} hold values that are not finite numbers.")
+    return part.to(device=anatomy.device).eval()
 
 
 def bundled(model: str) -> dict[str, Path]:
@@ -250,6 +338,4 @@ def find(name: str, model: str) -> Path | None:
 
         return sharing.fetch(name)
     known = ", ".join(have) or "none for this model yet"
-    raise AdapterError(
-        f"There is no adapter {name!r}: name a folder, hub:OWNER/NAME or one that is here ({known})."
-    )
+    raise AdapterError(f"There is no adapter {name!r}: name a folder, hub:OWNER/NAME or one that is here ({known}).")

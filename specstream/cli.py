@@ -411,7 +411,7 @@ def _log_benchmark(report: dict[str, Any]) -> None:
     help="The folder of the adapter and its checkpoint (default: adapters/TASK).",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
-@click.option("--start", type=click.Path(path_type=Path), help="The folder of an adapter to begin with.")
+@click.option("--start", type=click.Path(path_type=Path), help="An adapter to begin with: a folder or a bundled task.")
 @click.option(
     "--targets",
     type=click.Choice(["references", "self"]),
@@ -452,7 +452,7 @@ def _log_benchmark(report: dict[str, Any]) -> None:
 )
 @params_options(Config)
 def train(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
-    """Train streams (and, in shared mode, the model's LoRA) on a task."""
+    """Train streams (and, in shared mode, the model's LoRA) on a task; or heads beside an adapter, to compare with."""
     from specstream.training.command import Request, default_data, summary, train_adapter
 
     config = Config(**_pick(Config, values))
@@ -465,7 +465,7 @@ def train(task: str, data: str | None, out: Path | None, resume: bool, **values:
         **_pick(Request, values),
     )
     card = train_adapter(request, config)
-    for line in summary(request.out, card):
+    for line in summary(request.out, card, config.mode):
         click.echo(line)
 
 
@@ -636,7 +636,7 @@ def adapters() -> None:
 @adapters.command("list")
 def adapters_list() -> None:
     """Adapters that come with the program, your own, and those that were pulled."""
-    from specstream.adapters import AdapterError, bundled, read_card
+    from specstream.adapters import AdapterError, bundled, files, read_card
     from specstream.models import catalogue
     from specstream.sharing import fetched
     from specstream.shelf import mine
@@ -648,9 +648,9 @@ def adapters_list() -> None:
         except AdapterError as error:
             click.echo(f"note: {error}", err=True)
             continue
-        size = (folder / "adapter.safetensors").stat().st_size / 1e6
+        size = sum(file.stat().st_size for f in files(card) if (file := folder / f).is_file()) / 1e6
         line = f"{name:24} {card.base:16} {card.task:10} {card.mode:8} {card.gamma:2} streams  {size:5.1f} MB"
-        click.echo(f"{line}  {card.licence}".rstrip())
+        click.echo("  ".join(filter(None, (line, *card.heads, card.licence))))
 
 
 @adapters.command("push")

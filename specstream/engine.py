@@ -16,18 +16,21 @@ from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, models, selftest
+from specstream import adapters, anatomy, heads, models, selftest
 from specstream.adapters import Adapter
 from specstream.chat import Chat
 from specstream.drafters import Drafter
+from specstream.drafters.early_exit import EarlyExitDrafter
+from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.prompt_lookup import PromptLookupDrafter
 from specstream.drafters.standard import StandardDrafter
 from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Event, Started
+from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
 from specstream.packed import PackedLinear, pack, suits
-from specstream.params import METHODS, Method, PromptLookup, Sampling, Standard, Streaming
+from specstream.params import METHODS, EarlyExit, Medusa, Method, PromptLookup, Sampling, Standard, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
 from specstream.tasks import task
@@ -39,12 +42,22 @@ NO_STREAMS = (
     "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
     "(python -m specstream train)."
 )
+NO_MEDUSA = (
+    "No Medusa heads are loaded: choose an adapter that has some, or train them beside yours "
+    "(python -m specstream train --mode medusa)."
+)
+NO_EXIT = (
+    "No early exit to draft with is loaded: choose an adapter that has one, or train it beside yours "
+    "(python -m specstream train --mode exit)."
+)
 Progress = Callable[[str, float | None], None]
 # What drafts for a method, from (target of the run, its committed ids as they grow, the method's parameters).
 DRAFTERS: dict[str, Callable[[Any, list[int], Any], Drafter]] = {
     Standard.name: lambda target, ids, params: StandardDrafter(),
     Streaming.name: lambda target, ids, params: StreamingDrafter(target, params),
     PromptLookup.name: lambda target, ids, params: PromptLookupDrafter(ids, params),
+    Medusa.name: lambda target, ids, params: MedusaDrafter(target, params),
+    EarlyExit.name: lambda target, ids, params: EarlyExitDrafter(target, ids, params),
 }
 
 
@@ -164,11 +177,12 @@ def load(
     loaded = _put_on(folder, parts, reason) if folder else None
     extra = loaded.parameter_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
+    beside = heads.load(folder, parts) if folder and parts else Heads()
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
-        parts = _made_ready(parts, loaded)
+        parts = _made_ready(parts, loaded, beside)
         reason = selftest.failure(parts, streams)
-    unavailable = _unavailable(reason, streams)
+    unavailable = _unavailable(reason, streams, beside)
     info = EngineInfo(
         model=model,
         source=source.origin,
@@ -186,12 +200,12 @@ def load(
         chat=bool(getattr(tokenizer, "chat_template", None)),
         load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
-        notes=tuple(dict.fromkeys(unavailable.values())),
+        notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
         versions=versions() | {"linear": "oneDNN, packed" if _packed(parts) else "PyTorch"},
+        head_parameters=beside.parameters(),
     )
-    return Engine(
-        info, tokenizer, _eos(network, tokenizer), _targets(network, parts, streams, reason), _float32(network)
-    )
+    targets = _targets(network, parts, streams, reason, beside)
+    return Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network))
 
 
 def _name(adapter: str, model: str, folder: Path | None) -> str:
@@ -207,8 +221,9 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
     return adapters.load(folder, parts)
 
 
-def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None) -> anatomy.Anatomy:
+def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads) -> anatomy.Anatomy:
     """Merge the LoRA of a shared adapter into the weights, where it costs nothing per step, then pack the weights."""
+    beside.ready(parts, PackedLinear if suits(parts) else None)
     if loaded and loaded.main_lora:
         loaded.main_lora.merge(parts)
         loaded.lora = None
@@ -221,12 +236,16 @@ def _packed(parts: anatomy.Anatomy | None) -> bool:
     return parts is not None and isinstance(parts.head, PackedLinear)
 
 
-def _unavailable(reason: str | None, loaded: Adapter | None) -> dict[str, str]:
+def _unavailable(reason: str | None, loaded: Adapter | None, beside: Heads | None = None) -> dict[str, str]:
     if reason:
         return {name: reason for name in METHODS if name != Standard.name}
-    if loaded is None:
-        return {Streaming.name: NO_STREAMS}
-    return {}
+    beside = beside or Heads()
+    needs = {
+        Streaming.name: (loaded, NO_STREAMS),
+        Medusa.name: (beside.medusa, NO_MEDUSA),
+        EarlyExit.name: (beside.exit, NO_EXIT),
+    }
+    return {name: words for name, (have, words) in needs.items() if have is None}
 
 
 def _anatomy(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
@@ -239,10 +258,12 @@ def _anatomy(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
         return None, f"The parts of this model could not be found ({type(error).__name__}): standard decoding only."
 
 
-def _targets(network: Any, parts: Any, adapter: Adapter | None, reason: str | None) -> Callable[[bool], Any]:
+def _targets(
+    network: Any, parts: Any, adapter: Adapter | None, reason: str | None, beside: Heads
+) -> Callable[[bool], Any]:
     if reason:
         return lambda streaming: PlainTarget(network)
-    return lambda streaming: ModelTarget(parts, adapter, streaming)
+    return lambda streaming: ModelTarget(parts, adapter, streaming, beside)
 
 
 def _eos(network: Any, tokenizer: Any) -> set[int]:

@@ -13,7 +13,7 @@ class EngineInfo:
     ``unavailable`` gives, per method that can't run on this model, one sentence that says why. ``notes`` are sentences
     that a user should see (an untrained model, a failed self-test). ``gamma`` is 0 without streams; ``chat`` says that
     the model has a chat template. ``parameters`` counts the base model's weights, ``extra_parameters`` the adapter's
-    (streams and LoRA).
+    (streams and LoRA), and ``head_parameters`` by method those of Medusa heads and of the early exit that drafts.
     """
 
     model: str
@@ -34,6 +34,7 @@ class EngineInfo:
     unavailable: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    head_parameters: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -30,6 +30,12 @@ METRICS = {
     "losses": "loss on held-out rows: main stream, then each stream",
     "hits": "top-1 accuracy on held-out rows: main stream, then each stream",
     "tokens_per_step": "tokens per step",
+    "losses of medusa": "loss on held-out rows: main stream, then each Medusa head",
+    "hits of medusa": "top-1 accuracy on held-out rows: main stream, then each Medusa head",
+    "tokens_per_step of medusa": "tokens per step with Medusa heads",
+    "losses of exit": "loss on held-out rows: main stream, then the early exit that drafts",
+    "hits of exit": "top-1 accuracy on held-out rows: main stream, then the early exit that drafts",
+    "tokens_per_step of exit": "tokens per step with the early exit",
 }
 
 
@@ -74,7 +80,7 @@ def _licence_id(card: Card) -> str:
 
 
 def _body(card: Card, name: str) -> Iterator[str]:
-    what = "LoRA" if card.mode == "plain" else "Streams"
+    what = "Streams" if card.gamma else "LoRA" if card.lora_rank else "Heads"
     yield f"# {what} for {card.base}: {card.task}"
     yield ""
     yield (
@@ -86,12 +92,16 @@ def _body(card: Card, name: str) -> Iterator[str]:
     yield from (f"| {label} | {_cell(value)} |" for label, value in _facts(card).items() if value not in ("", None))
     yield ""
     yield from _section("Load it", "python", _usage(card, name))
-    yield from _section("Trained with", "", card.command)
-    if card.metrics:
+    commands = [card.command, *(head.command for head in card.heads.values())]
+    yield from _section("Trained with", "", "\n".join(filter(None, commands)))
+    metrics = card.metrics | {
+        f"{key} of {kind}": value for kind, head in card.heads.items() for key, value in head.metrics.items()
+    }
+    if metrics:
         yield "## Metrics"
         yield ""
         yield "| | |\n|---|---|"
-        yield from (f"| {METRICS.get(key, key)} | {_cell(value)} |" for key, value in card.metrics.items())
+        yield from (f"| {METRICS.get(key, key)} | {_cell(value)} |" for key, value in metrics.items())
 
 
 def _facts(card: Card) -> dict[str, Any]:
@@ -103,6 +113,7 @@ def _facts(card: Card) -> dict[str, Any]:
         "base revision": base.get("revision"),
         "mode": f"{card.mode}: {MODES[card.mode]}",
         **streams,
+        **_head_facts(card),
         "LoRA rank": card.lora_rank or "no LoRA",
         "data": card.data,
         "licence of the data": card.licence,
@@ -119,6 +130,17 @@ def _stream_facts(card: Card) -> dict[str, Any]:
         "early exit": f"rank {card.exit_rank}" if card.exit_rank else "none",
         "draft vocabulary": f"{card.draft_vocabulary:,} tokens" if card.draft_vocabulary else "all tokens",
     }
+
+
+def _head_facts(card: Card) -> dict[str, Any]:
+    """What lies beside the adapter, for the other methods that draft."""
+    out = {}
+    if head := card.heads.get("medusa"):
+        vocabulary = {"shared": "with the model's own LM head", "own": "each with a projection of its own"}
+        out["Medusa heads"] = f"{head.count} Medusa heads, {vocabulary[head.projection]}"
+    if head := card.heads.get("exit"):
+        out["early exit that drafts"] = f"after layer {head.layers}, rank {head.rank}"
+    return out
 
 
 def _usage(card: Card, name: str) -> str:

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
+LONGEST_PROMPT = 50_000  # characters: longer than any context, and read in a moment
+
 
 def number(default: Any, label: str, help: str, low: float, high: float, step: float = 1) -> Any:
     return field(default=default, metadata={"label": label, "help": help, "min": low, "max": high, "step": step})
@@ -95,11 +97,8 @@ class Standard(Labelled):
 
 
 @dataclass(frozen=True)
-class Streaming(Labelled):
-    """Speculative Streaming: the model's own streams draft a tree, the next pass verifies it."""
-
-    name: ClassVar[str] = "streaming"
-    label: ClassVar[str] = "Speculative Streaming"
+class LevelTree(Labelled):
+    """The tree of a method that has one distribution per depth."""
 
     tree: str = choice(
         "best-first",
@@ -108,8 +107,17 @@ class Streaming(Labelled):
         ("best-first", "full"),
     )
     budget: int = number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
-    width: int = number(4, "Width k", "Most children of a node: the top k tokens of each stream.", 1, 8)
-    depth: int = number(0, "Depth", "Deepest level of the tree; 0 uses every stream of the adapter.", 0, 16)
+    width: int = number(4, "Width k", "Most children of a node: the top k tokens of each depth.", 1, 8)
+    depth: int = number(0, "Depth", "Deepest level of the tree; 0: as deep as the adapter was trained for.", 0, 16)
+
+
+@dataclass(frozen=True)
+class Streaming(LevelTree):
+    """Speculative Streaming: the model's own streams draft a tree, the next pass verifies it."""
+
+    name: ClassVar[str] = "streaming"
+    label: ClassVar[str] = "Speculative Streaming"
+
     streams: str = choice(
         "in-pass",
         "Streams",
@@ -125,6 +133,34 @@ class Streaming(Labelled):
         1,
         0.01,
     )
+
+
+@dataclass(frozen=True)
+class Medusa(LevelTree):
+    """Medusa heads: small maps on the model's last state draft one depth each. They are trained for an adapter."""
+
+    name: ClassVar[str] = "medusa"
+    label: ClassVar[str] = "Medusa heads"
+
+
+@dataclass(frozen=True)
+class ChainTree(Labelled):
+    """The tree of a method that drafts one token after the other: a chain, and alternatives beside it."""
+
+    budget: int = number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    width: int = number(2, "Width k", "Most alternatives at a depth; the likeliest goes on.", 1, 8)
+    depth: int = number(4, "Depth", "Most tokens drafted one after the other, each by a pass of its own.", 1, 16)
+    confidence: float = number(
+        0.2, "Confidence", "Drafts on only while the draft so far is at least this likely; 0 always does.", 0, 1, 0.01
+    )
+
+
+@dataclass(frozen=True)
+class EarlyExit(ChainTree):
+    """Early exit: the model's own first layers draft token by token. Their exit is trained for an adapter."""
+
+    name: ClassVar[str] = "early_exit"
+    label: ClassVar[str] = "Early exit"
 
 
 @dataclass(frozen=True)
@@ -146,8 +182,8 @@ class PromptLookup(Labelled):
             raise ValueError(f"Shortest match must be at most the longest match ({self.longest}), not {self.shortest}.")
 
 
-Method = Standard | Streaming | PromptLookup
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Standard, Streaming, PromptLookup)}
+Method = Standard | Streaming | PromptLookup | Medusa | EarlyExit
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Standard, Streaming, PromptLookup, Medusa, EarlyExit)}
 
 
 def method(name: str, **values: Any) -> Method:

@@ -101,3 +101,31 @@ class TopLayers:
             out = self._anatomy.layers[index](**call | {"hidden_states": states})
             states = out[0] if isinstance(out, tuple) else out
         return states
+
+
+class _Reached(Exception):
+    """A forward pass has come to the layer where it was to end; ``states`` are what that layer was given."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__("reached")
+        self.states = states
+
+
+def run_below(anatomy: Anatomy, layer: int, **call: Any) -> Tensor:
+    """States ``[B, n, hidden]`` as they enter a layer, by the model's own forward with the arguments ``call``.
+
+    The forward is left there by an exception: what comes before the first layer differs by family (scaled embeddings,
+    learned positions), so it can't be called piece by piece.
+    """
+
+    def leave(module: nn.Module, args: Any, kwargs: Any) -> None:
+        raise _Reached(bind(module, args, kwargs)["hidden_states"])
+
+    hook = anatomy.layers[layer].register_forward_pre_hook(leave, with_kwargs=True)
+    try:
+        anatomy.decoder(**call)
+    except _Reached as reached:
+        return reached.states
+    finally:
+        hook.remove()
+    raise AssertionError("the forward pass went past its layer")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from specstream import modelcard
-from specstream.adapters import CARD, WEIGHTS, AdapterError, Card, read_card
+from specstream.adapters import CARD, HEAD_KINDS, WEIGHTS, AdapterError, Card, files, read_card
 from specstream.sources import first_line, hub_reachable
 
 HUB = "hub:"
-FILES = (WEIGHTS, CARD, modelcard.FILE)
+FILES = (WEIGHTS, CARD, modelcard.FILE, *(f"{kind}.safetensors" for kind in HEAD_KINDS))
 
 
 def fetch(repo_id: str) -> Path:
@@ -64,7 +64,10 @@ def _check(folder: Path, what: str) -> Card:
     """The card of a folder that holds a whole adapter. Raises AdapterError."""
     if missing := [f for f in (CARD, WEIGHTS) if not (folder / f).is_file()]:
         raise AdapterError(f"{what} is not an adapter of this program: the file {missing[0]} is missing.")
-    return read_card(folder)
+    card = read_card(folder)
+    if missing := [f for f in files(card) if not (folder / f).is_file()]:
+        raise AdapterError(f"{what} is incomplete: the file {missing[0]} is missing.")
+    return card
 
 
 def push(folder: Path, repo_id: str, private: bool = False) -> str:
@@ -120,7 +123,7 @@ def _operations(folder: Path, card: Card, name: str) -> list[Any]:
     """The files to upload, each by its name: what else lies in the folder (checkpoints, logs) stays here."""
     from huggingface_hub import CommitOperationAdd
 
-    contents: dict[str, Any] = {f: folder / f for f in FILES}
+    contents: dict[str, Any] = {f: folder / f for f in (*files(card), modelcard.FILE)}
     if not (folder / modelcard.FILE).is_file():
         contents[modelcard.FILE] = modelcard.text(card, HUB + name).encode()
     return [CommitOperationAdd(path_in_repo=f, path_or_fileobj=content) for f, content in contents.items()]

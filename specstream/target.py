@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +16,10 @@ from specstream.adapters import Adapter
 from specstream.anatomy import FULL, SLIDING, Anatomy, context_of
 from specstream.cache import TreeCache
 from specstream.events import Draft
+from specstream.heads import Heads
 from specstream.lora import LoRA
 from specstream.masks import additive, causal_mask, tree_mask, windowed, with_streams
-from specstream.rows import Masks, TopLayers, ahead
+from specstream.rows import Masks, TopLayers, ahead, run_below
 from specstream.streams import Carried, Plan, carry
 from specstream.tree import attention_rows, pruned
 
@@ -64,6 +66,24 @@ class StreamSource(Protocol):
     def stream_logits(self, row: int) -> Tensor: ...
 
 
+class MedusaSource(Protocol):
+    """A target with Medusa heads: their logits ``[medusa_depth, vocab]`` for the row that was accepted last."""
+
+    medusa_depth: int
+
+    def medusa_logits(self, row: int) -> Tensor: ...
+
+
+class ExitSource(Protocol):
+    """A target whose first layers draft.
+
+    While ``early_exit`` is open, it gives a function that puts one token after the text and those before it, and
+    returns the exit's logits ``[1, vocab]`` for what follows. Nothing of it stays in the target.
+    """
+
+    def early_exit(self) -> AbstractContextManager[Callable[[int], Tensor]]: ...
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done its work, so that a clock reads true."""
     if device.type == "cuda":
@@ -73,13 +93,16 @@ def synchronize(device: torch.device) -> None:
 
 
 class ModelTarget:
-    """A stock Hugging Face causal LM. With an adapter, and ``streaming`` on, it drafts by streams.
+    """A stock Hugging Face causal LM. With an adapter, and ``streaming`` on, it drafts by streams; with ``heads``, by
+    these.
 
     State belongs to one run: ``prefill`` begins it, ``release`` ends it.
     """
 
-    def __init__(self, anatomy: Anatomy, adapter: Adapter | None, streaming: bool) -> None:
+    def __init__(self, anatomy: Anatomy, adapter: Adapter | None, streaming: bool, heads: Heads | None = None) -> None:
         self.anatomy, self.adapter = anatomy, adapter if streaming else None
+        self.heads = heads or Heads()
+        self.medusa_depth = self.heads.medusa.card.count if self.heads.medusa else 0
         self.gamma = self.adapter.card.gamma if self.adapter else 0
         self.context = anatomy.context
         self.stream_rows = 0
@@ -90,6 +113,7 @@ class ModelTarget:
         self._top: TopLayers | None = None
         self._carried: Carried | None = None
         self._deferred_rows = 0
+        self._states = torch.empty(0)  # of the last pass, after the final norm
 
     def prepare(self, deferred: bool, prune: float) -> None:
         """Choose the variant of the runs to come.
@@ -121,7 +145,8 @@ class ModelTarget:
             with self._recorded() if last else nullcontext():
                 states = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [])
             self.keep(range(len(chunk)))
-        return self.anatomy.head_logits(states[-1:])
+        self._states = states[-1:]
+        return self.anatomy.head_logits(self._states)
 
     @torch.inference_mode()
     def verify(self, root: int, draft: Draft) -> Tensor:
@@ -132,7 +157,7 @@ class ModelTarget:
         rows = [root, *draft.tokens]
         positions = [self.length, *(self.length + d for d in draft.depths())]
         mask = tree_mask(attention_rows(draft.parents), self.length)
-        states = self._pass(rows, positions, mask, range(len(rows)), draft)
+        states = self._states = self._pass(rows, positions, mask, range(len(rows)), draft)
         scored = self._carried.rows if self._carried else None
         return self.anatomy.head_logits(states if scored is None else states[scored])
 
@@ -152,6 +177,45 @@ class ModelTarget:
         return self.adapter.logits(self.anatomy, states)
 
     @torch.inference_mode()
+    def medusa_logits(self, row: int) -> Tensor:
+        """Logits of the Medusa heads for a row of the last pass (of the prompt pass: 0), ``[medusa_depth, vocab]``."""
+        assert self.heads.medusa is not None, "no Medusa heads"
+        return self.heads.medusa.logits(self.anatomy, self._states[row])
+
+    @contextmanager
+    def early_exit(self) -> Iterator[Callable[[int], Tensor]]:
+        """While open, gives what puts a token after the text, and after those before it, through the first layers, and
+        returns the exit's logits ``[1, vocab]``. Their keys and values follow the cache's, and are dropped in the end.
+        """
+        exit, cache = self.heads.exit, self.cache
+        assert exit is not None and cache is not None, "no exit, or no run"
+        drafted = itertools.count()
+
+        @torch.inference_mode()
+        def logits_after(token: int) -> Tensor:
+            return exit.logits(self.anatomy, self._first_layers(exit.card.layers, token, self.length + next(drafted)))
+
+        try:
+            yield logits_after
+        finally:
+            cache.keep(self.length, [], slice(exit.card.layers))
+
+    def _first_layers(self, layers: int, token: int, position: int) -> Tensor:
+        """State ``[1, hidden]`` after the first ``layers`` layers of one row that sees all of their cache."""
+        where = torch.tensor([[position]], device=self.anatomy.device)
+        mask = causal_mask(1, position).to(where.device)
+        states = run_below(
+            self.anatomy,
+            layers,
+            input_ids=torch.tensor([[token]], device=where.device),
+            attention_mask=self._model_masks(self._masks(mask, where, position), 1),
+            position_ids=where,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return states[0]
+
+    @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Commit these rows of the last pass (0 is the root); the cache drops the others and all stream rows."""
         assert self.cache is not None, "no run"
@@ -169,6 +233,7 @@ class ModelTarget:
     def release(self) -> None:
         """End the run and free its memory."""
         self.cache = self._carried = self._top = None
+        self._states = torch.empty(0)
         self.length = self._deferred_rows = 0
 
     @property

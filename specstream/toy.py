@@ -1,14 +1,15 @@
 """A scripted toy model: the same interface as a real one, no weights, starts at once.
 
-It is a byte-level n-gram model of a few sentences. Its streams see less context than its main stream, so that some of
-what they draft is rejected. For tests, and for the page without a model.
+It is a byte-level n-gram model of a few sentences. Its streams, heads and early exit see less context than its main
+stream, so that some of what they draft is rejected. For tests, and for the page without a model.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,8 @@ EOS = 256
 VOCAB = 257
 GAMMA = 4
 CONTEXT = 4096
-ORDER, EXIT_ORDER, STREAM_ORDER = 12, 6, 4  # bytes of context that main stream, early exit and streams look at
+ORDER, EXIT_ORDER, STREAM_ORDER, HEAD_ORDER = 12, 6, 4, 3  # bytes of context that they look at
+EXIT_SPEED = 5  # how many times as fast the first layers are
 SENTENCES = (
     "The Copper Kettle is a quiet café by the river that serves warm bread and good coffee at a low price.",
     "The Copper Kettle is a family friendly café near the old harbour. Guests praise its warm bread.",
@@ -82,7 +84,7 @@ class Ngrams:
 class ToyTarget:
     """A target over n-gram counts. ``pace`` is the time of a pass in seconds; a row adds a hundredth of it."""
 
-    context = CONTEXT
+    context, medusa_depth = CONTEXT, GAMMA
 
     def __init__(self, streaming: bool, pace: float) -> None:
         self.gamma = GAMMA if streaming else 0
@@ -125,6 +127,20 @@ class ToyTarget:
         # Asked for after ``keep``, so the accepted path is committed already.
         return torch.stack([s.logits(self._kept) for s in STREAMS])
 
+    def medusa_logits(self, row: int) -> Tensor:
+        return torch.stack([head.logits(self._kept) for head in MEDUSA])
+
+    @contextmanager
+    def early_exit(self) -> Iterator[Callable[[int], Tensor]]:
+        drafted: list[int] = []
+
+        def logits_after(token: int) -> Tensor:
+            time.sleep(self._pace / EXIT_SPEED)
+            drafted.append(token)
+            return EXIT.logits(self._kept + drafted)[None]
+
+        yield logits_after
+
     def keep(self, rows: Sequence[int]) -> None:
         self._kept += self._paths[rows[-1]]
 
@@ -140,6 +156,7 @@ class ToyTarget:
 
 MAIN, EXIT = Ngrams(ORDER, 0), Ngrams(EXIT_ORDER, 0)
 STREAMS = [Ngrams(STREAM_ORDER, ahead) for ahead in range(1, GAMMA + 1)]
+MEDUSA = [Ngrams(HEAD_ORDER, ahead) for ahead in range(1, GAMMA + 1)]
 
 
 def load_toy(pace: float = 0.04) -> Engine:

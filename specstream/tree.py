@@ -51,6 +51,25 @@ def best_first(levels: Sequence[Level], budget: int) -> Draft:
     return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
 
+def caterpillar(levels: Sequence[Level], budget: int) -> Draft:
+    """The ``budget`` likeliest nodes, by joint probability, of a chain with its alternatives.
+
+    The candidates of a depth follow the likeliest token of the depth above, and only the likeliest goes on.
+    """
+    nodes: list[tuple[float, int, int]] = []  # (-joint, depth, rank)
+    above = 1.0
+    for depth, level in enumerate(levels):
+        nodes += [(-above * prob, depth, rank) for rank, (_, prob) in enumerate(level)]
+        above *= level[0][1]
+    chosen = sorted(nodes)[:budget]  # a node is never likelier than the one above it, which then comes first
+    places = {depth: place for place, (_, depth, rank) in enumerate(chosen) if rank == 0}
+    return Draft(
+        tuple(levels[depth][rank][0] for _, depth, rank in chosen),
+        tuple(places.get(depth - 1, -1) for _, depth, _ in chosen),
+        tuple(levels[depth][rank][1] for _, depth, rank in chosen),
+    )
+
+
 def full(levels: Sequence[Level]) -> Draft:
     """Every combination, as in the paper (section 3.2.2): the candidates of a depth under every node above."""
     tokens: list[int] = []

@@ -24,8 +24,16 @@ from specstream.params import Sampling, Streaming
 from specstream.tasks import task
 from specstream.training.answers import answer_all, own_prompts
 from specstream.training.config import Config
-from specstream.training.data import IGNORE, DataError, Example, batches, collate, draft_vocabulary, read_examples
-from specstream.training.objective import StreamModel, _sums, objective
+from specstream.training.data import (
+    IGNORE,
+    DataError,
+    Example,
+    batches,
+    collate,
+    draft_vocabulary,
+    read_examples,
+)
+from specstream.training.objective import StreamModel, objective, sums_of
 from specstream.training.trainer import Trainer
 from tests import tiny
 from tests.ports import free_port
@@ -243,7 +251,7 @@ def test_the_chunked_loss_is_the_loss() -> None:
     head = torch.nn.Linear(8, 30, bias=False)
     states = torch.randn(700, 8, requires_grad=True)  # more than two chunks
     targets = torch.randint(30, (700,)).index_fill(0, torch.tensor([3, 5]), IGNORE)
-    sums = _sums(head, states, targets)
+    sums = sums_of(head, states, targets)
     (3 * sums[0]).backward()
     plain = states.detach().clone().requires_grad_()
     want = F.cross_entropy(head(plain), targets, ignore_index=IGNORE, reduction="sum")

@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from specstream import adapters, models
-from specstream.adapters import Adapter, Card, base_shape
+from specstream.adapters import Adapter, Card, HeadCard, base_shape
 from specstream.anatomy import Anatomy, dissect
 from specstream.bench.machine import PeakMemory
+from specstream.heads import EXIT, MEDUSA
+from specstream.params import EarlyExit, Medusa
 from specstream.tasks import Task, task
 from specstream.text import chat_prompt
 from specstream.training import sources
@@ -34,11 +37,13 @@ from specstream.training.data import (
     read_prompts,
     spread,
 )
+from specstream.training.heads import ExitModel, MedusaModel, check_out, head_model
 from specstream.training.probe import BUDGET
 from specstream.training.progress import Event, Writer
 from specstream.training.sources import read_rows
 from specstream.training.trainer import Trainer
 
+METHOD_OF = {MEDUSA: Medusa.name, EXIT: EarlyExit.name}
 HELD_OUT = 64  # rows that validations look at
 
 
@@ -79,23 +84,29 @@ def train_adapter(request: Request, config: Config) -> Card:
     for name in (request.data, request.dev):
         if name and not name.startswith(sources.HUB):
             next(read_rows(Path(name)), None)  # a bad path is told before the model is loaded
+    request = replace(request, start=_start(request, config))
     where, _ = models.choose_device(request.device)
     watch = _Watch(request.progress, PeakMemory(where).read)
     source = models.resolve(request.model, watch.phase)
     watch.phase("Loading the model")
     network, tokenizer = models.load_model(source, where, models.choose_dtype("float32", where)[0])
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"The tokenizer of {request.model} has no end-of-text token to end answers with: choose another."
+        )
     anatomy = dissect(network)
     if config.layers > len(anatomy.layers):
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
     examples, held_out = _examples(request, chosen, anatomy, tokenizer, watch)
+    size = anatomy.model.get_input_embeddings().num_embeddings
+    vocabulary = draft_vocabulary(examples, config.draft_vocabulary, size) if config.draft_vocabulary else None
     card = _card(request, anatomy, chosen, config)
     card = replace(card, training={"base": {"origin": source.origin, "revision": source.revision}})
-    size = anatomy.model.get_input_embeddings().num_embeddings
-    vocabulary = draft_vocabulary(examples, card.draft_vocabulary, size) if card.draft_vocabulary else None
-    trainer = Trainer(anatomy, tokenizer, card, config, request.out, vocabulary)
+    trainee = _head_model(request, anatomy, card, config, vocabulary) if config.trains_heads else None
+    trainer = Trainer(anatomy, tokenizer, card, config, request.out, vocabulary, trainee)
     if request.resume and not trainer.resume():
         raise DataError(f"There is no checkpoint in {request.out} to resume from: leave --resume away.")
-    if request.start and not request.resume:
+    if request.start and not request.resume and not trainee:
         trainer.start_from(request.start)
     _note(_expectation(examples, trainer))
     watch({"kind": "begin", **trainer.position(), "rows": len(examples), "held_out": len(held_out)})
@@ -147,6 +158,39 @@ def stop_wish() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _start(request: Request, config: Config) -> Path | None:
+    """The folder of the adapter to begin with. Heads that are resumed find theirs beside them.
+
+    Raises AdapterError for an unknown one, and DataError where the heads' folder holds another adapter.
+    """
+    start = adapters.find(str(request.start), request.model) if request.start else None
+    if config.trains_heads:
+        if request.resume and not start and (request.out / adapters.CARD).is_file():
+            return request.out
+        check_out(request.out, start)
+    return start
+
+
+def _head_model(
+    request: Request, anatomy: Anatomy, base: Card, config: Config, vocabulary: Tensor | None
+) -> MedusaModel | ExitModel:
+    """Heads to train, on the base with the adapter's LoRA merged. ``base`` is the card of no adapter at all."""
+    card = base
+    if request.start:
+        adapter = adapters.load(request.start, anatomy)
+        if adapter.main_lora:
+            adapter.main_lora.merge(anatomy)
+        card = adapter.card
+    shape: dict[str, Any] = {"count": config.gamma, "projection": config.projection}
+    if config.mode == EXIT:
+        shape = {"layers": config.layers, "rank": config.exit_rank or anatomy.hidden_size}
+    made = {n: getattr(base, n) for n in ("data", "licence", "command", "training")}
+    heads = HeadCard(config.mode, draft_vocabulary=config.draft_vocabulary, **shape, **made)
+    if not request.start:
+        card = replace(card, data="", licence="", command="")
+    return head_model(anatomy, card, request.start, heads, vocabulary, config.seed)
+
+
 def default_data(task_name: str) -> str:
     """The public dataset of a task as ``hub:NAME``. Raises DataError for a task without one."""
     hub = task(task_name).hub
@@ -155,24 +199,28 @@ def default_data(task_name: str) -> str:
     return f"hub:{hub}"
 
 
-def summary(out: Path, card: Card) -> list[str]:
-    """What came of a training and what to do next, for people."""
-    progress = card.training["progress"]
+def summary(out: Path, card: Card, mode: str) -> list[str]:
+    """What came of a training in a mode and what to do next, for people."""
+    made = card.heads.get(mode, card)
+    name = "" if made is card else f" --method {METHOD_OF[mode]}"
+    progress = made.training["progress"]
     step = progress["best_step"] or progress["step"]
-    lines = [f"Adapter saved in {out}: step {step} of {progress['step']}, {progress['seconds'] / 60:.0f} minutes."]
-    if "tokens_per_step" in card.metrics:
-        found = card.metrics["tokens_per_step"]
+    what = "Adapter" if made is card else "Heads"
+    lines = [f"{what} saved in {out}: step {step} of {progress['step']}, {progress['seconds'] / 60:.0f} minutes."]
+    if "tokens_per_step" in made.metrics:
+        found = made.metrics["tokens_per_step"]
         lines.append(f"Tokens per step on held-out prompts, {BUDGET} nodes: {found:.2f} (standard decoding: 1).")
-    return [*lines, f"Try it: python -m specstream generate --adapter {out} --task {card.task} --prompt TEXT"]
+    return [*lines, f"Try it: python -m specstream generate --adapter {out} --task {card.task}{name} --prompt TEXT"]
 
 
 def _expectation(examples: list[Example], trainer: Trainer) -> str:
     """What a training is going to do, before it begins."""
     config, tokens = trainer.config, sum(map(len, examples))
     budget = f"{config.minutes:g} minutes" if config.minutes else f"{config.epochs} passes"
+    what = "Heads" if config.trains_heads else "Streams"
     return (
         f"{len(examples):,} rows of {tokens // len(examples)} tokens on average, {config.batch} a step, for {budget}; "
-        f"{trainer.adapter.parameter_count():,} weights to train. Streams begin with losses near 10 and draft usefully "
+        f"{trainer.adapter.parameter_count():,} weights to train. {what} begin with losses near 10 and draft usefully "
         "below 3; a checkpoint is saved every few minutes, so stop when you like and go on with --resume."
     )
 
@@ -261,15 +309,15 @@ class _Answers:
 def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
     data = request.data if request.data.startswith("hub:") else Path(request.data).name
     words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
-    shape = {n: getattr(config, n) for n in ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale")}
+    names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
+    shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary")}
+    if config.trains_heads:  # beside an adapter that changes nothing, unless --start names another
+        shape |= {n: 0 for n in shape if n not in ("lora_scale", "layers")} | {"mode": "plain"}
     return Card(
         base=request.model,
         base_shape=base_shape(anatomy),
         task=chosen.name,
         **shape,
-        exit_rank=config.exit_rank,
-        value_rotation=config.value_rotation,
-        draft_vocabulary=config.draft_vocabulary,
         data=words,
         licence=chosen.licence,
         command=shlex.join(["python", "-m", "specstream", *request.command]),

@@ -20,20 +20,30 @@ class Config(Checked):
         "shared",
         "Mode",
         "shared: fine-tunes the model with its streams; lossless: the model's output stays as it is; "
-        "plain: LoRA without streams, to compare with.",
-        ("shared", "lossless", "plain"),
+        "plain: LoRA without streams, to compare with; medusa, exit: heads beside the adapter given as start.",
+        ("shared", "lossless", "plain", "medusa", "exit"),
     )
-    gamma: int = number(4, "Gamma", "Number of streams: how many tokens ahead the model drafts.", 1, 16)
-    layers: int = number(6, "Layers", "Top layers that carry streams (N_s).", 1, 1000)
+    gamma: int = number(4, "Gamma", "Number of streams, or of Medusa heads: how many tokens ahead to draft.", 1, 16)
+    layers: int = number(
+        6, "Layers", "Top layers that carry streams (N_s); for exit: first layers, that draft.", 1, 1000
+    )
     start_rank: int = number(64, "Start rank", "Rank of the stream start map; 0 is the identity.", 0, 4096)
     lora_rank: int = number(16, "LoRA rank", "Rank of the adapters on every linear map; 0 leaves them away.", 0, 4096)
     lora_scale: float = number(2.0, "LoRA scale", "Factor of the adapters' change.", 0, 100, 0.1)
-    exit_rank: int = number(0, "Exit rank", "Rank of the early exit that prunes drafts; 0 leaves it away.", 0, 4096)
+    exit_rank: int = number(
+        0, "Exit rank", "Rank of the early exit that prunes drafts, 0: none; for exit: of its map, 0: full.", 0, 4096
+    )
+    projection: str = choice(
+        "shared",
+        "Projection",
+        "Of Medusa heads, to the vocabulary; shared: the model's own; own: one for each head, as published.",
+        ("shared", "own"),
+    )
     value_rotation: float = number(
         0.0, "Value rotation", "Radians per stream, instead of stream embeddings; 0: embeddings.", 0, 6, 0.001
     )
     draft_vocabulary: int = number(
-        8192, "Draft vocabulary", "Streams draft among this many of the likeliest tokens; 0: among all.", 0, 1 << 24
+        8192, "Draft vocabulary", "Drafts are among this many of the likeliest tokens; 0: among all.", 0, 1 << 24
     )
     alpha: float = number(0.5, "Alpha", "Weight of each stream's loss; the main stream has 1.", 0, 100, 0.1)
     share: float = number(1.0, "Share", "Share of the response's tokens that carry streams in training.", 0.01, 1, 0.01)
@@ -61,6 +71,11 @@ class Config(Checked):
         if self.mode == "plain":
             for name in ("gamma", "exit_rank", "draft_vocabulary", "probes"):
                 object.__setattr__(self, name, 0)
+
+    @property
+    def trains_heads(self) -> bool:
+        """Whether heads are trained beside an adapter, not an adapter."""
+        return self.mode in ("medusa", "exit")
 
     def chosen_precision(self, device: str) -> str:
         """The name that accelerate takes: "no", "bf16" or "fp16"."""

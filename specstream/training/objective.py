@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specstream.adapters import Adapter
-from specstream.anatomy import FULL, SLIDING, Anatomy, bind
-from specstream.masks import additive, windowed
+from specstream import adapters
+from specstream.adapters import Adapter, Card
+from specstream.anatomy import Anatomy, bind
+from specstream.drafters import Drafter
+from specstream.drafters.streaming import StreamingDrafter
+from specstream.params import Streaming
 from specstream.streams import Plan, carry
+from specstream.target import ModelTarget, Target
 from specstream.training.data import IGNORE, Batch
+from specstream.training.trainee import Trainee, decoder_call, layer_masks, rows_of
 
+SHAPE = (
+    "base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank",
+    "draft_vocabulary", "value_rotation",
+)  # fmt: skip
 CHUNK = 256  # rows of logits at a time: they and their gradient stay in the cache of a processor
 Scores = Callable[[Tensor], Tensor]
 
 
-class StreamModel(nn.Module):
-    """The frozen base with its adapter, as one module whose forward gives the losses.
+class StreamModel(Trainee):
+    """The frozen base with its adapter: streams, LoRA and early exit."""
 
-    Only the adapter is registered, so an optimiser, a checkpoint or a distributed wrapper sees nothing else.
-    """
+    checkpoint = "checkpoint"
 
     def __init__(self, anatomy: Anatomy, adapter: Adapter) -> None:
-        super().__init__()
+        super().__init__(anatomy)
         self.adapter = adapter
-        self._anatomy = [anatomy]  # in a list: the base model must not become a submodule
+        self.ahead = self.drafting = adapter.card.gamma
 
     @property
-    def anatomy(self) -> Anatomy:
-        return self._anatomy[0]
+    def part(self) -> Adapter:
+        return self.adapter
 
     def forward(self, batch: Batch) -> Tensor:
         """Sums over the batch, ``[3, columns]``: cross-entropy in nats, tokens guessed right (top 1), tokens counted.
@@ -47,81 +57,79 @@ class StreamModel(nn.Module):
         if self.adapter.card.mode == "lossless" and self.training:
             columns.append(main.new_zeros(3, dtype=torch.float32))
         else:
-            columns.append(_sums(self.anatomy.head_logits, main, targets))
-        drafted = self._in_vocabulary(batch.stream_targets())
-        columns += [_sums(self._draft_logits, streams[:, :, j], drafted[:, :, j]) for j in range(streams.shape[2])]
+            columns.append(sums_of(self.anatomy.head_logits, main, targets))
+        drafted = self.in_vocabulary(batch.stream_targets())
+        columns += [sums_of(self._draft_logits, streams[:, :, j], drafted[:, :, j]) for j in range(streams.shape[2])]
         if exits is not None:
-            columns.append(_sums(self._draft_logits, exits, self._in_vocabulary(targets)))
+            columns.append(sums_of(self._draft_logits, exits, self.in_vocabulary(targets)))
         return torch.stack(columns, 1)
 
     def counts(self, batch: Batch) -> Tensor:
         """Tokens that each column counts ``[columns]``, without a forward pass."""
         first = batch.targets[:, :, 0]
-        drafted = self._in_vocabulary(batch.stream_targets())
+        drafted = self.in_vocabulary(batch.stream_targets())
         counts = [(first != IGNORE).sum(), *(drafted != IGNORE).sum((0, 1))]
         if self.adapter.card.exit_rank:
-            counts.append((self._in_vocabulary(first) != IGNORE).sum())
+            counts.append((self.in_vocabulary(first) != IGNORE).sum())
         return torch.stack(counts)
 
     def _draft_logits(self, states: Tensor) -> Tensor:
         return self.adapter.draft_logits(self.anatomy, states)
 
-    def _in_vocabulary(self, targets: Tensor) -> Tensor:
-        """Targets as places in the draft vocabulary; IGNORE where a token is not in it."""
-        ids = self.adapter.vocabulary
-        if ids is None:
-            return targets
-        ids = ids.to(targets.device)
-        places = torch.searchsorted(ids, targets.clamp_min(0)).clamp_max(len(ids) - 1)
-        return places.where((ids[places] == targets) & (targets != IGNORE), IGNORE)
+    def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
+        target = ModelTarget(self.anatomy, self.adapter, streaming=True)
+        return target, StreamingDrafter(target, Streaming(budget=budget))
+
+    def tuned(self) -> AbstractContextManager[Any]:
+        shared = self.adapter.main_lora
+        return shared.attached(self.anatomy) if shared else nullcontext()
+
+    def described(self, training: dict[str, Any], metrics: dict[str, Any], date: str) -> Card:
+        card = self.adapter.card
+        return replace(card, training={**card.training, **training}, metrics=metrics, date=date)
+
+    def save(self, folder: Path, card: Card) -> None:
+        adapters.save(self.adapter, folder, card)
+
+    def changed(self, before: Card) -> list[str]:
+        return [n for n in SHAPE if getattr(before, n) != getattr(self.adapter.card, n)]
 
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Main stream after the final norm ``[B, R, h]``, streams before it ``[B, S, gamma, h]``, early exit."""
         anatomy, adapter = self.anatomy, self.adapter
-        masks = layer_masks(anatomy, batch)
-        plan = Plan(masks, batch.positions, batch.stream_rows())
-        floats = {t: additive(m, anatomy.dtype) for t, m in masks.items()}
+        plan = Plan(layer_masks(anatomy, batch), batch.positions, batch.stream_rows())
         rows = batch.ids.shape[1]
         first = rows if adapter.card.mode == "lossless" else 0
         total = rows + plan.nodes.shape[1] * adapter.card.gamma
         lora = adapter.lora.attached(anatomy, first, total) if adapter.lora else nullcontext()
         carrying = carry(anatomy, adapter.streams, plan) if adapter.card.gamma else nullcontext()
-        with lora, _noting(anatomy, adapter.card.layers) as entry, carrying as carried:
-            out = anatomy.decoder(
-                input_ids=batch.ids,
-                attention_mask=floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]],
-                position_ids=batch.positions,
-                use_cache=False,
-            ).last_hidden_state
-        exits = self._exits(_rows(entry[0], batch.nodes)) if adapter.card.exit_rank else None
+        with lora, noting(anatomy, len(anatomy.layers) - adapter.card.layers) as entry, carrying as carried:
+            out = anatomy.decoder(**decoder_call(anatomy, batch)).last_hidden_state
+        exits = self._exits(rows_of(entry[0], batch.nodes)) if adapter.card.exit_rank else None
         nothing = out.new_empty(*plan.nodes.shape, 0, out.shape[-1])
-        return _rows(out, batch.nodes), carried.states if carried else nothing, exits
+        return rows_of(out, batch.nodes), carried.states if carried else nothing, exits
 
     def _exits(self, states: Tensor) -> Tensor:
         """Early-exit states; the gradient ends here, so that o_theta trains nothing below it."""
         return self.adapter.streams.exit_states(states.detach())
 
 
-def _rows(states: Tensor, index: Tensor) -> Tensor:
-    return states.gather(1, index[:, :, None].expand(-1, -1, states.shape[-1]))
-
-
 @contextmanager
-def _noting(anatomy: Anatomy, layers: int) -> Iterator[list[Tensor]]:
-    """While open, the states at the entry of the top ``layers`` are noted."""
+def noting(anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]:
+    """While open, the states at the entry of a layer are noted."""
     noted: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         noted.append(bind(module, args, kwargs)["hidden_states"])
 
-    hook = anatomy.layers[-layers].register_forward_pre_hook(note, with_kwargs=True)
+    hook = anatomy.layers[layer].register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield noted
     finally:
         hook.remove()
 
 
-def _sums(scores: Scores, states: Tensor, targets: Tensor) -> Tensor:
+def sums_of(scores: Scores, states: Tensor, targets: Tensor) -> Tensor:
     """``[3]``: summed cross-entropy, hits and count of the rows that have a target."""
     valid = targets != IGNORE
     return cast(Tensor, _ChunkedLoss.apply(states[valid], targets[valid], scores))
@@ -151,14 +159,6 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.grads * grad[0], None, None
-
-
-def layer_masks(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
-    """The boolean mask of every layer type of the model, ``[B, L, L]``."""
-    masks = {FULL: batch.mask}
-    if anatomy.window:
-        masks[SLIDING] = windowed(batch.mask, batch.positions, batch.positions, anatomy.window)
-    return {t: masks[t] for t in set(anatomy.layer_types)}
 
 
 def means(sums: Tensor) -> tuple[list[float], list[float]]:

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
-from specstream.adapters import Adapter
-from specstream.anatomy import Anatomy
-from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Step
 from specstream.loop import Run, decode
-from specstream.params import Sampling, Streaming
+from specstream.params import Sampling
 from specstream.sampling import Picker
-from specstream.target import ModelTarget
 from specstream.text import TextStream
+from specstream.training.trainee import Trainee
 
 BUDGET = 32  # nodes, as in the adapters' cards
 TOKENS = 64
 
 
-def tokens_per_step(anatomy: Anatomy, adapter: Adapter, tokenizer: Any, prompts: Iterable[Sequence[int]]) -> float:
+def tokens_per_step(trainee: Trainee, tokenizer: Any, prompts: Iterable[Sequence[int]]) -> float:
     """Greedy decoding of prompts: tokens after the first by passes after the prompt's. NaN when nothing was decoded."""
     tokens = steps = 0
-    shared = adapter.main_lora
     for prompt in prompts:
-        target = ModelTarget(anatomy, adapter, streaming=True)
-        drafter = StreamingDrafter(target, Streaming(budget=BUDGET))
+        ids = list(prompt)
+        target, drafter = trainee.lane(ids, BUDGET)
         picker = Picker(Sampling(max_new_tokens=TOKENS))
-        run = Run(target, drafter, picker, TextStream(tokenizer, ()), list(prompt), {tokenizer.eos_token_id}, str)
-        with shared.attached(anatomy) if shared else nullcontext():
+        run = Run(target, drafter, picker, TextStream(tokenizer, ()), ids, {tokenizer.eos_token_id}, str)
+        with trainee.tuned():
             events = [e for e in decode(run, lambda: False) if isinstance(e, Step)]
         steps += len(events) - 1
         tokens += sum(len(e.tokens) for e in events[1:])

@@ -10,7 +10,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -22,17 +22,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from specstream import adapters, modelcard
-from specstream.adapters import Adapter, Card
+from specstream.adapters import Adapter, Card, Drafting
 from specstream.anatomy import Anatomy
 from specstream.training.config import Config
 from specstream.training.data import Batch, DataError, Example, batches, collate, spread
 from specstream.training.objective import StreamModel, means, objective
 from specstream.training.probe import tokens_per_step
-
-SHAPE = (
-    "base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank",
-    "draft_vocabulary", "value_rotation",
-)  # fmt: skip
+from specstream.training.trainee import Trainee
 
 
 @dataclass
@@ -73,17 +69,17 @@ class Trainer:
         config: Config,
         out: Path,
         vocabulary: Tensor | None = None,
+        trainee: Trainee | None = None,
     ):
-        self.config, self.card, self.out = config, card, out
+        self.config, self.out = config, out
         self.anatomy, self.tokenizer = anatomy, tokenizer
         anatomy.model.requires_grad_(False).eval()
         keep_freed_memory()
         set_seed(config.seed)
         cpu = anatomy.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.chosen_precision(anatomy.device.type))
-        self.adapter = Adapter(anatomy, card, vocabulary).to(anatomy.device)
-        self.model = StreamModel(anatomy, self.adapter)
-        self._plain_model = self.model
+        self._plain_model = trainee or StreamModel(anatomy, Adapter(anatomy, card, vocabulary))
+        self.model: Trainee = self._plain_model.to(anatomy.device)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.progress = Progress()
@@ -92,17 +88,21 @@ class Trainer:
         if config.batch < self.parts:
             raise ValueError(f"--batch is {config.batch}: it must be at least {self.parts}, one row for every part.")
 
+    @property
+    def adapter(self) -> Drafting:
+        """The weights that are trained."""
+        return self._plain_model.part
+
     def resume(self) -> bool:
         """Go on from the checkpoint in ``out``; False when there is none.
 
         Raises DataError when the checkpoint was made with other settings that change what is trained.
         """
-        checkpoint = next((c for name in ("checkpoint", "checkpoint.old") if (c := self.out / name).is_dir()), None)
+        name = self._plain_model.checkpoint
+        checkpoint = next((c for n in (name, f"{name}.old") if (c := self.out / n).is_dir()), None)
         if checkpoint is None:
             return False
-        before = adapters.read_card(checkpoint)
-        changed = [n for n in SHAPE if getattr(before, n) != getattr(self.card, n)]
-        if changed:
+        if changed := self._plain_model.changed(adapters.read_card(checkpoint)):
             raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
         self.accelerator.load_state(str(checkpoint))
         self.adapter.restrict_head(self.anatomy)
@@ -182,7 +182,7 @@ class Trainer:
 
     def _collate(self, examples: list[Example], rng: random.Random | None = None) -> Batch:
         share = self.config.share if rng else 1.0
-        return collate(examples, self.config.gamma, self.tokenizer.eos_token_id, share, rng)
+        return collate(examples, self._plain_model.ahead, self.tokenizer.eos_token_id, share, rng)
 
     def _fraction(self) -> float:
         """Share of the budget that is used up."""
@@ -216,7 +216,7 @@ class Trainer:
             last = index == len(mine) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 sums = self.model(part.to(self.anatomy.device))
-                loss = objective(sums[0], counts, self.config.alpha, self.config.gamma)
+                loss = objective(sums[0], counts, self.config.alpha, self._plain_model.drafting)
                 self.accelerator.backward(loss * world)  # the processes' gradients are averaged, not summed
             total += sums.detach()
         return cast(Tensor, self.accelerator.reduce(total))
@@ -251,13 +251,13 @@ class Trainer:
         out: dict[str, Any] = {"losses": losses, "hits": hits}
         if self.config.probes:
             prompts = [e.prompt for e in spread(examples, self.config.probes)]
-            out["tokens_per_step"] = tokens_per_step(self.anatomy, self.adapter, self.tokenizer, prompts)
+            out["tokens_per_step"] = tokens_per_step(self._plain_model, self.tokenizer, prompts)
         return out
 
     def _validate_and_keep(self, held_out: list[Example], report: Report) -> None:
         found = {"step": self.progress.step, "seconds": round(self.progress.seconds), **self.validate(held_out)}
         self.progress.history.append(found)
-        trained = found["losses"][1 : 1 + self.config.gamma] or found["losses"]
+        trained = found["losses"][1 : 1 + self._plain_model.drafting] or found["losses"]
         score = found.get("tokens_per_step", -sum(trained) / len(trained))
         report({"kind": "validation", **found})
         if score > self.progress.best:
@@ -269,7 +269,8 @@ class Trainer:
 
         Before any validation the adapter itself is written as well: it is the newest there is.
         """
-        new, current, old = (self.out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+        name = self._plain_model.checkpoint
+        new, current, old = (self.out / n for n in (f"{name}.new", name, f"{name}.old"))
         if self.accelerator.is_main_process:
             shutil.rmtree(new, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -289,13 +290,12 @@ class Trainer:
     def _save_adapter(self, metrics: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             card = self._card(metrics)
-            adapters.save(self.adapter, self.out, card)
+            self._plain_model.save(self.out, card)
             modelcard.write(self.out, card)
 
     def _card(self, metrics: dict[str, Any]) -> Card:
-        training = {**self.card.training, "config": asdict(self.config), "progress": asdict(self.progress)}
-        date = datetime.now(UTC).date().isoformat()
-        return replace(self.card, training=training, metrics=metrics, date=date)
+        training = {"config": asdict(self.config), "progress": asdict(self.progress)}
+        return self._plain_model.described(training, metrics, datetime.now(UTC).date().isoformat())
 
 
 def keep_freed_memory() -> None:

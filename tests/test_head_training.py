@@ -1,0 +1,195 @@
+"""Training of heads: what they learn, that nothing else changes, checkpoints, and the folder that comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from specstream import adapters, heads
+from specstream.adapters import Adapter, Card, HeadCard, base_shape
+from specstream.anatomy import Anatomy, dissect
+from specstream.drafters.early_exit import EarlyExitDrafter
+from specstream.drafters.medusa import MedusaDrafter
+from specstream.params import EarlyExit, Medusa, Sampling
+from specstream.target import ModelTarget
+from specstream.training import probe
+from specstream.training.config import Config
+from specstream.training.data import DataError, collate
+from specstream.training.heads import check_out, head_model
+from specstream.training.trainer import Trainer
+from tests import tiny
+from tests.test_training import DATA, EXAMPLES, Letters, example
+
+SHAPES = {
+    "medusa": HeadCard("medusa", count=2),
+    "own": HeadCard("medusa", count=2, projection="own"),
+    "exit": HeadCard("exit", layers=2, rank=16),
+}
+
+
+def started(folder: Path) -> Path:
+    """The folder of a trained adapter with streams."""
+    anatomy = dissect(tiny.tiny("llama"))
+    card = Card("tiny", base_shape(anatomy), "e2e", "shared", 2, 2, start_rank=4, lora_rank=4, lora_scale=2.0)
+    torch.manual_seed(3)
+    adapter = Adapter(anatomy, card)
+    for weight in adapter.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    adapters.save(adapter, folder, card)
+    return folder
+
+
+def model_of(kind: str, start: Path | None, vocabulary: torch.Tensor | None = None):
+    """A head model on a tiny base, with the adapter's LoRA merged as the command does it."""
+    anatomy = dissect(tiny.tiny("llama"))
+    if start is None:
+        card = Card("tiny", base_shape(anatomy), "e2e", "plain", 0, 2, start_rank=0, lora_rank=0, lora_scale=1.0)
+    else:
+        adapter = adapters.load(start, anatomy)
+        adapter.lora.merge(anatomy)
+        card = adapter.card
+    shape = SHAPES[kind]
+    shape = replace(shape, draft_vocabulary=0 if vocabulary is None else len(vocabulary))
+    return anatomy, head_model(anatomy, card, start, shape, vocabulary)
+
+
+def trainer_of(kind: str, out: Path, start: Path | None = None, **settings) -> Trainer:
+    anatomy, model = model_of(kind, start)
+    config = Config(
+        **{"mode": "exit" if kind == "exit" else "medusa", "batch": 2, "save_every": 1e9, "warmup": 0.0, "probes": 0,
+           "draft_vocabulary": 0, "precision": "float32", "lr": 1e-2} | settings
+    )  # fmt: skip
+    return Trainer(anatomy, Letters(), model.described({}, {}, ""), config, out, None, model)
+
+
+def losses_by_hand(anatomy: Anatomy, model, kind: str) -> torch.Tensor:
+    """Every position alone, from the model's hidden states without a batch."""
+    sums, counts = torch.zeros(1 + model.drafting), torch.zeros(1 + model.drafting)
+    for e in EXAMPLES:
+        ids = e.prompt + e.response
+        out = anatomy.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        final = anatomy.decoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        for at in range(len(e.prompt) - 1, len(ids) - 1):
+            if kind == "exit":
+                drafted = [(1, model.heads.logits(anatomy, out.hidden_states[2][0, at]), at + 1)]
+            else:
+                every = model.heads.logits(anatomy, final[at])
+                drafted = [(j, every[j - 1], at + 1 + j) for j in (1, 2)]
+            for column, logits, place in [(0, out.logits[0, at], at + 1), *drafted]:
+                if place < len(ids):
+                    sums[column] += F.cross_entropy(logits, torch.tensor(ids[place]))
+                    counts[column] += 1
+    return sums / counts
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_losses_are_those_of_every_position_alone(kind: str) -> None:
+    anatomy, model = model_of(kind, None)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    batch = collate(EXAMPLES, model.ahead, 0)
+    with torch.no_grad():
+        sums = model.eval()(batch)
+        torch.testing.assert_close(sums[0] / sums[2], losses_by_hand(anatomy, model, kind), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(sums[2].long(), model.counts(batch))
+        trained = model.train()(batch)
+    assert trained[:, 0].tolist() == [0, 0, 0]  # the main stream is not trained
+    torch.testing.assert_close(trained[:, 1:], sums[:, 1:])
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_training_changes_the_heads_and_nothing_else(kind: str, tmp_path: Path) -> None:
+    start = started(tmp_path / "start")
+    run = trainer_of(kind, tmp_path / "out", start, epochs=12)
+    before = {n: p.clone() for n, p in run.anatomy.model.state_dict().items()}
+    old = [p.detach().clone() for p in run.adapter.parameters()]
+    events: list[dict] = []
+    card = run.train(DATA, [], events.append)
+    assert all(torch.equal(p, before[n]) for n, p in run.anatomy.model.state_dict().items())
+    assert not any(torch.equal(p, o) for p, o in zip(run.adapter.parameters(), old, strict=True))
+    first, last = events[0]["losses"], events[-1]["losses"]
+    assert all(b < 0.8 * a for a, b in zip(first[1:], last[1:], strict=True))
+    assert (tmp_path / "out" / adapters.WEIGHTS).read_bytes() == (start / adapters.WEIGHTS).read_bytes()
+    assert replace(card, heads={}) == adapters.read_card(start)
+    head = card.heads[SHAPES[kind].kind]
+    assert head.shape() == SHAPES[kind].shape() and head.training["progress"]["step"] == 48 and head.date
+
+
+def test_targets_outside_the_draft_vocabulary_count_for_nothing() -> None:
+    ids = torch.tensor(sorted({t for e in EXAMPLES for t in e.response})[:9])
+    for kind in SHAPES:
+        anatomy, model = model_of(kind, None, ids)
+        batch = collate(EXAMPLES, model.ahead, 0)
+        sums = model.eval()(batch)
+        assert sums[2].tolist() == model.counts(batch).tolist() and 0 < sums[2, 1] < sums[2, 0]
+
+
+def test_both_kinds_lie_in_one_folder_and_resume_is_exact(tmp_path: Path) -> None:
+    start = started(tmp_path / "start")
+    whole = trainer_of("medusa", tmp_path / "whole", start, epochs=3)
+    whole.train(DATA, [], lambda event: None)
+    out = tmp_path / "out"
+    part = trainer_of("medusa", out, start, epochs=3)
+    part.train(DATA, [], lambda event: None, should_stop=lambda: part.progress.step == 6)
+    assert part.progress.step == 6
+    trainer_of("exit", out, start, epochs=1).train(DATA, [], lambda event: None)
+    resumed = trainer_of("medusa", out, out, epochs=3)  # the folder is an adapter that the heads are for
+    assert resumed.resume() and resumed.progress.step == 6
+    card = resumed.train(DATA, [], lambda event: None)
+    for a, b in zip(whole.adapter.parameters(), resumed.adapter.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert set(card.heads) == {"medusa", "exit"}
+    anatomy = dissect(tiny.tiny("llama"))
+    assert heads.load(out, anatomy).parameters().keys() == {"medusa", "early_exit"}
+    assert (out / "checkpoint-medusa").is_dir() and not (out / "checkpoint").exists()
+
+
+def test_a_checkpoint_of_other_heads_is_refused(tmp_path: Path) -> None:
+    start = started(tmp_path / "start")
+    trainer_of("medusa", tmp_path / "out", start, epochs=1).train(DATA, [], lambda event: None)
+    with pytest.raises(DataError, match="has other projection"):
+        trainer_of("own", tmp_path / "out", start, epochs=1).resume()
+    with pytest.raises(DataError, match="has other adapter"):
+        trainer_of("medusa", tmp_path / "out", None, epochs=1).resume()
+
+
+def test_a_folder_with_another_adapter_is_left_alone(tmp_path: Path) -> None:
+    start, other = started(tmp_path / "start"), tmp_path / "other"
+    check_out(tmp_path / "new", start)
+    check_out(start, start)
+    anatomy = dissect(tiny.tiny("llama", seed=1))
+    adapters.save(tiny.random_adapter(anatomy), other, adapters.read_card(start))
+    for given in (start, None):
+        with pytest.raises(DataError, match="holds another adapter"):
+            check_out(other, given)
+
+
+@pytest.mark.parametrize("kind", ["medusa", "exit"])
+def test_heads_that_know_a_text_by_heart_are_accepted_whole(kind: str, tmp_path: Path, monkeypatch) -> None:
+    """The off-by-one test: no loss on one text means a whole draft is accepted at every step. On the bare base, whose
+    folder then holds heads alone. The text is what the model itself writes."""
+    anatomy = dissect(tiny.tiny("llama"))
+    prompt = tiny.prompt(6, 3)
+    answer = tiny.generate_ids(anatomy.model, prompt, Sampling(max_new_tokens=25))
+    assert len(set(answer)) > 8
+    monkeypatch.setattr(probe, "TOKENS", len(answer))
+    text = replace(example(1, 1, 0), prompt=tuple(prompt), response=tuple(answer))
+    run = trainer_of(kind, tmp_path, None, batch=1, epochs=150, probes=1, validate_every=150)
+    card = run.train([text], [text], lambda event: None)
+    beside = heads.load(tmp_path, anatomy)
+    target = ModelTarget(anatomy, None, False, beside)
+    running = tiny.new_run(target, None, prompt, Sampling(max_new_tokens=25))
+    depth = 2 if kind == "medusa" else 4
+    running.drafter = (
+        MedusaDrafter(target, Medusa(width=1, budget=2))
+        if kind == "medusa"
+        else EarlyExitDrafter(target, running.ids, EarlyExit(width=1, confidence=0))
+    )
+    steps = tiny.finish(running)
+    assert tiny.ids_of(steps) == answer
+    assert [len(s.tokens) for s in steps[1:-1]] == [depth + 1] * (len(steps) - 2)
+    assert card.heads[kind].metrics["tokens_per_step"] > 2.5
