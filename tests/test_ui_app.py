@@ -358,7 +358,12 @@ def client(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_the_named_endpoints_are_all_there_is(client: Client) -> None:
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/generate", "/model"}
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
+        "/generate",
+        "/stream",
+        "/model",
+        "/settings",
+    }
 
 
 def test_generate_by_program(client: Client, engines: Engines) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +11,7 @@ import gradio as gr
 from specstream import params
 from specstream.events import Lane
 from specstream.params import Method, Sampling, Standard
+from specstream.tasks import TASKS
 from ui.engines import Engines
 from ui.feed import Feed
 from ui.playground import MOST_WAITING, check_prompt
@@ -18,28 +20,87 @@ from ui.worker import Ask, Run
 
 
 def add(engines: Engines, runlog: Any) -> None:
-    """Add ``/generate`` and ``/model`` to the page that is being built."""
+    """Add ``/generate``, ``/stream``, ``/model`` and ``/settings`` to the page that is being built.
+
+    Their docstrings are what the list of endpoints shows, and what language models read that have them as tools.
+    """
 
     def generate(
         prompt: str, task: str = "raw", method: str = "streaming", settings: dict[str, Any] | None = None,
         compare: bool = True,
     ) -> dict[str, Any]:  # fmt: skip
-        """Run a prompt to the end. ``settings`` are those of the form, by name, for example {"max_new_tokens": 64}."""
-        try:
-            check_prompt(prompt)
-            chosen, sampling = split(method, settings or {})
-        except ValueError as error:
-            raise gr.Error(str(error)) from None
-        baseline = compare and not isinstance(chosen, Standard)
-        return result(Run(engines, runlog, Ask(prompt, task, chosen, sampling, baseline)))
+        """Let the loaded model continue a prompt, to the end, and say how fast it was.
+
+        Args:
+            prompt: The text as it is; the task's template is put round it.
+            task: A task by name, or raw for none.
+            method: How to decode, by name: the text is the same with every method, only the speed differs.
+            settings: Those of the page's form by name, for example {"max_new_tokens": 64}; see /settings.
+            compare: Also run standard decoding, to measure the speed-up and to compare the texts.
+
+        Returns:
+            The text, the run's id in the log, the numbers of each run, and the verdict on both.
+        """
+        run = asked(engines, runlog, prompt, task, method, settings, compare)
+        *_, last = follow(run)
+        return result(last)
+
+    def stream(
+        prompt: str, task: str = "raw", method: str = "streaming", settings: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Let the loaded model continue a prompt and hear of it while it writes.
+
+        Args:
+            prompt: The text as it is; the task's template is put round it.
+            task: A task by name, or raw for none.
+            method: How to decode, by name.
+            settings: Those of the page's form by name; see /settings.
+
+        Returns:
+            The same as /generate, a few times a second, without a comparison.
+        """
+        for view in follow(asked(engines, runlog, prompt, task, method, settings, compare=False)):
+            yield result(view)
 
     def model() -> dict[str, Any]:
-        """What is loaded, or why nothing is."""
+        """Which model is loaded, where it runs and what it can't do, or why nothing is loaded."""
         state = engines.state
         return {"loading": state.loading, "error": state.error, "info": state.info.to_dict() if state.info else None}
 
-    gr.api(generate, api_name="generate", concurrency_id="engine", concurrency_limit=MOST_WAITING)
+    def settings() -> dict[str, Any]:
+        """The tasks, the methods and all their settings by name, with defaults, limits and words."""
+        return known_settings()
+
+    waits: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING}
+    gr.api(generate, api_name="generate", **waits)
+    gr.api(stream, api_name="stream", **waits)
     gr.api(model, api_name="model", queue=False)
+    gr.api(settings, api_name="settings", queue=False)
+
+
+def asked(
+    engines: Engines, runlog: Any, prompt: str, task: str, method: str, settings: dict[str, Any] | None, compare: bool
+) -> Run:
+    """The run that a program wants. Raises gr.Error with one sentence."""
+    try:
+        check_prompt(prompt)
+        chosen, sampling = split(method, settings or {})
+    except ValueError as error:
+        raise gr.Error(str(error)) from None
+    return Run(engines, runlog, Ask(prompt, task, chosen, sampling, compare and not isinstance(chosen, Standard)))
+
+
+def known_settings() -> dict[str, Any]:
+    """Every name that ``/generate`` takes."""
+    return {
+        "tasks": {"raw": "None: the prompt as it is"} | {name: task.label for name, task in TASKS.items()},
+        "sampling": _fields(Sampling),
+        "methods": {name: {"label": kind.label, "settings": _fields(kind)} for name, kind in params.METHODS.items()},
+    }
+
+
+def _fields(kind: type) -> dict[str, Any]:
+    return {f.name: {"default": f.default} | dict(f.metadata) for f in fields(kind)}
 
 
 def split(method: str, settings: dict[str, Any]) -> tuple[Method, Sampling]:
@@ -57,14 +118,19 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def result(run: Run) -> dict[str, Any]:
-    """The outcome of a run as plain values. Raises gr.Error with the sentence of a run that failed."""
+def follow(run: Run) -> Iterator[View]:
+    """The state of a run whenever it changes, to its end. Raises gr.Error with the sentence of a run that failed."""
     view = View(Feed("api"))
     for batch in run.batches():
         for item in batch:
             view.add(item)
-    if view.tone == "bad":
-        raise gr.Error(view.words)
+        if view.tone == "bad":
+            raise gr.Error(view.words)
+        yield view
+
+
+def result(view: View) -> dict[str, Any]:
+    """A run as plain values."""
     found = view.verdict
     return {
         "text": view.text,

@@ -22,6 +22,8 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
     """The page over an engine and a log. ``runlog`` None: runs are not kept, which ``warning`` explains at the top."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
         gr.Markdown(INTRO, elem_classes="ss-intro")
+        if engines.rules.demo:
+            gr.HTML(render.status(engines.rules.words))
         if warning:
             gr.HTML(render.status(warning, "bad"))
         with gr.Tabs() as tabs:

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specstream import memory
 from specstream.info import EngineInfo
+from ui import zerogpu
 from ui.line import Line, Place, Stopped
 from ui.rules import OPEN, TOY, Rules
 
@@ -28,13 +30,18 @@ class Busy(ValueError):
 
 @dataclass(frozen=True)
 class State:
-    """What the page shows of the engine. ``error`` is the sentence of the last load that failed."""
+    """What the page shows of the engine. ``error`` is the sentence of the last load that failed.
+
+    ``used`` and ``free`` are bytes of memory after the last load: of the whole program, and left on the device.
+    """
 
     loading: bool = False
     words: str = "No model is loaded."
     fraction: float | None = None
     info: EngineInfo | None = None
     error: str = ""
+    used: int = 0
+    free: int = 0
 
 
 class Engines:
@@ -57,23 +64,42 @@ class Engines:
         if choice:  # what the page was started with needs no leave
             self.rules.check_choice(**choice)
         choice = {name: value.strip() for name, value in (choice or self.choice).items()}
+        self._begin(lambda: self._load(choice))
+
+    def unload(self) -> None:
+        """Give the model's memory back, in the background. Raises Busy and Refused as ``load``."""
+        self.rules.check_unload()
+        self._begin(self._unload)
+
+    def _begin(self, change: Callable[[], None]) -> None:
+        """Stand in line for a change of the engine, in a thread of its own."""
         with self._guard:
             if self.state.loading:
                 raise Busy("A model is being loaded already: wait until it is ready.")
             self._set(loading=True, words="Starting", fraction=None, error="")
             place = self._line.join(LOAD)
-        threading.Thread(target=self._load, args=(choice, place), daemon=True, name="load").start()
+        threading.Thread(target=self._change, args=(change, place), daemon=True, name="load").start()
 
-    def _load(self, choice: dict[str, str], place: Place) -> None:
+    def _change(self, change: Callable[[], None], place: Place) -> None:
         with self._line.turn(place, threading.Event(), self._behind):
             try:
-                self._engine = self._loader(progress=self._progress, **choice)
-                self.choice = choice
-                self._set(loading=False, words="Ready", info=self._engine.info)
+                change()
             except Exception as error:
                 if not isinstance(error, ValueError):
                     log.exception("loading failed")
                 self._set(loading=False, words="Loading failed", error=sentence(error))
+
+    def _load(self, choice: dict[str, str]) -> None:
+        self._engine = self._loader(progress=self._progress, **choice)
+        self.choice = choice
+        memory.give_back()  # of the model before, whose parts hold each other
+        free = memory.free(self._engine.info.device)
+        self._set(loading=False, words="Ready", info=self._engine.info, used=memory.used(), free=free)
+
+    def _unload(self) -> None:
+        self._engine = None
+        memory.give_back()
+        self._set(loading=False, words="No model is loaded.", info=None, used=0, free=0)
 
     def _progress(self, words: str, fraction: float | None = None) -> None:
         self._set(words=words, fraction=fraction)
@@ -124,6 +150,9 @@ def load(model: str, progress: Callable[..., None], **choice: str) -> Any:
         return load_toy()
     import specstream
 
+    if zerogpu.ACTIVE:  # there the runs have a model of their own
+        choice["device"] = "cpu"
+    memory.check(model, choice.get("device", "auto"), choice.get("dtype", "auto"))
     return specstream.load(model, progress=progress, **choice)
 
 

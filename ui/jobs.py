@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 # A browser on the same machine takes its time from the model: where there are few cores, it is woken less often.
@@ -25,7 +27,9 @@ class Job(ABC):
         self.ended = False
         self._changed = threading.Condition()
         self._viewers: set[str] = set()
-        self._thread = threading.Thread(target=self._work, daemon=True, name=type(self).__name__.lower())
+        around = contextvars.copy_context()  # of the request that the work is for: a Space's GPU is lent to that
+        work = partial(around.run, self._work)
+        self._thread = threading.Thread(target=work, daemon=True, name=type(self).__name__.lower())
 
     @abstractmethod
     def work(self) -> None:

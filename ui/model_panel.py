@@ -8,7 +8,9 @@ from typing import Any
 
 import gradio as gr
 
+from specstream import memory
 from specstream.models import catalogue
+from specstream.sources import ModelError
 from ui import render
 from ui.engines import TOY, Busy, Engines, State
 from ui.rules import Refused
@@ -30,16 +32,19 @@ class ModelPanel:
     device: gr.Dropdown
     dtype: gr.Dropdown
     load: gr.Button
+    unload: gr.Button
+    need: gr.HTML
 
     def updates(self, state: State) -> dict[Any, Any]:
         """What the panel shows of a state."""
-        card = render.model_card(state.info) if state.info else ""
+        card = render.model_card(state.info) + render.facts(memory_facts(state)) if state.info else ""
         return {
             self.line: gr.update(value=(words := line(state)), visible=bool(words)),
             self.fold: gr.update(label=title(state)),
             self.card: card,
             self.load: gr.update(interactive=not state.loading),
-        }
+            self.unload: gr.update(interactive=state.info is not None and not state.loading),
+        } | ({self.adapter: gr.update(choices=adapter_choices(state.info.model))} if state.info else {})
 
     def chosen(self, values: Mapping[Any, Any]) -> dict[str, str]:
         """The choice in the form."""
@@ -57,7 +62,22 @@ class ModelPanel:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.line, self.fold, self.card, self.load]
+        return [self.line, self.fold, self.card, self.load, self.unload, *self.choice]
+
+    def wire(self) -> None:
+        """Say what a model will need as soon as it is chosen."""
+        fields = [self.model, self.device, self.dtype]
+        for event in (self.fold.expand, *(field.change for field in fields)):
+            event(need_words, fields, self.need, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def request_unload(engines: Engines) -> Iterator[State]:
+    """Give the model's memory back and follow it."""
+    try:
+        engines.unload()
+    except (Busy, Refused) as no:
+        gr.Warning(str(no))
+    yield from engines.watch()
 
 
 def request_load(engines: Engines, choice: dict[str, str]) -> Iterator[State]:
@@ -67,6 +87,33 @@ def request_load(engines: Engines, choice: dict[str, str]) -> Iterator[State]:
     except (Busy, Refused) as no:
         gr.Warning(str(no))
     yield from engines.watch()
+
+
+def need_words(model: str | None, device: str, dtype: str) -> str:
+    """What the chosen model will take, before it is loaded; why it can't run, where that is known."""
+    try:
+        if not model or model == TOY:
+            return ""
+        wanted, free = memory.need(model.strip(), device, dtype), memory.free(device)
+    except ModelError as error:
+        return render.status(str(error), "bad")
+    return render.memory_need(wanted, free)
+
+
+def memory_facts(state: State) -> list[tuple[str, str]]:
+    """What is used after a load, and what is left."""
+    if not state.used:
+        return []
+    used, free = memory.gigabytes(state.used), memory.gigabytes(state.free)
+    return [("Memory", f"the whole program uses {used}; {free} are free")]
+
+
+def adapter_choices(model: str) -> list[str]:
+    """What can be put on a model that is loaded, by name; imports torch, which the load has done before."""
+    from specstream.adapters import bundled
+    from specstream.shelf import mine
+
+    return [*dict.fromkeys([*ADAPTERS, *bundled(model), *mine(model)])]
 
 
 def title(state: State) -> str:
@@ -87,21 +134,30 @@ def line(state: State) -> str:
 
 def layout(engines: Engines) -> ModelPanel:
     """Lay out the panel with the choice that is being loaded."""
-    chosen = engines.choice
-    names = list(dict.fromkeys([chosen["model"], *(entry.name for entry in catalogue()), TOY]))
+    chosen, anything = engines.choice, not engines.rules.models
+    known = [entry.name for entry in catalogue()] if anything else engines.rules.models
+    names = list(dict.fromkeys([chosen["model"], *known, TOY]))
     status = gr.HTML(line(engines.state))
     with gr.Accordion(title(engines.state), open=False) as fold:
         card = gr.HTML()
         with gr.Row():
             model = gr.Dropdown(
-                names, value=chosen["model"], allow_custom_value=True, label="Model", interactive=True,
+                names, value=chosen["model"], allow_custom_value=anything, label="Model", interactive=True,
                 info="A name from the list, a Hugging Face Hub id or a folder.",
             )  # fmt: skip
             adapter = gr.Dropdown(
-                list(ADAPTERS), value=chosen["adapter"], allow_custom_value=True, label="Adapter", interactive=True,
+                list(dict.fromkeys([*ADAPTERS, chosen["adapter"]])), value=chosen["adapter"],
+                allow_custom_value=anything, label="Adapter", interactive=True,
                 info="The trained streams: auto, none, the name of a task or a folder.",
             )  # fmt: skip
-            device = gr.Dropdown(list(DEVICES), value=chosen["device"], label="Device", info="Where it computes.")
-            dtype = gr.Dropdown(list(DTYPES), value=chosen["dtype"], label="Number format", info="Of the weights.")
-        load = gr.Button("Load", size="sm")
-    return ModelPanel(status, fold, card, model, adapter, device, dtype, load)
+            device = gr.Dropdown(
+                list(DEVICES), value=chosen["device"], label="Device", info="Where it computes.", visible=anything
+            )
+            dtype = gr.Dropdown(
+                list(DTYPES), value=chosen["dtype"], label="Number format", info="Of the weights.", visible=anything
+            )
+        need = gr.HTML()
+        with gr.Row():
+            load = gr.Button("Load", size="sm")
+            unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
+    return ModelPanel(status, fold, card, model, adapter, device, dtype, load, unload, need)

@@ -69,7 +69,7 @@ class Playground:
     @property
     def form(self) -> list[Any]:
         """What a newly loaded model or another task changes."""
-        parts = [*self.panel.outputs, *self.panel.choice, *self.suit.outputs, self.chat.group]
+        parts = [*self.panel.outputs, *self.suit.outputs, self.chat.group]
         return [*parts, self.method, self.missing, self.task]
 
     def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> Ask:
@@ -229,6 +229,10 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
         for state in model_panel.request_load(engines, choice):
             yield tab.loaded(state, task) | tab.panel.show(choice)
 
+    def unload(task: str) -> Iterator[Updates]:
+        for state in model_panel.request_unload(engines):
+            yield tab.loaded(state, task)
+
     def watch(task: str) -> Iterator[Updates]:
         for state in engines.watch():
             yield tab.loaded(state, task)
@@ -238,6 +242,8 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     tab.run.click(run, tab.inputs, outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **quiet)
     tab.stop.click(stop, tab.key, queue=False, **quiet)
     tab.panel.load.click(load, {*tab.panel.choice, tab.task}, form, concurrency_limit=None, **quiet)
+    tab.panel.unload.click(unload, tab.task, form, concurrency_limit=None, **quiet)
+    tab.panel.wire()
     tab.suit.load.click(load_fitting, tab.task, form, concurrency_limit=None, **quiet)
     tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)

@@ -7,6 +7,7 @@ from html import escape
 
 from specstream.events import Agreement, Draft, Verdict
 from specstream.info import EngineInfo
+from specstream.memory import Need, gigabytes
 from specstream.stats import RunStats
 from ui.theme import DEEPEST, depth_class
 
@@ -121,6 +122,16 @@ def model_card(info: EngineInfo) -> str:
         ("Context", f"{info.context:,} tokens"),
     )
     return facts(rows) + sentences(info.notes)
+
+
+def memory_need(need: Need | None, free: int) -> str:
+    """What a model will take before it is loaded, and what is free (bytes)."""
+    there = f"{gigabytes(free)} are free."
+    if need is None:
+        return status(f"What this model needs is known once it is fetched. {there}")
+    full = f", and up to {gigabytes(need.cache)} more for a text of {need.context:,} tokens" if need.cache else ""
+    fits = "" if need.weights < free else " It will not fit: choose a smaller model, or unload the present one."
+    return status(f"The weights need {gigabytes(need.weights)}{full}. {there}{fits}", "bad" if fits else "plain")
 
 
 def _extra(info: EngineInfo) -> str:

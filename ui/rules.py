@@ -28,6 +28,14 @@ class Rules:
     longest_prompt: int | None = None
     models: tuple[str, ...] = ()
 
+    @property
+    def words(self) -> str:
+        """What a visitor of a demo should know."""
+        return (
+            f"This is a shared demo: at most {self.most_tokens} new tokens a run, one run at a time, and you see your "
+            "own runs only. On your own machine there are no such limits."
+        )
+
     def check_run(self, characters: int, sampling: Sampling) -> None:
         """Raises Refused for a run that is too long for the demo."""
         if self.most_tokens is not None and sampling.max_new_tokens > self.most_tokens:
@@ -44,6 +52,11 @@ class Rules:
         bare = adapter.replace("_", "").replace("-", "").isalnum()  # a name, no folder and no address
         if model not in self.models or not bare or (device, dtype) != ("auto", "auto"):
             raise Refused(f"This demo loads {' and '.join(self.models)} with their own adapters only.")
+
+    def check_unload(self) -> None:
+        """Raises Refused in a demo, where others need the model."""
+        if self.demo:
+            raise Refused("This demo keeps its model loaded: others may be using it.")
 
     def seen_by(self, visitor: str) -> str | None:
         """Whose runs a visitor sees: their own in a demo, else everyone's (None)."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from specstream.chat import Chat
 from specstream.events import Event, Lane, Verdict
 from specstream.params import Method, Sampling
+from ui import zerogpu
 from ui.engines import Engines, Stopped, sentence
 from ui.jobs import Job
 
@@ -102,16 +103,13 @@ class Run(ModelJob):
     ask: Ask
 
     def use(self, engine: Any) -> None:
-        from specstream.session import run_session  # imports torch: only now, in the worker
-
         self._say("Running")
         ask = self.ask
         self._engines.rules.check_run(ask.characters, ask.sampling)  # of a chat everything that was said counts
-        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat())
-        items = run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)
+        info, items = self._session(engine)
         first = next(items)  # refusals come before the first event: they are no runs, and not logged
         record = Record(self._runlog, self._say)
-        record.start(engine.info, ask, self._visitor)
+        record.start(info, ask, self._visitor)
         if record.run:
             self.put(Recorded(record.run))
         try:
@@ -122,6 +120,17 @@ class Run(ModelJob):
             record.close(sentence(error))
             raise
         record.close(None)
+
+    def _session(self, engine: Any) -> tuple[Any, Iterator[tuple[Lane, Event] | Verdict]]:
+        """The facts of the model that runs, and what the run gives."""
+        from specstream.session import run_session  # imports torch: only now, in the worker
+
+        ask = self.ask
+        if zerogpu.ACTIVE:
+            items = zerogpu.session(self._engines.choice, ask, self.stop.is_set)
+            return next(items), items
+        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat())
+        return engine.info, run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)
 
     def _pass_on(self, item: tuple[Lane, Event] | Verdict, record: Record) -> None:
         self.put(item)

@@ -1,0 +1,120 @@
+"""The named endpoints as programs use them: what docs/api.md shows runs, and the tools of the MCP server."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client
+
+from specstream.params import METHODS
+from specstream.runlog import RunLog
+from specstream.toy import load_toy
+from tests.ports import free_port
+from ui import app
+from ui.engines import Engines
+from ui.rules import DEMO, OPEN, Rules
+
+pytestmark = pytest.mark.timeout(240)
+GUIDE = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+ADDRESS = "http://127.0.0.1:7860"
+CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
+
+
+def serve(folder: Path, rules: Rules = OPEN, **options: Any) -> Any:
+    engines = Engines(CHOICE, lambda progress, **choice: load_toy(0.002), rules)
+    engines.load()
+    assert list(engines.watch(0.01))[-1].info
+    page = app.build(engines, RunLog(folder / "runs.db"))
+    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options() | options)
+    return page
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    page = serve(tmp_path_factory.mktemp("log"))
+    yield page.local_url.rstrip("/")
+    page.close()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.+?)```", GUIDE, re.DOTALL))
+def test_the_guides_examples_run(url: str, code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ADDRESS in code
+    exec(compile(code.replace(ADDRESS, url), "docs/api.md", "exec"), {})
+    told = capsys.readouterr().out
+    assert "identical" in told or "streaming" in told or "The " in told
+
+
+def test_the_guides_shell_lines_run(url: str) -> None:
+    first, second = re.findall(r"^curl .+?(?=^curl|^```)", GUIDE, re.DOTALL | re.MULTILINE)
+    event = re.search(r'"event_id":"(\w+)"', shell(first, url))
+    assert event
+    told = shell(second.replace("EVENT_ID", event[1]), url)
+    assert "event: complete" in told and '"verdict"' in told
+
+
+def shell(line: str, url: str) -> str:
+    done = subprocess.run(
+        line.replace(ADDRESS, url), shell=True, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+def test_every_endpoint_and_argument_is_documented(url: str) -> None:
+    endpoints = Client(url, verbose=False).view_api(return_format="dict")["named_endpoints"]
+    named = set(re.findall(r"^\| `(/\w+)`", GUIDE, re.MULTILINE))
+    assert set(endpoints) == named
+    for name, endpoint in endpoints.items():
+        assert endpoint["description"], name
+        assert all(argument["description"] for argument in endpoint["parameters"]), name
+
+
+def test_a_stream_grows_to_what_generate_gives(url: str) -> None:
+    client = Client(url, verbose=False)
+    states = list(client.submit("Text: The", settings={"max_new_tokens": 120}, api_name="/stream"))
+    texts = [state["text"] for state in states]
+    assert len(texts) > 2 and all(later.startswith(text) for text, later in zip(texts, texts[1:], strict=False))
+    whole = client.predict("Text: The", settings={"max_new_tokens": 120}, api_name="/generate")
+    assert texts[-1] == whole["text"] and whole["verdict"]["agreement"] == "identical"
+
+
+def test_settings_name_what_generate_takes(url: str) -> None:
+    known = Client(url, verbose=False).predict(api_name="/settings")
+    assert set(known["methods"]) == set(METHODS) and known["tasks"]["e2e"]
+    assert known["sampling"]["temperature"]["max"] == 5
+    assert known["methods"]["streaming"]["settings"]["budget"]["default"] == 6
+
+
+def test_a_demo_caps_the_runs_of_programs_too(tmp_path: Path) -> None:
+    page = serve(tmp_path, DEMO)
+    client = Client(page.local_url, verbose=False)
+    with pytest.raises(Exception, match="at most 256 new tokens"):
+        client.predict("Hi", settings={"max_new_tokens": 257}, api_name="/generate")
+    assert client.predict("Hi", settings={"max_new_tokens": 9}, api_name="/generate")["text"]
+    page.close()
+
+
+def test_the_endpoints_are_tools_of_an_mcp_server(tmp_path: Path) -> None:
+    page = serve(tmp_path, mcp_server=True)
+    tools, answer = asyncio.run(call_tool(page.local_url + "gradio_api/mcp/"))
+    page.close()
+    assert {name.split("_")[-1] for name in tools} == {"generate", "stream", "model", "settings"}
+    assert '"agreement"' in answer and '"text"' in answer
+
+
+async def call_tool(url: str) -> tuple[list[str], str]:
+    """The names of the tools, and what the one that generates answers."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
+        await session.initialize()
+        names = [tool.name for tool in (await session.list_tools()).tools]
+        generate = next(name for name in names if name.endswith("generate"))
+        answer = await session.call_tool(generate, {"prompt": "Text: The", "settings": {"max_new_tokens": 12}})
+        return names, " ".join(part.text for part in answer.content)
