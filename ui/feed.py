@@ -1,10 +1,11 @@
 """Events of a run as compact messages for the player in the browser. Pure, no gradio.
 
-A message is ``{run, seq, title, note, done, at, method, baseline}``; ``note`` says that this is no live run. ``method``
-and ``baseline`` are the steps that are new since the last message and ``at`` says how many came before, so the whole
-run (``at`` 0) repairs whatever was missed. A step is ``{t: tokens, d: tree, s: milliseconds per phase, r: rows, sr:
-stream rows}``; a token is ``[text, depth, probability, node]``; a node is ``[text, parent, drafted probability, fate,
-target probability or null, row]``.
+A message is ``{run, seq, title, note, drafter, done, at, method, baseline}``; ``note`` says that this is no live run,
+``drafter`` names the method. ``method`` and ``baseline`` are the steps that are new since the last message and ``at``
+says how many came before, so the whole run (``at`` 0) repairs whatever was missed. A step is ``{t: tokens, d: tree, s:
+milliseconds per phase, r: rows, sr: stream rows}``, with ``e`` 1 for a last step that had one token left to write, and
+so nothing to draft; a token is ``[text, depth, probability, node]``; a node is ``[text, parent, drafted probability,
+fate, target probability or null, row]``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from specstream.events import Draft, Event, Fate, Finished, Lane, Step, Token
+from specstream.events import Draft, Event, Fate, Finished, Lane, Reason, Started, Step, Token
 from specstream.stats import PHASES
 from ui.render import tree_rows
 
@@ -28,17 +29,25 @@ class Feed:
     run: str
     title: str = "Text"
     note: str = ""
+    drafter: str = ""
     seq: int = 0
     steps: dict[Lane, list[dict[str, Any]]] = field(default_factory=lambda: {lane: [] for lane in Lane})
     sent: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
 
     def add(self, lane: Lane, event: Event) -> None:
-        """Take in one event: a step, or the text that was held back until the end, which joins the last token's."""
+        """Take in one event. The text that was held back until the end joins the last token's."""
         if isinstance(event, Step):
             self.steps[lane].append(step_values(event))
-        elif isinstance(event, Finished) and event.tail:
-            tokens = [token for step in self.steps[lane] for token in step["t"]]
-            tokens[-1][0] += event.tail
+        elif isinstance(event, Started) and lane is Lane.METHOD:
+            self.drafter = event.method
+        elif isinstance(event, Finished) and self.steps[lane]:
+            self._end(self.steps[lane], event)
+
+    def _end(self, steps: list[dict[str, Any]], event: Finished) -> None:
+        if event.tail:
+            [token for step in steps for token in step["t"]][-1][0] += event.tail
+        if event.reason in (Reason.LENGTH, Reason.CONTEXT) and not steps[-1]["d"]:
+            steps[-1]["e"] = 1
 
     def new(self) -> dict[str, Any]:
         """The steps since the last message."""
@@ -54,6 +63,7 @@ class Feed:
         new = {str(lane): steps[at[lane] :] for lane, steps in self.steps.items()}
         places = {str(lane): n for lane, n in at.items()}
         about = {"run": self.run, "seq": self.seq, "title": self.title, "note": self.note}
+        about |= {"drafter": self.drafter}
         return about | {"done": done, "at": places} | new
 
 

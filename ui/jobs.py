@@ -13,6 +13,7 @@ from typing import Any
 
 # A browser on the same machine takes its time from the model: where there are few cores, it is woken less often.
 UPDATES_PER_SECOND = 12 if (os.cpu_count() or 1) > 2 else 6
+POLL = 0.1  # seconds between looks at a stop wish
 GRACE = 12.0  # seconds that a job goes on after its last viewer left: a page that is loaded again finds it going on
 
 
@@ -20,11 +21,13 @@ class Job(ABC):
     """Subclasses write ``work``, which puts items. ``batches`` yields them; ``stop`` asks the work to end."""
 
     grace = GRACE
+    patience: float | None = None  # seconds that viewers wait for the end after a stop; None: as long as it takes
 
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.items: list[Any] = []
         self.ended = False
+        self._stopped = 0.0  # when a viewer first saw that a stop was asked for
         self._changed = threading.Condition()
         self._viewers: set[str] = set()
         around = contextvars.copy_context()  # of the request that the work is for: a Space's GPU is lent to that
@@ -62,9 +65,18 @@ class Job(ABC):
     def _next(self, seen: int, due: float) -> list[Any] | None:
         """The items after the first ``seen``, not before ``due`` unless the job ends; None when there are no more."""
         with self._changed:
-            self._changed.wait_for(lambda: self.ended or len(self.items) > seen)
+            while not self._changed.wait_for(lambda: self.ended or len(self.items) > seen, timeout=POLL):
+                if self._out_of_patience():
+                    return None
             self._changed.wait_for(lambda: self.ended, timeout=max(0.0, due - time.monotonic()))
             return self.items[seen:] or None
+
+    def _out_of_patience(self) -> bool:
+        """Was a stop asked for so long ago that viewers are told what is known? The work ends by itself."""
+        if self.patience is None or not self.stop.is_set():
+            return False
+        self._stopped = self._stopped or time.monotonic()
+        return time.monotonic() - self._stopped >= self.patience
 
     def leave(self, viewer: str) -> None:
         """This viewer looks no longer. Leaving twice does nothing more."""

@@ -10,7 +10,7 @@ HERE = Path(__file__).parent / "player"
 SCRIPTS = ("words", "text", "tree", "detail", "walk")
 
 
-def player(value: str = "") -> gr.HTML:
+def player(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """A component that shows the messages of ``ui.feed`` live and lets the user walk through the steps.
 
     Its value is a message as JSON text. Text from the model is set with textContent only. It fires ``select`` with
@@ -21,4 +21,5 @@ def player(value: str = "") -> gr.HTML:
         html_template=(HERE / "player.html").read_text(encoding="utf-8"),
         js_on_load="\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
         apply_default_css=False,
+        elem_id=elem_id,
     )

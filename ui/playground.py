@@ -150,6 +150,7 @@ def layout(engines: Engines) -> Playground:
     """Lay out the tab."""
     known = examples()
     recorded = recording.load().view()
+    gr.HTML('<p class="ss-jump"><a href="#recorded-run">Watch a recorded run ↓</a></p>')
     talk = chat.layout()
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
@@ -266,7 +267,7 @@ def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
             for item in batch:
                 view.add(item)
             yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view)
-    view.close()
+    view.close(run.stop.is_set())
     ended = tab.idle() | tab.answered(run.ask, view.text) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.summary(view)
     yield tab.view.drawn(view)

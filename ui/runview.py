@@ -100,7 +100,7 @@ def layout(view: View | None = None) -> RunView:
         with gr.Column(scale=1, min_width=260):
             acceptance = gr.HTML(render.acceptance(stats, len(stats.reached_depth) or 4))
     gr.HTML(render.legend(DEEPEST))
-    play = player(encode(known.feed.whole()) if view else "")
+    play = player(encode(known.feed.whole()) if view else "", "recorded-run" if view else None)
     verdict = gr.HTML(render.verdict(known.verdict) or render.pending(), elem_classes="ss-verdict-slot")
     more = gr.HTML(insights.panel(known.steps, known.stats, known.speedup, known.plain))
     with gr.Column(visible=False) as group:

@@ -61,24 +61,28 @@ class View:
             if event.message:
                 self.words, self.tone = event.message, "bad"
 
-    def close(self) -> None:
-        """No more items come: the status line says how the run ended, and what else the user must know."""
-        self._conclude()
+    def close(self, stopped: bool = False) -> None:
+        """No more items come: the status line says how the run ended, and what else the user must know.
+
+        ``stopped``: the user asked for it, and did not wait for the step that was under way.
+        """
+        self._conclude(stopped)
         if self.warning and self.warning not in self.words:
             self.words = f"{self.words}. {self.warning}"
 
-    def _conclude(self) -> None:
-        reason = self.stats[Lane.METHOD].reason
+    def _conclude(self, stopped: bool) -> None:
+        ours, plain = self.stats[Lane.METHOD], self.stats[Lane.BASELINE]
         if self.tone != "busy":
             return
-        if reason is None:
+        if ours.reason is None:
             self.tone = "plain"
-            return
-        if self.stats[Lane.BASELINE].reason is Reason.STOPPED:
+            if stopped and self.steps:
+                self.words = f"Done: {ENDS[Reason.STOPPED]}, {ours.tokens} tokens"
+        elif plain.reason is Reason.STOPPED or (stopped and self.plain and plain.reason is None):
             self.words, self.tone = "Stopped by you while standard decoding was measured", "plain"
-            return
-        self.words = f"Done: {ENDS[reason]}, {self.stats[Lane.METHOD].tokens} tokens"
-        self.tone = "plain" if reason is Reason.STOPPED else "good"
+        else:
+            self.words = f"Done: {ENDS[ours.reason]}, {ours.tokens} tokens"
+            self.tone = "plain" if ours.reason is Reason.STOPPED else "good"
 
     @property
     def text(self) -> str:

@@ -2,6 +2,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const COLUMN = 125, BOX = 108, PAD = 8, CROWDED = 18, SMALLEST = 0.35, LARGEST = 3, READABLE = 0.85;
 const tree = part(".ss-tree"), svg = part(".ss-tree svg"), fit = part(".ss-fit");
+let drafter = ""; // the name of the method
 let zoom = 1, mode = "readable", extent = [0, 0]; // mode: readable (fit, but never small), fitted, chosen
 
 const make = (name, attributes, text) => {
@@ -60,7 +61,12 @@ function drawTree(index) {
   tree.scrollLeft = (x(end?.depth ?? 0) + BOX) * zoom + PAD - tree.clientWidth;
 }
 
-const emptyWords = (index) => (index ? "This step drafted nothing: the model wrote one token by itself." : "Step 0 is the prompt pass: the model reads the prompt and writes the first token. Its streams draft the first tree.");
+function emptyWords(index) {
+  if (!index) return "Step 0 is the prompt pass: the model reads the prompt and writes the first token. Nothing was drafted before it.";
+  if (drafter === "standard") return "Standard decoding drafts nothing: each step is one pass of the model and one token.";
+  if (steps.method[index].e) return "Only one token was left to write, so nothing was drafted for this last step: the model wrote that token by itself.";
+  return "Nothing was drafted for this step: the model wrote one token by itself.";
+}
 
 function resize() {
   const [width, height] = extent;

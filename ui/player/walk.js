@@ -124,6 +124,7 @@ function receive(text) {
   if (message.run !== run) reset(message);
   const ended = message.done && !done;
   done = message.done;
+  drafter = message.drafter;
   for (const lane of ["method", "baseline"]) {
     const at = message.at[lane];
     if (at > steps[lane].length) continue; // something was missed: the last message brings everything

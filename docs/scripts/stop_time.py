@@ -1,0 +1,74 @@
+"""How long after Stop the page shows the final summary: the toy model in a real browser, at several times of a step.
+
+python docs/scripts/stop_time.py [--pace 0.02 --pace 1.5] [--times 5]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+from playwright.sync_api import Page, sync_playwright
+
+from specstream.toy import load_toy
+from ui import app
+from ui.engines import Engines
+
+CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
+
+
+@contextmanager
+def served(pace: float) -> Iterator[str]:
+    engines = Engines(CHOICE, lambda progress, **choice: load_toy(pace))
+    engines.load()
+    page = app.build(engines, None)
+    page.launch(prevent_thread_lock=True, quiet=True, server_port=None, **app.launch_options())
+    yield page.local_url
+    page.close()
+
+
+def stopped_after(page: Page) -> float:
+    """Seconds from the click on Stop to the final summary."""
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.locator(".ss-player").first.locator(".ss-method .ss-tok").nth(3).wait_for(timeout=120_000)
+    page.wait_for_function("document.querySelector('.ss-player').dataset.state === 'running'")
+    began = time.perf_counter()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_text("Done: stopped by you").first.wait_for(timeout=120_000)
+    return time.perf_counter() - began
+
+
+@click.command()
+@click.option(
+    "--pace", "paces", type=float, multiple=True, default=(0.02, 1.5), show_default=True, help="Of a step, s."
+)
+@click.option("--times", default=5, show_default=True)
+def main(paces: tuple[float, ...], times: int) -> None:
+    """Print the slowest and the median time for each pace."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        for pace in paces:
+            with served(pace) as url:
+                page = browser.new_page()
+                page.goto(url)
+                page.get_by_text("Model: toy").wait_for(timeout=120_000)
+                page.get_by_role("button", name="Settings: length, temperature, tree").click()
+                page.get_by_role("button", name="More settings").first.click()
+                page.get_by_label("Ignore end of text").first.check()
+                page.get_by_label("Max new tokens").first.fill("4000")
+                found = sorted(stopped_after(page) for _ in range(times))
+                click.echo(f"a step of {pace} s: median {found[times // 2]:.2f} s, slowest {found[-1]:.2f} s")
+                page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

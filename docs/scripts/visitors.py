@@ -1,0 +1,194 @@
+"""Many visitors at once: real browser windows on the toy model, each with runs of its own, some stopped on the way.
+
+    python docs/scripts/visitors.py [--visitors 20] [--seconds 120]
+
+Each run has a seed of its own, so its text is known beforehand. Afterwards: every window showed its own texts only, the
+log holds every run with its visitor, and the program's memory has not grown. Exit status 1 where that is not so.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from specstream import memory
+from specstream.engine import Engine
+from specstream.params import Sampling, Standard
+from specstream.runlog import RunLog
+from specstream.session import text_of
+from specstream.toy import load_toy
+from ui import app
+from ui.engines import Engines
+
+CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-timer-throttling"]
+FLAGS += ["--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows"]
+PROMPT, TOKENS, TEMPERATURE = "name[Visitor {}]", 60, 1.3
+STOPPED = 5  # one run of so many is stopped by its visitor
+WAIT = 240_000  # milliseconds
+STATUS = "document.querySelector('.ss-toolbar .ss-status')"
+STOP = "(() => { const stop = document.querySelector('#stop'); stop.click(); return !stop.disabled; })()"
+GROWTH = 0.1  # of the memory after half the time, at the end
+
+
+@dataclass
+class Visitor:
+    """A window, and what became of its runs."""
+
+    number: int
+    page: Page
+    engine: Engine
+    runs: int = 0
+    stopping: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def prompt(self) -> str:
+        return PROMPT.format(self.number)
+
+    @property
+    def seed(self) -> int:
+        return 1000 * self.number + self.runs
+
+    def expected(self, seed: int) -> str:
+        prompt = self.engine.prompt("raw", self.prompt)
+        sampling = Sampling(max_new_tokens=TOKENS, temperature=TEMPERATURE, seed=seed, ignore_eos=True)
+        return text_of(list(self.engine.generate(prompt, Standard(), sampling)))
+
+    def settle(self) -> None:
+        """Fill in the form, once."""
+        page = self.page
+        expect(page.get_by_text("Model: toy")).to_be_visible(timeout=WAIT)
+        page.get_by_label("Prompt", exact=True).first.fill(self.prompt)
+        page.get_by_label("Task", exact=True).first.click()
+        page.get_by_role("option", name="None: the prompt as it is").click()
+        page.get_by_role("button", name="Settings: length, temperature, tree").click()
+        page.get_by_role("button", name="More settings").first.click()
+        page.get_by_label("Max new tokens").first.fill(str(TOKENS))
+        page.get_by_label("Temperature").first.fill(str(TEMPERATURE))
+        page.get_by_label("Ignore end of text").first.check()
+
+    def begin(self) -> None:
+        """The next run, with the next seed."""
+        self.runs += 1
+        self.stopping = self.runs % STOPPED == 0
+        self.page.get_by_label("Seed").first.fill(str(self.seed))
+        self.page.evaluate(f"{STATUS}.textContent = 'asked'")  # until the page hears of the run
+        self.page.get_by_role("button", name="Run", exact=True).click()
+
+    def look(self) -> None:
+        """Stop where that is due; when the run has ended, compare and begin the next."""
+        if self.busy():
+            if self.stopping and random.random() < 0.3:
+                self.stopping = not self.page.evaluate(STOP)
+            return
+        self.compare()
+        self.begin()
+
+    def busy(self) -> bool:
+        return bool(self.page.evaluate(f"{STATUS}.textContent === 'asked' || document.querySelector('#run').disabled"))
+
+    def compare(self) -> None:
+        """The text on the page belongs to the run that was asked for, and is whole unless it was stopped."""
+        status = self.page.evaluate(f"{STATUS}.textContent")
+        shown = self.page.evaluate("document.querySelector('.ss-player .ss-method').textContent")
+        wanted = self.expected(self.seed)
+        cut = "topped" in status
+        if not (wanted.startswith(shown) if cut else shown == wanted):
+            self.faults.append(f"visitor {self.number}, seed {self.seed} ({status}): {shown!r} is not {wanted!r}")
+
+
+def visits(browser: Browser, url: str, engine: Engine, count: int) -> list[Visitor]:
+    """So many windows, each with a storage of its own."""
+    out = []
+    for number in range(1, count + 1):
+        page = browser.new_context(viewport={"width": 1000, "height": 700}).new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(url)
+        out.append(Visitor(number, page, engine))
+        out[-1].settle()
+    return out
+
+
+def finish(visitors: list[Visitor]) -> None:
+    """Wait for the runs under way and compare them as well."""
+    for visitor in visitors:
+        while visitor.busy():
+            time.sleep(0.1)
+        visitor.compare()
+
+
+def check_log(runlog: RunLog, visitors: list[Visitor]) -> list[str]:
+    """What the log has wrong: runs that are missing, mixed up, or not what their seed gives."""
+    faults, owners = [], {}
+    counted: Counter[str] = Counter()
+    for row in runlog.runs(limit=runlog.count()):
+        counted[row["prompt"]] += 1
+        if owners.setdefault(row["prompt"], row["visitor"]) != row["visitor"]:
+            faults.append(f"run {row['id']} of {row['prompt']} is another visitor's")
+        seed = runlog.run(row["id"])["settings"]["sampling"]["seed"]
+        visitor = next(v for v in visitors if v.prompt == row["prompt"])
+        wanted = visitor.expected(seed)
+        if not (row["output"] == wanted if row["status"] == "finished" else wanted.startswith(row["output"] or "")):
+            faults.append(f"run {row['id']} of {row['prompt']}: {row['output']!r} is not {wanted!r}")
+    return faults + [f"{v.prompt}: {v.runs} runs, {counted[v.prompt]} in the log" for v in visitors if lost(v, counted)]
+
+
+def lost(visitor: Visitor, counted: Counter[str]) -> bool:
+    """Runs that were stopped before they began are none, and not logged."""
+    most = visitor.runs
+    return not most - most // STOPPED <= counted[visitor.prompt] <= most
+
+
+@click.command()
+@click.option("--visitors", "count", default=20, show_default=True)
+@click.option("--seconds", default=120.0, show_default=True, help="How long they go on.")
+def main(count: int, seconds: float) -> None:
+    """Open the windows, let them run, look at what they saw and at the log."""
+    engines = Engines(CHOICE, lambda progress, **choice: load_toy(0.005))
+    engines.load()
+    runlog = RunLog(Path(tempfile.mkdtemp(prefix="visitors-")) / "runs.db")
+    server = app.build(engines, runlog)
+    server.launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        visitors = visits(browser, server.local_url, load_toy(0), count)
+        sizes = go_on(visitors, seconds)
+        finish(visitors)
+        browser.close()
+    server.close()
+    faults = [fault for visitor in visitors for fault in visitor.faults] + check_log(runlog, visitors)
+    growth = sizes[-1] / sizes[len(sizes) // 2] - 1
+    click.echo(f"{count} visitors, {sum(v.runs for v in visitors)} runs, {runlog.count()} in the log")
+    click.echo(f"memory: {memory.gigabytes(sizes[0])} at first, {growth:+.1%} from half the time to the end")
+    click.echo("\n".join(faults) or "nothing mixed up, nothing lost")
+    sys.exit(bool(faults) or growth > GROWTH)
+
+
+def go_on(visitors: list[Visitor], seconds: float) -> list[int]:
+    """Let everyone run again and again; the program's memory about once a second."""
+    for visitor in visitors:
+        visitor.begin()
+    sizes, until = [memory.used()], time.monotonic() + seconds
+    while time.monotonic() < until:
+        for visitor in visitors:
+            visitor.look()
+        sizes.append(memory.used())
+    return sizes
+
+
+if __name__ == "__main__":
+    main()
