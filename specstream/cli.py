@@ -16,6 +16,7 @@ from specstream.params import METHODS, Method, Sampling, Streaming, method, pars
 from specstream.training.config import Config
 
 Command = Callable[..., Any]
+EVERYTHING = "all"  # among the methods of a benchmark
 
 
 def main(args: list[str] | None = None) -> None:
@@ -139,6 +140,23 @@ def _method(name: str, values: dict[str, Any], own: dict[str, Any] | None = None
     return method(name, **{k: v for k, v in given.items() if v is not None} | (own or {}))
 
 
+def _methods(names: list[str], values: dict[str, Any]) -> list[Method]:
+    """The methods among the names, each with its own settings: transformers' own are left out."""
+    from specstream.bench.tables import REFERENCES
+
+    return [_method(name, values, own) for name, own in (parse(n) for n in names if n not in REFERENCES)]
+
+
+def _everything(info: Any, assistant: str | None) -> list[str]:
+    """Names of all that can run on the loaded model."""
+    from specstream.bench.tables import REFERENCES
+
+    ours = [name for name in METHODS if name not in info.unavailable]
+    both = bool(assistant) or info.draft_parameters > 0  # the library's assistant is a second model too
+    outside = [name for name in REFERENCES if both or name != "hf-assistant"]
+    return ours + (outside if info.model != "toy" else [])
+
+
 def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> None:
     if (prompt is None) == (data is None):
         raise click.UsageError("Give either --prompt TEXT or --data FILE.jsonl.")
@@ -259,7 +277,8 @@ def _check_writable(file: Path | None) -> None:
     default="standard,streaming",
     show_default=True,
     help=f"Names, separated by commas: {', '.join(METHODS)}; hf, hf-prompt-lookup, hf-assistant are transformers' own. "
-    "A name may bring settings, and come twice: streaming:budget=12:streams=deferred.",
+    "all is every one that the model can run. A name may bring settings, and come twice: "
+    "streaming:budget=12:streams=deferred.",
 )
 @click.option("--assistant", help="The second model of hf-assistant: a known name, a Hub id or a folder.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
@@ -299,15 +318,17 @@ def bench(
     if repeats < 1:
         raise ValueError("--repeats must be at least 1.")
     names = list(dict.fromkeys(n.strip() for n in methods.split(",") if n.strip()))
-    outside = [n for n in names if n in benchmark.REFERENCES]
     sampling = Sampling(**_pick(Sampling, values), stop=stop)
-    chosen = [_method(name, values, own) for name, own in (parse(n) for n in names if n not in outside)]
+    _methods([n for n in names if n != EVERYTHING], values)  # refuses what is wrong before the model is loaded
     _check_writable(json_file)
     engine = _load(model, adapter, device, dtype, _adapter_task(task_name))
+    names = [name for n in names for name in (_everything(engine.info, assistant) if n == EVERYTHING else [n])]
+    chosen = _methods(names, values)
     if missing := [engine.info.unavailable[m.name] for m in chosen if m.name in engine.info.unavailable]:
         raise ValueError(missing[0])
     cases = benchmark.read_cases(engine, data, task_name, limit)
     contenders: list[Any] = [benchmark.Ours(engine, m) for m in chosen]
+    outside = [n for n in names if n in benchmark.REFERENCES]
     contenders += benchmark.references(
         outside, engine, engine.info.adapter if adapter == "auto" else adapter, assistant
     )

@@ -9,7 +9,7 @@ import pytest
 
 from specstream import cli, toy
 from specstream.events import Lane
-from specstream.params import Sampling, Streaming
+from specstream.params import METHODS, Sampling, Streaming
 from specstream.runlog import RunLog
 from specstream.session import run_session
 
@@ -159,6 +159,16 @@ def test_bench_json(toy_engine, data, tmp_path, capsys) -> None:
     log = RunLog(tmp_path / "toy.db")
     (kept,) = log.benchmarks()
     assert log.benchmark(kept["id"])["rows"] == report["rows"]
+
+
+def test_bench_takes_all_methods_and_one_with_settings_of_its_own(toy_engine, data, tmp_path, capsys) -> None:
+    file = tmp_path / "bench.json"
+    words = ["--task", "e2e", "--data", str(data), "--limit", "1", "--repeats", "1", "--max-new-tokens", "16"]
+    assert run(["bench", "--methods", "all,streaming:budget=2", *words, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["method"] for row in rows] == [*METHODS, "streaming"]
+    assert rows[-1]["label"] == "Speculative Streaming, tree budget 2" and rows[-1]["settings"]["budget"] == 2
+    assert "is no setting" in fails(["bench", "--methods", "streaming:budget", *words], capsys)
 
 
 def test_cost_and_tune_json(toy_engine, data, tmp_path, capsys) -> None:

@@ -71,8 +71,8 @@ def test_pruning_is_drawn_over_the_width_where_both_were_tried() -> None:
 def test_script_writes_pages_that_need_no_network(report, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     result.write_text(json.dumps(report))
-    command = [sys.executable, "docs/scripts/figures.py", str(result), "--out", str(tmp_path / "out")]
-    subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    command = [sys.executable, "-m", "docs.scripts.figures", str(result), "--out", str(tmp_path / "out")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     pages = sorted(f.name for f in (tmp_path / "out").iterdir())
     assert pages == ["acceptance.html", "calls.html", "cost.html", "plotly.min.js", "prediction.html", "speedup.html"]
     assert 'src="plotly.min.js"' in (tmp_path / "out" / "cost.html").read_text()
@@ -80,12 +80,14 @@ def test_script_writes_pages_that_need_no_network(report, tmp_path: Path) -> Non
 
 def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> None:
     head = bench.described(toy.load_toy(pace=0)) | {"repeats": 1, "sampling": {"max_new_tokens": 24}}
-    (tmp_path / "e2e.json").write_text(json.dumps(report | head))
-    (tmp_path / "cost.json").write_text(json.dumps(report | head))
+    for name in ("e2e", "e2e-cost", "pruning"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(report | head | {"task": "e2e"}))
     page = tmp_path / "page.md"
     words = ["--data", str(tmp_path), "--out", str(tmp_path), "--tasks", "e2e", "--page", str(page)]
-    command = [sys.executable, "docs/scripts/benchmarks.py", *words]
-    subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    command = [sys.executable, "-m", "docs.scripts.benchmarks", *words]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     text = page.read_text()
     assert "## e2e" in text and "## Cost of a step" in text and "| chosen:" in text
+    assert "## Tuned for this machine: e2e" in text and "## Pruning on and off over the width: e2e" in text
+    assert (tmp_path / "figures" / "speedup.html").exists() and (tmp_path / "figures" / "prediction.html").exists()
     assert f"{report['rows'][1]['tokens_per_second']:.1f}" in text and "2/2" in text

@@ -25,10 +25,10 @@ def figures(reports: Sequence[Report]) -> dict[str, go.Figure]:
     for report in reports:
         if sweep := pruning_rows(report):
             made["pruning"] = pruning(sweep)
-        if "cost" in report:
+        if "cost" in report and "cost" not in made:
             made["cost"] = cost(report["cost"])
-        if report.get("tuned", {}).get("trials"):
-            made["prediction"] = prediction(report["tuned"])
+    if tried := [r for r in reports if r.get("tuned", {}).get("trials")]:
+        made["prediction"] = prediction(tried)
     return made
 
 
@@ -144,11 +144,12 @@ def cost(curve: Report) -> go.Figure:
     return figure.update_yaxes(rangemode="tozero")
 
 
-def prediction(tuned: Report) -> go.Figure:
+def prediction(reports: Sequence[Report]) -> go.Figure:
     """Predicted against measured speed-up of the steps, with a tenth to both sides."""
     figure = _figure("Predicted against measured", "predicted speed-up", "measured speed-up")
-    trials = tuned["trials"]
-    names = ["chosen", "given"][: len(trials)]
+    tried = [(r, t, kind) for r in reports for t, kind in zip(r["tuned"]["trials"], ("chosen", "given"), strict=False)]
+    trials = [trial for _, trial, _ in tried]
+    names = [kind if len(reports) == 1 else f"{report.get('task')}, {kind}" for report, _, kind in tried]
     kinds = (("explained", "from the same prompts", 1), ("predicted", "from other prompts", 3))
     for key, words, place in kinds:
         figure.add_scatter(

@@ -1,12 +1,14 @@
 """Figures of results: one HTML file each, with plotly's own script beside them, so that they open without a network.
 
-python docs/scripts/figures.py RESULT.json [MORE.json ...] --out FOLDER
+python -m docs.scripts.figures RESULT.json [MORE.json ...] --out FOLDER
 The results are those of `python -m specstream bench --json` (one for each task) and `python -m specstream cost --json`.
 """
 
 import argparse
 import json
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ui.figures import figures
 
@@ -16,11 +18,17 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in options.results]
-    options.out.mkdir(parents=True, exist_ok=True)
+    for file in write([json.loads(file.read_text(encoding="utf-8")) for file in options.results], options.out):
+        print(file)
+
+
+def write(reports: Sequence[dict[str, Any]], folder: Path, only: Collection[str] = ()) -> Iterator[Path]:
+    """Draw every figure that the results have numbers for, or those of these names; the files as they are written."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures(reports).items():
-        figure.write_html(options.out / f"{name}.html", include_plotlyjs="directory")
-        print(options.out / f"{name}.html")
+        if name in only or not only:
+            figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
+            yield folder / f"{name}.html"
 
 
 if __name__ == "__main__":
