@@ -38,7 +38,8 @@ def main() -> None:
     results, costs = [], []
     for task in options.tasks.split(","):
         results.append(measure(options, task, "bench", task, "--methods", options.methods))
-        costs.append(measure(options, f"{task}-cost", "cost", task, "--tune"))
+        tuned = "streaming" if any(row["method"] == "streaming" for row in results[-1]["rows"]) else "prompt_lookup"
+        costs.append(measure(options, f"{task}-cost", "cost", task, "--tune", "--method", tuned))
     sweep = options.pruning_task and measure(options, "pruning", "bench", options.pruning_task, "--methods", SWEEP)
     options.page.write_text("\n".join(page(results, costs, sweep)) + "\n", encoding="utf-8")
     for file in write([*results, *costs], options.out / "figures"):
@@ -50,7 +51,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, name: str, command: str, task: str, *words: str) -> Report:
     """The result of this name, measured now if it is not there."""
     file = options.out / f"{name}.json"
-    if not file.exists():
+    if not file.exists() or not file.stat().st_size:  # an empty one is what an interrupted run leaves
         data = ["--task", task, "--data", str(options.data / task / "dev.jsonl"), "--json", str(file)]
         subprocess.run([sys.executable, "-m", "specstream", command, *data, *words, *options.more], check=True)
     return json.loads(file.read_text(encoding="utf-8"))

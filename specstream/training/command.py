@@ -109,7 +109,15 @@ def train_adapter(request: Request, config: Config) -> Card:
     if request.start and not request.resume and not trainee:
         trainer.start_from(request.start)
     _note(_expectation(examples, trainer))
-    watch({"kind": "begin", **trainer.position(), "rows": len(examples), "held_out": len(held_out)})
+    watch(
+        {
+            "kind": "begin",
+            **trainer.position(),
+            "rows": len(examples),
+            "tokens": sum(map(len, examples)),
+            "held_out": len(held_out),
+        }
+    )
     with _bar(watch) as report, stop_wish() as should_stop:
         main = trainer.accelerator.is_main_process
         card = trainer.train(examples, held_out, report if main else lambda event: None, should_stop)
