@@ -11,9 +11,12 @@ class EngineInfo:
     """A loaded model and adapter.
 
     ``unavailable`` gives, per method that can't run on this model, one sentence that says why. ``notes`` are sentences
-    that a user should see (an untrained model, a failed self-test). ``gamma`` is 0 without streams; ``chat`` says that
-    the model has a chat template. ``parameters`` counts the base model's weights, ``extra_parameters`` the adapter's
-    (streams and LoRA), and ``head_parameters`` by method those of Medusa heads and of the early exit that drafts.
+    that a user should see (an untrained model, a failed self-test). ``chat`` says that the model
+    has a chat template. ``gamma`` is 0 without streams, and so is ``stream_layers``, the number of top layers that
+    streams run through; ``layers`` is 0 where the parts are not found.
+    ``parameters`` counts the base model's weights, ``extra_parameters`` the adapter's (streams and LoRA),
+    ``draft_parameters`` the draft model's, whose weights take ``draft_bytes``, and ``head_parameters`` by method those
+    of Medusa heads and of the early exit that drafts.
     """
 
     model: str
@@ -34,6 +37,11 @@ class EngineInfo:
     unavailable: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    layers: int = 0
+    stream_layers: int = 0
+    draft_model: str = "none"
+    draft_parameters: int = 0
+    draft_bytes: int = 0
     head_parameters: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui import api, benchmark, compare, finetune, playground, render, sessions, theme
+from ui import api, benchmark, compare, finetune, howto, playground, render, sessions, theme
 from ui.engines import Engines
 
 STYLE = Path(__file__).parents[1] / "assets" / "style.css"
@@ -39,6 +39,8 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                 with gr.Tab("Fine-tune", id=finetune.TAB) as train_tab:
                     training = finetune.layout(engines)
                 finetune.wire(training, train_tab, tabs, demo, engines, play)
+            with gr.Tab("How it works", id=howto.TAB):
+                howto.layout()
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog)
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)

@@ -22,9 +22,14 @@ class Recording:
     values: dict[str, Any]
 
     @property
+    def info(self) -> EngineInfo:
+        """The model that ran."""
+        return EngineInfo(**self.values["info"])
+
+    @property
     def about(self) -> str:
         """One sentence that says that nothing is computed here."""
-        info = EngineInfo(**self.values["info"])
+        info = self.info
         where = f"{self.values['processor']}, {self.values['recorded']}"
         return f"Recording: {info.model} with the {info.adapter} adapter, made on {where}. Nothing is computed now."
 
