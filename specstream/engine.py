@@ -201,12 +201,9 @@ def load(
         load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
-        versions=versions() | {"linear": _product_of(parts, half)},
+        versions=versions() | {"linear": "oneDNN, packed" if _packed(parts) else "PyTorch"},
         layers=len(parts.layers) if parts else 0,
         stream_layers=loaded.card.layers if loaded else 0,
-        draft_model=pair.name if pair else "none",
-        draft_parameters=pair.parameters if pair else 0,
-        draft_bytes=pair.size if pair else 0,
         head_parameters=beside.parameters(),
     )
     targets = _targets(network, parts, streams, reason, beside)
