@@ -51,6 +51,15 @@ def test_formulas_hold_for_what_is_built(table) -> None:
     assert table["and early exit of rank 8 (the paper's count)"] == [20 * h for h in hidden]
     assert table["4 streams with a start map of rank 64"] == [4 * h + 5 * 64 * h for h in hidden]
     assert table["Medusa, 4 heads over the model's own projection"] == [4 * h * h for h in hidden]
+    assert table["as built over it, with biases"] == [4 * (h * h + h) for h in hidden]
+    assert table["Early exit that drafts, with a full map"] == [2 * h * h for h in hidden]
+
+
+def test_own_heads_are_the_authors(script) -> None:
+    """Ours, with a projection each, have as many weights as those that Medusa's authors define."""
+    anatomy = script.model("Llama-3.2-1B")
+    want = script.medusa_built(anatomy.hidden_size, anatomy.model.config.vocab_size)
+    assert script.heads(anatomy, "medusa", count=4, projection="own") == want
 
 
 def test_base_models_have_their_published_size(table) -> None:
@@ -65,6 +74,17 @@ def test_lora_by_hand(table) -> None:
         per_layer = 16 * (2 * (h + h) + 2 * (h + kv) + 3 * (h + inner))
         assert table["or LoRA of rank 16 on every layer (shared)"][column] == start + layers * per_layer
         assert table["and LoRA of rank 16 on the top 6 layers (lossless)"][column] == start + 6 * per_layer
+
+
+def test_bundled_heads_have_what_their_shape_says(script) -> None:
+    """The weights files beside the adapters that come with the program."""
+    h = script.model("SmolLM2-135M").hidden_size
+    for folder in adapters.bundled("smollm2-135m").values():
+        for kind, card in adapters.read_card(folder).heads.items():
+            stored = load_file(folder / card.file)
+            count = sum(weight.numel() for name, weight in stored.items() if name != "vocabulary")
+            assert card.projection == "shared"
+            assert count == {"medusa": card.count * (h * h + h), "exit": 2 * h * card.rank}[kind]
 
 
 def test_the_bundled_adapter_has_that_many(script) -> None:

@@ -1,4 +1,4 @@
-"""What streams add to a model in parameters, counted on models without weights, against the heads of Medusa.
+"""What streams add to a model in parameters, counted on models without weights, against Medusa heads and an early exit.
 
 python docs/scripts/extra_parameters.py
 """
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from specstream.adapters import Adapter, Card, base_shape
+from specstream.adapters import Adapter, Card, HeadCard, base_shape
 from specstream.anatomy import Anatomy
+from specstream.heads import KINDS
 
 GAMMA, LAYERS, EXIT_RANK, START_RANK, LORA_RANK, HEADS = 4, 6, 8, 64, 16, 4
 # From the config.json that each model is published with.
@@ -105,6 +106,12 @@ def medusa_built(hidden: int, vocabulary: int, heads: int = HEADS) -> int:
     return sum(p.numel() for p in parts.parameters())
 
 
+def heads(anatomy: Anatomy, kind: str, **shape: Any) -> int:
+    """Parameters of this project's own heads of a kind, which share the model's projection unless ``shape`` says no."""
+    with torch.device("meta"):
+        return KINDS[kind](anatomy, HeadCard(kind, **shape)).parameter_count()
+
+
 ROWS: dict[tuple[str, str], Callable[[Anatomy, int, int], int]] = {
     ("base model", ""): lambda a, h, v: sum(p.numel() for p in a.model.parameters()),
     (f"{GAMMA} streams", "γh"): lambda a, h, v: streams(a),
@@ -123,7 +130,8 @@ ROWS: dict[tuple[str, str], Callable[[Anatomy, int, int], int]] = {
     (f"Medusa, {HEADS} heads", "4(h² + hv)"): lambda a, h, v: medusa_formula(h, v),
     ("as built, with biases", "4(h² + h + hv)"): lambda a, h, v: medusa_built(h, v),
     (f"Medusa, {HEADS} heads over the model's own projection", "4h²"): lambda a, h, v: medusa_formula(h, 0),
-    ("as built over it, with biases", "4(h² + h)"): lambda a, h, v: medusa_built(h, 0),
+    ("as built over it, with biases", "4(h² + h)"): lambda a, h, v: heads(a, "medusa", count=HEADS),
+    ("Early exit that drafts, with a full map", "2h²"): lambda a, h, v: heads(a, "exit", layers=LAYERS, rank=h),
 }
 
 
