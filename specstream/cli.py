@@ -340,7 +340,7 @@ def bench(
     if json_file:  # first: standard output may be a pipe that ends early
         _write_lines(json_file, iter([report]))
     _log_benchmark(report)
-    for line in (*benchmark.table(results), *benchmark.differences(results)):
+    for line in (*benchmark.table(results), *benchmark.categories(results), *benchmark.differences(results)):
         click.echo(line)
     click.echo(json.dumps(report, ensure_ascii=False))
 

@@ -139,6 +139,8 @@ def test_tables_say_what_the_results_say() -> None:
     assert cells["tokens per step"] == "2.14" and cells["step cost"] == "1.50" and cells["waste"] == "2.27"
     assert cells["prompt passes, s"] == "2.00" and cells["memory, MB"] == "5" and cells["lowest"] == "1.00"
     assert cells["speed-up (95 %)"].startswith("1.23 (")
+    head, _, by_category = bench.categories(results_of_both)
+    assert head.endswith("| a | b |") and by_category == "| Speculative Streaming | 2.20 | 1.00 |"
     (told,) = bench.differences(results_of_both)
     assert told.startswith("Speculative Streaming, prompt 2: first difference at token 8, where the two best scores")
     assert "0.013 apart" in told or "0.012 apart" in told

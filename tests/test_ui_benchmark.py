@@ -150,6 +150,8 @@ def test_results_are_tabled_and_escaped(report) -> None:
     html = results.tables([evil])
     assert "<img" not in html and "&lt;img" in html and "first difference at token 5" in html and "<b>" not in html
     assert results.tables([HEAD | {"cost": report["cost"]}]) == ""
+    evil["rows"][1]["by_category"] = {"<i>": {"speedup": 1.5}, "qa": {"speedup": None}}
+    assert "speed-up by category: &lt;i&gt; 1.50, qa -." in results.tables([evil])
 
 
 def test_the_recommendation_says_what_to_set_and_what_it_brought(report) -> None:

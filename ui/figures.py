@@ -34,8 +34,9 @@ def figures(reports: Sequence[Report]) -> dict[str, go.Figure]:
 
 def on_page(figure: go.Figure) -> go.Figure:
     """The figure for a page that has its heading, and a narrow column for it."""
+    height = 270 + 20 * sum(trace.showlegend is not False for trace in figure.data)  # in a narrow column all on a line
     figure.update_layout(
-        title=None, height=330, legend=TOP_LEGEND, margin={"l": 52, "r": 12, "t": 24, "b": 48}, uirevision="keep"
+        title=None, height=height, legend=TOP_LEGEND, margin={"l": 52, "r": 12, "t": 24, "b": 48}, uirevision="keep"
     )
     return figure
 
@@ -54,7 +55,7 @@ def speedup(reports: Sequence[Report]) -> go.Figure:
             insidetextanchor="start",
             textangle=0,
             name=label,
-            error_y={"type": "data", "array": highs, "arrayminus": lows},
+            error_y={"type": "data", "array": highs, "arrayminus": lows, "color": theme.STRONG[0]},
             marker={"color": _colour(place)},
         )
     figure.add_hline(y=1, line={"dash": "dot", "color": theme.STRONG[0]})

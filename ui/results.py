@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from typing import Any
@@ -46,7 +46,8 @@ def _table(report: Report) -> str:
     rows = report["rows"]
     heads = "".join(f'<th scope="col" title="{escape(c.words)}">{escape(c.heading)}</th>' for c in COLUMNS)
     body = "".join(_row(row) for row in rows)
-    notes = "".join(f"<li>{escape(words)}</li>" for words in differences(rows))
+    by_category = "".join(f"<li>{escape(words)}</li>" for words in _by_category(rows))
+    notes = by_category + "".join(f"<li>{escape(words)}</li>" for words in differences(rows))
     name = escape(title(report))
     return (
         f'<section class="ss-card"><h3>{name}</h3><p class="ss-words">{escape(measured(report))}</p>'
@@ -54,6 +55,18 @@ def _table(report: Report) -> str:
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
         f"{f'<ul class=ss-words>{notes}</ul>' if notes else ''}</section>"
     )
+
+
+def _by_category(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each method, where the questions have categories."""
+    for row in rows[1:]:
+        if found := row["by_category"]:
+            parts = (f"{name} {_ratio(values['speedup'])}" for name, values in found.items())
+            yield f"{row['label']}, speed-up by category: {', '.join(parts)}."
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _row(row: Mapping[str, Any]) -> str:

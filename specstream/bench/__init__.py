@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from specstream.bench.runner import bench as bench
     from specstream.bench.runner import runs_of as runs_of
     from specstream.bench.tables import REFERENCES as REFERENCES
+    from specstream.bench.tables import categories as categories
     from specstream.bench.tables import differences as differences
     from specstream.bench.tables import table as table
 
@@ -45,6 +46,7 @@ _HOME = {
     "bench": "runner",
     "runs_of": "runner",
     "REFERENCES": "tables",
+    "categories": "tables",
     "differences": "tables",
     "table": "tables",
 }

@@ -63,6 +63,16 @@ def table(rows: Sequence[Result]) -> Iterator[str]:
         yield f"| {' | '.join(column.cell(row) for column in COLUMNS)} |"
 
 
+def categories(rows: Sequence[Result]) -> Iterator[str]:
+    """Lines of a Markdown table of the speed-up by category of the questions; none where they have none."""
+    names = list(rows[0]["by_category"])
+    if names:
+        yield f"\n| speed-up by category | {' | '.join(names)} |"
+        yield "|---" * (1 + len(names)) + "|"
+        for row in rows[1:]:
+            yield f"| {row['label']} | {' | '.join(_show(row['by_category'][name]['speedup']) for name in names)} |"
+
+
 def differences(rows: Sequence[Result]) -> Iterator[str]:
     """A sentence for each prompt that a method answered in other tokens than standard decoding."""
     for row in rows:
