@@ -10,11 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from specstream import shelf
+from specstream import memory, shelf
 from specstream.tasks import TASKS
 from specstream.training.check import Checked
 from specstream.training.config import Config
-from specstream.training.registry import Registry, State, Training, free_memory
+from specstream.training.registry import Registry, State, Training
 from ui.render import NOTHING, number
 
 README = "README.md"
@@ -95,8 +95,8 @@ def numbers(training: Training) -> Iterator[tuple[str, str, str]]:
     yield "Loss of the streams", number(loss, 2), "lower is better; below 3 they draft usefully"
     yield "Tokens per step", number(progress.best, 2), "the best on held-out prompts; standard decoding: 1"
     yield "Time left", _left(training), _spent(training)
-    gigabytes = progress.memory / 1e9 if progress.memory else None
-    yield "Memory", number(gigabytes, 1, " GB"), "the most that the training took so far"
+    took = memory.gigabytes(progress.memory) if progress.memory else NOTHING
+    yield "Memory", took, "the most that the training took so far"
 
 
 def gamma(training: Training) -> int:
@@ -185,17 +185,22 @@ def unusable(checked: Checked) -> list[str]:
 
 
 def expectation(registry: Registry, model: str, minutes: float, batch: int) -> str:
-    """Steps and memory of a training, from the last one of the same model on this machine."""
-    free = f"{free_memory() / 1e9:.1f} GB are free."
+    """Steps and memory of a training, from the last one of the same model on this machine.
+
+    Imports torch, and may ask the Hub for the size of a model. Raises ModelError for a model that can't be used.
+    """
+    wanted, free = memory.need(model, dtype="float32"), f"{memory.gigabytes(memory.free('auto'))} are free."
     past = registry.like(model)
     if past is None:
-        return f"How many steps fit into the time is seen once the training runs. Memory: {free}"
+        words = "The weights alone take {}, a training several times that;" if wanted else "Memory:"
+        weights = words.format(memory.gigabytes(wanted.weights) if wanted else "")
+        return f"How many steps fit into the time is seen once the training runs. {weights} {free}"
     rate = past.progress.step / past.progress.seconds
     rows = "" if _batch(past) == batch else f" of {_batch(past)} rows"
-    memory = f"It took up to {past.progress.memory / 1e9:.1f} GB of memory;" if past.progress.memory else "Memory:"
+    took = f"It took up to {memory.gigabytes(past.progress.memory)} of memory;" if past.progress.memory else "Memory:"
     return (
         f"The last training of this model here ({past.name}) made {60 * rate:,.0f} steps{rows} a minute: about "
-        f"{60 * rate * minutes:,.0f} in this time. {memory} {free}"
+        f"{60 * rate * minutes:,.0f} in this time. {took} {free}"
     )
 
 

@@ -303,11 +303,6 @@ def last_words(folder: Path) -> str:
     return "It ended without a word, as when memory runs out or the machine is switched off."
 
 
-def free_memory() -> int:
-    """Bytes that a new process can have."""
-    return int(psutil.virtual_memory().available)
-
-
 def _be_nice(pid: int) -> None:
     try:
         if os.name == "posix":

@@ -1,0 +1,246 @@
+"""What to train: the form of the Fine-tune tab, and the check of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from specstream import memory
+from specstream.models import DEFAULT, catalogue
+from specstream.tasks import TASKS, task
+from specstream.training.check import MOST_HELD_OUT, Checked, check_file
+from specstream.training.config import Config
+from specstream.training.registry import Plan, Registry
+from specstream.training.sources import HUB
+from ui import controls, render, trainview
+from ui.engines import TOY, Engines
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+PUBLIC, OWN = "public", "own"
+SOURCES = [("The public dataset of the task", PUBLIC), ("A file of my own (JSONL)", OWN)]
+MODES = [
+    ("Shared: tune the model for the task, together with its streams", "shared"),
+    ("Lossless: leave the model as it is, and train only the drafting", "lossless"),
+]
+MODE_WORDS = {
+    "shared": "The model learns to answer like the examples, and drafts best. Its texts change by that.",
+    "lossless": "Every text stays, word for word, what the model writes today. It first answers the prompts itself, "
+    "and its streams learn from these answers: that comes on top of the minutes.",
+}
+MAIN = ("gamma", "lora_rank")
+MORE = (
+    "layers", "start_rank", "exit_rank", "draft_vocabulary", "alpha", "batch", "lr", "validate_every", "probes", "seed",
+)  # fmt: skip
+MINUTES = 20.0  # of a training, as it comes
+HERE = {"validate_every": 50}  # where the page's defaults are not those of the command line
+MOST_ANSWERS = 500  # prompts that a model answers itself, as it comes
+OWNER = """() => {
+  let key = localStorage.getItem("specstream-owner");
+  if (!key) {
+    key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    localStorage.setItem("specstream-owner", key);
+  }
+  return key;
+}"""
+Updates = dict[Any, Any]
+
+
+@dataclass
+class Form:
+    """What to train."""
+
+    model: gr.Dropdown
+    task: gr.Dropdown
+    source: gr.Radio
+    file: gr.File
+    mode: gr.Radio
+    answers: gr.Number
+    name: gr.Textbox
+    settings: dict[str, gr.components.Component]
+    hint: gr.HTML
+    owner: gr.Textbox
+
+    @property
+    def inputs(self) -> set[Any]:
+        own = [self.model, self.task, self.source, self.file, self.mode, self.answers, self.name, self.owner]
+        return {*own, *self.settings.values()}
+
+    def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
+        """What the form asks for. Raises ValueError with one sentence."""
+        checked, config, base = self.check(values), self.config(values), self.base(values)
+        memory.check(base, "auto", "float32")
+        own_answers = config.mode == "lossless" or not task(values[self.task]).outputs
+        options = changed(config) | {"hold_out": checked.held_out if checked else MOST_HELD_OUT}
+        if own_answers:
+            limit = whole(values[self.answers])
+            options |= {"targets": "self", "limit": limit, "hold_out": min(options["hold_out"], limit // 10)}
+        name = (values[self.name] or "").strip() or registry.free_name(f"my-{values[self.task]}")
+        data = str(values[self.file]) if checked else HUB + task(values[self.task]).hub
+        return Plan(name, base, values[self.task], config.mode, data, config.minutes,
+                    values[self.owner] or "", options)  # fmt: skip
+
+    def base(self, values: Mapping[Any, Any]) -> str:
+        """The base model; a folder by its whole path. Raises ValueError where none is named."""
+        model = (values[self.model] or "").strip()
+        if not model or model == TOY:
+            raise ValueError(
+                "The toy model can't be trained: choose a base model." if model else "Choose a base model."
+            )
+        folder = Path(model).expanduser()
+        return str(folder.resolve()) if folder.is_dir() else model
+
+    def config(self, values: Mapping[Any, Any]) -> Config:
+        """The settings. Raises ValueError for one out of its limits."""
+        config = Config(mode=values[self.mode], **{name: values[part] for name, part in self.settings.items()})
+        if not config.minutes:
+            raise ValueError("Minutes must be above 0: say how long to train.")
+        return config
+
+    def check(self, values: Mapping[Any, Any]) -> Checked | None:
+        """A look at every row of an own file; None for a public dataset. Raises ValueError with one sentence."""
+        chosen = task(values[self.task])
+        if values[self.source] == PUBLIC:
+            check_public(chosen.label, chosen.hub)
+            return None
+        if not values[self.file]:
+            raise ValueError("No file is chosen: upload a JSONL file, one JSON object a line.")
+        found = check_file(Path(values[self.file]), chosen, answers=values[self.mode] == "shared")
+        if found.bad:
+            raise BadRows(found)
+        if not found.rows:
+            raise ValueError("The file holds no rows: upload a JSONL file, one JSON object a line.")
+        return found
+
+    def expected(self, values: Mapping[Any, Any], registry: Registry) -> str:
+        """What is wrong with the form, or what to expect of it."""
+        try:
+            checked, config, model = self.check(values), self.config(values), self.base(values)
+            more = trainview.expectation(registry, model, config.minutes, config.batch)
+        except BadRows as bad:
+            return render.status(str(bad), "bad") + render.sentences(trainview.unusable(bad.checked))
+        except ValueError as error:
+            return render.status(str(error), "bad")
+        rows = trainview.usable(checked) if checked else public_words(values[self.task])
+        return render.status(rows, "good" if checked else "plain") + render.status(more)
+
+
+class BadRows(ValueError):
+    """Rows of a file can't be trained on."""
+
+    def __init__(self, checked: Checked) -> None:
+        total = checked.rows + checked.bad
+        super().__init__(f"{checked.bad:,} of {total:,} rows can't be used: nothing was begun.")
+        self.checked = checked
+
+
+def check_public(label: str, hub: str) -> None:
+    """Raises ValueError where a task has no public dataset, or the library that fetches them is missing."""
+    if not hub:
+        raise ValueError(f"{label} has no public dataset: upload a file of your own, with a prompt in each row.")
+    if importlib.util.find_spec("datasets") is None:
+        raise ValueError(
+            "Public datasets need the package datasets (pip install -r requirements-extra.txt): install it, "
+            "or upload a file of your own."
+        )
+
+
+def public_words(name: str) -> str:
+    """Where a public dataset comes from."""
+    chosen = TASKS[name]
+    return (
+        f"{chosen.hub} ({chosen.licence}) comes from the Hugging Face Hub and is fetched once. "
+        "Without a network, upload a file of your own."
+    )
+
+
+def whole(value: Any) -> int:
+    """A number of prompts. Raises ValueError for anything else."""
+    if not isinstance(value, int | float) or value != int(value) or not 1 <= value <= 1_000_000:
+        raise ValueError(f"Prompts to answer must be a whole number from 1 to 1,000,000, not {value!r}.")
+    return int(value)
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The settings that are not those of the command line."""
+    known = {f.name: f.default for f in fields(Config)}
+    return {n: getattr(config, n) for n in (*MAIN, *MORE) if getattr(config, n) != known[n]}
+
+
+def layout(engines: Engines) -> Form:
+    """Lay out the form."""
+    loaded = engines.choice["model"]
+    names = list(dict.fromkeys([loaded if loaded != TOY else DEFAULT, *(entry.name for entry in catalogue())]))
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            model = gr.Dropdown(
+                names, value=names[0], allow_custom_value=True, label="Base model", interactive=True,
+                info="A name from the list, a Hugging Face Hub id or a folder.",
+            )  # fmt: skip
+            tasks = gr.Dropdown(
+                [(t.label, name) for name, t in TASKS.items()], value="e2e", label="Task", interactive=True,
+                info="The form of the examples, and the template that is put round them.",
+            )  # fmt: skip
+            source = gr.Radio(SOURCES, value=PUBLIC, label="Examples", info=columns("e2e", "shared"), interactive=True)
+            file = gr.File(
+                label="JSONL file", file_types=[".jsonl"], visible=False, height=140, elem_classes="ss-upload"
+            )
+        with gr.Column(scale=2, min_width=320):
+            mode = gr.Radio(MODES, value="shared", label="Mode", info=MODE_WORDS["shared"], interactive=True)
+            settings: dict[str, gr.components.Component] = {
+                "minutes": gr.Number(
+                    MINUTES, minimum=0.1, step=1, label="Minutes", interactive=True,
+                    info="How long to train. You can stop at any time and go on later.",
+                )
+            }  # fmt: skip
+            settings |= {n: _setting(n, slider=n == "gamma") for n in MAIN}
+    with gr.Accordion("More settings", open=False), gr.Row():
+        settings |= {n: _setting(n) for n in MORE}
+        answers = gr.Number(
+            MOST_ANSWERS, precision=0, minimum=1, label="Prompts to answer", interactive=True, min_width=200,
+            info="In lossless mode: how many prompts the model answers first.",
+        )  # fmt: skip
+        name = gr.Textbox(
+            label="Name", placeholder="my-e2e", interactive=True, min_width=200, info="Of the adapter, for the lists."
+        )
+    hint = gr.HTML(render.status(public_words("e2e")))
+    return Form(model, tasks, source, file, mode, answers, name, settings, hint, gr.Textbox(visible=False))
+
+
+def _setting(name: str, slider: bool = False) -> gr.components.Component:
+    f = next(f for f in fields(Config) if f.name == name)
+    return controls.component(f, slider=slider, default=HERE.get(name))
+
+
+def columns(name: str, mode: str) -> str:
+    """What each row of a file must hold."""
+    chosen = TASKS[name]
+    wanted = [*chosen.inputs, *(chosen.outputs[:1] if mode == "shared" else ())]
+    *first, last = wanted
+    return f"Each row has {', '.join(first) + ' and ' if first else ''}{last}, as texts."
+
+
+def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
+    """What is asked for is checked as it is put together."""
+    demo.load(None, None, form.owner, js=OWNER, api_visibility="private")
+
+    def asked(values: dict[Any, Any]) -> Updates:
+        mode = values[form.mode]
+        return {
+            form.file: gr.update(visible=values[form.source] == OWN),
+            form.source: gr.update(info=columns(values[form.task], mode)),
+            form.mode: gr.update(info=MODE_WORDS[mode]),
+            form.name: gr.update(placeholder=registry.free_name(f"my-{values[form.task]}")),
+            form.hint: form.expected(values, registry),
+        }
+
+    outputs = [form.file, form.source, form.mode, form.name, form.hint]
+    minutes, batch = form.settings["minutes"], form.settings["batch"]
+    gr.on(
+        [form.task.input, form.source.input, form.mode.input, form.model.input, form.file.change, minutes.change,
+         batch.change], asked, form.inputs, outputs, trigger_mode="always_last", **QUIET,
+    )  # fmt: skip
