@@ -17,6 +17,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 @click.option("--adapter", default="auto", show_default=True, help="auto, none, a name or a folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@click.option("--draft-model", "draft", default="none", show_default=True, help="A second model: name, Hub id, folder.")
 @click.option("--toy", is_flag=True, help="A scripted toy model: no weights, ready at once.")
 @click.option(
     "--demo/--no-demo",

@@ -94,6 +94,12 @@ def method_options(command: Command) -> Command:
 def model_options(command: Command) -> Command:
     """The options that choose what is loaded."""
     for option in (
+        click.option(
+            "--draft-model",
+            default="none",
+            show_default=True,
+            help="A second, smaller model with the same tokenizer: a known name, a Hub id or a folder.",
+        ),
         click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
         click.option("--adapter", default="auto", show_default=True, help="auto, none, a bundled task or a folder."),
@@ -103,7 +109,7 @@ def model_options(command: Command) -> Command:
     return command
 
 
-def _load(model: str, adapter: str, device: str, dtype: str, task_name: str | None = None) -> Any:
+def _load(model: str, adapter: str, device: str, dtype: str, draft_model: str, task_name: str | None = None) -> Any:
     """Load a model; with adapter auto the one that comes with the program for the task, where there is one."""
     from specstream.adapters import bundled
     from specstream.engine import load
@@ -111,7 +117,7 @@ def _load(model: str, adapter: str, device: str, dtype: str, task_name: str | No
     if adapter == "auto" and task_name in bundled(model):
         adapter = task_name
     try:
-        engine = load(model, adapter, device, dtype, progress=_progress)
+        engine = load(model, adapter, device, dtype, progress=_progress, draft=draft_model)
     finally:
         _progress_done()
     for note in engine.info.notes:
@@ -187,6 +193,7 @@ def generate(
     adapter: str,
     device: str,
     dtype: str,
+    draft_model: str,
     method_name: str | None,
     prompt: str | None,
     data: Path | None,
@@ -201,7 +208,7 @@ def generate(
     sampling = Sampling(**_pick(Sampling, values), stop=stop)
     chosen = _method(method_name, values) if method_name else None
     _check_writable(json_file)
-    engine = _load(model, adapter, device, dtype, task_name)
+    engine = _load(model, adapter, device, dtype, draft_model, task_name)
     if data is not None:
         from specstream.bench.cases import read_prompts
 
@@ -280,7 +287,7 @@ def _check_writable(file: Path | None) -> None:
     "all is every one that the model can run. A name may bring settings, and come twice: "
     "streaming:budget=12:streams=deferred.",
 )
-@click.option("--assistant", help="The second model of hf-assistant: a known name, a Hub id or a folder.")
+@click.option("--assistant", help="The second model of hf-assistant (default: the draft model).")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
 @click.option("--task", "task_name", required=True, help="e2e, sql, dialogsum, chat, or spec-bench for its questions.")
 @click.option(
@@ -300,6 +307,7 @@ def bench(
     adapter: str,
     device: str,
     dtype: str,
+    draft_model: str,
     methods: str,
     assistant: str | None,
     data: Path,
@@ -321,7 +329,7 @@ def bench(
     sampling = Sampling(**_pick(Sampling, values), stop=stop)
     _methods([n for n in names if n != EVERYTHING], values)  # refuses what is wrong before the model is loaded
     _check_writable(json_file)
-    engine = _load(model, adapter, device, dtype, _adapter_task(task_name))
+    engine = _load(model, adapter, device, dtype, draft_model, _adapter_task(task_name))
     names = [name for n in names for name in (_everything(engine.info, assistant) if n == EVERYTHING else [n])]
     chosen = _methods(names, values)
     if missing := [engine.info.unavailable[m.name] for m in chosen if m.name in engine.info.unavailable]:
@@ -364,6 +372,7 @@ def cost(
     adapter: str,
     device: str,
     dtype: str,
+    draft_model: str,
     seconds: float,
     data: Path | None,
     task_name: str | None,
@@ -385,7 +394,7 @@ def cost(
     if tune:
         curve.largest(chosen)  # refuses a method without a tree before a minute is spent
     _check_writable(json_file)
-    engine = _load(model, adapter, device, dtype, _adapter_task(task_name))
+    engine = _load(model, adapter, device, dtype, draft_model, _adapter_task(task_name))
     if tune and method_name in engine.info.unavailable:
         raise ValueError(engine.info.unavailable[method_name])
     cases = read_cases(engine, data, str(task_name), limit) if data else []
@@ -590,10 +599,10 @@ def models_list() -> None:
 @click.argument("name")
 def models_pull(name: str) -> None:
     """Download a model, so that it loads without a network."""
-    from specstream.models import pull
+    from specstream.models import resolve
 
     try:
-        source = pull(name, _progress)
+        source = resolve(name, _progress)
     finally:
         _progress_done()
     click.echo(f"{name}: {source.origin}")
@@ -640,7 +649,8 @@ def _evaluate(json_file: Path | None, data: str, split: str, task_name: str, lim
     sampling, name = Sampling(**_pick(Sampling, options)), options["method_name"]
     chosen = _method(name, options) if name else None
     _check_writable(json_file)
-    engine = _load(options["model"], options["adapter"], options["device"], options["dtype"], task_name)
+    names = ("model", "adapter", "device", "dtype", "draft_model")
+    engine = _load(**{name: options[name] for name in names}, task_name=task_name)
     items = quality.read_items(engine, data, split, task(task_name), limit)
     chosen = chosen or _method(engine.default_method().name, options)
     with tqdm(total=len(items), unit="prompt", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:

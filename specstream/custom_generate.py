@@ -22,11 +22,12 @@ from transformers.generation.logits_process import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from specstream import adapters, anatomy, selftest
+from specstream import adapters, anatomy, pairing, selftest
+from specstream.drafters import Given
 from specstream.engine import DRAFTERS, NO_STREAMS
 from specstream.events import Reason, Step
 from specstream.loop import Run, decode
-from specstream.params import Method, PromptLookup, Sampling, Streaming
+from specstream.params import DraftModel, Method, PromptLookup, Sampling, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget
 
@@ -86,14 +87,19 @@ class HostedRun(Run):
 
 
 def decoder(
-    model: Any, adapter: str | os.PathLike[str] | None = None, method: Method | None = None, streamer: Any = None
+    model: Any,
+    adapter: str | os.PathLike[str] | None = None,
+    method: Method | None = None,
+    streamer: Any = None,
+    draft_model: Any = None,
 ) -> Callable[..., Any]:
     """What to give ``model.generate`` as ``custom_generate``: made once for a model, used as often as you like.
 
     ``adapter`` is the folder of a stream adapter for the model; a shared adapter's tuned weights are merged into the
-    model here, so its own output changes alike. ``method`` is by default Speculative Streaming with an adapter, prompt
-    lookup without. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a streamer
-    is named here. Raises ValueError for a model that can't verify draft trees.
+    model here, so its own output changes alike. ``draft_model`` is a second model of transformers with the same
+    tokenizer. ``method`` is by default Speculative Streaming with an adapter, else the draft model where there is one,
+    else prompt lookup. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a
+    streamer is named here. Raises ValueError for a model that can't verify draft trees.
     """
     try:
         parts = anatomy.dissect(model)
@@ -105,10 +111,13 @@ def decoder(
         loaded.lora = None
     if reason := selftest.failure(parts, loaded):
         raise NotSupported(reason)
-    chosen = method or (Streaming() if loaded else PromptLookup())
+    second = pairing.usable("The given model", draft_model) if draft_model is not None else None
+    chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
     streams = isinstance(chosen, Streaming)
     if streams and not loaded:
         raise NotSupported(NO_STREAMS)
+    if isinstance(chosen, DraftModel) and not second:
+        raise NotSupported("The method draft_model needs a second model: give it as draft_model.")
 
     def generate(
         model: Any,
@@ -124,14 +133,13 @@ def decoder(
         ids = input_ids[0].tolist()
         seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
         target = ModelTarget(parts, loaded, streams)
+        sampling = Sampling(max_new_tokens=4096, seed=seed)
+        picker = Processed(sampling, processors=logits_processor, sample=bool(generation_config.do_sample))
+        given = Given(target, ids, chosen, picker, ModelTarget(second, None, streaming=False) if second else None)
         run = HostedRun(
             target=target,
-            drafter=DRAFTERS[chosen.name](target, ids, chosen),
-            picker=Processed(
-                Sampling(max_new_tokens=4096, seed=seed),
-                processors=logits_processor,
-                sample=bool(generation_config.do_sample),
-            ),
+            drafter=DRAFTERS[chosen.name](given),
+            picker=picker,
             text=Silent(),  # type: ignore[arg-type]
             ids=ids,
             eos=(),

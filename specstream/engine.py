@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, heads, models, selftest
+from specstream import adapters, anatomy, heads, models, pairing, selftest
 from specstream.adapters import Adapter
 from specstream.chat import Chat
-from specstream.drafters import Drafter
+from specstream.drafters import Drafter, Given
+from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.early_exit import EarlyExitDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.prompt_lookup import PromptLookupDrafter
@@ -29,15 +30,25 @@ from specstream.events import Event, Started
 from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import PackedLinear, pack, suits
-from specstream.params import METHODS, EarlyExit, Medusa, Method, PromptLookup, Sampling, Standard, Streaming
+from specstream.packed import PackedLinear, pack, suits, works
+from specstream.params import (
+    LONGEST_PROMPT,
+    METHODS,
+    DraftModel,
+    EarlyExit,
+    Medusa,
+    Method,
+    PromptLookup,
+    Sampling,
+    Standard,
+    Streaming,
+)
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
 from specstream.tasks import task
 from specstream.text import NOTHING_BEFORE, TextStream, chat_prompt, encode, token_text
 
 log = logging.getLogger(__name__)
-MAX_PROMPT_CHARACTERS = 50_000
 NO_STREAMS = (
     "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
     "(python -m specstream train)."
@@ -51,13 +62,16 @@ NO_EXIT = (
     "(python -m specstream train --mode exit)."
 )
 Progress = Callable[[str, float | None], None]
-# What drafts for a method, from (target of the run, its committed ids as they grow, the method's parameters).
-DRAFTERS: dict[str, Callable[[Any, list[int], Any], Drafter]] = {
-    Standard.name: lambda target, ids, params: StandardDrafter(),
-    Streaming.name: lambda target, ids, params: StreamingDrafter(target, params),
-    PromptLookup.name: lambda target, ids, params: PromptLookupDrafter(ids, params),
-    Medusa.name: lambda target, ids, params: MedusaDrafter(target, params),
-    EarlyExit.name: lambda target, ids, params: EarlyExitDrafter(target, ids, params),
+# What drafts for a method.
+DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
+    Standard.name: lambda given: StandardDrafter(),
+    Streaming.name: lambda given: StreamingDrafter(given.target, given.params),
+    PromptLookup.name: lambda given: PromptLookupDrafter(given.ids, given.params),
+    Medusa.name: lambda given: MedusaDrafter(given.target, given.params),
+    EarlyExit.name: lambda given: EarlyExitDrafter(given.target, given.ids, given.params),
+    DraftModel.name: lambda given: DraftModelDrafter(
+        given.second, given.ids, given.params, given.picker, given.target.vocabulary
+    ),
 }
 
 
@@ -78,7 +92,8 @@ def _unchanged() -> Iterator[bool]:
 class Engine:
     """One loaded model. Runs are one at a time: a second ``generate`` waits for the first to end.
 
-    ``make_target(streaming)`` gives a fresh view of the model for one run. ``float32`` is a context in which the model
+    ``make_target(streaming)`` gives a fresh view of the model for one run, ``make_second`` one of the draft model (None
+    where none is loaded). ``float32`` is a context in which the model
     computes in float32, to tell a numerical tie from a real mismatch; it gives False where that changes nothing.
     """
 
@@ -87,6 +102,7 @@ class Engine:
     eos: Collection[int]
     make_target: Callable[[bool], Any]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
+    make_second: Callable[[], Any] = lambda: None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -107,9 +123,9 @@ class Engine:
         """Token ids of a prompt. Raises PromptError for an empty one or one that does not fit the context."""
         if not prompt.strip():
             raise PromptError("The prompt is empty: type some text first.")
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
+        if len(prompt) > LONGEST_PROMPT:
             raise PromptError(
-                f"The prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT_CHARACTERS:,}: shorten it."
+                f"The prompt has {len(prompt):,} characters; the limit is {LONGEST_PROMPT:,}: shorten it."
             )
         ids = encode(self.tokenizer, prompt)
         if not ids:
@@ -147,10 +163,11 @@ class Engine:
     def new_run(self, ids: list[int], method: Method, sampling: Sampling) -> Run:
         """A run that has not begun; its ``ids`` grow as it goes."""
         target = self.make_target(isinstance(method, Streaming))
-        drafter = DRAFTERS[method.name](target, ids, method)
+        picker = Picker(sampling)
+        drafter = DRAFTERS[method.name](Given(target, ids, method, picker, self.make_second()))
         text = TextStream(self.tokenizer, sampling.stop)
         eos = () if sampling.ignore_eos else self.eos
-        return Run(target, drafter, Picker(sampling), text, ids, eos, self.show)
+        return Run(target, drafter, picker, text, ids, eos, self.show)
 
 
 def load(
@@ -159,15 +176,19 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress = lambda words, fraction: None,
+    draft: str = "none",
 ) -> Engine:
-    """Load a model and an adapter.
+    """Load a model and an adapter, and a draft model where ``draft`` names one.
 
-    ``model`` is a catalogue name, a Hub id or a folder; ``adapter`` "auto", "none", a bundled task or a folder.
-    Raises ModelError or AdapterError (both ValueError) with one sentence.
+    ``model`` and ``draft`` are a catalogue name, a Hub id or a folder; ``adapter`` "auto", "none", a bundled task or a
+    folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
     """
     started = time.perf_counter()
     where, device_reason = models.choose_device(device)
     kind, dtype_reason = models.choose_dtype(dtype, where)
+    half = where == "cpu" and kind == torch.float16 and works(half=True)
+    if half:
+        kind, dtype_reason = torch.float32, f"{dtype_reason}: weights in float16, arithmetic in float32"
     folder = adapters.find(adapter, model)
     source = models.resolve(model, progress)
     progress("Loading the model", None)
@@ -178,11 +199,12 @@ def load(
     extra = loaded.parameter_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
     beside = heads.load(folder, parts) if folder and parts else Heads()
+    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, kind, progress, half)
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
-        parts = _made_ready(parts, loaded, beside)
+        parts = _made_ready(parts, loaded, beside, half)
         reason = selftest.failure(parts, streams)
-    unavailable = _unavailable(reason, streams, beside)
+    unavailable = _unavailable(reason, streams, pair, beside)
     info = EngineInfo(
         model=model,
         source=source.origin,
@@ -191,7 +213,7 @@ def load(
         mode=loaded.card.mode if loaded else "",
         device=where,
         device_reason=device_reason,
-        dtype=str(kind).removeprefix("torch."),
+        dtype="float16" if half else str(kind).removeprefix("torch."),
         dtype_reason=dtype_reason,
         parameters=parameters,
         extra_parameters=extra,
@@ -201,13 +223,17 @@ def load(
         load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
-        versions=versions() | {"linear": "oneDNN, packed" if _packed(parts) else "PyTorch"},
+        versions=versions() | {"linear": _product_of(parts, half)},
         layers=len(parts.layers) if parts else 0,
         stream_layers=loaded.card.layers if loaded else 0,
+        draft_model=pair.name if pair else "none",
+        draft_parameters=pair.parameters if pair else 0,
+        draft_bytes=pair.size if pair else 0,
         head_parameters=beside.parameters(),
     )
     targets = _targets(network, parts, streams, reason, beside)
-    return Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network))
+    second = pair.target if pair else lambda: None
+    return Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second)
 
 
 def _name(adapter: str, model: str, folder: Path | None) -> str:
@@ -223,22 +249,28 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
     return adapters.load(folder, parts)
 
 
-def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads) -> anatomy.Anatomy:
+def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, half: bool) -> anatomy.Anatomy:
     """Merge the LoRA of a shared adapter into the weights, where it costs nothing per step, then pack the weights."""
-    beside.ready(parts, PackedLinear if suits(parts) else None)
+    packs = functools.partial(PackedLinear, half=half) if suits(parts, half) else None
+    beside.ready(parts, packs)
     if loaded and loaded.main_lora:
         loaded.main_lora.merge(parts)
         loaded.lora = None
-    if loaded and suits(parts):
-        loaded.pack_head(PackedLinear)
-    return pack(parts)
+    if loaded and packs:
+        loaded.pack_head(packs)
+    return pack(parts, half)
 
 
-def _packed(parts: anatomy.Anatomy | None) -> bool:
-    return parts is not None and isinstance(parts.head, PackedLinear)
+def _product_of(parts: anatomy.Anatomy | None, half: bool) -> str:
+    """What computes the linear maps."""
+    if parts is None or not isinstance(parts.head, PackedLinear):
+        return "PyTorch"
+    return "FBGEMM, packed" if half else "oneDNN, packed"
 
 
-def _unavailable(reason: str | None, loaded: Adapter | None, beside: Heads | None = None) -> dict[str, str]:
+def _unavailable(
+    reason: str | None, loaded: Adapter | None, pair: pairing.Pair | None = None, beside: Heads | None = None
+) -> dict[str, str]:
     if reason:
         return {name: reason for name in METHODS if name != Standard.name}
     beside = beside or Heads()
@@ -246,6 +278,7 @@ def _unavailable(reason: str | None, loaded: Adapter | None, beside: Heads | Non
         Streaming.name: (loaded, NO_STREAMS),
         Medusa.name: (beside.medusa, NO_MEDUSA),
         EarlyExit.name: (beside.exit, NO_EXIT),
+        DraftModel.name: (pair, pairing.NO_DRAFT_MODEL),
     }
     return {name: words for name, (have, words) in needs.items() if have is None}
 

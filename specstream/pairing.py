@@ -37,8 +37,9 @@ class Pair:
         return ModelTarget(self.parts, None, streaming=False)
 
 
-def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress) -> Pair:
+def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, half: bool = False) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
+    ``half`` rounds its weights to float16 where they are packed.
 
     Raises ModelError or DraftModelError.
     """
@@ -48,7 +49,7 @@ def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: P
     check_tokenizers(name, own, tokenizer)
     weights = list(network.parameters())
     size = sum(p.numel() * p.element_size() for p in weights)
-    return Pair(name, pack(usable(name, network)), sum(p.numel() for p in weights), size)
+    return Pair(name, pack(usable(name, network), half), sum(p.numel() for p in weights), size)
 
 
 def usable(name: str, network: Any) -> Anatomy:

@@ -164,6 +164,25 @@ class EarlyExit(ChainTree):
 
 
 @dataclass(frozen=True)
+class DraftModel(ChainTree):
+    """Draft model: a second, smaller model with the same tokenizer drafts token by token. It needs no training."""
+
+    name: ClassVar[str] = "draft_model"
+    label: ClassVar[str] = "Draft model"
+
+    drafts: str = choice(
+        "greedy",
+        "Drafts",
+        "greedy: its likeliest tokens; the text is that of standard decoding. sampled: tokens drawn from it, no "
+        "alternatives; the text has the same distribution, but is another one than standard decoding's.",
+        ("greedy", "sampled"),
+    )
+
+    def exact(self, sampling: Sampling) -> bool:
+        return self.drafts == "greedy" or sampling.temperature == 0
+
+
+@dataclass(frozen=True)
 class PromptLookup(Labelled):
     """Prompt lookup: what followed the last tokens when they occurred before is the draft. Needs no training."""
 
@@ -182,8 +201,10 @@ class PromptLookup(Labelled):
             raise ValueError(f"Shortest match must be at most the longest match ({self.longest}), not {self.shortest}.")
 
 
-Method = Standard | Streaming | PromptLookup | Medusa | EarlyExit
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Standard, Streaming, PromptLookup, Medusa, EarlyExit)}
+Method = Standard | Streaming | PromptLookup | Medusa | EarlyExit | DraftModel
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (Standard, Streaming, PromptLookup, Medusa, EarlyExit, DraftModel)
+}
 
 
 def method(name: str, **values: Any) -> Method:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specstream.bench import commit, decode_tokens, machine, total_of
+from specstream.bench.cases import prompt_of
+from specstream.bench.machine import commit, machine
+from specstream.bench.results import amounts, total_of
 from specstream.engine import Engine
 from specstream.events import Event
 from specstream.params import METHODS, Method, Sampling
@@ -22,7 +24,6 @@ from specstream.session import text_of
 from specstream.stats import RunStats, mean_interval, summarize
 from specstream.tasks import Task, task
 from specstream.training import sources
-from specstream.training.data import DataError
 
 Scores = dict[str, float]
 Scorer = Callable[[str, Sequence[str]], Scores]
@@ -121,18 +122,8 @@ def read_items(engine: Engine, data: str, split: str, chosen: Task, limit: int) 
 
     Raises DataError naming a bad row.
     """
-    out: list[Item] = []
-    for number, row in sources.rows(data, split):
-        if limit and len(out) >= limit:
-            break
-        try:
-            prompt, references = chosen.row_prompt(row), chosen.references(row)
-        except ValueError as error:
-            raise DataError(f"{data}, line {number}: {error}.") from None
-        out.append(Item(engine.prompt("chat", row["prompt"]) if chosen.name == "chat" else prompt, references))
-    if not out:
-        raise DataError(f"{data} holds no rows.")
-    return out
+    rows = sources.task_rows(data, split, chosen, limit)
+    return [Item(prompt_of(engine, chosen, row), row.references) for row in rows]
 
 
 def evaluate(
@@ -173,13 +164,8 @@ def _about(engine: Engine, task_name: str, method: Method, sampling: Sampling) -
 
 
 def _decoding(runs: Sequence[RunStats]) -> dict[str, Any]:
-    total = total_of(runs)
-    return {
-        "prompts": len(runs),
-        "tokens": total.tokens,
-        "steps": total.steps,
-        "tokens_per_step": decode_tokens(runs) / total.steps if total.steps else None,
-        "acceptance_by_depth": total.acceptance_by_depth,
+    return amounts(runs) | {
+        "acceptance_by_depth": total_of(runs).acceptance_by_depth,
         "cut_off": sum(str(r.reason) == "length" for r in runs),
     }
 

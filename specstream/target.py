@@ -227,6 +227,17 @@ class ModelTarget:
             self.cache.keep(self.length, [carried.place(r) for r in rows], slice(self._first, None))
         self.length += len(rows)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model can read and score."""
+        return int(self.anatomy.model.get_input_embeddings().num_embeddings)
+
+    def rewind(self, length: int) -> None:
+        """Forget the committed positions from ``length`` on."""
+        assert self.cache is not None, "no run"
+        self.cache.keep(length, [])
+        self.length = length
+
     def synchronize(self) -> None:
         synchronize(self.anatomy.device)
 

@@ -27,7 +27,7 @@ VOCAB = 257
 GAMMA = 4
 CONTEXT = 4096
 ORDER, EXIT_ORDER, STREAM_ORDER, HEAD_ORDER = 12, 6, 4, 3  # bytes of context that they look at
-EXIT_SPEED = 5  # how many times as fast the first layers are
+DRAFT_SPEED, EXIT_SPEED = 10, 5  # how many times as fast the draft model and the first layers are
 SENTENCES = (
     "The Copper Kettle is a quiet café by the river that serves warm bread and good coffee at a low price.",
     "The Copper Kettle is a family friendly café near the old harbour. Guests praise its warm bread.",
@@ -82,11 +82,13 @@ class Ngrams:
 
 
 class ToyTarget:
-    """A target over n-gram counts. ``pace`` is the time of a pass in seconds; a row adds a hundredth of it."""
+    """A target over n-gram counts. ``pace`` is the time of a pass in seconds; a row adds a hundredth of it. The draft
+    model is one too, over shorter n-grams."""
 
-    context, medusa_depth = CONTEXT, GAMMA
+    context, vocabulary, medusa_depth = CONTEXT, VOCAB, GAMMA
 
-    def __init__(self, streaming: bool, pace: float) -> None:
+    def __init__(self, streaming: bool, pace: float, main: Ngrams | None = None) -> None:
+        self._main = main or MAIN
         self.gamma = GAMMA if streaming else 0
         self.stream_rows = 0
         self.pruned: frozenset[int] = frozenset()
@@ -104,7 +106,7 @@ class ToyTarget:
         self.stream_rows = 0 if self._deferred else self.gamma
         self.pruned = frozenset()
         self._wait(1)
-        return MAIN.logits(self._kept)[None]
+        return self._main.logits(self._kept)[None]
 
     def verify(self, root: int, draft: Draft) -> Tensor:
         self._paths = [[root]]
@@ -114,7 +116,7 @@ class ToyTarget:
         scored = [path for row, path in enumerate(self._paths) if row - 1 not in self.pruned]
         self.stream_rows = self.gamma * (1 if self._deferred else len(scored))
         self._wait(len(scored))
-        return torch.stack([MAIN.logits(self._kept + path) for path in scored])
+        return torch.stack([self._main.logits(self._kept + path) for path in scored])
 
     def _likely(self, draft: Draft) -> list[bool]:
         """Whether the early exit gives each node at least the threshold after its parent."""
@@ -143,6 +145,9 @@ class ToyTarget:
 
     def keep(self, rows: Sequence[int]) -> None:
         self._kept += self._paths[rows[-1]]
+
+    def rewind(self, length: int) -> None:
+        del self._kept[length:]
 
     def synchronize(self) -> None:
         """Nothing runs elsewhere."""
@@ -178,5 +183,12 @@ def load_toy(pace: float = 0.04) -> Engine:
         chat=True,
         notes=(NOTE,),
         versions=versions(),
+        draft_model="toy",
     )
-    return Engine(info, ByteTokenizer(), {EOS}, lambda streaming: ToyTarget(streaming, pace))
+    return Engine(
+        info,
+        ByteTokenizer(),
+        {EOS},
+        lambda streaming: ToyTarget(streaming, pace),
+        make_second=lambda: ToyTarget(False, pace / DRAFT_SPEED, EXIT),
+    )

@@ -185,7 +185,7 @@ def test_second_turns_follow_the_first_answer(questions: Path) -> None:
     rows = bench.bench(loaded, asked, [bench.Ours(loaded, Streaming())], SHORT)
     assert [a.category for a in rows[1].asked] == ["writing", "writing", "qa"]
     first = runner.text_of(list(loaded.generate(asked[0].prompt(loaded, []), Standard(), SHORT)))
-    assert asked[0].prompt(loaded, [first]) == f"Text: The\n\n{first}\n\nText: Near\n\n"
+    assert asked[0].prompt(loaded, [first]) == f"user: Text: The\nassistant: {first}\nuser: Text: Near\nText:"
     lengths = [a.stats.prompt_tokens for a in rows[0].asked]
     assert lengths[1] == len(asked[0].prompt(loaded, [first]).encode())
 

@@ -69,9 +69,8 @@ BAD = {
         ["bench", "--task", "e2e", "--data", "DATA", "--methods", "hf"],
         "not a transformers model",
     ),
-    "assistant": (["bench", "--task", "e2e", "--data", "DATA", "--methods", "hf-assistant"], "--assistant"),
     "tune without data": (["cost", "--tune"], "--tune needs prompts"),
-    "tune standard": (["cost", "--tune", "--task", "e2e", "--data", "DATA", "--method", "standard"], "no tree"),
+    "tune standard": (["cost", "--tune", "--task", "e2e", "--data", "DATA", "--method", "standard"], "can't be tuned"),
     "unknown run": (["runs", "show", "NOPE"], "There is no run"),
 }
 

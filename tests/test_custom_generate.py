@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, MaxTimeCriteria, StoppingCriteria, Sto
 from specstream import adapters
 from specstream.anatomy import dissect
 from specstream.custom_generate import NotSupported, decoder
-from specstream.params import PromptLookup, Streaming
+from specstream.params import DraftModel, PromptLookup, Streaming
 from tests import tiny
 
 IDS = torch.tensor([tiny.prompt(8) * 3])
@@ -48,6 +48,18 @@ def test_streams_equal_generate(mode: str, tmp_path: Path) -> None:
     assert (theirs == plain) == (mode == "lossless")  # a shared adapter's weights are in the model now
 
 
+@pytest.mark.parametrize("drafts", ["greedy", "sampled"])
+def test_a_draft_model_drafts(drafts: str) -> None:
+    model = tiny.tiny("llama")
+    function = decoder(model, method=DraftModel(drafts=drafts, confidence=0), draft_model=tiny.tiny("llama"))
+    theirs, ours = both(model, function)
+    assert ours == theirs and both(model, decoder(model, draft_model=tiny.tiny("llama")))[1] == theirs
+    options = {"do_sample": True, "top_k": 0, "temperature": 2.0, "logits_processor": [Parity()]}
+    torch.manual_seed(1)
+    _, ours = both(model, function, **options)  # what is drawn for a draft goes through the processors too
+    assert alternates(ours) and ours[IDS.shape[1] :] != theirs[IDS.shape[1] :]
+
+
 def test_end_of_text_and_criteria_end_where_they_do_in_generate() -> None:
     model = tiny.tiny("llama")
     function = decoder(model, method=EAGER)
@@ -66,18 +78,24 @@ def test_end_of_text_and_criteria_end_where_they_do_in_generate() -> None:
     assert len(ours) == IDS.shape[1] + 1
 
 
+class Parity(LogitsProcessor):
+    """Allows tokens of the other parity than the last one's."""
+
+    def __call__(self, input_ids, scores):
+        last = int(input_ids[0, -1])
+        return scores.masked_fill(torch.arange(scores.shape[-1]) % 2 == last % 2, -torch.inf)
+
+
+def alternates(ids: list[int]) -> bool:
+    """Whether all that was written keeps to ``Parity``."""
+    return all(a % 2 != b % 2 for a, b in zip(ids[IDS.shape[1] - 1 :], ids[IDS.shape[1] :], strict=False))
+
+
 def test_processors_see_the_path_of_a_node() -> None:
-    class Parity(LogitsProcessor):
-        """Allows tokens of the other parity than the last one's."""
-
-        def __call__(self, input_ids, scores):
-            last = int(input_ids[0, -1])
-            return scores.masked_fill(torch.arange(scores.shape[-1]) % 2 == last % 2, -torch.inf)
-
     model = tiny.tiny("llama")
     theirs, ours = both(model, decoder(model, method=EAGER), logits_processor=[Parity()])
     assert ours == theirs
-    assert all(a % 2 != b % 2 for a, b in zip(ours[IDS.shape[1] - 1 :], ours[IDS.shape[1] :], strict=False))
+    assert alternates(ours)
 
 
 def test_sampling_repeats_with_the_seed_and_keeps_to_the_settings() -> None:
@@ -154,6 +172,8 @@ def test_models_and_methods_that_do_not_fit() -> None:
     model = tiny.tiny("llama")
     with pytest.raises(NotSupported, match="no trained streams"):
         decoder(model, method=Streaming())
+    with pytest.raises(NotSupported, match="needs a second model: give it as draft_model"):
+        decoder(model, method=DraftModel())
     with pytest.raises(NotSupported, match="another model"):
         tiny.tiny("llama").generate(IDS, custom_generate=decoder(model), max_new_tokens=4)
     with pytest.raises(NotSupported, match="one sequence"):

@@ -402,7 +402,7 @@ def test_batches_are_a_function_of_seed_and_epoch() -> None:
 
 GOOD = {"meaning_representation": "name[X]", "human_reference": "X is here."}
 BAD_FILES = {
-    "": "no examples",
+    "": "no rows",
     json.dumps(GOOD) + "\n{": "line 2: not valid JSON",
     "[1]": "line 1: expected an object",
     json.dumps({"human_reference": "a"}): "line 1: the column 'meaning_representation'",

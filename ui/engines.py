@@ -45,7 +45,7 @@ class State:
 
 
 class Engines:
-    """Holds the engine. ``choice`` (model, adapter, device, dtype) is what ``load`` without arguments loads.
+    """Holds the engine. ``choice`` (model, adapter, device, dtype, draft) is what ``load`` without arguments loads.
 
     Loads and runs stand in one line: a load waits for the runs before it, a run waits for a load.
     """

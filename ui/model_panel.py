@@ -16,6 +16,7 @@ from ui.engines import TOY, Busy, Engines, State
 from ui.rules import Refused
 
 ADAPTERS = ("auto", "none")
+NO_DRAFT = "none"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -31,6 +32,7 @@ class ModelPanel:
     adapter: gr.Dropdown
     device: gr.Dropdown
     dtype: gr.Dropdown
+    draft: gr.Dropdown
     load: gr.Button
     unload: gr.Button
     need: gr.HTML
@@ -46,19 +48,28 @@ class ModelPanel:
             self.unload: gr.update(interactive=state.info is not None and not state.loading),
         } | ({self.adapter: gr.update(choices=adapter_choices(state.info.model))} if state.info else {})
 
+    @property
+    def parts(self) -> dict[str, gr.Dropdown]:
+        """The form's fields by what they choose."""
+        return {
+            "model": self.model,
+            "adapter": self.adapter,
+            "device": self.device,
+            "dtype": self.dtype,
+            "draft": self.draft,
+        }
+
     def chosen(self, values: Mapping[Any, Any]) -> dict[str, str]:
         """The choice in the form."""
-        parts = {"model": self.model, "adapter": self.adapter, "device": self.device, "dtype": self.dtype}
-        return {name: str(values[part] or "") for name, part in parts.items()}
+        return {name: str(values[part] or "") for name, part in self.parts.items()}
 
     def show(self, choice: Mapping[str, str]) -> dict[Any, Any]:
         """Put a choice into the form."""
-        parts = {"model": self.model, "adapter": self.adapter, "device": self.device, "dtype": self.dtype}
-        return {part: choice[name] for name, part in parts.items()}
+        return {part: choice[name] for name, part in self.parts.items() if name in choice}
 
     @property
     def choice(self) -> list[Any]:
-        return [self.model, self.adapter, self.device, self.dtype]
+        return list(self.parts.values())
 
     @property
     def outputs(self) -> list[Any]:
@@ -135,8 +146,9 @@ def line(state: State) -> str:
 def layout(engines: Engines) -> ModelPanel:
     """Lay out the panel with the choice that is being loaded."""
     chosen, anything = engines.choice, not engines.rules.models
-    known = [entry.name for entry in catalogue()] if anything else engines.rules.models
+    known = [entry.name for entry in catalogue()] if anything else list(engines.rules.models)
     names = list(dict.fromkeys([chosen["model"], *known, TOY]))
+    second = chosen.get("draft", NO_DRAFT)
     status = gr.HTML(line(engines.state))
     with gr.Accordion(title(engines.state), open=False) as fold:
         card = gr.HTML()
@@ -156,8 +168,13 @@ def layout(engines: Engines) -> ModelPanel:
             dtype = gr.Dropdown(
                 list(DTYPES), value=chosen["dtype"], label="Number format", info="Of the weights.", visible=anything
             )
+            draft = gr.Dropdown(
+                list(dict.fromkeys([NO_DRAFT, second, *known])), value=second, allow_custom_value=True,
+                label="Draft model", interactive=True, visible=anything,
+                info="A second, smaller model with the same tokenizer, to compare with: a name, a Hub id or a folder.",
+            )  # fmt: skip
         need = gr.HTML()
         with gr.Row():
             load = gr.Button("Load", size="sm")
             unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
-    return ModelPanel(status, fold, card, model, adapter, device, dtype, load, unload, need)
+    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need)

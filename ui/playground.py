@@ -14,7 +14,7 @@ import gradio as gr
 
 from specstream.chat import Chat
 from specstream.info import EngineInfo
-from specstream.params import METHODS, Standard, Streaming
+from specstream.params import LONGEST_PROMPT, METHODS, Standard, Streaming
 from specstream.runlog import RunLogError
 from specstream.tasks import TASKS
 from ui import chat, controls, history, model_panel, recording, render, runview, suit, visitor
@@ -31,7 +31,6 @@ from ui.worker import Ask, Run
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts.json"
 MOST_WAITING = 64  # runs that wait for the model at a time, told their place; more wait in gradio's own queue
-LONGEST_PROMPT = 50_000  # characters
 
 Updates = dict[Any, Any]
 _numbers = count(1)

@@ -114,9 +114,12 @@ def pending() -> str:
 def model_card(info: EngineInfo) -> str:
     """What is loaded, where it runs and why, and what it can't do."""
     adapter = f"{info.adapter}, {info.gamma} streams" if info.gamma else "none (no streams)"
+    size = f"{_millions(info.draft_parameters)} parameters, {info.draft_bytes / 1e6:,.0f} MB"
+    draft_model = [("Draft model", f"{info.draft_model}, {size}")] if info.draft_bytes else []
     rows = (
         ("Model", f"{info.model}, {_millions(info.parameters)} parameters, from {info.source}"),
         ("Adapter", f"{adapter}{_extra(info)}"),
+        *draft_model,
         ("Device", f"{info.device}: {info.device_reason}"),
         ("Number format", f"{info.dtype}: {info.dtype_reason}"),
         ("Context", f"{info.context:,} tokens"),

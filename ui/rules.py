@@ -45,12 +45,12 @@ class Rules:
                 f"The prompt has {characters:,} characters; this demo takes {self.longest_prompt:,}: shorten it."
             )
 
-    def check_choice(self, model: str, adapter: str, device: str, dtype: str) -> None:
+    def check_choice(self, model: str, adapter: str, device: str, dtype: str, draft: str = "none") -> None:
         """Raises Refused for a model that the demo does not load: from elsewhere, or in a form of its own."""
         if not self.models:
             return
         bare = adapter.replace("_", "").replace("-", "").isalnum()  # a name, no folder and no address
-        if model not in self.models or not bare or (device, dtype) != ("auto", "auto"):
+        if model not in self.models or not bare or (device, dtype, draft) != ("auto", "auto", "none"):
             raise Refused(f"This demo loads {' and '.join(self.models)} with their own adapters only.")
 
     def check_unload(self) -> None:

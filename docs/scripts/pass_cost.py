@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from specstream import engine
-from specstream.bench import commit, machine
+from specstream.bench.machine import commit, machine
 from specstream.events import Draft
 
 PROMPT = "Facts: name[The Salted Fig], eatType[pub], food[Italian], area[riverside]\nText: The Salted Fig is"

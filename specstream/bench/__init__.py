@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from specstream.bench.cases import spec_bench as spec_bench
     from specstream.bench.machine import commit as commit
     from specstream.bench.machine import described as described
-    from specstream.bench.machine import machine as machine
     from specstream.bench.outside import references as references
-    from specstream.bench.results import decode_tokens as decode_tokens
     from specstream.bench.results import result_rows as result_rows
     from specstream.bench.results import total_of as total_of
     from specstream.bench.runner import Ours as Ours
@@ -36,9 +34,7 @@ _HOME = {
     "spec_bench": "cases",
     "commit": "machine",
     "described": "machine",
-    "machine": "machine",
     "references": "outside",
-    "decode_tokens": "results",
     "result_rows": "results",
     "total_of": "results",
     "Ours": "runner",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specstream.tasks import task
+from specstream.tasks import Task, task
+from specstream.training.sources import TaskRow, task_rows
 
 SPEC_BENCH = "spec-bench"
 
@@ -82,21 +83,13 @@ def _has_turns(file: Path) -> bool:
 
 def read_prompts(engine: Any, file: Path, task_name: str, limit: int = 0) -> list[str]:
     """Prompts of the first rows of a JSONL file (0: all). Raises DataError naming a bad line."""
-    from specstream.training.sources import DataError, read_rows
-
     chosen = task(task_name)
-    out: list[str] = []
-    for number, row in read_rows(file):
-        if limit and len(out) >= limit:
-            break
-        try:
-            chosen.row_prompt(row)
-        except ValueError as error:
-            raise DataError(f"{file}, line {number}: {error}.") from None
-        out.append(engine.prompt("chat", row["prompt"]) if task_name == "chat" else chosen.row_prompt(row))
-    if not out:
-        raise DataError(f"{file} holds no rows.")
-    return out
+    return [prompt_of(engine, chosen, row) for row in task_rows(str(file), "", chosen, limit, answers=False)]
+
+
+def prompt_of(engine: Any, chosen: Task, row: TaskRow) -> str:
+    """The prompt of a row; for ``chat`` in the model's own template."""
+    return str(engine.prompt("chat", row.columns["prompt"])) if chosen.name == "chat" else row.prompt
 
 
 def _question(line: str, where: str) -> Case:

@@ -192,7 +192,7 @@ def largest(method: Method) -> Method:
         return replace(method, tree="best-first", budget=max(BUDGETS), width=max(WIDTHS), depth=0, prune=0.0)
     if isinstance(method, PromptLookup):
         return replace(method, budget=max(BUDGETS), depth=16)
-    raise ValueError("Standard decoding has no tree to tune.")
+    raise ValueError(f"{method.label} can't be tuned: choose {Streaming.name} or {PromptLookup.name}.")
 
 
 @dataclass(frozen=True)

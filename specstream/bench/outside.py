@@ -20,6 +20,7 @@ from specstream import adapters, anatomy, models
 from specstream.bench.tables import REFERENCES
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
+from specstream.pairing import NONE
 from specstream.params import Sampling
 from specstream.sampling import Picker
 from specstream.target import synchronize
@@ -141,11 +142,17 @@ def _reason(ended: bool, stopped: bool, full: bool) -> Reason | None:
 
 
 def references(names: Sequence[str], engine: Engine, adapter: str, assistant: str | None) -> list[Reference]:
-    """The references of these names on a stock copy of the engine's model, loaded once. Raises ReferenceUnavailable."""
+    """The references of these names on a stock copy of the engine's model, loaded once.
+
+    ``assistant`` None is the engine's draft model, loaded once more as transformers loads it. Raises
+    ReferenceUnavailable.
+    """
     if not names:
         return []
+    if assistant is None and (draft := engine.info.draft_model) not in NONE:
+        assistant = draft
     if "hf-assistant" in names and not assistant:
-        raise ReferenceUnavailable("The method hf-assistant needs a second model: give --assistant MODEL.")
+        raise ReferenceUnavailable("The method hf-assistant needs a second model: give --draft-model or --assistant.")
     if engine.info.model == "toy":
         raise ReferenceUnavailable("The toy model is not a transformers model: outside references can't run on it.")
     model = stock(engine.info.model, adapter, engine.info.device, engine.info.dtype)

@@ -29,10 +29,11 @@ def _result(row: Row, standard: Row, task: str) -> dict[str, Any]:
         "method": row.contender.name,
         "label": row.contender.label,
         "settings": row.contender.settings,
-        **_amounts(row.runs),
+        **amounts(row.runs),
         **_speedups(standard.runs, row.runs),
         **_costs(row, standard),
         "identical": row.identical,
+        "compared": sum(a.verdict.agreement is not Agreement.UNKNOWN for a in row.asked),
         "total": len(row.asked),
         "differences": [_difference(i, a) for i, a in enumerate(row.asked) if a.verdict.position is not None],
         "peak_memory": row.peak_memory,
@@ -43,7 +44,8 @@ def _result(row: Row, standard: Row, task: str) -> dict[str, Any]:
     }
 
 
-def _amounts(runs: Sequence[RunStats]) -> dict[str, Any]:
+def amounts(runs: Sequence[RunStats]) -> dict[str, Any]:
+    """What many runs wrote and how long it took, as docs/metrics.md names it."""
     total = total_of(runs)
     return {
         "prompts": len(runs),
@@ -129,7 +131,7 @@ def _by_category(row: Row, standard: Row) -> dict[str, Any]:
         picked = [i for i, a in enumerate(row.asked) if a.category == name]
         runs, plain = [row.runs[i] for i in picked], [standard.runs[i] for i in picked]
         agreed = sum(row.asked[i].verdict.agreement is Agreement.IDENTICAL for i in picked)
-        out[name] = _amounts(runs) | {"speedup": speedup(total_of(plain), total_of(runs)), "identical": agreed}
+        out[name] = amounts(runs) | {"speedup": speedup(total_of(plain), total_of(runs)), "identical": agreed}
     return out
 
 

@@ -11,7 +11,7 @@ from specstream.bench.cases import Case
 from specstream.bench.machine import PeakMemory
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Verdict
-from specstream.params import Method, Sampling, Standard, Streaming
+from specstream.params import DraftModel, Method, Sampling, Standard, Streaming
 from specstream.session import text_of, token_ids, verdict
 from specstream.stats import RunStats, summarize
 from specstream.target import never
@@ -40,7 +40,8 @@ class Ours:
     def __init__(self, engine: Engine, method: Method, stop: Callable[[], bool] = never) -> None:
         self._engine, self.method, self._stop = engine, method, stop
         self.name, self.label, self.settings = method.name, method.described(), method.to_dict()
-        extra = {Streaming.name: engine.info.extra_parameters} | engine.info.head_parameters
+        extra = {Streaming.name: engine.info.extra_parameters, DraftModel.name: engine.info.draft_parameters}
+        extra |= engine.info.head_parameters
         self.extra_parameters = extra.get(method.name, 0)
 
     def run(self, prompt: str, sampling: Sampling) -> list[Event]:

@@ -36,6 +36,11 @@ def _share(row: Result) -> str:
     return "-" if row["outside_share"] is None else f"{100 * row['outside_share']:.1f} %"
 
 
+def _identical(row: Result) -> str:
+    compared = row.get("compared", row["total"])  # older results don't say
+    return f"{row['identical']}/{compared}" if compared else "-"
+
+
 COLUMNS = (
     Column("method", "what was measured", lambda row: row["label"]),
     Column("tokens/s", "tokens after the first per second of the steps", _number("tokens_per_second", 1)),
@@ -45,9 +50,7 @@ COLUMNS = (
     Column("ideal", "tokens per step / step cost", _number("ideal_speedup")),
     Column("lowest", "speed-up of the slowest prompt", _number("speedup_lowest")),
     Column("waste", "drafted tokens that were checked for nothing, per token written", _number("waste")),
-    Column(
-        "identical", "prompts with the same tokens as standard decoding", lambda r: f"{r['identical']}/{r['total']}"
-    ),
+    Column("identical", "prompts with the same tokens as standard decoding", _identical),
     Column("prompt passes, s", "time until the first tokens, kept out of tokens/s", _number("prefill_seconds")),
     Column("outside pass", "share of the time of the steps outside of the model's pass", _share),
     Column("memory, MB", "largest amount while the method ran", lambda row: f"{row['peak_memory'] / 1e6:.0f}"),

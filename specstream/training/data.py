@@ -77,13 +77,9 @@ def read_examples(
     """
     out: list[Example] = []
     too_long: list[int] = []
-    for number, row in sources.rows(data, split):
-        try:
-            prompt, references = task.row_prompt(row), task.references(row)
-        except ValueError as error:
-            raise DataError(f"{data}, line {number}: {error}.") from None
-        pairs = [_encode(prompt, reference, tokenizer) for reference in references]
-        too_long += [number] * any(len(e) > max_length for e in pairs)
+    for row in sources.task_rows(data, split, task):
+        pairs = [_encode(row.prompt, reference, tokenizer) for reference in row.references]
+        too_long += [row.number] * any(len(e) > max_length for e in pairs)
         out += [e for e in pairs if len(e) <= max_length]
     if too_long:
         rows = "1 row is" if len(too_long) == 1 else f"{len(too_long)} rows are"
@@ -95,15 +91,7 @@ def read_examples(
 
 def read_prompts(data: str, task: Task, split: str = "train") -> list[str]:
     """The different prompts of a file or dataset, in its order. Raises DataError naming the line of a bad row."""
-    out: dict[str, None] = {}
-    for number, row in sources.rows(data, split):
-        try:
-            out[task.row_prompt(row)] = None
-        except ValueError as error:
-            raise DataError(f"{data}, line {number}: {error}.") from None
-    if not out:
-        raise DataError(f"{data} holds no prompts.")
-    return list(out)
+    return list(dict.fromkeys(row.prompt for row in sources.task_rows(data, split, task, answers=False)))
 
 
 def _encode(prompt: str, reference: str, tokenizer: PreTrainedTokenizerBase) -> Example:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from specstream.sources import first_line, hub_reachable
+from specstream.tasks import Task
 
 HUB = "hub:"
 CONVERTED = "refs/convert/parquet"  # the Hub's own copy, as plain tables, of a dataset that comes as a program
@@ -46,6 +48,31 @@ def rows(data: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     for number, row in enumerate(_fetch(HubName.parse(data), split), 1):
         yield number, dict(row)
+
+
+class TaskRow(NamedTuple):
+    """A row by a task's columns. ``references`` is empty where none were asked for."""
+
+    number: int
+    columns: dict[str, Any]
+    prompt: str
+    references: list[str]
+
+
+def task_rows(data: str, split: str, task: Task, limit: int = 0, answers: bool = True) -> Iterator[TaskRow]:
+    """The first ``limit`` rows (0: all) as a task reads them, with their references if ``answers``.
+
+    ``data`` and ``split`` are those of ``rows``. Raises DataError with the number of a bad row, and for data without
+    any.
+    """
+    number = 0
+    for number, row in islice(rows(data, split), limit or None):
+        try:
+            yield TaskRow(number, row, task.row_prompt(row), task.references(row) if answers else [])
+        except ValueError as error:
+            raise DataError(f"{data}, line {number}: {error}.") from None
+    if not number:
+        raise DataError(f"{data} holds no rows.")
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
