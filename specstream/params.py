@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 LONGEST_PROMPT = 50_000  # characters: longer than any context, and read in a moment
@@ -119,11 +119,11 @@ class Streaming(LevelTree):
     label: ClassVar[str] = "Speculative Streaming"
 
     streams: str = choice(
-        "in-pass",
+        "auto",
         "Streams",
         "in-pass: every verified token carries streams (the paper); deferred: a short second pass makes those of the "
-        "last accepted token. The drafts are the same.",
-        ("in-pass", "deferred"),
+        "last accepted token. The drafts are the same. auto: deferred on a CPU, where it is faster; else in-pass.",
+        ("auto", "in-pass", "deferred"),
     )
     prune: float = number(
         0.0,
@@ -133,6 +133,10 @@ class Streaming(LevelTree):
         1,
         0.01,
     )
+
+    def on(self, device: str) -> Streaming:
+        """The same with "auto" decided for a device."""
+        return self if self.streams != "auto" else replace(self, streams="deferred" if device == "cpu" else "in-pass")
 
 
 @dataclass(frozen=True)
@@ -173,13 +177,14 @@ class DraftModel(ChainTree):
     drafts: str = choice(
         "greedy",
         "Drafts",
-        "greedy: its likeliest tokens; the text is that of standard decoding. sampled: tokens drawn from it, no "
-        "alternatives; the text has the same distribution, but is another one than standard decoding's.",
-        ("greedy", "sampled"),
+        "greedy: its likeliest tokens. coupled: what it would write itself with the seed; with both the text is that "
+        "of standard decoding. sampled: other draws; the text has the same distribution, but is another one. The last "
+        "two draft no alternatives, all of the depth, and are greedy at temperature 0.",
+        ("greedy", "coupled", "sampled"),
     )
 
     def exact(self, sampling: Sampling) -> bool:
-        return self.drafts == "greedy" or sampling.temperature == 0
+        return self.drafts != "sampled" or sampling.temperature == 0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Verification: the only place where tokens are accepted.
 
 Rule: at each row take the target's own choice. If a child carries that token, go there, else stop; the last choice is
-the next root. It is exact for any draft that does not look at the noise, chain or tree, at any temperature.
+the next root. The tokens are those of standard decoding whatever was drafted, chain or tree, at any temperature.
+Where the picker knows of a draw, the ratio rule makes the choice (``specstream.sampling``).
 """
 
 from __future__ import annotations

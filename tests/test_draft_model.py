@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,25 +62,25 @@ def draft_run(anatomy: Any, second: Any, sampling: Sampling, params: DraftModel 
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_greedy_drafts_equal_generate(family: str) -> None:
+def test_exact_drafts_equal_generate(family: str) -> None:
     model = tiny.tiny(family)
     anatomy, second = dissect(model), dissect(relative(model))
     fates: Counter[Fate] = Counter()
-    for seed, temperature in enumerate((0.0, 0.7, 1.3)):
+    for seed, (temperature, drafts) in enumerate(((0.0, "greedy"), (0.7, "greedy"), (1.3, "coupled"))):
         sampling = Sampling(max_new_tokens=24, temperature=temperature, seed=seed, repetition_penalty=1 + 0.2 * seed)
         want = tiny.generate_ids(model, PROMPT, sampling)
-        steps = tiny.finish(draft_run(anatomy, Counting(second), sampling))
+        steps = tiny.finish(draft_run(anatomy, Counting(second), sampling, replace(EAGER, drafts=drafts)))
         assert tiny.ids_of(steps) == want
         fates.update(fate for s in steps for fate in s.draft.fate)
     assert min(fates[Fate.ACCEPTED], fates[Fate.REJECTED]) > 10
 
 
-def test_a_model_that_drafts_for_itself_is_always_right() -> None:
+@pytest.mark.parametrize(("drafts", "temperature"), [("greedy", 0.0), ("coupled", 1.3), ("sampled", 1.3)])
+def test_a_model_that_drafts_for_itself_is_always_right(drafts: str, temperature: float) -> None:
     anatomy = dissect(tiny.tiny("llama"))
     second = Counting(anatomy)
-    steps = tiny.finish(
-        draft_run(anatomy, second, Sampling(max_new_tokens=26), DraftModel(confidence=0, depth=4, width=1))
-    )
+    params = DraftModel(confidence=0, depth=4, width=1, drafts=drafts)
+    steps = tiny.finish(draft_run(anatomy, second, Sampling(max_new_tokens=26, temperature=temperature), params))
     assert [len(s.tokens) for s in steps] == [1, 5, 5, 5, 5, 5]
     assert {fate for s in steps for fate in s.draft.fate} == {Fate.ACCEPTED}
     assert second.rows == [len(PROMPT), 1, 1, 1, 1] + [2, 1, 1, 1] * 4  # the last draft was never read, nor the bonus

@@ -30,8 +30,9 @@ class Second(Target, Protocol):
 
 
 class DraftModelDrafter:
-    """Drafts a chain of the draft model's likeliest tokens, with the next likeliest beside each; or, when sampling with
-    ``drafts`` "sampled", a chain drawn from it, which the ``picker`` of the run is then told.
+    """Drafts a chain of the draft model's likeliest tokens, with the next likeliest beside each. When sampling it can
+    also draft a chain of draws: "coupled" by the noise that the target's choice has at each position, or "sampled" by
+    noise of its own, which the ``picker`` of the run is then told.
 
     The model has a cache of its own: what was accepted stays in it, so a step reads the tokens that are new only.
     ``ids`` are the committed tokens; the list grows as the run does. ``vocabulary`` is the number of tokens that the
@@ -41,6 +42,7 @@ class DraftModelDrafter:
     def __init__(self, model: Second, ids: Sequence[int], params: DraftModel, picker: Picker, vocabulary: int) -> None:
         self._model, self._ids, self._params, self._picker = model, ids, params, picker
         self._vocabulary = vocabulary
+        self._greedy = params.drafts == "greedy" or picker.greedy
         self._read: list[int] = []  # the tokens in the model's cache
         self._same = 0  # so many of them are known to be the text's
 
@@ -63,16 +65,19 @@ class DraftModelDrafter:
             token, prob = levels[-1][0]
             path.append(token)
             joint *= prob
-            if len(path) == depth or joint < self._params.confidence:
+            if len(path) == depth or (self._greedy and joint < self._params.confidence):
                 break
             logits = self._pass([token])
         return levels
 
     def _level(self, logits: Tensor, path: list[int]) -> Level:
         """The candidates that follow ``path``, with their probabilities: the likeliest, or the one that is drawn."""
-        if self._params.drafts == "greedy" or self._picker.greedy:
+        if self._greedy:
             return likeliest(logits[None], self._params.width)[0]
         prefix = [*self._ids, *path]
+        if self._params.drafts == "coupled":
+            token = self._picker.pick(logits, prefix)
+            return [(token, float(self._picker.probabilities(logits, prefix)[token]))]
         drawn = self._picker.drawn[len(prefix)] = self._picker.draw(logits, prefix)
         return [(drawn.token, float(drawn.probs[drawn.token]))]
 
