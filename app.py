@@ -38,7 +38,7 @@ def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **
     page = app.build(engines, *open_log(db))
     engines.load()  # in the background: the page is served at once
     try:
-        page.launch(server_name=host, server_port=port or None, **app.launch_options())
+        page.launch(server_name=host, server_port=port or None, **app.launch_options(engines.rules))
     except OSError:
         raise click.ClickException(f"Port {port} is taken: stop what uses it or choose another with --port.") from None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from ui.rules import DEMO, OPEN, Rules
 
 pytestmark = pytest.mark.timeout(240)
 GUIDE = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+FORM = "multipart/form-data; boundary=x"
+UPLOAD = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\nsome text\r\n--x--\r\n'
 ADDRESS = "http://127.0.0.1:7860"
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
 
@@ -31,7 +35,7 @@ def serve(folder: Path, rules: Rules = OPEN, **options: Any) -> Any:
     engines.load()
     assert list(engines.watch(0.01))[-1].info
     page = app.build(engines, RunLog(folder / "runs.db"))
-    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options() | options)
+    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options(rules) | options)
     return page
 
 
@@ -95,6 +99,9 @@ def test_a_demo_caps_the_runs_of_programs_too(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="at most 256 new tokens"):
         client.predict("Hi", settings={"max_new_tokens": 257}, api_name="/generate")
     assert client.predict("Hi", settings={"max_new_tokens": 9}, api_name="/generate")["text"]
+    request = urllib.request.Request(page.local_url + "gradio_api/upload", UPLOAD, {"Content-Type": FORM})
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        urllib.request.urlopen(request)
     page.close()
 
 

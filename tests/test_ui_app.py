@@ -105,6 +105,19 @@ def test_stop_is_told_at_once_not_with_the_next_update(monkeypatch: pytest.Monke
     assert finished(last, Lane.METHOD).reason is Reason.STOPPED and time.monotonic() - began < 2  # an update takes 10 s
 
 
+def test_stop_does_not_wait_for_a_slow_step() -> None:
+    run = Run(loaded(pace=4), None, ask(tokens=2000))
+    view = View(Feed("live"))
+    for batch in run.batches():
+        for item in batch:
+            view.add(item)
+        if view.steps:
+            run.stop.set()
+    assert run._thread.is_alive()  # inside its step still
+    view.close(run.stop.is_set())
+    assert view.words.startswith("Done: stopped by you") and view.tone == "plain"
+
+
 def test_a_run_that_nobody_watches_stops_after_the_grace_time_and_frees_the_engine() -> None:
     engines = loaded(pace=0.02)
     run = Run(engines, None, ask(tokens=2000, ignore_eos=True))

@@ -9,9 +9,11 @@ import gradio as gr
 
 from ui import api, benchmark, compare, finetune, howto, playground, render, sessions, theme
 from ui.engines import Engines
+from ui.rules import OPEN, Rules
 
 STYLE = Path(__file__).parents[1] / "assets" / "style.css"
 KEYS = Path(__file__).parent / "keys.html"
+NO_FILES = 1  # bytes of an upload in a demo: gradio takes files at its own address, also where no field asks for one
 TITLE = "Speculative Streaming"
 INTRO = """# Speculative Streaming, live
 A language model drafts for itself: extra streams guess several tokens ahead, and the next pass checks all of them at
@@ -50,9 +52,10 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
     return demo.queue(max_size=2 * playground.MOST_WAITING)
 
 
-def launch_options() -> dict[str, Any]:
+def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
     """What gradio 6 takes at launch rather than at build: the look, and what is switched off."""
     return {
+        "max_file_size": NO_FILES if rules.demo else None,
         "theme": look(),
         "css": theme.variables() + STYLE.read_text(encoding="utf-8"),
         "head": KEYS.read_text(encoding="utf-8"),

@@ -1,8 +1,8 @@
 // The two texts: one span per token in one span per step.
 function tokenSpan([text, depth], index) {
-  const span = tag("span", "ss-tok " + depthClass(depth), text);
+  const span = tag("span", "ss-tok " + depthClass(depth));
   span.dataset.token = index;
-  if (/\n/.test(text)) span.classList.add("ss-newline");
+  span.append(...text.split(/(\n)/).map((piece) => (piece === "\n" ? tag("span", "ss-newline", piece) : piece))); // marked by the style: the text stays as it is
   return span;
 }
 

@@ -1,0 +1,284 @@
+"""The Playground in a real browser: chat, the line before the model, the model panel, a demo, text of every script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browsing import MARKS, SLOW, chromium, serious, visit  # sets the environment of gradio
+
+# isort: split
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from specstream.events import Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token
+from specstream.runlog import RunLog
+from specstream.toy import load_toy
+from tests.ports import free_port
+from ui import app
+from ui.engines import Engines
+from ui.rules import DEMO, OPEN, Rules
+
+pytestmark = MARKS
+CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
+LOADED: list[dict[str, str]] = []  # what was asked for, load by load
+SCRIPTS = ["  two\n", "\tspaces ", "\n\n", "שלום", " مرحبا", " 🌊", "👩‍👩‍👧", " e\u0301", "漢字", " end"]
+
+
+def toy_of(pace: float) -> Any:
+    """A loader that gives the toy model in the name of the one that is wanted."""
+
+    def loader(progress: Any, **choice: str) -> Any:
+        LOADED.append(choice)
+        engine = load_toy(pace)
+        task = "e2e" if choice["adapter"] in ("auto", "none") else choice["adapter"]
+        engine.info = replace(engine.info, model=choice["model"], task=task, adapter=task)
+        return engine
+
+    return loader
+
+
+@contextmanager
+def served(runlog: Any, rules: Rules = OPEN, pace: float = 0.005, model: str = "toy") -> Iterator[str]:
+    engines = Engines(CHOICE | {"model": model}, toy_of(pace), rules)
+    engines.load()
+    page = app.build(engines, runlog)
+    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
+    yield page.local_url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+    return RunLog(tmp_path_factory.mktemp("log") / "runs.db")
+
+
+@pytest.fixture(scope="module")
+def url(log: RunLog) -> Iterator[str]:
+    with served(log) as address:
+        yield address
+
+
+def choose_task(page: Page, name: str) -> None:
+    page.get_by_label("Task", exact=True).first.click()
+    page.get_by_role("option", name=name, exact=True).click()
+
+
+def prompt(page: Page) -> Locator:
+    return page.get_by_label("Prompt", exact=True).first
+
+
+def player(page: Page) -> Locator:
+    return page.locator(".ss-player").first
+
+
+def ask(page: Page, text: str) -> None:
+    prompt(page).fill(text)
+    prompt(page).press("Control+Enter")
+
+
+def status(page: Page, words: str) -> None:
+    expect(page.locator(".ss-toolbar .ss-status").first).to_have_text(re.compile(words), timeout=SLOW)
+
+
+# ---- chat ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_goes_on_over_a_reload_until_a_new_one_is_begun(browser: Browser, url: str, log: RunLog) -> None:
+    with visit(browser, url, "Playground") as page:
+        choose_task(page, "Chat")
+        system = page.get_by_label("System prompt, optional")
+        expect(system).to_be_visible(timeout=SLOW)
+        system.fill("Be kind.")
+        said = page.locator(".ss-turns .ss-said")
+        for turn, message in enumerate(("Where is the <b>pub</b>?", "And the café?"), 1):
+            ask(page, message)
+            expect(said).to_have_count(2 * turn, timeout=SLOW)
+            expect(page.locator(".ss-pending")).to_have_count(0, timeout=SLOW)
+            assert said.nth(2 * turn - 2).inner_text() == message and prompt(page).input_value() == ""
+        status(page, "^Done")
+        texts = said.all_inner_texts()
+        assert texts[3] == player(page).locator(".ss-method").inner_text().strip()
+        page.reload()
+        expect(said).to_have_count(4, timeout=SLOW)
+        assert said.all_inner_texts() == texts and system.input_value() == "Be kind."
+        page.get_by_role("button", name="New chat").click()
+        expect(said).to_have_count(0, timeout=SLOW)
+        page.reload()
+        status(page, "Your last run")
+        assert said.count() == 0
+    newest = log.run(log.runs(limit=1)[0]["id"])
+    assert newest["prompt"] == "And the café?" and newest["settings"]["chat"]["system"] == "Be kind."
+    assert newest["settings"]["chat"]["turns"][0][0] == "Where is the <b>pub</b>?"
+
+
+def test_the_hint_loads_the_adapter_that_fits(browser: Browser) -> None:
+    with served(None, model="smollm2-135m") as url:
+        page = browser.new_page()
+        page.goto(url)
+        expect(page.get_by_text("Model: smollm2-135m")).to_be_visible(timeout=SLOW)
+        load = page.get_by_role("button", name="Load the adapter for this task")
+        expect(load).to_be_hidden()
+        choose_task(page, "Questions to SQL")
+        expect(page.get_by_text("The loaded adapter was trained for “Restaurant descriptions")).to_be_visible(
+            timeout=SLOW
+        )
+        load.click()
+        expect(page.get_by_text("Model: smollm2-135m + sql")).to_be_visible(timeout=SLOW)
+        expect(load).to_be_hidden(timeout=SLOW)
+        assert LOADED[-1]["adapter"] == "sql" and LOADED[-1]["model"] == "smollm2-135m"
+        page.close()
+
+
+# ---- the line, the model, the demo -----------------------------------------------------------------------------------
+
+
+def endless(page: Page) -> None:
+    """A run that goes on until it is stopped."""
+    page.get_by_role("button", name="Settings: length, temperature, tree").click()
+    page.get_by_role("button", name="More settings").first.click()
+    page.get_by_label("Ignore end of text").first.check()
+    page.get_by_label("Max new tokens").first.fill("4000")
+    ask(page, "name[Otter Hall]")
+
+
+def test_who_waits_sees_how_many_are_ahead_and_stop_leaves_the_line(browser: Browser) -> None:
+    with served(None, pace=0.05) as url, visit(browser, url, "Playground") as first:
+        endless(first)
+        expect(player(first).locator(".ss-method .ss-tok").nth(3)).to_be_visible(timeout=SLOW)
+        with visit(browser, url, "Playground") as second, visit(browser, url, "Playground") as third:
+            ask(second, "name[Second]")
+            status(second, "1 ahead of you")
+            ask(third, "name[Third]")
+            status(third, "2 ahead of you")
+            second.keyboard.press("Escape")
+            status(second, "Stopped before it began")
+            expect(second.get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=SLOW)
+            status(third, "1 ahead of you")
+            assert player(first).get_attribute("data-state") == "running"  # only its own visitor stops a run
+            first.get_by_role("button", name="Stop", exact=True).click()
+            status(first, "Done: stopped by you")
+            status(third, "Writing|Measuring|Done")
+
+
+def test_the_model_panel_tells_memory_and_unloads(browser: Browser) -> None:
+    with served(None) as url, visit(browser, url, "Playground") as page:
+        page.get_by_role("button", name="Model: toy").click()
+        expect(page.get_by_text("the whole program uses")).to_be_visible(timeout=SLOW)
+        page.get_by_label("Model", exact=True).first.fill("smollm2-1.7b")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text(re.compile("The weights need (3.42|6.85) GB"))).to_be_visible(timeout=SLOW)
+        page.get_by_role("button", name="Unload").click()
+        expect(page.get_by_text("Model: none yet")).to_be_visible(timeout=SLOW)
+        ask(page, "name[The Salted Fig]")
+        status(page, "No model is loaded: choose one under Model and press Load")
+        page.get_by_role("button", name="Load", exact=True).click()
+        expect(page.get_by_role("button", name="Model: smollm2-1.7b")).to_be_visible(timeout=SLOW)
+        ask(page, "name[The Salted Fig]")
+        status(page, "^Done")
+
+
+def test_a_demo_is_smaller_and_says_so(browser: Browser, tmp_path: Path) -> None:
+    with served(RunLog(tmp_path / "runs.db"), DEMO) as url, visit(browser, url, "Playground") as page:
+        expect(page.get_by_text("This is a shared demo: at most 256 new tokens")).to_be_visible()
+        assert page.get_by_role("tab", name="Fine-tune").count() == 0
+        page.get_by_role("button", name="Settings: length, temperature, tree").click()
+        page.get_by_label("Max new tokens").first.fill("300")
+        ask(page, "name[The Salted Fig]")
+        status(page, "This demo writes at most 256 new tokens: choose fewer.")
+        page.get_by_role("button", name="Model: toy").click()
+        expect(page.get_by_role("button", name="Load", exact=True)).to_be_visible(timeout=SLOW)
+        for gone in ("Unload", "Download the database"):
+            assert page.get_by_role("button", name=gone).count() == 0
+        expect(page.get_by_label("Device")).to_be_hidden()
+        assert serious(page) == []
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def log_texts(runlog: RunLog, texts: list[str]) -> str:
+    """A logged run that drafted one token and then wrote these, until one was left to write."""
+    recorder = runlog.start(load_toy().info, "every script", "raw", "streaming", {})
+    draft = Draft((1,), (-1,), (0.5,), (Fate.REJECTED,), (0.1,), (texts[0],))
+    recorder.add(Lane.METHOD, Started("streaming", 1))
+    for index, text in enumerate(texts):
+        token = Token(index, text, Origin.TARGET, 0, -0.1)
+        recorder.add(Lane.METHOD, Step(index, draft if index == 1 else Draft(), (token,), {"verify": 0.1}, 1))
+    recorder.add(Lane.METHOD, Finished(Reason.LENGTH))
+    recorder.close()
+    return recorder.run_id
+
+
+def test_whitespace_scripts_and_emoji_come_through_whole(browser: Browser, url: str, log: RunLog) -> None:
+    run = log_texts(log, SCRIPTS)
+    with visit(browser, url, "Sessions", query=f"&run={run}") as page:
+        shown = page.locator(".ss-player").locator("visible=true")
+        tokens = shown.locator(".ss-method .ss-tok")
+        expect(tokens).to_have_count(len(SCRIPTS), timeout=SLOW)
+        assert tokens.evaluate_all("all => all.map(e => e.textContent)") == SCRIPTS
+        assert shown.locator(".ss-method").evaluate("e => getComputedStyle(e).whiteSpace") == "pre-wrap"
+        ends = shown.locator(".ss-method .ss-newline")
+        assert ends.evaluate_all("all => all.map(e => getComputedStyle(e, '::before').content)") == ['"⏎"'] * 3
+        left = tokens.evaluate_all("all => all.map(e => e.getBoundingClientRect().left)")
+        assert left[4] < left[3]  # Arabic after Hebrew: to the left of it
+        tokens.nth(5).hover()
+        expect(shown.locator(".ss-tip")).to_contain_text("␣🌊")
+
+
+def test_a_step_without_a_draft_says_why(browser: Browser, url: str, log: RunLog) -> None:
+    run = log_texts(log, [" a", " b", " c", " d"])
+    with visit(browser, url, "Sessions", query=f"&run={run}") as page:
+        shown = page.locator(".ss-player").locator("visible=true")
+        expect(shown).to_have_attribute("data-state", "done", timeout=SLOW)
+        words = "e => getComputedStyle(e, '::before').content"
+        assert "Only one token was left to write" in shown.locator(".ss-tree").evaluate(words)
+        shown.get_by_role("button", name="Previous step").click()
+        assert "Nothing was drafted for this step" in shown.locator(".ss-tree").evaluate(words)
+        shown.get_by_role("slider", name="Step").press("Home")
+        assert "the prompt pass" in shown.locator(".ss-tree").evaluate(words)
+
+
+def test_on_a_phone_the_recorded_run_is_one_tap_away(browser: Browser, url: str) -> None:
+    with visit(browser, url, "Playground", width=390) as page:
+        link = page.get_by_role("link", name="Watch a recorded run")
+        box = link.bounding_box()
+        assert box and box["y"] + box["height"] < 844
+        link.click()
+        expect(player(page).get_by_role("button", name="Play")).to_be_in_viewport(timeout=SLOW)
+        covered = "document.querySelector('.ss-toolbar').getBoundingClientRect().bottom"
+        assert (player(page).bounding_box() or {"y": 0})["y"] >= page.evaluate(covered) - 1
+
+
+def test_the_longest_task_fits_its_field(browser: Browser, url: str) -> None:
+    with visit(browser, url, "Playground") as page:
+        field = page.get_by_label("Task", exact=True).first
+        assert field.input_value() == "Restaurant descriptions (E2E NLG)"
+        assert field.evaluate("e => e.scrollWidth <= e.clientWidth")
+        assert page.get_by_role("link", name="Watch a recorded run").is_hidden()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_chat(browser: Browser, url: str, width: int, theme: str) -> None:
+    with visit(browser, url, "Playground", width=width, theme=theme) as page:
+        choose_task(page, "Chat")
+        expect(page.get_by_label("System prompt, optional")).to_be_visible(timeout=SLOW)
+        ask(page, "Where is the pub?")
+        status(page, "^Done")
+        expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible(timeout=SLOW)
+        page.get_by_role("button", name="Model: toy").click()
+        expect(page.get_by_role("button", name="Unload")).to_be_visible(timeout=SLOW)
+        assert serious(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
