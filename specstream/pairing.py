@@ -15,7 +15,8 @@ from specstream.target import ModelTarget
 
 NONE = ("", "none")  # names that mean no draft model
 NO_DRAFT_MODEL = (
-    "No draft model is loaded: name a smaller model with the same tokenizer as the draft model when you load the model."
+    "No draft model is loaded: name a smaller model with the same tokenizer, under Model on the page or with "
+    "--draft-model."
 )
 
 
@@ -39,9 +40,8 @@ class Pair:
 
 def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, half: bool = False) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
-    ``half`` rounds its weights to float16 where they are packed.
 
-    Raises ModelError or DraftModelError.
+    ``half`` rounds its weights to float16 where they are packed. Raises ModelError or DraftModelError.
     """
     source = models.resolve(name, progress)
     progress("Loading the draft model", None)
