@@ -57,10 +57,12 @@ class Target(Protocol):
 class StreamSource(Protocol):
     """A target that drafts: logits of the streams of the row that was accepted last.
 
-    ``prepare`` comes before a run; it raises ValueError for a variant that the source can't do.
+    ``prepare`` comes before a run; it raises ValueError for a variant that the source can't do. ``device_type`` says
+    where it runs ("cpu", "cuda").
     """
 
     gamma: int
+    device_type: str
 
     def prepare(self, deferred: bool, prune: float) -> None: ...
     def stream_logits(self, row: int) -> Tensor: ...
@@ -104,6 +106,7 @@ class ModelTarget:
         self.heads = heads or Heads()
         self.medusa_depth = self.heads.medusa.card.count if self.heads.medusa else 0
         self.gamma = self.adapter.card.gamma if self.adapter else 0
+        self.device_type = anatomy.device.type
         self.context = anatomy.context
         self.stream_rows = 0
         self.pruned: Collection[int] = frozenset()

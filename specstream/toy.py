@@ -90,6 +90,7 @@ class ToyTarget:
     def __init__(self, streaming: bool, pace: float, main: Ngrams | None = None) -> None:
         self._main = main or MAIN
         self.gamma = GAMMA if streaming else 0
+        self.device_type = "cpu"
         self.stream_rows = 0
         self.pruned: frozenset[int] = frozenset()
         self._pace = pace

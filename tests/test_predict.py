@@ -160,7 +160,7 @@ def test_a_measurement_ends_when_it_is_asked_to() -> None:
 
 def test_what_can_not_be_tuned() -> None:
     engine = toy.load_toy(pace=0)
-    with pytest.raises(ValueError, match="no tree"):
+    with pytest.raises(ValueError, match="can.t be tuned"):
         curve.largest(Standard())
     cost = curve.measure(engine, ["Text: The"], seconds=0, sizes=(0, 2))
     with pytest.raises(ValueError, match="Nothing was drafted"):

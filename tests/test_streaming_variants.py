@@ -308,10 +308,24 @@ def test_toy_shows_the_variants() -> None:
     sampling = Sampling(max_new_tokens=60)
     runs = [
         [e for e in toy.load_toy(pace=0).generate("Text:", params, sampling) if isinstance(e, Step)]
-        for params in (Streaming(budget=12), Streaming(budget=12, prune=0.2), Streaming(budget=12, streams="deferred"))
+        for params in (
+            Streaming(budget=12, streams="in-pass"),
+            Streaming(budget=12, streams="in-pass", prune=0.2),
+            Streaming(budget=12, streams="deferred"),
+        )
     ]
     plain, pruned, deferred = runs
     assert tiny.ids_of(plain) == tiny.ids_of(pruned) == tiny.ids_of(deferred)
     assert {Fate.PRUNED, Fate.ACCEPTED} <= set(fates(pruned)) and Fate.PRUNED not in fates(plain)
     assert [s.draft.tokens for s in deferred] == [s.draft.tokens for s in plain]
     assert summarize(deferred).stream_rows < summarize(plain).stream_rows
+
+
+def test_auto_defers_streams_on_a_cpu_only() -> None:
+    assert Streaming().on("cpu") == Streaming(streams="deferred") and Streaming().on("cuda").streams == "in-pass"
+    assert Streaming(streams="in-pass").on("cpu").streams == "in-pass"
+    anatomy, adapter = tiny.model_with_adapter("llama")
+    for params, rows in ((Streaming(), 1), (Streaming(streams="in-pass"), 7)):
+        run = tiny.streaming_run(anatomy, adapter, tiny.prompt(9), Sampling(max_new_tokens=9), params)
+        step = next(s for s in tiny.finish(run) if len(s.draft) == 6)
+        assert step.stream_rows == rows * adapter.card.gamma

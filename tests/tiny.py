@@ -122,7 +122,7 @@ def streaming_run(
     eos: Sequence[int] = (),
 ) -> Run:
     target = ModelTarget(anatomy, adapter, streaming=True)
-    return new_run(target, StreamingDrafter(target, params or Streaming()), ids, sampling, eos)
+    return new_run(target, StreamingDrafter(target, params or Streaming(streams="in-pass")), ids, sampling, eos)
 
 
 def standard_run(anatomy: Anatomy, ids: list[int], sampling: Sampling, eos: Sequence[int] = ()) -> Run:

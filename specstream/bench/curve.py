@@ -94,14 +94,15 @@ class Samples:
 
 @dataclass
 class Cost:
-    """What was measured: ``plain`` without streams, and with them by variant (empty without an adapter)."""
+    """What was measured on ``device``: ``plain`` without streams, with them by variant (empty without an adapter)."""
 
     plain: Samples = field(default_factory=Samples)
     streaming: dict[str, Samples] = field(default_factory=dict)
+    device: str = "cpu"
 
     def of(self, method: Method) -> Curve:
         """Cost of a step of a method by its drafted nodes."""
-        return (self.streaming[method.streams] if isinstance(method, Streaming) else self.plain).curve()
+        return (self.streaming[method.on(self.device).streams] if isinstance(method, Streaming) else self.plain).curve()
 
     @property
     def plain_seconds(self) -> float:
@@ -126,7 +127,8 @@ def measure(
     if reason := engine.info.unavailable.get(PromptLookup.name):
         raise ValueError(reason)
     variants = VARIANTS if Streaming.name not in engine.info.unavailable else ()
-    cost, started = Cost(streaming={name: Samples() for name in variants}), time.perf_counter()
+    cost = Cost(streaming={name: Samples() for name in variants}, device=engine.info.device)
+    started = time.perf_counter()
     kinds: list[tuple[Samples, Streaming | None]] = [(cost.plain, None)]
     kinds += [(s, replace(params or Streaming(), streams=name)) for name, s in cost.streaming.items()]
     for turn, prompt in enumerate(cycle(prompts or [TEXT])):

@@ -16,4 +16,4 @@ class StreamingDrafter(LevelDrafter):
 
     def __init__(self, source: StreamSource, params: Streaming) -> None:
         super().__init__(source.stream_logits, source.gamma, params)
-        source.prepare(params.streams == "deferred", params.prune)
+        source.prepare(params.on(source.device_type).streams == "deferred", params.prune)
