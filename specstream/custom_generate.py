@@ -22,12 +22,13 @@ from transformers.generation.logits_process import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from specstream import adapters, anatomy, pairing, selftest
+from specstream import adapters, anatomy, heads, pairing, selftest
 from specstream.drafters import Given
-from specstream.engine import DRAFTERS, NO_STREAMS
+from specstream.engine import DRAFTERS, NO_EXIT, NO_MEDUSA, NO_STREAMS
 from specstream.events import Reason, Step
+from specstream.heads import Heads
 from specstream.loop import Run, decode
-from specstream.params import DraftModel, Method, PromptLookup, Sampling, Streaming
+from specstream.params import DraftModel, EarlyExit, Medusa, Method, PromptLookup, Sampling, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget
 
@@ -95,10 +96,10 @@ def decoder(
 ) -> Callable[..., Any]:
     """What to give ``model.generate`` as ``custom_generate``: made once for a model, used as often as you like.
 
-    ``adapter`` is the folder of a stream adapter for the model; a shared adapter's tuned weights are merged into the
-    model here, so its own output changes alike. ``draft_model`` is a second model of transformers with the same
-    tokenizer. ``method`` is by default Speculative Streaming with an adapter, else the draft model where there is one,
-    else prompt lookup. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a
+    ``adapter`` is the folder of an adapter for the model, with streams or heads; a shared adapter's tuned weights are
+    merged into the model here, so its own output changes alike. ``draft_model`` is a second model of transformers with
+    the same tokenizer. ``method`` is by default Speculative Streaming with streams, else the draft model where there is
+    one, else prompt lookup. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a
     streamer is named here. Raises ValueError for a model that can't verify draft trees.
     """
     try:
@@ -106,18 +107,26 @@ def decoder(
     except anatomy.UnsupportedModel as error:
         raise NotSupported(str(error)) from error
     loaded = adapters.load(Path(adapter), parts) if adapter else None
+    beside = heads.load(Path(adapter), parts) if adapter else Heads()
+    beside.ready(parts, pack=None)
     if loaded and loaded.main_lora:
         loaded.main_lora.merge(parts)
         loaded.lora = None
+    loaded = loaded if loaded and loaded.card.gamma else None
     if reason := selftest.failure(parts, loaded):
         raise NotSupported(reason)
     second = pairing.usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
     streams = isinstance(chosen, Streaming)
-    if streams and not loaded:
-        raise NotSupported(NO_STREAMS)
-    if isinstance(chosen, DraftModel) and not second:
-        raise NotSupported("The method draft_model needs a second model: give it as draft_model.")
+    needs: dict[type[Method], tuple[Any, str]] = {
+        Streaming: (loaded, NO_STREAMS),
+        Medusa: (beside.medusa, NO_MEDUSA),
+        EarlyExit: (beside.exit, NO_EXIT),
+        DraftModel: (second, "The method draft_model needs a second model: give it as draft_model."),
+    }
+    have, otherwise = needs.get(type(chosen), (True, ""))
+    if not have:
+        raise NotSupported(otherwise)
 
     def generate(
         model: Any,
@@ -132,7 +141,7 @@ def decoder(
         _refuse(input_ids, logits_processor, generation_config, kwargs)
         ids = input_ids[0].tolist()
         seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
-        target = ModelTarget(parts, loaded, streams)
+        target = ModelTarget(parts, loaded, streams, beside)
         sampling = Sampling(max_new_tokens=4096, seed=seed)
         picker = Processed(sampling, processors=logits_processor, sample=bool(generation_config.do_sample))
         given = Given(target, ids, chosen, picker, ModelTarget(second, None, streaming=False) if second else None)

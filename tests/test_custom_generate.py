@@ -12,8 +12,9 @@ from transformers import LogitsProcessor, MaxTimeCriteria, StoppingCriteria, Sto
 from specstream import adapters
 from specstream.anatomy import dissect
 from specstream.custom_generate import NotSupported, decoder
-from specstream.params import DraftModel, PromptLookup, Streaming
+from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Streaming
 from tests import tiny
+from tests.test_heads import bare, random_heads, saved
 
 IDS = torch.tensor([tiny.prompt(8) * 3])
 EAGER = PromptLookup(shortest=1, candidates=4)
@@ -46,6 +47,18 @@ def test_streams_equal_generate(mode: str, tmp_path: Path) -> None:
     theirs, ours = both(model, function)
     assert ours == theirs
     assert (theirs == plain) == (mode == "lossless")  # a shared adapter's weights are in the model now
+
+
+@pytest.mark.parametrize("method", [Medusa(), EarlyExit(confidence=0)])
+def test_heads_without_streams_equal_generate(method: Any, tmp_path: Path) -> None:
+    model = tiny.tiny("llama")
+    with pytest.raises(NotSupported, match="train them beside|train it beside"):
+        decoder(model, method=method)
+    parts = dissect(tiny.tiny("llama"))
+    beside = random_heads(parts)
+    saved(tmp_path, parts, bare(parts), beside.medusa, beside.exit)
+    theirs, ours = both(model, decoder(model, adapter=tmp_path, method=method))
+    assert ours == theirs and both(model, decoder(model, adapter=tmp_path))[1] == theirs
 
 
 @pytest.mark.parametrize("drafts", ["greedy", "sampled"])
