@@ -30,7 +30,7 @@ from specstream.events import Event, Started
 from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import PackedLinear, pack, suits, works
+from specstream.packed import PackedLinear, pack, suits
 from specstream.params import (
     LONGEST_PROMPT,
     METHODS,
@@ -186,20 +186,19 @@ def load(
     started = time.perf_counter()
     where, device_reason = models.choose_device(device)
     kind, dtype_reason = models.choose_dtype(dtype, where)
-    half = where == "cpu" and kind == torch.float16 and works(half=True)
-    if half:
-        kind, dtype_reason = torch.float32, f"{dtype_reason}: weights in float16, arithmetic in float32"
     folder = adapters.find(adapter, model)
     source = models.resolve(model, progress)
     progress("Loading the model", None)
-    network, tokenizer = models.load_model(source, where, kind)
+    half = models.packs(kind, where)
+    network, tokenizer = models.load_model(source, where, torch.float32 if half else kind)
     parameters = sum(p.numel() for p in network.parameters())
     parts, reason = _anatomy(network)
+    half = half and parts is not None  # nothing is packed of a model whose parts are not known
     loaded = _put_on(folder, parts, reason) if folder else None
     extra = loaded.parameter_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
     beside = heads.load(folder, parts) if folder and parts else Heads()
-    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, kind, progress, half)
+    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, half)
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
         parts = _made_ready(parts, loaded, beside, half)
@@ -213,8 +212,8 @@ def load(
         mode=loaded.card.mode if loaded else "",
         device=where,
         device_reason=device_reason,
-        dtype="float16" if half else str(kind).removeprefix("torch."),
-        dtype_reason=dtype_reason,
+        dtype="float16" if half else str(network.dtype).removeprefix("torch."),
+        dtype_reason=dtype_reason + (": weights in float16, arithmetic in float32" if half else ""),
         parameters=parameters,
         extra_parameters=extra,
         gamma=loaded.card.gamma if loaded else 0,

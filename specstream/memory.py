@@ -29,13 +29,15 @@ def need(model: str, device: str = "auto", dtype: str = "auto") -> Need | None:
 
     None where that is not known before it is fetched. Raises ModelError for a model, device or dtype that is none.
     """
-    kind = models.choose_dtype(dtype, models.choose_device(device)[0])[0]
+    where = models.choose_device(device)[0]
+    kind = models.choose_dtype(dtype, where)[0]
+    size = 4 if models.packs(kind, where) else kind.itemsize
     found = models.here(model)
     parameters = _counted(found.path) if found else _listed(model)
     if not parameters:
         return None
-    cache, context = _cache(found.path, kind.itemsize) if found else (0, 0)
-    return Need(parameters * kind.itemsize, cache, context)
+    cache, context = _cache(found.path, size) if found else (0, 0)
+    return Need(parameters * size, cache, context)
 
 
 def _counted(folder: Path) -> int:

@@ -193,7 +193,20 @@ def choose_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
         return torch.float16, "Apple GPUs are fastest in float16"
     if computes_bfloat16(device):
         return torch.bfloat16, "the hardware computes in bfloat16"
-    return torch.float32, "the hardware has no bfloat16 arithmetic"
+    kind = torch.float16 if packs(torch.float16, device) else torch.float32
+    return kind, "the hardware has no bfloat16 arithmetic"
+
+
+def packs(kind: torch.dtype, device: str) -> bool:
+    """Whether weights of this dtype are loaded in float32 and packed in float16, to be computed with in float32.
+
+    So are those in float16 on a CPU, where PyTorch has that product: it reads half as many bytes.
+    """
+    import torch
+
+    from specstream import packed
+
+    return device == "cpu" and kind == torch.float16 and packed.works(half=True)
 
 
 def computes_bfloat16(device: str) -> bool:

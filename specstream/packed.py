@@ -7,6 +7,7 @@ become one product. Both kinds of decoding gain; the figures are in the log of e
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -117,6 +118,17 @@ def pack(anatomy: Anatomy, half: bool = False) -> Anatomy:
     head = PackedLinear(anatomy.head, half)
     anatomy.model.set_output_embeddings(head)
     return replace(anatomy, head=head)
+
+
+@torch.inference_mode()
+def round_weights(anatomy: Anatomy) -> None:
+    """Round what ``pack`` packs to float16, in place: a stock model then computes with the values of a packed one."""
+    for module in (m for layer in anatomy.layers for m in layer.modules() if isinstance(m, nn.Linear)):
+        module.weight.copy_(module.weight.half())
+    if isinstance(anatomy.head, nn.Linear):  # it may be tied to the embedding, which is not rounded
+        head = copy.copy(anatomy.head)
+        head._parameters = dict(head._parameters, weight=nn.Parameter(head.weight.half().float()))
+        anatomy.model.set_output_embeddings(head)
 
 
 Owner = tuple[nn.Module, str]  # a module and the name of a linear map in it

@@ -17,16 +17,19 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from specstream import adapters, packed, selftest, toy
 from specstream.anatomy import UnsupportedModel, context_of, dissect
+from specstream.bench import outside
 from specstream.drafters.standard import StandardDrafter
-from specstream.engine import _float32
+from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
 from specstream.loop import decode
-from specstream.params import Sampling, Standard, Streaming, method
+from specstream.models import load_model, resolve
+from specstream.params import PromptLookup, Sampling, Standard, Streaming, method
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
 from specstream.target import PlainTarget
 from specstream.text import TextStream
 from tests import tiny
+from tests.test_models import save
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -306,6 +309,24 @@ def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
         q(x)
         x.mul_(2)  # the same tensor with other values
         torch.testing.assert_close(q(x), 2 * want["q_proj", 0])
+
+
+def test_float16_on_a_cpu_is_float32_arithmetic_with_rounded_weights(tmp_path: Path) -> None:
+    if not packed.works(half=True):
+        pytest.skip("this build of PyTorch has no packed linear maps in float16")
+    save(tiny.tiny("llama"), tmp_path)
+    engine = load(str(tmp_path), adapter="none", device="cpu", dtype="float16")
+    assert engine.info.dtype == "float16" and engine.info.dtype_reason.endswith("arithmetic in float32")
+    stock = outside.stock(str(tmp_path), "none", "cpu", "float16")
+    whole = load_model(resolve(str(tmp_path)), "cpu", torch.float32)[0]
+    rounded = stock.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(rounded, whole.model.layers[0].mlp.up_proj.weight.half().float())
+    assert torch.equal(stock.get_input_embeddings().weight, whole.get_input_embeddings().weight)
+    sampling = Sampling(max_new_tokens=24, temperature=0.7, ignore_eos=True)
+    want = tiny.generate_ids(stock, tiny.prompt(12), sampling)
+    for chosen in (Standard(), PromptLookup()):
+        run = engine.new_run(list(tiny.prompt(12)), chosen, sampling)
+        assert tiny.ids_of(tiny.finish(run)) == want
 
 
 def test_float32_check_puts_the_model_back_bit_for_bit() -> None:

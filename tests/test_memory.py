@@ -13,7 +13,7 @@ import gradio as gr
 import huggingface_hub
 import pytest
 
-from specstream import memory
+from specstream import memory, packed
 from specstream.memory import Need
 from specstream.params import Sampling, Standard
 from specstream.sources import ModelError
@@ -58,6 +58,10 @@ def test_what_a_folder_needs_is_its_parameters_times_bytes_and_its_cache(folder:
     per_token = 2 * 4 * 2 * 16  # keys and values, layers, heads, width of a head
     assert memory.need(str(folder), "cpu", "float32") == Need(4 * parameters, 4 * per_token * 256, 256)
     assert memory.need(str(folder), "cpu", "bfloat16") == Need(2 * parameters, 2 * per_token * 256, 256)
+    loaded_first = 4 if packed.works(half=True) else 2  # bytes: float16 is packed from float32, and computed with in it
+    assert memory.need(str(folder), "cpu", "float16") == Need(
+        loaded_first * parameters, loaded_first * per_token * 256, 256
+    )
 
 
 def test_what_is_not_here_is_estimated_from_the_catalogue_or_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +70,7 @@ def test_what_is_not_here_is_estimated_from_the_catalogue_or_the_hub(monkeypatch
     assert memory.need("someone/something", "cpu", "float32") is None  # the Hub can't be reached
     answer = SimpleNamespace(safetensors=SimpleNamespace(total=10))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **_: answer)
-    assert memory.need("someone/something", "cpu", "float16") == Need(20)
+    assert memory.need("someone/something", "cpu", "bfloat16") == Need(20)
 
 
 def test_need_is_told_in_words() -> None:

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import errors
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from specstream import models, sources
+from specstream import models, packed, sources
 from specstream.models import DEFAULT, ModelError, choose_device, choose_dtype, load_model, resolve
 from specstream.sources import ModelSource
 from tests import tiny
@@ -446,7 +446,9 @@ def test_dtype_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, flag: str) -
     machine(monkeypatch, **{flag: True})
     assert choose_dtype("auto", "cpu") == (torch.bfloat16, "the hardware computes in bfloat16")
     machine(monkeypatch, **{flag: False, "avx2": True})
-    assert choose_dtype("auto", "cpu") == (torch.float32, "the hardware has no bfloat16 arithmetic")
+    for works, kind in ((True, torch.float16), (False, torch.float32)):
+        monkeypatch.setattr(packed, "works", lambda half, works=works: works)
+        assert choose_dtype("auto", "cpu") == (kind, "the hardware has no bfloat16 arithmetic")
 
 
 @pytest.mark.parametrize("native", [True, False])
