@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specstream import adapters, heads
+from specstream import adapters, cli, engine, heads
 from specstream.adapters import Adapter, Card, HeadCard, base_shape
 from specstream.anatomy import Anatomy, dissect
 from specstream.drafters.early_exit import EarlyExitDrafter
 from specstream.drafters.medusa import MedusaDrafter
-from specstream.params import EarlyExit, Medusa, Sampling
+from specstream.params import EarlyExit, Medusa, Sampling, Standard, Streaming
+from specstream.session import token_ids
 from specstream.target import ModelTarget
 from specstream.training import probe
 from specstream.training.config import Config
@@ -23,6 +24,7 @@ from specstream.training.heads import check_out, head_model
 from specstream.training.trainer import Trainer
 from tests import tiny
 from tests.test_training import DATA, EXAMPLES, Letters, example
+from tests.trainings import rows, save_model
 
 SHAPES = {
     "medusa": HeadCard("medusa", count=2),
@@ -166,6 +168,42 @@ def test_a_folder_with_another_adapter_is_left_alone(tmp_path: Path) -> None:
     for given in (start, None):
         with pytest.raises(DataError, match="holds another adapter"):
             check_out(other, given)
+
+
+def test_from_the_command_line_to_one_engine_with_every_method(tmp_path: Path, capsys, monkeypatch) -> None:
+    """Streams, then both kinds of heads beside them, then standard decoding: one folder, one text."""
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "home"))
+    model, data = str(save_model(tmp_path / "model")), tmp_path / "rows.jsonl"
+    data.write_text(rows(12))
+    streams, out = tmp_path / "streams", tmp_path / "heads"
+
+    def train(*words: str) -> str:
+        common = ["--model", model, "--task", "sql", "--data", str(data), "--device", "cpu", "--precision", "float32"]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", *common, "--layers", "2", "--epochs", "2", "--draft-vocabulary", "60", *words])
+            raise SystemExit(0)
+        found = capsys.readouterr()
+        return found.out if not ended.value.code else found.err
+
+    train("--mode", "shared", "--gamma", "2", "--out", str(streams))
+    beside = ["--start", str(streams), "--out", str(out), "--dev", str(data), "--probes", "1"]
+    words = train("--mode", "medusa", "--gamma", "3", *beside)
+    assert "Heads saved in" in words and "Tokens per step" in words and "--method medusa" in words
+    assert "--method early_exit" in train("--mode", "exit", *beside)
+    assert "holds another adapter" in train("--mode", "exit", "--out", str(streams))
+    assert "no checkpoint" in train("--mode", "exit", "--start", str(streams), "--out", str(tmp_path / "x"), "--resume")
+    assert "after layer 1 to 3" in train("--mode", "exit", *beside, "--layers", "4")
+    loaded = engine.load(model, str(out), "cpu", "float32")
+    h = loaded.make_target(False).anatomy.hidden_size
+    assert loaded.info.head_parameters == {"medusa": 3 * (h * h + h), "early_exit": 2 * h * h}
+    assert {"standard", "streaming", "medusa", "early_exit"}.isdisjoint(loaded.info.unavailable)
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(max_new_tokens=16, temperature=temperature, seed=3, ignore_eos=True)
+        texts = {}
+        for method in (Standard(), Streaming(), Medusa(), EarlyExit(confidence=0)):
+            texts[method.name] = token_ids(list(loaded.generate("7 8 9", method, sampling)))
+        assert len(texts["standard"]) == 16 and all(ids == texts["standard"] for ids in texts.values())
+    assert engine.load(model, str(streams), "cpu", "float32").info.unavailable.keys() >= {"medusa", "early_exit"}
 
 
 @pytest.mark.parametrize("kind", ["medusa", "exit"])

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import ModelCard, errors
 
 from specstream import adapters, cli, modelcard, sharing
-from specstream.adapters import AdapterError, Card
+from specstream.adapters import AdapterError, Card, HeadCard
 from specstream.anatomy import dissect
 from tests import tiny
 
@@ -111,6 +111,17 @@ def test_only_the_adapters_own_files_are_pushed(hub: Hub, folder: Path) -> None:
     assert hub.repos == {"me/streams": False}
 
 
+def test_heads_are_pushed_with_their_adapter(hub: Hub, folder: Path) -> None:
+    card = adapters.read_card(folder)
+    adapters.write_card(folder, replace(card, heads={"medusa": HeadCard("medusa", count=3)}))
+    assert "medusa.safetensors is missing" in message(sharing.push, folder, "me/streams")
+    (folder / "medusa.safetensors").write_bytes(b"heads")
+    (folder / "exit.safetensors").write_bytes(b"not in the card")
+    sharing.push(folder, "me/streams")
+    assert set(hub.files) == {"adapter.safetensors", "medusa.safetensors", "card.json", "README.md"}
+    assert hub.files["medusa.safetensors"] == b"heads" and b"3 Medusa heads" in hub.files["README.md"]
+
+
 def test_a_missing_readme_is_made_for_the_hub(hub: Hub, folder: Path) -> None:
     sharing.push(folder, "hub:me/streams", private=True)
     assert b'adapter="hub:me/streams"' in hub.files["README.md"] and not (folder / "README.md").exists()
@@ -166,7 +177,8 @@ def test_fetch_gives_a_folder_that_loads(hub: Hub, folder: Path, monkeypatch: py
     assert adapters.load(sharing.fetch("me/streams@v1"), dissect(tiny.tiny("llama"))).card.gamma == 3
     assert [a["revision"] for a in asked] == [None, None, "v1"]
     assert all(a["name"] == "me/streams" and not a["local_files_only"] for a in asked)
-    assert set(asked[0]["allow_patterns"]) == {"adapter.safetensors", "card.json", "README.md"}
+    own = {"adapter.safetensors", "medusa.safetensors", "exit.safetensors", "card.json", "README.md"}
+    assert set(asked[0]["allow_patterns"]) == own
 
 
 def test_fetch_without_a_network_takes_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
