@@ -15,7 +15,7 @@ import pytest
 
 from specstream.training.registry import Registry
 from tests.trainings import put_training, rows, save_model
-from ui import app, charts, finetune, trainview
+from ui import app, charts, finetune, finetune_form, trainview
 from ui.engines import Engines
 from ui.finetune import FineTune
 from ui.finetune_form import OWN, PUBLIC
@@ -55,7 +55,10 @@ def values(tab: FineTune, tmp_path: Path) -> Callable[..., dict[Any, Any]]:
 def test_the_form_makes_a_plan(tab: FineTune, values, registry) -> None:
     plan = tab.form.plan(values(gamma=3, batch=4, minutes=7), registry)
     assert (plan.name, plan.model, plan.task, plan.mode, plan.minutes) == ("my-sql", "smollm2-135m", "sql", "shared", 7)
-    assert plan.options == {"gamma": 3, "batch": 4, "validate_every": 50, "hold_out": 6} and plan.owner == "me"
+    assert (
+        plan.options == {"gamma": 3, "batch": 4, "validate_every": 50, "probes": 4, "hold_out": 6}
+        and plan.owner == "me"
+    )
     public = tab.form.plan(values(source=PUBLIC, task="e2e", name=" first "), registry)
     assert (public.name, public.data) == ("first", "hub:tuetschek/e2e_nlg_cleaned")
     assert public.options["hold_out"] == 32 and "targets" not in public.options
@@ -68,6 +71,12 @@ def test_lossless_and_chat_learn_from_the_models_own_answers(tab: FineTune, valu
     chat = tmp_path / "chat.jsonl"
     chat.write_text("".join(json.dumps({"prompt": f"Who is {i}?"}) + "\n" for i in range(20)))
     assert tab.form.plan(values(task="chat", file=str(chat)), registry).options["targets"] == "self"
+
+
+def test_the_words_of_the_settings_are_those_of_the_page(tab: FineTune) -> None:
+    shown = {name: part.get_config()["info"] for name, part in tab.form.settings.items()}
+    assert shown["gamma"] == finetune_form.WORDS["gamma"] and set(finetune_form.WORDS) < set(shown)
+    assert not [words for words in shown.values() if "exit:" in words or "Medusa" in words]
 
 
 def test_a_folder_is_named_by_its_whole_path(tab: FineTune, values, registry, tmp_path: Path, monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -214,7 +215,30 @@ def test_a_folder_that_can_not_be_written_is_a_sentence(data, tmp_path) -> None:
         Registry(tmp_path / "file").start(plan(data))
     with pytest.raises(RegistryError, match="can't be written or read"):
         Registry(tmp_path / "new").start(plan(tmp_path / "missing.jsonl"))
-    assert Registry(tmp_path / "new").all() == []
+    assert Registry(tmp_path / "new").all() == [] and not (tmp_path / "new" / "my-sql").exists()
+
+
+def test_two_programs_begin_one_training(data, behave) -> None:
+    behave("wait")
+    begun: list[Training | Busy] = []
+
+    def begin(name: str) -> None:
+        try:
+            begun.append(Registry().start(plan(data, name)))
+        except Busy as busy:
+            begun.append(busy)
+
+    threads = [threading.Thread(target=begin, args=(f"number-{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(isinstance(one, Training) for one in begun) == 1 and len(begun) == 4
+    trainings = Registry()
+    name = trainings.active().name
+    until(trainings, name, State.RUNNING)
+    trainings.stop(name)
+    until(trainings, name, State.STOPPED)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "x" * 61, "ü"])

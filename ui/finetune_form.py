@@ -37,7 +37,14 @@ MORE = (
     "layers", "start_rank", "exit_rank", "draft_vocabulary", "alpha", "batch", "lr", "validate_every", "probes", "seed",
 )  # fmt: skip
 MINUTES = 20.0  # of a training, as it comes
-HERE = {"validate_every": 50}  # where the page's defaults are not those of the command line
+HERE = {"validate_every": 50, "probes": 4}  # where the page's defaults are not those of the command line
+WORDS = {  # plainer than those of the command line, which trains other things too
+    "gamma": "How many tokens ahead the model drafts: a stream for each.",
+    "lora_rank": "Size of what is learned on the model's layers (LoRA): more learns more and costs more; 0: nothing.",
+    "layers": "How many of the top layers carry streams: more draft better and cost more.",
+    "start_rank": "Size of the map that begins a stream; 0: none.",
+    "exit_rank": "Size of the early exit that drops unlikely drafts; 0: none.",
+}
 MOST_ANSWERS = 500  # prompts that a model answers itself, as it comes
 OWNER = """() => {
   let key = localStorage.getItem("specstream-owner");
@@ -213,7 +220,9 @@ def layout(engines: Engines) -> Form:
 
 def _setting(name: str, slider: bool = False) -> gr.components.Component:
     f = next(f for f in fields(Config) if f.name == name)
-    return controls.component(f, slider=slider, default=HERE.get(name))
+    part = controls.component(f, slider=slider, default=HERE.get(name))
+    part.info = WORDS.get(name, f.metadata["help"])
+    return part
 
 
 def columns(name: str, mode: str) -> str:
@@ -235,12 +244,12 @@ def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
             form.source: gr.update(info=columns(values[form.task], mode)),
             form.mode: gr.update(info=MODE_WORDS[mode]),
             form.name: gr.update(placeholder=registry.free_name(f"my-{values[form.task]}")),
-            form.hint: form.expected(values, registry),
         }
 
-    outputs = [form.file, form.source, form.mode, form.name, form.hint]
-    minutes, batch = form.settings["minutes"], form.settings["batch"]
-    gr.on(
-        [form.task.input, form.source.input, form.mode.input, form.model.input, form.file.change, minutes.change,
-         batch.change], asked, form.inputs, outputs, trigger_mode="always_last", **QUIET,
-    )  # fmt: skip
+    def expected(values: dict[Any, Any]) -> Updates:  # apart from the rest: it reads files, and imports torch once
+        return {form.hint: form.expected(values, registry)}
+
+    kind = [form.task.input, form.source.input, form.mode.input]
+    amount = [form.model.input, form.file.change, form.settings["minutes"].change, form.settings["batch"].change]
+    gr.on(kind, asked, form.inputs, [form.file, form.source, form.mode, form.name], queue=False, **QUIET)
+    gr.on([*kind, *amount], expected, form.inputs, form.hint, trigger_mode="always_last", **QUIET)

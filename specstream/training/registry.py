@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from specstream import shelf
 from specstream.training.progress import Progress, Tail, Writer
 from specstream.training.sources import HUB
 
 RECORD, PROGRESS, OUTPUT, DATA = "training.json", "progress.jsonl", "output.log", "data.jsonl"
+PATIENCE = 10.0  # seconds to wait for another program that begins or stops a training
 GRACE = 120.0  # seconds for the step under way and its checkpoint after a stop wish
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "specstream")
@@ -178,22 +180,39 @@ class Registry:
     def start(self, plan: Plan) -> Training:
         """Begin a training in a folder of its own. Raises Busy or RegistryError."""
         folder = self.root / plan.name
-        with self._guard, _told(folder):
+        with self._alone(folder):
             self._refuse_second()
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                raise RegistryError(f"There is an adapter {plan.name} already: choose another name.") from None
-            if not plan.data.startswith(HUB):
-                shutil.copyfile(plan.data, folder / DATA)
-                plan = replace(plan, data=Path(plan.data).name)
+            plan = self._furnish(folder, plan)
             self._spawn(folder, Record(plan, datetime.now(UTC).isoformat(timespec="milliseconds")))
         return self._training(folder)
+
+    def _furnish(self, folder: Path, plan: Plan) -> Plan:
+        """Make the folder, with a copy of the file to train on; nothing is left of it where that fails."""
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            raise RegistryError(f"There is an adapter {plan.name} already: choose another name.") from None
+        if plan.data.startswith(HUB):
+            return plan
+        try:
+            shutil.copyfile(plan.data, folder / DATA)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return replace(plan, data=Path(plan.data).name)
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Nobody else begins, stops or deletes a training meanwhile; what the system refuses is a RegistryError."""
+        with self._guard, _told(folder):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".lock", timeout=PATIENCE):
+                yield
 
     def resume(self, name: str) -> Training:
         """Go on with a training where it stood; without a checkpoint from the start. Raises Busy or RegistryError."""
         folder = self.root / name
-        with self._guard, _told(folder):
+        with self._alone(folder):
             self._refuse_second()
             if (found := self.get(name)) is None or not found.resumable:
                 raise RegistryError(f"There is nothing to go on with in {name}: start a new training.")
@@ -222,7 +241,7 @@ class Registry:
     def stop(self, name: str) -> None:
         """Ask a training to save a checkpoint and end; after a grace time it is ended. Raises RegistryError."""
         folder = self.root / name
-        with self._guard, _told(folder):
+        with self._alone(folder):
             record = Record.read(folder)
             if not self._alive(record, folder):
                 return
@@ -243,7 +262,7 @@ class Registry:
 
     def delete(self, name: str) -> None:
         """Remove a training with its adapter. Raises RegistryError while it is under way."""
-        with self._guard, _told(self.root / name):
+        with self._alone(self.root / name):
             if (found := self.get(name)) is None:
                 return
             if found.active:
