@@ -415,7 +415,7 @@ def cost(
 
 def _adapter_task(task_name: str | None) -> str | None:
     """The task whose adapter suits: Spec-Bench's questions are asked as chat."""
-    from specstream.bench.cases import SPEC_BENCH
+    from specstream.bench.tables import SPEC_BENCH
 
     return "chat" if task_name == SPEC_BENCH else task_name
 

@@ -210,7 +210,8 @@ def test_turns_go_through_the_chat_template() -> None:
 
 def test_a_file_of_questions_is_known_by_its_turns(questions: Path, tmp_path: Path) -> None:
     loaded = toy.load_toy(pace=0)
-    assert bench.read_cases(loaded, questions, "e2e", 1) == bench.spec_bench(questions, 1)
+    assert (asked := bench.read_cases(loaded, questions, "e2e", 1)) == bench.spec_bench(questions, 1)
+    assert bench.task_of(asked, "e2e") == "spec-bench" and bench.task_of(bench.prompts_as_cases(["a"]), "e2e") == "e2e"
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"meaning_representation": "name[A]"}\n{"meaning_representation": "name[B]"}\n')
     assert bench.read_cases(loaded, rows, "e2e", 1) == [cases.Case(("Facts: name[A]\nText:",))]

@@ -94,7 +94,11 @@ def test_a_file_of_rows_is_read_up_to_the_limit(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"meaning_representation": "name[A]"}\n' * 5)
     last = items(Benchmark(loaded(), None, order(file=file, limit=3)))[-1]
-    assert last.report["rows"][0]["prompts"] == 3
+    assert last.report["rows"][0]["prompts"] == 3 and last.report["task"] == "e2e"
+    file.write_text('{"category": "qa", "turns": ["Text: The", "Text: In"]}\n')
+    last = items(Benchmark(loaded(), None, order(file=file, methods=(Streaming(),))))[-1]
+    assert last.report["task"] == last.report["rows"][1]["task"] == "spec-bench"
+    assert last.report["rows"][1]["prompts"] == 2 and results.title(last.report).startswith("Spec-Bench, 2 prompts")
 
 
 def test_tuning_shows_the_curve_before_the_choice_and_tries_it(tmp_path: Path) -> None:
@@ -103,6 +107,7 @@ def test_tuning_shows_the_curve_before_the_choice_and_tries_it(tmp_path: Path) -
     first, last = (item for item in found if isinstance(item, Result))
     assert "tuned" not in first.report and set(first.report["cost"]) >= {"plain", "streaming", "deferred"}
     assert last.report["tuned"]["method"] == "streaming" and last.report["tuned"]["trials"][0]["total"] == 1
+    assert [i.done for i in found if isinstance(i, Lap) and i.words.startswith("Trying")][-1] in (2, 3)
     assert log.benchmarks()[0]["prompts"] is None
     alone = items(Tuning(loaded(), None, order("name[A]", methods=(PromptLookup(),), seconds=0.1)))[-1]
     assert alone.report["tuned"]["trials"] == [] and alone.report["tuned"]["settings"]["budget"] > 0

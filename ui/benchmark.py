@@ -255,8 +255,8 @@ def _prompt_fields(alone: bool) -> dict[str, Any]:
         )  # fmt: skip
         count = gr.Number(8, label="Prompts", minimum=1, maximum=1000, precision=0, interactive=True, min_width=130,
                           info="At most, from the first on.")  # fmt: skip
-        repeats = gr.Number(1, label="Repeats", minimum=1, maximum=20, precision=0, interactive=True, min_width=130,
-                            info="Of each run; the median counts.")  # fmt: skip
+        repeats = gr.Number(1, label="Repeats", minimum=1, maximum=20 if alone else 2, precision=0, interactive=True,
+                            min_width=130, info="Of each run; the median counts.")  # fmt: skip
     with gr.Accordion("Your own prompts: a file with the columns of the task, or Spec-Bench's questions",
                       open=False, visible=alone):  # fmt: skip
         file = gr.File(label="Prompts, a JSON object on each line", file_types=[".jsonl", ".json"], height=160)

@@ -98,7 +98,7 @@ class Benchmark(Measurement):
         cases = self._cases(engine)
         contenders = [*(bench.Ours(engine, m, self.stop.is_set) for m in order.methods), *self._outside(engine)]
         self._head = bench.described(engine) | {
-            "task": order.task, "repeats": order.repeats, "sampling": order.sampling.to_dict(),
+            "task": bench.task_of(cases, order.task), "repeats": order.repeats, "sampling": order.sampling.to_dict(),
         }  # fmt: skip
         self._done, self._total = 0, bench.runs_of(cases, contenders, order.repeats)
         self._began = self._told = 0.0
@@ -139,7 +139,7 @@ class Benchmark(Measurement):
     def _report(self, rows: list[Any]) -> Report:
         from specstream import bench
 
-        return self._head | {"rows": bench.result_rows(rows, self.ask.task)}
+        return self._head | {"rows": bench.result_rows(rows, self._head["task"])}
 
 
 class Tuning(Measurement):
@@ -176,8 +176,13 @@ class Tuning(Measurement):
         from specstream.bench import curve, tuning
 
         order, stop = self.ask, self.stop.is_set
-        self._say("Choosing the settings, and trying them on other prompts")
+        self._tries, self._most = 0, 3 * order.repeats * (len(cases) // 2)
+        self.put(Lap("Watching what is accepted", 0, self._most))
         if len(cases) > 1:
-            return tuning.tried(engine, cost, cases, method, order.sampling, order.repeats, stop)
+            return tuning.tried(engine, cost, cases, method, order.sampling, order.repeats, stop, self._tried)
         traces = curve.watched(engine, tuning.first_turns(engine, cases), method, order.sampling, stop)
         return curve.tune(cost, traces, method).to_dict() | {"trials": []}
+
+    def _tried(self) -> None:
+        self._tries += 1
+        self.put(Lap("Trying the settings on other prompts", self._tries, self._most))

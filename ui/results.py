@@ -7,7 +7,7 @@ from dataclasses import fields
 from html import escape
 from typing import Any
 
-from specstream.bench.tables import COLUMNS, differences
+from specstream.bench.tables import COLUMNS, SPEC_BENCH, differences
 from specstream.params import METHODS
 from specstream.tasks import TASKS
 
@@ -16,6 +16,8 @@ Report = Mapping[str, Any]
 
 def task_label(name: str | None) -> str:
     """The task in words."""
+    if name == SPEC_BENCH:
+        return "Spec-Bench"
     return TASKS[name].label if name in TASKS else "Prompts as they are"
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from specstream.bench.cases import prompts_as_cases as prompts_as_cases
     from specstream.bench.cases import read_cases as read_cases
     from specstream.bench.cases import spec_bench as spec_bench
+    from specstream.bench.cases import task_of as task_of
     from specstream.bench.machine import commit as commit
     from specstream.bench.machine import described as described
     from specstream.bench.outside import references as references
@@ -32,6 +33,7 @@ _HOME = {
     "prompts_as_cases": "cases",
     "read_cases": "cases",
     "spec_bench": "cases",
+    "task_of": "cases",
     "commit": "machine",
     "described": "machine",
     "references": "outside",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specstream.bench.tables import SPEC_BENCH
 from specstream.tasks import Task, task
 from specstream.training.sources import TaskRow, task_rows
 

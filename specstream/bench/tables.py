@@ -11,6 +11,7 @@ REFERENCES = {
     "hf-prompt-lookup": "transformers prompt lookup",
     "hf-assistant": "transformers assistant model",
 }
+SPEC_BENCH = "spec-bench"  # its questions, among the names of tasks
 Result = Mapping[str, Any]
 
 

@@ -23,11 +23,13 @@ def tried(
     sampling: Sampling,
     repeats: int,
     stop: Callable[[], bool] = never,
+    done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Choose on every other prompt, then measure the choice and the given settings on the rest.
 
     ``predicted`` says what the prompts of the choice promise. ``explained`` says what the other prompts promise for
     the same trees: what is left between it and ``measured`` is the prediction's own error, not that of other prompts.
+    ``done`` is called after each run of standard decoding, the choice and the given settings.
     Raises ValueError for fewer than two prompts, and Cancelled once ``stop`` is true.
     """
     if len(cases) < 2:
@@ -36,7 +38,7 @@ def tried(
     traces = watched(engine, first_turns(engine, ours), method, sampling, stop)
     choice = tune(cost, traces, method)
     methods = [choice.method] if choice.method == method else [choice.method, method]
-    measured = bench(engine, others, [Ours(engine, m, stop) for m in methods], sampling, repeats, stop=stop)
+    measured = bench(engine, others, [Ours(engine, m, stop) for m in methods], sampling, repeats, done, stop=stop)
     if stop():
         raise Cancelled("Stopped before the choice was tried.")
     rows = result_rows(measured, "")
