@@ -12,8 +12,6 @@ from specstream.bench.tables import SPEC_BENCH
 from specstream.tasks import Task, task
 from specstream.training.sources import TaskRow, task_rows
 
-SPEC_BENCH = "spec-bench"
-
 
 class CaseError(ValueError):
     """A file of questions can't be used; the message is one sentence."""
@@ -70,6 +68,11 @@ def read_cases(engine: Any, file: Path, task_name: str, limit: int = 0) -> list[
     if task_name == SPEC_BENCH or _has_turns(file):
         return spec_bench(file, limit)
     return prompts_as_cases(read_prompts(engine, file, task_name, limit))
+
+
+def task_of(cases: Sequence[Case], task_name: str) -> str:
+    """What the cases are: of the task, or Spec-Bench's where these are its questions."""
+    return task_name if all(case.ready for case in cases) else SPEC_BENCH
 
 
 def _has_turns(file: Path) -> bool:
