@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -26,13 +27,13 @@ Product = Callable[[Tensor], Tensor]
 
 def _in_float32(weight: Tensor, bias: Tensor | None) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    multiply = torch.ops.mkldnn._linear_pointwise.default
+    multiply = torch.ops.mkldnn._linear_pointwise.default._op
     return lambda x: multiply(x, packed, bias, "none", [], "")
 
 
 def _in_float16(weight: Tensor, bias: Tensor | None) -> Product:
     packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-    multiply = torch.ops.quantized.linear_dynamic_fp16.default
+    multiply = torch.ops.quantized.linear_dynamic_fp16.default._op  # without Python's checks for fake tensors
     return lambda x: multiply(x, packed)
 
 
@@ -106,18 +107,35 @@ def suits(anatomy: Anatomy, half: bool = False) -> bool:
 def pack(anatomy: Anatomy, half: bool = False) -> Anatomy:
     """Pack every linear map of the layers and the head, in place, where that helps; else change nothing.
 
-    To be called last: weights can't be changed afterwards. ``half`` rounds them to float16.
+    Norms are made one call each. To be called last: weights can't be changed afterwards. ``half`` rounds those of the
+    linear maps to float16.
     """
     if not suits(anatomy, half):
         return anatomy
     groups = list(_groups(anatomy))
     for owners in groups:
         _replace(owners, half)
+    for module in anatomy.model.modules():
+        _one_call(module)
     if not isinstance(anatomy.head, nn.Linear):
         return anatomy
     head = PackedLinear(anatomy.head, half)
     anatomy.model.set_output_embeddings(head)
     return replace(anatomy, head=head)
+
+
+@torch.inference_mode()
+def _one_call(norm: nn.Module) -> None:
+    """Let a norm that computes PyTorch's ``rms_norm`` call just that: families spell it out in seven operations."""
+    weight, own = getattr(norm, "weight", None), vars(norm)
+    eps = own.get("variance_epsilon", own.get("eps"))
+    if not type(norm).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or eps is None:
+        return
+    one = partial(nn.functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
+    x = torch.randn(2, 3, *weight.shape)
+    with suppress(Exception):  # a foreign module may want other inputs: it stays as it is
+        if torch.allclose(norm(x), one(x), rtol=1e-5, atol=1e-6):
+            setattr(norm, "forward", one)  # noqa: B010
 
 
 @torch.inference_mode()

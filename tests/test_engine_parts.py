@@ -311,6 +311,20 @@ def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
         torch.testing.assert_close(q(x), 2 * want["q_proj", 0])
 
 
+@pytest.mark.parametrize(("family", "replaced"), [("llama", True), ("qwen3", True), ("gemma2", False)])
+def test_norms_become_one_call_only_where_that_gives_the_same(family: str, replaced: bool) -> None:
+    model = tiny.tiny(family)
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    for norm in norms:
+        torch.nn.init.uniform_(norm.weight)
+    x = torch.randn(2, 5, *norms[0].weight.shape)
+    with torch.inference_mode():
+        want = norms[0](x)
+        packed.pack(dissect(model))
+        torch.testing.assert_close(norms[0](x), want)
+    assert norms and all(("forward" in vars(norm)) == replaced for norm in norms)
+
+
 def test_float16_on_a_cpu_is_float32_arithmetic_with_rounded_weights(tmp_path: Path) -> None:
     if not packed.works(half=True):
         pytest.skip("this build of PyTorch has no packed linear maps in float16")
