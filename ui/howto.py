@@ -265,7 +265,7 @@ def layout() -> None:
     """Lay out the tab; nothing on it changes."""
     recorded = recording.load()
     gr.HTML(
-        f'<p class="ss-words">The pictures are drawn from a recorded run. {escape(recorded.about)} The method is from '
+        f'<p class="ss-lead">The pictures are drawn from a recorded run. {escape(recorded.about)} The method is from '
         f'the paper <a href="{PAPER}" target="_blank" rel="noopener">{PAPER_NAME} (arXiv 2402.11131)</a>.</p>'
     )
     gr.HTML(html(story(recorded)))

@@ -1,0 +1,200 @@
+"""Pictures of every tab, taken of the running page by a real browser: those of README and docs, or all there are.
+
+python -m docs.scripts.pictures                       the pictures in docs/images, with the default model
+python -m docs.scripts.pictures --all --out FOLDER    every tab on a desktop and a phone, light and dark, to look at
+With --toy: the toy model, which is quick. Tabs that the page does not have are left out; a tab that can't be filled in
+time is shown as it opens, and named.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+from playwright.sync_api import Error, Page, expect, sync_playwright
+
+from specstream.runlog import RunLog
+from specstream.toy import load_toy
+from ui import app, engines
+
+IMAGES = Path(__file__).parents[1] / "images"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
+DESKTOP, PHONE = 1280, 390
+HEIGHTS = {DESKTOP: 900, PHONE: 844}
+TALL = {"How it works": 1500}  # what needs more than a window on a desktop
+QUALITY = 80  # of WebP: text stays sharp, a picture takes 30 to 120 kB
+TABS, TOOLBAR = "[role=tablist]", ".ss-toolbar:visible"  # what a picture may begin with
+LONG = 600_000  # milliseconds until a run, a comparison or a small benchmark must have ended
+SETTLED = 1500  # milliseconds for charts and layout after a change
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture: a tab at a width, in the light or the dark."""
+
+    tab: str
+    width: int = DESKTOP
+    dark: bool = False
+
+    @property
+    def name(self) -> str:
+        words = [*re.findall(r"\w+", self.tab.lower()), *(["phone"] if self.width == PHONE else [])]
+        return "-".join([*words, *(["dark"] if self.dark else [])]) + ".webp"
+
+
+def shots(tabs: list[str], everything: bool) -> list[Shot]:
+    """What is taken of these tabs: each once on a light desktop, and a few as they look elsewhere; or all."""
+    if everything:
+        return [Shot(tab, width, dark) for tab in tabs for width in HEIGHTS for dark in (False, True)]
+    more = [Shot("Playground", dark=True), Shot("Playground", PHONE), Shot("How it works", PHONE, dark=True)]
+    return [Shot(tab) for tab in tabs] + [shot for shot in more if shot.tab in tabs]
+
+
+# ---- what is on the page when a picture is taken ---------------------------------------------------------------------
+
+
+def run(page: Page) -> str:
+    """A run to its end, at a step with a deep path. Returns what the picture begins with, as the others do."""
+    page.get_by_role("button", name="Run", exact=True).click()
+    player = page.locator(".ss-player").first
+    expect(player.locator(".ss-badge")).to_be_hidden(timeout=LONG)
+    expect(player).to_have_attribute("data-state", "done", timeout=LONG)
+    deep = player.locator(".ss-method .ss-tok.d3").or_(player.locator(".ss-method .ss-tok.d1"))
+    deep.last.click()
+    return TOOLBAR
+
+
+def compare(page: Page) -> str:
+    """All methods of the loaded model, measured and raced."""
+    page.get_by_role("button", name="Compare", exact=True).click()
+    for state in ("racing", "over"):
+        expect(page.locator(".ss-race")).to_have_attribute("data-state", state, timeout=LONG)
+    return TOOLBAR
+
+
+def benchmark(page: Page) -> str:
+    """A small one."""
+    page.get_by_label("Prompts", exact=True).fill("3")
+    page.get_by_role("button", name="Run benchmark").click()
+    expect(page.locator(".ss-charts .js-plotly-plot").first).to_be_visible(timeout=LONG)
+    expect(page.get_by_role("button", name="Run benchmark")).to_be_enabled(timeout=LONG)
+    return TOOLBAR
+
+
+def sessions(page: Page) -> str:
+    """The list, with a star."""
+    page.get_by_role("gridcell").nth(2).click()
+    page.get_by_label("Star", exact=True).check()
+    expect(page.get_by_role("gridcell").filter(has_text="★")).to_be_visible(timeout=LONG)
+    return TABS
+
+
+FILLED: dict[str, Callable[[Page], str]] = {
+    "Playground": run,
+    "Compare": compare,
+    "Benchmark": benchmark,
+    "Sessions": sessions,
+}
+
+
+def fill(page: Page, tab: str) -> str:
+    """Let the tab show something. Returns the selector of what the picture begins with."""
+    try:
+        return FILLED[tab](page) if tab in FILLED else TABS
+    except (Error, AssertionError) as error:
+        click.echo(f"{tab}: shown as it opens ({str(error).splitlines()[0]})", err=True)
+        return TABS
+
+
+# ---- taking them -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(model: str, toy: bool) -> Iterator[str]:
+    """The page with an empty log; its address."""
+    choice = {"model": engines.TOY if toy else model, "adapter": "auto", "device": "auto", "dtype": "auto"}
+    loader = (lambda progress, **chosen: load_toy(pace=0.02)) if toy else None
+    known = engines.Engines(choice, loader)
+    known.load()
+    with tempfile.TemporaryDirectory() as folder:
+        page = app.build(known, RunLog(Path(folder) / "runs.db"))
+        page.launch(prevent_thread_lock=True, quiet=True, server_port=None, **app.launch_options())
+        while known.state.loading:
+            time.sleep(0.2)
+        if known.state.error:
+            raise click.ClickException(known.state.error)
+        yield page.local_url
+        page.close()
+
+
+def open_tab(page: Page, name: str) -> None:
+    """Choose a tab on a wide page."""
+    page.get_by_role("tab", name=name, exact=True).click()
+    page.wait_for_timeout(SETTLED)
+
+
+def take(page: Page, shot: Shot, begin: str, folder: Path) -> Path:
+    """The page as the shot wants it, as a WebP file. The browser makes it small."""
+    height = TALL.get(shot.tab, HEIGHTS[DESKTOP]) if shot.width == DESKTOP else HEIGHTS[PHONE]
+    page.set_viewport_size({"width": shot.width, "height": height})
+    page.evaluate("dark => document.body.classList.toggle('dark', dark)", shot.dark)
+    page.mouse.move(0, 0)  # over nothing that answers
+    page.wait_for_timeout(SETTLED)
+    page.locator(begin).first.evaluate("e => e.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(SETTLED)
+    session = page.context.new_cdp_session(page)
+    data = session.send("Page.captureScreenshot", {"format": "webp", "quality": QUALITY})["data"]
+    file = folder / shot.name
+    file.write_bytes(base64.b64decode(data))
+    page.set_viewport_size({"width": DESKTOP, "height": HEIGHTS[DESKTOP]})
+    return file
+
+
+def pictures(page: Page, folder: Path, everything: bool, only: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Fill one tab after the other and take its pictures."""
+    tabs = [tab for tab in page.get_by_role("tab").all_inner_texts() if not only or tab in only]
+    wanted = shots(tabs, everything)
+    for tab in tabs:
+        open_tab(page, tab)
+        begin = fill(page, tab)
+        page.wait_for_timeout(SETTLED)
+        for shot in wanted:
+            if shot.tab == tab:
+                yield take(page, shot, begin, folder)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=IMAGES, show_default=True)
+@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--toy", is_flag=True, help="The toy model: no weights.")
+@click.option("--all", "everything", is_flag=True, help="Every tab in both sizes, light and dark.")
+@click.option("--tab", "only", multiple=True, help="Only this tab; may be given several times.")
+def main(out: Path, model: str, toy: bool, everything: bool, only: tuple[str, ...]) -> None:
+    """Take pictures of the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright, served(model, toy) as url:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        page = browser.new_page(viewport={"width": DESKTOP, "height": HEIGHTS[DESKTOP]})
+        page.set_default_timeout(LONG)
+        page.goto(f"{url}?__theme=light")
+        expect(page.get_by_role("tab").first).to_be_visible(timeout=LONG)
+        page.wait_for_timeout(SETTLED)
+        for file in pictures(page, out, everything, only):
+            click.echo(f"{file} {file.stat().st_size / 1000:.0f} kB")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The pictures in the documentation, and the command that takes them of the running page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.browsing import MARKS, chromium, served  # sets the environment of gradio
+
+# isort: split
+from docs.scripts import pictures
+from docs.scripts.pictures import DESKTOP, HEIGHTS, PHONE, Shot, shots
+from specstream.runlog import RunLog
+
+ROOT = Path(__file__).parents[1]
+MOST = 1_500_000  # bytes of all pictures together
+
+
+def test_every_tab_is_taken_once_and_a_missing_one_is_left_out() -> None:
+    found = shots(["Playground", "Something new"], everything=False)
+    assert {shot.name for shot in found} == {
+        "playground.webp", "something-new.webp", "playground-dark.webp", "playground-phone.webp",
+    }  # fmt: skip
+    assert shots([], everything=False) == []
+    every = shots(["Playground", "Compare"], everything=True)
+    assert len({shot.name for shot in every}) == len(every) == 8
+
+
+def test_pictures_and_pages_agree() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    linked = {
+        (page.parent / target).resolve()
+        for page in pages
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+    files = set((ROOT / "docs" / "images").iterdir())
+    assert linked == files
+    assert sum(file.stat().st_size for file in files) < MOST
+
+
+class TestInABrowser:
+    pytestmark = MARKS
+
+    def test_a_tab_is_taken_in_both_sizes_light_and_dark(self, tmp_path: Path) -> None:
+        log = RunLog(tmp_path / "runs.db")
+        with served(log) as url, chromium() as browser:
+            page = browser.new_page(viewport={"width": DESKTOP, "height": HEIGHTS[DESKTOP]})
+            page.goto(f"{url}?__theme=light")
+            page.get_by_role("tab").first.wait_for()
+            files = list(pictures.pictures(page, tmp_path, True, ("How it works",)))
+        assert [file.name for file in files] == [
+            Shot("How it works", width, dark).name for width in (DESKTOP, PHONE) for dark in (False, True)
+        ]
+        data = [file.read_bytes() for file in files]
+        assert all(file[:4] == b"RIFF" and file[8:12] == b"WEBP" and len(file) > 10_000 for file in data)
+        assert len(set(data)) == 4
