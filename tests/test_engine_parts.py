@@ -14,6 +14,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations import sdpa_attention
 
 from specstream import adapters, packed, selftest, toy
 from specstream.anatomy import UnsupportedModel, context_of, dissect
@@ -323,6 +324,15 @@ def test_norms_become_one_call_only_where_that_gives_the_same(family: str, repla
         packed.pack(dissect(model))
         torch.testing.assert_close(norms[0](x), want)
     assert norms and all(("forward" in vars(norm)) == replaced for norm in norms)
+
+
+def test_shared_keys_are_not_copied_for_every_head_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tiny.tiny("llama"), tmp_path)
+    engine = load(str(tmp_path), adapter="none", device="cpu", dtype="float32")
+    copied: list[int] = []
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda states, times: copied.append(times) or states)
+    run = engine.new_run(tiny.prompt(12), PromptLookup(), Sampling(max_new_tokens=12))
+    assert max(step.rows for step in tiny.finish(run)[1:]) > 1 and not copied
 
 
 def test_float16_on_a_cpu_is_float32_arithmetic_with_rounded_weights(tmp_path: Path) -> None:
