@@ -188,9 +188,15 @@ def test_the_early_exit_is_no_stream(registry) -> None:
     (folder / "progress.jsonl").write_text("".join(json.dumps(e) + "\n" for e in more))
     training = registry.get("my-sql")
     assert training
-    figure = charts.losses(training.progress, "steps", trainview.gamma(training))
+    figure = charts.losses(training.progress, "steps", *trainview.streams(training))
     assert [t.name for t in figure.data if t.mode == "lines"][-2:] == ["stream 4", "early exit"]
     assert dict((n, v) for n, v, _ in trainview.numbers(training))["Loss of the streams"] == "4.80"
+
+
+def test_a_lossless_training_has_no_loss_of_the_model_itself(tab: FineTune, registry) -> None:
+    put_training(registry.root, "as-it-is", mode="lossless")
+    names = {trace.name for trace in shown(tab, registry)["losses"].data}
+    assert "the model itself" not in names and {"stream 1", "stream 4"} <= names
 
 
 def test_a_stopped_training_can_go_on_by_its_owner_only(tab: FineTune, registry) -> None:

@@ -128,12 +128,13 @@ def race(curves: dict[str, list[tuple[float, int]]]) -> go.Figure:
     return figure
 
 
-def losses(progress: Progress, by: str, gamma: int) -> go.Figure:
-    """Training losses of the main stream and ``gamma`` streams, over "minutes" or "steps"; held-out rows as points."""
+def losses(progress: Progress, by: str, gamma: int, main: bool = True) -> go.Figure:
+    """Training losses of the ``main`` stream, where it is trained, and of ``gamma`` streams, over "minutes" or "steps";
+    held-out rows as points."""
     figure = _figure("", BY[by], "loss")
     points, looks = thinned(progress.points), progress.validations
     widths = [len(p.losses) for p in points] + [len(v.losses) for v in looks]
-    for place in range(min(widths) if points else 0):
+    for place in range(0 if main else 1, min(widths) if points else 0):
         name = f"stream {place}" if 0 < place <= gamma else "early exit" if place else "the model itself"
         style = {"color": theme.lane(place), "dash": DASHES[place % len(DASHES)], "width": 2}
         line = {"x": _places(points, by), "y": [p.losses[place] for p in points], "line": style}

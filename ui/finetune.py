@@ -105,7 +105,7 @@ class FineTune:
         """Numbers and curves."""
         return {
             self.tiles: render.tiles(trainview.numbers(training)),
-            self.losses: charts.losses(training.progress, by, trainview.gamma(training)),
+            self.losses: charts.losses(training.progress, by, *trainview.streams(training)),
             self.gains: charts.gains(training.progress, by),
         }
 

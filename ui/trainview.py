@@ -88,8 +88,8 @@ def numbers(training: Training) -> Iterator[tuple[str, str, str]]:
     """Numbers to read at a glance: name, value, explanation."""
     progress = training.progress
     last = progress.points[-1].losses if progress.points else []
-    streams = last[1 : 1 + gamma(training)]
-    loss = sum(streams) / len(streams) if streams else None
+    drafting = last[1 : 1 + streams(training)[0]]
+    loss = sum(drafting) / len(drafting) if drafting else None
     of = f"{progress.rows:,} rows, {progress.held_out} held out" if progress.rows else "rows are being read"
     yield "Steps", f"{progress.step:,}", of
     yield "Loss of the streams", number(loss, 2), "lower is better; below 3 they draft usefully"
@@ -99,9 +99,10 @@ def numbers(training: Training) -> Iterator[tuple[str, str, str]]:
     yield "Memory", took, "the most that the training took so far"
 
 
-def gamma(training: Training) -> int:
-    """How many streams are trained."""
-    return int(training.plan.options.get("gamma", Config.gamma)) if training.plan else 0
+def streams(training: Training) -> tuple[int, bool]:
+    """How many streams are trained, and whether the model itself is too."""
+    plan = training.plan
+    return (int(plan.options.get("gamma", Config.gamma)), plan.mode != "lossless") if plan else (0, True)
 
 
 def _left(training: Training) -> str:
