@@ -12,6 +12,11 @@ import click
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; without it the start asks other hosts
 
 
+def address() -> str:
+    """Where the page is served without ``--host``: on this machine only, on a Space to its proxy."""
+    return "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1"
+
+
 @click.command()
 @click.option("--model", default="smollm2-135m", show_default=True, help="Name, Hugging Face Hub id or folder.")
 @click.option("--adapter", default="auto", show_default=True, help="auto, none, a name or a folder.")
@@ -25,7 +30,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     envvar="SPECSTREAM_DEMO",
     help="For strangers who share it: bundled models, short runs, each sees their own. The default on a Space.",
 )
-@click.option("--host", envvar="GRADIO_SERVER_NAME", default="127.0.0.1", show_default=True)
+@click.option("--host", envvar="GRADIO_SERVER_NAME", default=address, show_default="127.0.0.1, on a Space 0.0.0.0")
 @click.option("--port", envvar="PORT", default=7860, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--db", type=click.Path(path_type=Path), help="The log of runs; without it one in your data folder.")
 def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **choice: str) -> None:

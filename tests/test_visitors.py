@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import app
 from specstream.events import Finished, Lane
 from specstream.params import Sampling, Streaming
 from specstream.toy import load_toy
@@ -120,9 +121,9 @@ def test_runs_are_told_their_place_as_it_changes() -> None:
 
 def test_a_space_is_a_demo_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert rules.chosen() is OPEN and rules.chosen(True) is DEMO
+    assert rules.chosen() is OPEN and rules.chosen(True) is DEMO and app.address() == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "someone/something")
-    assert rules.chosen() is DEMO and rules.chosen(False) is OPEN
+    assert rules.chosen() is DEMO and rules.chosen(False) is OPEN and app.address() == "0.0.0.0"
 
 
 def test_a_demo_refuses_long_runs_in_one_sentence() -> None:

@@ -37,16 +37,25 @@ class ModelPanel:
     unload: gr.Button
     need: gr.HTML
 
-    def updates(self, state: State) -> dict[Any, Any]:
-        """What the panel shows of a state."""
-        card = render.model_card(state.info) + render.facts(memory_facts(state)) if state.info else ""
+    def told(self, state: State) -> dict[Any, Any]:
+        """What the panel says of a state."""
+        card = render.model_card(state.info, memory_facts(state)) if state.info else ""
         return {
             self.line: gr.update(value=(words := line(state)), visible=bool(words)),
             self.fold: gr.update(label=title(state)),
             self.card: card,
-            self.load: gr.update(interactive=not state.loading),
-            self.unload: gr.update(interactive=state.info is not None and not state.loading),
-        } | ({self.adapter: gr.update(choices=adapter_choices(state.info.model))} if state.info else {})
+        }
+
+    def updates(self, state: State) -> dict[Any, Any]:
+        """What the panel says of a state, and what it offers then."""
+        return (
+            self.told(state)
+            | {
+                self.load: gr.update(interactive=not state.loading),
+                self.unload: gr.update(interactive=state.info is not None and not state.loading),
+            }
+            | ({self.adapter: gr.update(choices=adapter_choices(state.info.model))} if state.info else {})
+        )
 
     @property
     def parts(self) -> dict[str, gr.Dropdown]:

@@ -63,7 +63,8 @@ class Playground:
     @property
     def outputs(self) -> list[Any]:
         chat = [self.prompt, *self.chat.outputs]
-        return [self.run, self.stop, self.status, *chat, *self.view.outputs]
+        panel = [self.panel.line, self.panel.fold, self.panel.card]
+        return [self.run, self.stop, self.status, *panel, *chat, *self.view.outputs]
 
     @property
     def form(self) -> list[Any]:
@@ -149,7 +150,7 @@ def layout(engines: Engines) -> Playground:
     """Lay out the tab."""
     known = examples()
     recorded = recording.load().view()
-    gr.HTML('<p class="ss-jump"><a href="#recorded-run">Watch a recorded run ↓</a></p>')
+    gr.HTML('<a href="#recorded-run">Watch a recorded run ↓</a>', elem_classes="ss-jump")
     talk = chat.layout()
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
@@ -199,6 +200,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
             gr.Warning(str(error))
             yield {tab.status: render.status(str(error), "bad")}
             return
+        yield tab.panel.told(engines.state)  # another visitor may have loaded another model meanwhile
         who = visitor.name(values[tab.key], request)
         job = Run(engines, runlog, ask, who)
         jobs.put(who, str(request.session_hash), job)

@@ -111,8 +111,8 @@ def pending() -> str:
     return '<div class="ss-verdict ss-plain">Whether both texts are the same is said here at the end.</div>'
 
 
-def model_card(info: EngineInfo) -> str:
-    """What is loaded, where it runs and why, and what it can't do."""
+def model_card(info: EngineInfo, more: Iterable[tuple[str, str]] = ()) -> str:
+    """What is loaded, where it runs and why, ``more`` names and values, and what it can't do."""
     adapter = f"{info.adapter}, {info.gamma} streams" if info.gamma else "none (no streams)"
     size = f"{_millions(info.draft_parameters)} parameters, {info.draft_bytes / 1e6:,.0f} MB"
     draft_model = [("Draft model", f"{info.draft_model}, {size}")] if info.draft_bytes else []
@@ -123,6 +123,7 @@ def model_card(info: EngineInfo) -> str:
         ("Device", f"{info.device}: {info.device_reason}"),
         ("Number format", f"{info.dtype}: {info.dtype_reason}"),
         ("Context", f"{info.context:,} tokens"),
+        *more,
     )
     return facts(rows) + sentences(info.notes)
 
