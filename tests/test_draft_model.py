@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from specstream.params import DraftModel, Sampling, Standard
 from specstream.session import run_session, token_ids
 from specstream.target import ModelTarget
 from tests import test_models, tiny
+from ui import model_panel, render, rules
+from ui.engines import Engines
 
 PROMPT = tiny.prompt(12)
 EAGER = DraftModel(confidence=0, depth=5, budget=8)
@@ -106,7 +109,11 @@ def test_settings_beyond_the_draft_models_context_or_vocabulary() -> None:
     short.context = len(PROMPT) + 20
     steps = tiny.finish(draft_run(dissect(model), short, sampling))
     assert tiny.ids_of(steps) == want
-    assert len(steps[1].draft) and not len(steps[-1].draft)
+    length = len(PROMPT)
+    for step in steps:
+        assert max(step.draft.depths(), default=0) <= max(0, short.context - length)
+        length += len(step.tokens)
+    assert len(steps[1].draft) and length > short.context + 10
     for size in (tiny.VOCAB - 30, tiny.VOCAB + 30):
         other = copy.deepcopy(model)
         other.resize_token_embeddings(size, mean_resizing=False)
@@ -347,3 +354,23 @@ def test_the_reference_takes_the_draft_model_or_another(folder: Path) -> None:
     rows = bench.bench(loaded, bench.prompts_as_cases([TEXT]), [own, other], Sampling(max_new_tokens=16))
     assert [r.identical for r in rows] == [1, 1, 1]
     assert [r.contender.settings["assistant"][-6:] for r in rows[1:]] == ["second", "/model"]
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_asks_for_a_draft_model_and_shows_it() -> None:
+    choice = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
+    with gr.Blocks():
+        without, given = (model_panel.layout(Engines(c)) for c in (choice, choice | {"draft": "my/small-one"}))
+    assert (without.draft.value, given.draft.value) == ("none", "my/small-one")
+    assert given.chosen({part: part.value for part in given.choice}) == choice | {"draft": "my/small-one"}
+    info = replace(toy.load_toy().info, draft_model="my/small-one", draft_parameters=2_500_000, draft_bytes=5_000_000)
+    assert "my/small-one, 2.5 M parameters, 5 MB" in render.model_card(info)
+    assert "Draft model" not in render.model_card(toy.load_toy().info)  # the toy's is part of the program
+
+
+def test_a_demo_loads_no_second_model() -> None:
+    rules.DEMO.check_choice("toy", "auto", "auto", "auto", "none")
+    with pytest.raises(rules.Refused, match="their own adapters only"):
+        rules.DEMO.check_choice("toy", "auto", "auto", "auto", "smollm2-135m")
