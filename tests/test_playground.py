@@ -183,6 +183,7 @@ def test_the_model_panel_tells_memory_and_unloads(browser: Browser) -> None:
         expect(page.get_by_text("Model: none yet")).to_be_visible(timeout=SLOW)
         ask(page, "name[The Salted Fig]")
         status(page, "No model is loaded: choose one under Model and press Load")
+        expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=SLOW)
         page.get_by_role("button", name="Load", exact=True).click()
         expect(page.get_by_role("button", name="Model: smollm2-1.7b")).to_be_visible(timeout=SLOW)
         ask(page, "name[The Salted Fig]")

@@ -269,9 +269,9 @@ def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
                 view.add(item)
             yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view)
     view.close(run.stop.is_set())
-    ended = tab.idle() | tab.answered(run.ask, view.text) | {tab.status: render.status(view.words, view.tone)}
+    ended = tab.answered(run.ask, view.text) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.summary(view)
-    yield tab.view.drawn(view)
+    yield tab.idle() | tab.view.drawn(view)  # only now: gradio ignores a click while the one before goes on
 
 
 def last_run(tab: Playground, runlog: Any, who: str, kept: Chat) -> Updates:

@@ -1,6 +1,6 @@
 """How long after Stop the page shows the final summary: the toy model in a real browser, at several times of a step.
 
-python docs/scripts/stop_time.py [--pace 0.02 --pace 1.5] [--times 5]
+python -m docs.scripts.stop_time [--pace 0.02 --pace 1.5] [--times 5]
 """
 
 from __future__ import annotations
