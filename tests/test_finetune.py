@@ -234,7 +234,9 @@ def test_damaged_and_dead_trainings_are_told(tab: FineTune, registry) -> None:
     (dead / "progress.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     (dead / "output.log").write_text("note: x\nerror: The loss is <b>not finite</b>.\n")
     words = shown(tab, registry, "dead")["status"]
-    assert "ended too early. The loss is &lt;b&gt;not finite&lt;/b&gt;. Go on" in words
+    assert "ended too early. The loss is &lt;b&gt;not finite&lt;/b&gt;. Go on begins it again." in words
+    (dead / "checkpoint").mkdir()
+    assert "Go on continues from what was saved." in shown(tab, registry, "dead")["status"]
     bad = put_training(registry.root, "bad")
     (bad / "training.json").write_text("{")
     found = shown(tab, registry, "bad")

@@ -14,7 +14,7 @@ from specstream import memory, shelf
 from specstream.tasks import TASKS
 from specstream.training.check import Checked
 from specstream.training.config import Config
-from specstream.training.registry import Registry, State, Training
+from specstream.training.registry import Registry, State, Training, has_checkpoint
 from ui.render import NOTHING, number
 
 README = "README.md"
@@ -80,7 +80,8 @@ def status(training: Training) -> tuple[str, str]:
         case State.FINISHED:
             return f"Finished: {progress.step:,} steps in {duration(progress.seconds)}.", "good"
         case State.DIED:
-            return f"The training ended too early. {training.reason} Go on continues from what was saved.", "bad"
+            again = "continues from what was saved" if has_checkpoint(training.folder) else "begins it again"
+            return f"The training ended too early. {training.reason} Go on {again}.", "bad"
     return f"{training.reason} It can only be deleted.", "bad"
 
 
