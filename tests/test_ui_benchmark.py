@@ -219,6 +219,8 @@ def test_every_method_can_be_chosen_and_an_order_has_its_settings() -> None:
     assert [m.name for m in made.methods] == list(form.methods) and len(made.prompts) == 8
     assert made.methods[0] == Streaming(budget=12) and made.sampling.max_new_tokens == 64
     assert form.tuning(values).methods == (Streaming(budget=12),)
+    with pytest.raises(ValueError, match="no tree to tune"):
+        form.tuning(values | {form.tuned: None})
     with pytest.raises(ValueError, match="No method is chosen"):
         form.order(values | dict.fromkeys(form.methods.values(), False))
     with pytest.raises(ValueError, match="no example prompts"):

@@ -75,6 +75,8 @@ class Form:
 
     def tuning(self, values: Mapping[Any, Any]) -> Order:
         """A measurement of this machine. Raises ValueError with one sentence."""
+        if not values[self.tuned]:
+            raise ValueError("The loaded model runs standard decoding only, so there is no tree to tune: load another.")
         method = self.settings.parse(values, values[self.tuned])[0]
         return replace(self._prompts(values, (method,)), seconds=PACES[values[self.pace]])
 
