@@ -149,6 +149,7 @@ def test_the_draft_models_cache_holds_what_was_kept(family: str, drafts: str) ->
         for ours, plain in zip(second.cache.layers, fresh.cache.layers, strict=True):
             torch.testing.assert_close(ours.keys[:, :, :right], plain.keys, atol=2e-5, rtol=1e-4)
             torch.testing.assert_close(ours.values[:, :, :right], plain.values, atol=2e-5, rtol=1e-4)
+        assert len(run.picker.drawn) == (len(step.draft) if drafts == "sampled" else 0)  # what was drawn before is gone
         rejections += any(f is Fate.REJECTED for f in step.draft.fate)
         reading.append(second.rows[:])
         second.rows.clear()
