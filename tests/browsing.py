@@ -58,6 +58,7 @@ def visit(
 ) -> Iterator[Page]:
     """A tab in a fresh window, or what a ``query`` opens. Afterwards: a silent console, no other host asked."""
     page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(2 * SLOW)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
