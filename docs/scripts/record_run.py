@@ -1,6 +1,6 @@
 """Record the run that the page shows before any model is loaded: the first example prompt, both methods, measured here.
 
-python docs/scripts/record_run.py [--out assets/recorded_run.json]
+python -m docs.scripts.record_run [--out assets/recorded_run.json]
 """
 
 import argparse
