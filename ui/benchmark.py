@@ -315,7 +315,7 @@ def _results(run: gr.Button, tune: gr.Button, cancel: gr.Button, status: gr.HTML
                 with gr.Column(visible=False, min_width=320) as frames[name]:
                     gr.HTML(f'<h2 class="ss-heading">{heading}</h2>')
                     charts[name] = gr.Plot(label=heading, show_label=False, container=False, elem_classes="ss-plot")
-        file = gr.DownloadButton("Download these results as JSON", size="sm")
+        file = gr.DownloadButton("Download these results as JSON", size="sm", visible=False)
     return Shown(run, tune, cancel, status, bar, group, tables, charts, frames, advice, use, file, gr.State([]))
 
 
@@ -324,7 +324,7 @@ def wire(
 ) -> None:
     """Connect the tab to the engine, the log and the Playground."""
     form, shown, jobs, folder = tab.form, tab.shown, Jobs(), downloads()
-    earlier = Earlier(tab, engines, runlog)
+    earlier = Earlier(tab, engines, runlog, folder)
 
     def begin(values: dict[Any, Any], request: gr.Request, kind: type[Measurement]) -> Iterator[Updates]:
         try:
@@ -419,7 +419,7 @@ def ended(shown: Shown, progress: Progress, others: Sequence[Report], folder: Pa
         return {}
     mine = beside(progress.report, [r for r in others if not r.get("name")])
     return shown.drawn(beside(progress.report, others)) | {
-        shown.reports: mine, shown.file: str(written(progress.report, folder)),
+        shown.reports: mine, shown.file: gr.update(value=str(written(progress.report, folder)), visible=True),
     }  # fmt: skip
 
 
@@ -434,8 +434,8 @@ def written(report: Report, folder: Path) -> Path:
 class Earlier:
     """Results of other times: from the log, and from files."""
 
-    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: Any) -> None:
-        self._tab, self._rules, self._runlog = tab, engines.rules, runlog
+    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: Any, folder: Path) -> None:
+        self._tab, self._rules, self._runlog, self._folder = tab, engines.rules, runlog, folder
 
     def listed(self, who: str) -> Updates:
         """What the log has, to choose from."""
@@ -479,6 +479,7 @@ class Earlier:
             return {shown.status: gr.skip()}
         return shown.drawn([report]) | {
             shown.reports: [report], shown.status: render.status("Your last result, from the log."),
+            shown.file: gr.update(value=str(written(report, self._folder)), visible=True),
         }  # fmt: skip
 
 
