@@ -343,7 +343,7 @@ def bench(
     total = benchmark.runs_of(cases, contenders, repeats)
     with tqdm(total=total, unit="run", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         rows = benchmark.bench(engine, cases, contenders, sampling, repeats, lambda: bar.update() and None)
-    results = benchmark.result_rows(rows, task_name)
+    results = benchmark.result_rows(rows, benchmark.task_of(cases, task_name))
     report = benchmark.described(engine) | {"repeats": repeats, "sampling": sampling.to_dict(), "rows": results}
     if json_file:  # first: standard output may be a pipe that ends early
         _write_lines(json_file, iter([report]))
