@@ -216,7 +216,7 @@ def test_every_method_can_be_chosen_and_an_order_has_its_settings() -> None:
     values = {part: getattr(part, "value", None) for part in form.inputs}
     values[form.settings.parts["streaming", "budget"]] = 12
     made = form.order(values)
-    assert [m.name for m in made.methods] == list(form.methods) and len(made.prompts) == 8
+    assert [m.name for m in made.methods] == list(form.methods) and len(made.prompts) == 6
     assert made.methods[0] == Streaming(budget=12) and made.sampling.max_new_tokens == 64
     assert form.tuning(values).methods == (Streaming(budget=12),)
     with pytest.raises(ValueError, match="no tree to tune"):
