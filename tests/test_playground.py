@@ -162,6 +162,7 @@ def test_who_waits_sees_how_many_are_ahead_and_stop_leaves_the_line(browser: Bro
             status(second, "1 ahead of you")
             ask(third, "name[Third]")
             status(third, "2 ahead of you")
+            expect(second.get_by_role("button", name="Stop", exact=True)).to_be_enabled(timeout=SLOW)
             second.keyboard.press("Escape")
             status(second, "Stopped before it began")
             expect(second.get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=SLOW)
