@@ -12,9 +12,7 @@ from specstream.stats import speedup, summarize
 from specstream.verdict import difference
 
 Item = tuple[Lane, Event] | Verdict
-SAMPLED = (
-    "Sampled drafts give a text of the same distribution, but not the same text: there are no tokens to compare."
-)
+SAMPLED = "Sampled drafts give a text of the same distribution, but not the same text: there are no tokens to compare."
 
 
 def run_session(
