@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -37,6 +37,10 @@ def _in_float16(weight: Tensor, bias: Tensor | None) -> Product:
     return lambda x: multiply(x, packed)
 
 
+def _product(weight: Tensor, bias: Tensor | None, half: bool) -> Product:
+    return (_in_float16 if half else _in_float32)(weight, bias)
+
+
 class PackedLinear(nn.Module):
     """``y = W x + b`` like the ``nn.Linear`` that it replaces. Its weights can no longer be read or moved.
 
@@ -47,7 +51,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias = None if linear.bias is None else linear.bias.detach()
-        self._product = (_in_float16 if half else _in_float32)(linear.weight.detach(), bias)
+        self._product = _product(linear.weight.detach(), bias, half)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
@@ -112,8 +116,7 @@ def pack(anatomy: Anatomy, half: bool = False) -> Anatomy:
     """
     if not suits(anatomy, half):
         return anatomy
-    groups = list(_groups(anatomy))
-    for owners in groups:
+    for owners in _groups(anatomy):
         _replace(owners, half)
     for module in anatomy.model.modules():
         _one_call(module)
@@ -152,7 +155,7 @@ def round_weights(anatomy: Anatomy) -> None:
 Owner = tuple[nn.Module, str]  # a module and the name of a linear map in it
 
 
-def _groups(anatomy: Anatomy) -> Iterator[list[Owner]]:
+def _groups(anatomy: Anatomy) -> list[list[Owner]]:
     """The linear maps of the layers; those of one module that read the same tensor together, seen on a token."""
     owners = [
         (module, name)
@@ -175,7 +178,7 @@ def _groups(anatomy: Anatomy) -> Iterator[list[Owner]]:
     together: dict[tuple[int, int], list[Owner]] = defaultdict(list)
     for index, owner in enumerate(owners):
         together[id(owner[0]), id(read[index]) if index in read else -index].append(owner)
-    yield from together.values()
+    return list(together.values())
 
 
 @torch.inference_mode()
@@ -187,7 +190,7 @@ def _replace(owners: Sequence[Owner], half: bool) -> None:
         return
     biases = [torch.zeros(m.out_features) if m.bias is None else m.bias for m in linears]
     bias = torch.cat(biases) if any(m.bias is not None for m in linears) else None
-    product = (_in_float16 if half else _in_float32)(torch.cat([m.weight for m in linears]), bias)
+    product = _product(torch.cat([m.weight for m in linears]), bias, half)
     shared, start = Shared(product, len(linears)), 0
     for (module, name), linear in zip(owners, linears, strict=True):
         setattr(module, name, PackedPart(shared, start, start + linear.out_features))

@@ -17,6 +17,11 @@ def choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any
     return field(default=default, metadata={"label": label, "help": help, "choices": choices})
 
 
+def tree_budget() -> Any:
+    """The budget of every method that drafts trees: one default for all, so that they are compared alike."""
+    return number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+
+
 class Checked:
     """Checks every field that has limits or choices; raises ValueError with one sentence."""
 
@@ -106,7 +111,7 @@ class LevelTree(Labelled):
         "best-first: the likeliest nodes within the budget; full: every combination of the top k (the paper).",
         ("best-first", "full"),
     )
-    budget: int = number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    budget: int = tree_budget()
     width: int = number(4, "Width k", "Most children of a node: the top k tokens of each depth.", 1, 8)
     depth: int = number(0, "Depth", "Deepest level of the tree; 0: as deep as the adapter was trained for.", 0, 16)
 
@@ -151,7 +156,7 @@ class Medusa(LevelTree):
 class ChainTree(Labelled):
     """The tree of a method that drafts one token after the other: a chain, and alternatives beside it."""
 
-    budget: int = number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    budget: int = tree_budget()
     width: int = number(2, "Width k", "Most alternatives at a depth; the likeliest goes on.", 1, 8)
     depth: int = number(4, "Depth", "Most tokens drafted one after the other, each by a pass of its own.", 1, 16)
     confidence: float = number(
@@ -194,7 +199,7 @@ class PromptLookup(Labelled):
     name: ClassVar[str] = "prompt_lookup"
     label: ClassVar[str] = "Prompt lookup"
 
-    budget: int = number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    budget: int = tree_budget()
     depth: int = number(5, "Depth", "Most tokens that are copied in a row.", 1, 16)
     candidates: int = number(2, "Candidates", "Most different continuations in one tree.", 1, 8)
     longest: int = number(3, "Longest match", "Looks for the last n tokens in the text, from this n down.", 1, 8)

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
+from tests.browsing import MARKS, SLOW, chromium, serious
 from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
 from ui.jobs import Job
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 PROMPT = "name[The Salted Fig], food[Italian]"
 EVIL = '<img src=x onerror="document.title=1"> food[<b>Thai</b>]'
-SLOW = 40_000  # milliseconds: a machine that trains beside the tests is slow
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +52,8 @@ def log_markup(runlog: RunLog) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
@@ -448,17 +434,6 @@ def shows_without_network(browser: Browser, file: Path, texts: list[str], url: s
     assert asked == [file.as_uri()]
     assert (page.locator(".ss-grid a").first.get_attribute("href") or "").startswith(url + "?run=")
     context.close()
-
-
-def serious(page: Page) -> list[str]:
-    """What axe-core calls serious or critical, as one line each."""
-    found = Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {node['target']} {node['failureSummary']}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from specstream.target import Target
 from specstream.training.data import IGNORE, Batch
 
 
-class Trainee(nn.Module):
+class Trainee(nn.Module, ABC):
     """A frozen base and the weights that are trained, as one module whose forward gives the losses.
 
     Only those weights are registered, so an optimiser, a checkpoint or a distributed wrapper sees nothing else.
@@ -38,40 +39,40 @@ class Trainee(nn.Module):
         return self._anatomy[0]
 
     @property
+    @abstractmethod
     def part(self) -> Drafting:
         """The weights that are trained."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
         """Sums over the batch, ``[3, columns]``: cross-entropy in nats, tokens guessed right (top 1), tokens counted.
 
         Column 0 is the main stream; where that is not trained it is counted in evaluation mode only.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def counts(self, batch: Batch) -> Tensor:
         """Tokens that each column counts ``[columns]``, without a forward pass."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
         """A target and a drafter for a run from ``ids``, which grow as it goes, with trees of ``budget`` nodes."""
-        raise NotImplementedError
 
     def tuned(self) -> AbstractContextManager[Any]:
         """Open while a run decodes: the base computes what it does with the trained weights loaded."""
         return nullcontext()
 
+    @abstractmethod
     def described(self, training: dict[str, Any], metrics: dict[str, Any], date: str) -> Card:
         """The card, with how the weights were made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, folder: Path, card: Card) -> None:
         """Write the weights and the card into an adapter's folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def changed(self, before: Card) -> list[str]:
         """What a checkpoint with this card has otherwise than this training."""
-        raise NotImplementedError
 
     def in_vocabulary(self, targets: Tensor) -> Tensor:
         """Targets as places in the draft vocabulary; IGNORE where a token is not in it."""
