@@ -52,6 +52,11 @@ class LoRA(nn.Module):
             for hook in hooks:
                 hook.remove()
 
+    def below(self, layer: int) -> Iterator[nn.Parameter]:
+        """The factors of the layers below ``layer``."""
+        for factors in (self.a, self.b):
+            yield from (weight for key, weight in factors.items() if int(key.split("/")[0]) < layer)
+
     def _targets(self, anatomy: Anatomy, layer: int) -> Iterator[tuple[str, nn.Module]]:
         """The adapted maps of a layer by path; by name, for they may have been packed since."""
         for path, module in anatomy.layers[layer].named_modules():

@@ -103,6 +103,31 @@ class TopLayers:
         return states
 
 
+@contextmanager
+def starting_at(anatomy: Anatomy, layer: int, states: Tensor) -> Iterator[None]:
+    """While open, a forward pass begins at a layer with ``states`` ``[B, n, hidden]``; those below do nothing.
+
+    For what the model does before its layers and between them and its output there is no code here: it runs as it is.
+    """
+
+    def put(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:
+        return (), bind(module, args, kwargs) | {"hidden_states": states}
+
+    def nothing(hidden_states: Any, *_: Any, **__: Any) -> tuple[Any]:
+        return (hidden_states,)  # a tuple as some families expect it; what is in it is replaced at ``layer``
+
+    skipped = anatomy.layers[:layer]
+    hook = anatomy.layers[layer].register_forward_pre_hook(put, with_kwargs=True)
+    try:
+        for module in skipped:
+            module.forward = nothing
+        yield
+    finally:
+        for module in skipped:
+            vars(module).pop("forward", None)  # the class's own is seen again
+        hook.remove()
+
+
 class _Reached(Exception):
     """A forward pass has come to the layer where it was to end; ``states`` are what that layer was given."""
 

@@ -45,7 +45,7 @@ def started(folder: Path) -> Path:
     return folder
 
 
-def model_of(kind: str, start: Path | None, vocabulary: torch.Tensor | None = None):
+def model_of(kind: str, start: Path | None, vocabulary: torch.Tensor | None = None, cache: float = 1.0):
     """A head model on a tiny base, with the adapter's LoRA merged as the command does it."""
     anatomy = dissect(tiny.tiny("llama"))
     if start is None:
@@ -56,7 +56,7 @@ def model_of(kind: str, start: Path | None, vocabulary: torch.Tensor | None = No
         card = adapter.card
     shape = SHAPES[kind]
     shape = replace(shape, draft_vocabulary=0 if vocabulary is None else len(vocabulary))
-    return anatomy, head_model(anatomy, card, start, shape, vocabulary)
+    return anatomy, head_model(anatomy, card, start, shape, vocabulary, Config(cache=cache))
 
 
 def trainer_of(kind: str, out: Path, start: Path | None = None, **settings) -> Trainer:

@@ -84,11 +84,11 @@ def reference_losses(anatomy, adapter, examples: list[Example], gamma: int) -> t
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral-window"])
-@pytest.mark.parametrize("mode", ["shared", "lossless"])
-def test_batched_loss_equals_the_slow_reference(family: str, mode: str) -> None:
+@pytest.mark.parametrize("mode,tuned", [("shared", "all"), ("shared", "top"), ("lossless", "all")])
+def test_batched_loss_equals_the_slow_reference(family: str, mode: str, tuned: str) -> None:
     anatomy, adapter = fresh(mode, family=family)
     batch = collate(EXAMPLES, 3, 0)
-    model = StreamModel(anatomy, adapter).eval()
+    model = StreamModel(anatomy, adapter, tuned, cache=1).eval()
     sums = model(batch).detach()
     with torch.no_grad():
         want = reference_losses(anatomy, adapter, EXAMPLES, 3)
@@ -116,11 +116,42 @@ def test_padding_and_batching_change_nothing() -> None:
                 torch.testing.assert_close(got[i, : len(e.response)], want[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["shared", "lossless"])
-def test_gradients_flow_only_where_they_should(mode: str) -> None:
+class Spy:
+    """Counts how often the lowest layer of a model computes anything."""
+
+    def __init__(self, anatomy) -> None:
+        self.passes = 0
+        next(iter(anatomy.linears(0).values())).register_forward_hook(self.saw)
+
+    def saw(self, *_) -> None:
+        self.passes += 1
+
+
+@pytest.mark.parametrize("mode,tuned", [("shared", "top"), ("lossless", "all")])
+def test_states_below_what_is_trained_are_computed_once(mode: str, tuned: str) -> None:
+    anatomy, adapter = fresh(mode)
+    below = Spy(anatomy)
+    kept, anew = (StreamModel(anatomy, adapter, tuned, cache) for cache in (1.0, 0.0))
+    batch = collate(EXAMPLES, 3, 0)
+    first = kept(batch)
+    assert below.passes == len(EXAMPLES)
+    with torch.no_grad():  # the layers with streams change, and another batch has other padding
+        for weight in adapter.streams.parameters():
+            weight.add_(0.1)
+    again = kept(collate(EXAMPLES[:2], 3, 0))
+    assert below.passes == len(EXAMPLES)
+    want = anew(collate(EXAMPLES[:2], 3, 0))
+    assert below.passes == len(EXAMPLES) + 2
+    assert torch.equal(again, want) and not torch.equal(first[:, 1:], again[:, 1:])
+    little = StreamModel(anatomy, adapter, tuned, cache=1e-6)  # room for one of them
+    assert torch.equal(little(batch), anew(batch)) and torch.equal(little(batch), anew(batch))
+
+
+@pytest.mark.parametrize("mode,tuned", [("shared", "all"), ("shared", "top"), ("lossless", "all")])
+def test_gradients_flow_only_where_they_should(mode: str, tuned: str) -> None:
     anatomy, adapter = fresh(mode)
     before = {n: p.clone() for n, p in anatomy.model.named_parameters()}
-    model = StreamModel(anatomy, adapter)
+    model = StreamModel(anatomy, adapter, tuned)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = collate(EXAMPLES, 3, 0)
     objective(model(batch)[0], model.counts(batch), 0.5, 3).backward()
@@ -129,7 +160,8 @@ def test_gradients_flow_only_where_they_should(mode: str) -> None:
     assert all(p.grad is None for p in anatomy.model.parameters())
     silent = {n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.any()}
     # In the last layer only the rows that predict matter, so nothing there is silent either.
-    assert not silent
+    below = {f"lora.{w}.{k}" for w in "ab" for k in adapter.lora.a if int(k.split("/")[0]) < len(anatomy.layers) - 2}
+    assert silent == (below if tuned == "top" else set()) and bool(below) == (mode == "shared")
     assert (adapter.lora.first == 0) == (mode == "shared")
 
 
@@ -165,8 +197,9 @@ def trainer(out: Path, **settings) -> Trainer:
 DATA = [example(5, 4, s) for s in range(7)]
 
 
-def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole", epochs=3)
+@pytest.mark.parametrize("settings", [{}, {"tuned_layers": "top"}, {"mode": "lossless"}])
+def test_resume_equals_an_uninterrupted_run(tmp_path: Path, settings: dict[str, str]) -> None:
+    whole = trainer(tmp_path / "whole", epochs=3, **settings)
     whole.train(DATA, [], lambda event: None)
 
     class Interrupted(Exception):
@@ -177,10 +210,10 @@ def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
             part.save_checkpoint()
             raise Interrupted
 
-    part = trainer(tmp_path / "part", epochs=3)
+    part = trainer(tmp_path / "part", epochs=3, **settings)
     with pytest.raises(Interrupted):
         part.train(DATA, [], stop)
-    resumed = trainer(tmp_path / "part", epochs=3)
+    resumed = trainer(tmp_path / "part", epochs=3, **settings)
     assert resumed.resume() and resumed.progress.step == 6
     resumed.train(DATA, [], lambda event: None)
     assert resumed.progress.step == whole.progress.step == 12

@@ -196,7 +196,7 @@ def _head_model(
     heads = HeadCard(config.mode, draft_vocabulary=config.draft_vocabulary, **shape, **made)
     if not request.start:
         card = replace(card, data="", licence="", command="")
-    return head_model(anatomy, card, request.start, heads, vocabulary, config.seed)
+    return head_model(anatomy, card, request.start, heads, vocabulary, config)
 
 
 def default_data(task_name: str) -> str:

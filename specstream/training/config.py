@@ -29,6 +29,13 @@ class Config(Checked):
     )
     start_rank: int = number(64, "Start rank", "Rank of the stream start map; 0 is the identity.", 0, 4096)
     lora_rank: int = number(16, "LoRA rank", "Rank of the adapters on every linear map; 0 leaves them away.", 0, 4096)
+    tuned_layers: str = choice(
+        "all",
+        "Tuned layers",
+        "all: LoRA is trained in all layers; top: in those that carry streams, and the others stay as they are, "
+        "which is quicker.",
+        ("all", "top"),
+    )
     lora_scale: float = number(2.0, "LoRA scale", "Factor of the adapters' change.", 0, 100, 0.1)
     exit_rank: int = number(
         0, "Exit rank", "Rank of the early exit that prunes drafts, 0: none; for exit: of its map, 0: full.", 0, 4096
@@ -53,6 +60,9 @@ class Config(Checked):
     warmup: float = number(0.03, "Warm-up", "Share of the run in which the learning rate rises.", 0, 1, 0.01)
     epochs: int = number(3, "Epochs", "Passes over the data, where no minutes are given.", 1, 100_000)
     minutes: float = number(0.0, "Minutes", "Train for this long; 0 trains for the epochs.", 0, 1e6)
+    cache: float = number(
+        2.0, "Cache", "GB of memory for the states of layers that are not trained; 0: computed every time.", 0, 1e4, 0.1
+    )
     precision: str = choice(
         "auto",
         "Precision",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from specstream.heads import MEDUSA, ExitHead, Heads, MedusaHeads
 from specstream.params import EarlyExit, Medusa
 from specstream.rows import run_below
 from specstream.target import ModelTarget, Target
+from specstream.training.config import Config
 from specstream.training.data import IGNORE, Batch, DataError
+from specstream.training.frozen import FrozenStates
 from specstream.training.objective import noting, sums_of
 from specstream.training.trainee import Trainee, decoder_call, rows_of
 
@@ -86,14 +88,16 @@ class MedusaModel(HeadModel):
 
     heads: MedusaHeads
 
-    def __init__(self, anatomy: Anatomy, card: Card, start: Path | None, part: MedusaHeads) -> None:
+    def __init__(self, anatomy: Anatomy, card: Card, start: Path | None, part: MedusaHeads, cache: float = 0.0) -> None:
         super().__init__(anatomy, card, start, part)
         self.ahead = self.drafting = part.card.count
+        self._frozen = FrozenStates(self._run, cache)
+
+    def _run(self, ids: Tensor) -> Tensor:
+        return cast(Tensor, self.anatomy.decoder(input_ids=ids, use_cache=False).last_hidden_state)
 
     def forward(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            out = self.anatomy.decoder(**decoder_call(self.anatomy, batch)).last_hidden_state
-        main = rows_of(out, batch.nodes)
+        main = rows_of(self._frozen.of(batch), batch.nodes)
         drafted, states = self.in_vocabulary(batch.targets[:, :, 1:]), self.heads.states(main)
         columns = [self._column(j, states[:, :, j], drafted[:, :, j]) for j in range(self.drafting)]
         return torch.stack([self._main(main, batch.targets[:, :, 0]), *columns], 1)
@@ -120,6 +124,13 @@ class ExitModel(HeadModel):
 
     heads: ExitHead
 
+    def __init__(self, anatomy: Anatomy, card: Card, start: Path | None, part: ExitHead, cache: float = 0.0) -> None:
+        super().__init__(anatomy, card, start, part)
+        self._frozen = FrozenStates(self._run, cache)
+
+    def _run(self, ids: Tensor) -> Tensor:
+        return run_below(self.anatomy, self.heads.card.layers, input_ids=ids, use_cache=False)
+
     def forward(self, batch: Batch) -> Tensor:
         entry, out = self._states(batch)
         first = batch.targets[:, :, 0]
@@ -131,12 +142,11 @@ class ExitModel(HeadModel):
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """States ``[B, L, hidden]`` after the first layers, and for the LM head; in training these are not needed, and
         the pass ends at the exit."""
-        layer, call = self.heads.card.layers, decoder_call(self.anatomy, batch)
         if self.training:
-            states = run_below(self.anatomy, layer, **call)
+            states = self._frozen.of(batch)
             return states, states
-        with noting(self.anatomy, layer) as entry:
-            out = self.anatomy.decoder(**call).last_hidden_state
+        with noting(self.anatomy, self.heads.card.layers) as entry:
+            out = self.anatomy.decoder(**decoder_call(self.anatomy, batch)).last_hidden_state
         return entry[0], out
 
     def counts(self, batch: Batch) -> Tensor:
@@ -149,13 +159,13 @@ class ExitModel(HeadModel):
 
 
 def head_model(
-    anatomy: Anatomy, card: Card, start: Path | None, shape: HeadCard, vocabulary: Tensor | None, seed: int = 0
+    anatomy: Anatomy, card: Card, start: Path | None, shape: HeadCard, vocabulary: Tensor | None, config: Config
 ) -> MedusaModel | ExitModel:
     """What trains heads of the given shape beside the adapter in ``start``, whose LoRA is merged already."""
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
     if shape.kind == MEDUSA:
-        return MedusaModel(anatomy, card, start, MedusaHeads(anatomy, shape, vocabulary))
-    return ExitModel(anatomy, card, start, ExitHead(anatomy, shape, vocabulary))
+        return MedusaModel(anatomy, card, start, MedusaHeads(anatomy, shape, vocabulary), config.cache)
+    return ExitModel(anatomy, card, start, ExitHead(anatomy, shape, vocabulary), config.cache)
 
 
 def check_out(out: Path, start: Path | None) -> None:

@@ -18,9 +18,11 @@ from specstream.anatomy import Anatomy, bind
 from specstream.drafters import Drafter
 from specstream.drafters.streaming import StreamingDrafter
 from specstream.params import Streaming
+from specstream.rows import run_below, starting_at
 from specstream.streams import Plan, carry
 from specstream.target import ModelTarget, Target
 from specstream.training.data import IGNORE, Batch
+from specstream.training.frozen import FrozenStates
 from specstream.training.trainee import Trainee, decoder_call, layer_masks, rows_of
 
 SHAPE = (
@@ -32,14 +34,28 @@ Scores = Callable[[Tensor], Tensor]
 
 
 class StreamModel(Trainee):
-    """The frozen base with its adapter: streams, LoRA and early exit."""
+    """The frozen base with its adapter: streams, LoRA and early exit.
+
+    With ``tuned_layers`` "top" the LoRA below the layers with streams stays as it is. There, and in lossless mode, the
+    states that enter those layers never change: ``cache`` GB of them are kept.
+    """
 
     checkpoint = "checkpoint"
 
-    def __init__(self, anatomy: Anatomy, adapter: Adapter) -> None:
+    def __init__(self, anatomy: Anatomy, adapter: Adapter, tuned_layers: str = "all", cache: float = 0.0) -> None:
         super().__init__(anatomy)
         self.adapter = adapter
         self.ahead = self.drafting = adapter.card.gamma
+        self._first = len(anatomy.layers) - adapter.card.layers
+        frozen = adapter.card.mode == "lossless" or tuned_layers == "top"
+        self._below = FrozenStates(self._run_below, cache) if frozen else None
+        if adapter.lora and frozen:
+            for weight in adapter.lora.below(self._first):
+                weight.requires_grad_(False)
+
+    def _run_below(self, ids: Tensor) -> Tensor:
+        with self.tuned():
+            return run_below(self.anatomy, self._first, input_ids=ids, use_cache=False)
 
     @property
     def part(self) -> Adapter:
@@ -103,7 +119,8 @@ class StreamModel(Trainee):
         total = rows + plan.nodes.shape[1] * adapter.card.gamma
         lora = adapter.lora.attached(anatomy, first, total) if adapter.lora else nullcontext()
         carrying = carry(anatomy, adapter.streams, plan) if adapter.card.gamma else nullcontext()
-        with lora, noting(anatomy, len(anatomy.layers) - adapter.card.layers) as entry, carrying as carried:
+        begun = starting_at(anatomy, self._first, self._below.of(batch)) if self._below else nullcontext()
+        with begun, lora, noting(anatomy, self._first) as entry, carrying as carried:
             out = anatomy.decoder(**decoder_call(anatomy, batch)).last_hidden_state
         exits = self._exits(rows_of(entry[0], batch.nodes)) if adapter.card.exit_rank else None
         nothing = out.new_empty(*plan.nodes.shape, 0, out.shape[-1])

@@ -78,7 +78,9 @@ class Trainer:
         set_seed(config.seed)
         cpu = anatomy.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.chosen_precision(anatomy.device.type))
-        self._plain_model = trainee or StreamModel(anatomy, Adapter(anatomy, card, vocabulary))
+        self._plain_model = trainee or StreamModel(
+            anatomy, Adapter(anatomy, card, vocabulary), config.tuned_layers, config.cache
+        )
         self.model: Trainee = self._plain_model.to(anatomy.device)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
