@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from specstream.anatomy import Anatomy
 from specstream.lora import LoRA
 from specstream.models import catalogue
+from specstream.packed import merged_copies
 from specstream.shelf import CARD, WEIGHTS, mine
 from specstream.streams import Streams
 
@@ -208,11 +209,20 @@ class Adapter(Drafting):
             )
         first = len(anatomy.layers) - card.layers if card.mode == "lossless" else 0
         self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
+        self.merged: Sequence[nn.Module] = ()  # the layers of streams that run alone, where LoRA acts on them only
 
     @property
     def main_lora(self) -> LoRA | None:
         """The LoRA that fine-tunes the main stream too; None in lossless mode."""
         return None if self.card.mode == "lossless" else self.lora
+
+    def merge_copies(self, anatomy: Anatomy, half: bool) -> None:
+        """In lossless mode, give streams that run alone layers with the LoRA merged: it costs them nothing then.
+
+        Before the model is packed.
+        """
+        if self.card.mode == "lossless" and self.lora:
+            self.merged = tuple(merged_copies(anatomy, self.lora, half))
 
     def logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
         """Logits, float32 ``[..., vocab]``, of stream states before the final norm ``[..., hidden]``."""

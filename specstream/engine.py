@@ -263,6 +263,8 @@ def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, h
     if loaded and loaded.main_lora:
         loaded.main_lora.merge(parts)
         loaded.lora = None
+    if loaded and parts.device.type == "cpu":  # where streams run alone by default
+        loaded.merge_copies(parts, half)
     if loaded and packs:
         loaded.pack_head(packs)
     return pack(parts, half)

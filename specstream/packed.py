@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.anatomy import Anatomy
+from specstream.lora import LoRA
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
 
@@ -127,6 +128,29 @@ def pack(anatomy: Anatomy, half: bool = False) -> Anatomy:
     return replace(anatomy, head=head)
 
 
+def merged_copies(anatomy: Anatomy, lora: LoRA, half: bool = False) -> list[nn.Module]:
+    """Copies of the layers that a LoRA changes, with it merged and packed where that helps, for rows that it acts on.
+
+    To be called before ``pack``. Their weights take as much memory again as those of the layers.
+    """
+    own = list(anatomy.layers[lora.first :])
+    places = range(lora.first, len(anatomy.layers))
+    for i in places:
+        anatomy.layers[i] = copy.deepcopy(own[i - lora.first])
+    try:
+        lora.merge(anatomy)
+        copies = list(anatomy.layers[lora.first :])
+        if suits(anatomy, half):
+            for owners in _groups(anatomy, lora.first):
+                _replace(owners, half)
+            for module in (m for layer in copies for m in layer.modules()):
+                _one_call(module)
+    finally:
+        for i in places:
+            anatomy.layers[i] = own[i - lora.first]
+    return copies
+
+
 @torch.inference_mode()
 def _one_call(norm: nn.Module) -> None:
     """Let a norm that computes PyTorch's ``rms_norm`` call just that: families spell it out in seven operations."""
@@ -155,11 +179,12 @@ def round_weights(anatomy: Anatomy) -> None:
 Owner = tuple[nn.Module, str]  # a module and the name of a linear map in it
 
 
-def _groups(anatomy: Anatomy) -> list[list[Owner]]:
-    """The linear maps of the layers; those of one module that read the same tensor together, seen on a token."""
+def _groups(anatomy: Anatomy, first: int = 0) -> list[list[Owner]]:
+    """The linear maps of the layers from ``first`` on; those of one module that read the same tensor together, seen on
+    a token."""
     owners = [
         (module, name)
-        for layer in anatomy.layers
+        for layer in anatomy.layers[first:]
         for module in layer.modules()
         for name, child in module.named_children()
         if isinstance(child, nn.Linear)

@@ -19,7 +19,7 @@ def choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any
 
 def tree_budget() -> Any:
     """The budget of every method that drafts trees: one default for all, so that they are compared alike."""
-    return number(6, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    return number(5, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
 
 
 class Checked:

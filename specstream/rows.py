@@ -6,7 +6,7 @@ tables. So there is no code per family here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,10 +65,14 @@ class Rows:
 
 
 class TopLayers:
-    """The top ``count`` layers of a model, run alone: once a pass was recorded, with its arguments but other rows."""
+    """The top ``count`` layers of a model, run alone: once a pass was recorded, with its arguments but other rows.
 
-    def __init__(self, anatomy: Anatomy, count: int) -> None:
+    ``instead`` are layers to run in their place: copies with other weights.
+    """
+
+    def __init__(self, anatomy: Anatomy, count: int, instead: Sequence[nn.Module] = ()) -> None:
         self._anatomy, self._first = anatomy, len(anatomy.layers) - count
+        self._layers = instead or anatomy.layers[self._first :]
         self._calls: dict[int, dict[str, Any]] = {}
         self._rotations = Rotations()
 
@@ -96,9 +100,9 @@ class TopLayers:
         The cache of these layers holds the rows afterwards: the caller drops them.
         """
         rows = Rows(self._anatomy, masks, positions, self._rotations)
-        for index, call in self._calls.items():
+        for layer, (index, call) in zip(self._layers, self._calls.items(), strict=True):
             call = rows.arrange(call, self._anatomy.layer_types[index])
-            out = self._anatomy.layers[index](**call | {"hidden_states": states})
+            out = layer(**call | {"hidden_states": states})
             states = out[0] if isinstance(out, tuple) else out
         return states
 

@@ -7,7 +7,7 @@ family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,13 +64,14 @@ class Streams(nn.Module):
         return out
 
     @contextmanager
-    def turned(self, anatomy: Anatomy, first_row: int) -> Iterator[None]:
-        """While open, the values of the rows from ``first_row`` on, all of them streams, are turned (equation 7).
+    def turned(self, layers: Iterable[nn.Module], first_row: int) -> Iterator[None]:
+        """While open, the values that these layers compute for the rows from ``first_row`` on, all of them streams, are
+        turned (equation 7).
 
         Raises ValueError for a model without value maps of their own.
         """
         hooks = []
-        for layer in anatomy.layers[-self.layers :] if self.rotation else ():
+        for layer in layers if self.rotation else ():
             maps = [m for n, m in layer.named_modules() if n.endswith("v_proj")]
             if len(maps) != 1:
                 raise ValueError(NO_VALUES)
@@ -193,6 +194,7 @@ class _Pass:
         self.out = Carried()
         self.adapted = ExitStack()
         self.rotations = Rotations()
+        self._top = anatomy.layers[len(anatomy.layers) - streams.layers :]
         self.rows: Rows | None = None  # of the top layers, where they are not those of the layers below
 
     def enter(self, index: int, first: int) -> Any:
@@ -217,7 +219,7 @@ class _Pass:
             rows = torch.cat([main, self.streams.start(self.out.main).flatten(1, 2)], 1)
             if self.lora:
                 self.adapted.enter_context(self.lora.attached(self.anatomy, main.shape[1], rows.shape[1]))
-            self.adapted.enter_context(self.streams.turned(self.anatomy, main.shape[1]))
+            self.adapted.enter_context(self.streams.turned(self._top, main.shape[1]))
         else:
             rows = main
         if self.attach or self.out.rows is not None:

@@ -314,7 +314,8 @@ class ModelTarget:
         """While open, a pass is recorded that deferred streams can follow."""
         with ExitStack() as stack:
             if self._deferred:
-                self._top = TopLayers(self.anatomy, len(self.anatomy.layers) - self._first)
+                assert self.adapter is not None
+                self._top = TopLayers(self.anatomy, len(self.anatomy.layers) - self._first, self.adapter.merged)
                 stack.enter_context(self._top.recorded())
             yield
 
@@ -325,9 +326,10 @@ class ModelTarget:
         where = torch.tensor([[self.length - 1]], device=main.device)
         row = self._masks(causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
         masks = {t: with_streams(m, torch.zeros_like(where), self.gamma)[:, 1:] for t, m in row.items()}
-        lora = self._stream_lora
-        streams = self.adapter.streams
-        with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(self.anatomy, 0):
+        merged, streams = self.adapter.merged, self.adapter.streams
+        lora = None if merged else self._stream_lora
+        layers = merged or self.anatomy.layers[self._first :]
+        with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(layers, 0):
             start = streams.start(main).flatten(1, 2)
             out = self._top.run(start, masks, ahead(where, self.gamma, self.context))
         self.cache.keep(self.length, [], slice(self._first, None))
