@@ -35,6 +35,12 @@ class Clock:
         self.synchronize()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def move(self, phase: str, other: str, seconds: float) -> None:
+        """Count a part of a phase as another one."""
+        if seconds:
+            self.seconds[phase] -= seconds
+            self.seconds[other] = seconds
+
 
 @dataclass
 class Run:
@@ -62,7 +68,9 @@ class Run:
         """One pass over the newest token and a draft, and what came of it."""
         clock = Clock(self.target.synchronize)
         with clock.phase("draft"):
+            before = self.drafter.busy
             draft = self.drafter.propose(self._room())
+        clock.move("draft", "draft_pass", self.drafter.busy - before)
         with clock.phase("verify"):
             logits = self.target.verify(self.ids[-1], draft)
         return self._finish_step(clock, draft, logits, rows=1 + len(draft), keep=True)

@@ -114,6 +114,15 @@ class LevelTree(Labelled):
     budget: int = tree_budget()
     width: int = number(4, "Width k", "Most children of a node: the top k tokens of each depth.", 1, 8)
     depth: int = number(0, "Depth", "Deepest level of the tree; 0: as deep as the adapter was trained for.", 0, 16)
+    pause: float = number(
+        1.4,
+        "Pause below",
+        "Draft nothing for some steps when the last ones gave fewer tokens each than this: they cost more than "
+        "they gain; 0: never pause.",
+        0,
+        17,
+        0.1,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from specstream.events import Event, Fate, Finished, Origin, Reason, Started, Step
 
-PHASES = ("draft", "verify", "accept", "keep")
+PHASES = ("draft", "draft_pass", "verify", "accept", "keep")
 
 
 @dataclass
@@ -101,10 +101,10 @@ class RunStats:
 
     @property
     def outside_share(self) -> float | None:
-        """Share of the decode time spent outside the forward pass."""
+        """Share of the decode time spent outside of passes: of the target, and of what drafts for it."""
         if self.decode_seconds <= 0:
             return None
-        return 1 - self.phase_seconds["verify"] / self.decode_seconds
+        return 1 - (self.phase_seconds["verify"] + self.phase_seconds["draft_pass"]) / self.decode_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """All metrics as plain values."""

@@ -54,7 +54,13 @@ class Target(Protocol):
     def release(self) -> None: ...
 
 
-class StreamSource(Protocol):
+class Synchronized(Protocol):
+    """What computes on a device that may work on its own: ``synchronize`` waits for it."""
+
+    def synchronize(self) -> None: ...
+
+
+class StreamSource(Synchronized, Protocol):
     """A target that drafts: logits of the streams of the row that was accepted last.
 
     ``prepare`` comes before a run; it raises ValueError for a variant that the source can't do. ``device_type`` says
@@ -68,7 +74,7 @@ class StreamSource(Protocol):
     def stream_logits(self, row: int) -> Tensor: ...
 
 
-class MedusaSource(Protocol):
+class MedusaSource(Synchronized, Protocol):
     """A target with Medusa heads: their logits ``[medusa_depth, vocab]`` for the row that was accepted last."""
 
     medusa_depth: int
@@ -76,7 +82,7 @@ class MedusaSource(Protocol):
     def medusa_logits(self, row: int) -> Tensor: ...
 
 
-class ExitSource(Protocol):
+class ExitSource(Synchronized, Protocol):
     """A target whose first layers draft.
 
     While ``early_exit`` is open, it gives a function that puts one token after the text and those before it, and

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from gradio_client import Client
 
-from specstream.params import METHODS
+from specstream.params import METHODS, Streaming
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
 from tests.ports import free_port
@@ -91,7 +91,7 @@ def test_settings_name_what_generate_takes(url: str) -> None:
     known = Client(url, verbose=False).predict(api_name="/settings")
     assert set(known["methods"]) == set(METHODS) and known["tasks"]["e2e"]
     assert known["sampling"]["temperature"]["max"] == 5
-    assert known["methods"]["streaming"]["settings"]["budget"]["default"] == 6
+    assert known["methods"]["streaming"]["settings"]["budget"]["default"] == Streaming().budget
 
 
 def test_a_demo_caps_the_runs_of_programs_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from specstream.cache import TreeCache
+from specstream.drafters import Drafter
 from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Draft, Fate, Origin, Reason
 from specstream.params import Sampling, Streaming
@@ -54,7 +55,7 @@ def test_many_seeds(temperature: float) -> None:
         assert tiny.ids_of(tiny.finish(run)) == want
 
 
-class Oracle:
+class Oracle(Drafter):
     """Drafts the reference continuation as a tree with wrong siblings; each true token is spoilt at a rate.
 
     Random streams accept almost nothing, which would let broken code pass; this drives accepted paths of every length.

@@ -14,13 +14,15 @@ from torch import nn
 from specstream import adapters, heads, modelcard, toy, tree
 from specstream.adapters import AdapterError, Card, HeadCard, base_shape
 from specstream.anatomy import Anatomy, dissect
+from specstream.drafters import Drafter
 from specstream.drafters.early_exit import EarlyExitDrafter
 from specstream.drafters.levels import likeliest
 from specstream.drafters.medusa import MedusaDrafter
-from specstream.events import Draft
+from specstream.events import Draft, Step
 from specstream.heads import ExitHead, Heads, MedusaHeads
-from specstream.params import EarlyExit, Medusa, Sampling, Standard
+from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Sampling, Standard, Streaming
 from specstream.session import token_ids
+from specstream.stats import summarize
 from specstream.target import ModelTarget
 from tests import tiny
 
@@ -45,7 +47,7 @@ def random_heads(anatomy: Anatomy, projection: str = "shared", vocabulary: int =
 
 def medusa_run(anatomy, beside, ids, sampling, params=None, eos=()):
     target = ModelTarget(anatomy, None, False, beside)
-    return tiny.new_run(target, MedusaDrafter(target, params or Medusa()), ids, sampling, eos)
+    return tiny.new_run(target, MedusaDrafter(target, replace(params or Medusa(), pause=0)), ids, sampling, eos)
 
 
 def exit_run(anatomy, beside, ids, sampling, params=None, eos=()):
@@ -69,7 +71,7 @@ def test_both_methods_equal_standard_and_generate(family: str) -> None:
         steps = tiny.finish(medusa_run(anatomy, beside, PROMPT, sampling, medusa))
         assert tiny.ids_of(steps) == want and len(steps[1].draft) >= 12
         steps = tiny.finish(exit_run(anatomy, beside, PROMPT, sampling, EarlyExit(confidence=0, width=3)))
-        assert tiny.ids_of(steps) == want and len(steps[1].draft) == 6
+        assert tiny.ids_of(steps) == want and len(steps[1].draft) == EarlyExit().budget
 
 
 @pytest.mark.parametrize("make", [medusa_run, exit_run])
@@ -114,7 +116,7 @@ def reference_exit(anatomy: Anatomy, beside: Heads, ids: list[int]) -> torch.Ten
     return anatomy.logits(main + part.up @ nn.functional.silu(part.down @ main))
 
 
-class Watched:
+class Watched(Drafter):
     """Drafts the true continuation, spoilt at random, so that paths of every length are accepted; compares, before
     each draft, what heads and exit give with the references."""
 
@@ -174,6 +176,9 @@ class Scripted:
 
     def __init__(self, probs: list[list[float]]) -> None:
         self.probs, self.asked = probs, []
+
+    def synchronize(self) -> None:
+        """Nothing runs elsewhere."""
 
     def early_exit(self):
         from contextlib import nullcontext
@@ -331,3 +336,23 @@ def test_the_toy_model_has_both(params, temperature: float) -> None:
     assert token_ids(events) == token_ids(list(engine.generate("Text: The ", Standard(), sampling)))
     if temperature == 0:
         assert any(len(e.tokens) > 2 for e in events[1:-1])
+
+
+def test_passes_that_draft_are_a_phase_of_their_own() -> None:
+    """The toy sleeps in each of its passes, and its heads and streams cost it nothing."""
+    engine = toy.load_toy(pace=0.02)
+    for params in (Standard(), PromptLookup(), Streaming(), Medusa(), EarlyExit(), DraftModel()):
+        steps = [e for e in engine.generate("Text:", params, Sampling(max_new_tokens=12)) if isinstance(e, Step)][1:]
+        for step in steps:
+            assert set(step.seconds) - {"draft_pass"} == {"draft", "verify", "accept", "keep"}
+            assert ("draft_pass" in step.seconds) == (len(step.draft) > 0 and params.name != PromptLookup.name)
+            assert min(step.seconds.values()) >= 0
+        share = summarize(steps).outside_share
+        drafted = sum(step.seconds.get("draft_pass", 0) for step in steps)
+        assert share == pytest.approx(1 - (drafted + sum(s.seconds["verify"] for s in steps)) / seconds_of(steps))
+        if params.name in (EarlyExit.name, DraftModel.name):  # a pass for every token of the chain
+            assert drafted > 0.001 * sum(max(s.draft.depths(), default=0) for s in steps) > 0
+
+
+def seconds_of(steps: list[Step]) -> float:
+    return sum(step.total_seconds for step in steps)

@@ -13,6 +13,7 @@ from torch import Tensor
 from specstream import toy
 from specstream.adapters import Adapter
 from specstream.anatomy import dissect
+from specstream.drafters.levels import Pauses
 from specstream.events import Draft, Fate, Origin, Step
 from specstream.loop import Run
 from specstream.params import Sampling, Streaming
@@ -344,3 +345,34 @@ def test_auto_defers_streams_on_a_cpu_only() -> None:
         run = tiny.streaming_run(anatomy, adapter, tiny.prompt(9), Sampling(max_new_tokens=9), params)
         step = next(s for s in tiny.finish(run) if len(s.draft) == 5)
         assert step.stream_rows == rows * adapter.card.gamma
+
+
+def test_drafting_pauses_where_it_gains_nothing_and_goes_on_where_it_does() -> None:
+    pauses = Pauses(1.5)
+    assert not any(pauses.due() for _ in range(9))  # nothing was seen that gained nothing
+    waits = []
+    for tokens in (1, 1, 1, 1, 2, 4, 1, 1, 1, 1):
+        pauses.saw(tokens)
+        waits.append(sum(iter(pauses.due, False)))
+    # The mean begins high; a step that gains goes on, and the next pause is short again.
+    assert waits == [0, 0, 0, 4, 0, 0, 0, 0, 4, 8]
+    for _ in range(9):
+        pauses.saw(1)
+    assert sum(iter(pauses.due, False)) == Pauses.LONGEST
+    never = Pauses(0)
+    never.saw(1)
+    assert not never.due()
+
+
+@pytest.mark.parametrize("streams", ("in-pass", "deferred"))
+def test_pauses_change_what_is_drafted_and_no_token(streams: str) -> None:
+    anatomy, adapter = tiny.model_with_adapter("llama", gamma=3, layers=2)
+    sampling = Sampling(max_new_tokens=40)
+    want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
+    drafted = {}
+    for pause in (0.0, 2.5):
+        params = Streaming(streams=streams, pause=pause, budget=12)
+        steps = tiny.finish(tiny.streaming_run(anatomy, adapter, PROMPT, sampling, params))[1:]
+        assert tiny.ids_of(steps) == want[1:]
+        drafted[pause] = [len(step.draft) > 0 for step in steps]
+    assert all(drafted[0.0][:-1]) and 0 < sum(drafted[2.5]) < len(drafted[2.5]) - 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -121,8 +122,11 @@ def streaming_run(
     params: Streaming | None = None,
     eos: Sequence[int] = (),
 ) -> Run:
+    """Without pauses unless ``params`` say so: random streams gain nothing, and would hardly draft."""
     target = ModelTarget(anatomy, adapter, streaming=True)
-    return new_run(target, StreamingDrafter(target, params or Streaming(streams="in-pass")), ids, sampling, eos)
+    params = params or Streaming(streams="in-pass")
+    params = replace(params, pause=0) if params.pause == Streaming().pause else params
+    return new_run(target, StreamingDrafter(target, params), ids, sampling, eos)
 
 
 def standard_run(anatomy: Anatomy, ids: list[int], sampling: Sampling, eos: Sequence[int] = ()) -> Run:

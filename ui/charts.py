@@ -92,7 +92,9 @@ def phases(lanes: dict[Lane, RunStats]) -> go.Figure:
     names = [LANE_WORDS[lane] for lane in shown]
     for phase in PHASES:
         values = [1000 * stats.phase_seconds[phase] / stats.decode_tokens for stats in shown.values()]
-        bar = go.Bar(x=values, y=names, name=phase, orientation="h", marker={"color": theme.PHASES[phase]})
+        bar = go.Bar(
+            x=values, y=names, name=phase.replace("_", " "), orientation="h", marker={"color": theme.PHASES[phase]}
+        )
         figure.add_trace(bar)
     figure.update_layout(barmode="stack", margin={"l": 124}, hovermode="y unified", legend={"entrywidth": 52})
     figure.update_xaxes(hoverformat=".2f")

@@ -48,7 +48,7 @@ STRONG = {0: "#64748b", 1: "#0d9184", 2: "#2f7fd6", 3: "#7a6bf0", 4: "#c14fb5", 
 
 PLAY = "#0f766e"  # ground of white words
 LANES = {"method": STRONG[1], "baseline": STRONG[0]}
-PHASES = {"draft": STRONG[3], "verify": STRONG[2], "accept": STRONG[4], "keep": STRONG[5]}
+PHASES = {"draft": STRONG[0], "draft_pass": STRONG[3], "verify": STRONG[2], "accept": STRONG[4], "keep": STRONG[5]}
 
 
 def depth_class(depth: int) -> str:

@@ -33,7 +33,7 @@ class Cancelled(ValueError):
     """The measurement was asked to end before it had an answer."""
 
 
-class Turns:
+class Turns(Drafter):
     """Lets drafters take turns, one step each, so that a drift of the machine's speed falls on all alike."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
@@ -41,14 +41,18 @@ class Turns:
         self._next = cycle(drafters)
 
     def propose(self, room: int) -> Draft:
-        return next(self._next).propose(room)
+        drafter = next(self._next)
+        before = drafter.busy
+        draft = drafter.propose(room)
+        self.busy += drafter.busy - before
+        return draft
 
     def observe(self, row: int) -> None:
         for drafter in self._drafters:
             drafter.observe(row)
 
 
-class Filler:
+class Filler(Drafter):
     """Drafts a number of tokens that hardly any text goes on with: only their cost is asked for."""
 
     def __init__(self, nodes: int) -> None:
@@ -191,10 +195,15 @@ def watched(
 def largest(method: Method) -> Method:
     """The method with a tree that holds every tree to choose from."""
     if isinstance(method, Streaming):
-        return replace(method, tree="best-first", budget=max(BUDGETS), width=max(WIDTHS), depth=0, prune=0.0)
+        return replace(method, tree="best-first", budget=max(BUDGETS), width=max(WIDTHS), depth=0, prune=0.0, pause=0.0)
     if isinstance(method, PromptLookup):
         return replace(method, budget=max(BUDGETS), depth=16)
     raise ValueError(f"{method.label} can't be tuned: choose {Streaming.name} or {PromptLookup.name}.")
+
+
+def steady(method: Method) -> Method:
+    """The method without pauses: what is predicted is a draft in every step."""
+    return replace(method, pause=0.0) if isinstance(method, Streaming) else method
 
 
 @dataclass(frozen=True)

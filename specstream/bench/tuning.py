@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specstream.bench.cases import Case
-from specstream.bench.curve import Cancelled, Cost, shape_of, tune, watched
+from specstream.bench.curve import Cancelled, Cost, shape_of, steady, tune, watched
 from specstream.bench.predict import predict
 from specstream.bench.results import result_rows
 from specstream.bench.runner import Ours, bench
@@ -29,6 +29,7 @@ def tried(
 
     ``predicted`` says what the prompts of the choice promise. ``explained`` says what the other prompts promise for
     the same trees: what is left between it and ``measured`` is the prediction's own error, not that of other prompts.
+    Both are of runs without pauses.
     ``done`` is called after each run of standard decoding, the choice and the given settings.
     Raises ValueError for fewer than two prompts, and Cancelled once ``stop`` is true.
     """
@@ -38,7 +39,8 @@ def tried(
     traces = watched(engine, first_turns(engine, ours), method, sampling, stop)
     choice = tune(cost, traces, method)
     methods = [choice.method] if choice.method == method else [choice.method, method]
-    measured = bench(engine, others, [Ours(engine, m, stop) for m in methods], sampling, repeats, done, stop=stop)
+    contenders = [Ours(engine, steady(m), stop) for m in methods]
+    measured = bench(engine, others, contenders, sampling, repeats, done, stop=stop)
     if stop():
         raise Cancelled("Stopped before the choice was tried.")
     rows = result_rows(measured, "")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +13,17 @@ from specstream.sampling import Picker
 
 
 class Drafter(Protocol):
-    """Proposes trees of tokens."""
+    """Proposes trees of tokens. ``busy``: seconds that passes of a model, or of heads, made to draft have taken."""
+
+    busy: float = 0.0
+
+    @contextmanager
+    def passing(self, synchronize: Callable[[], None]) -> Iterator[None]:
+        """A pass that is made to draft; ``synchronize`` waits until its device has done it."""
+        started = time.perf_counter()
+        yield
+        synchronize()
+        self.busy += time.perf_counter() - started
 
     def propose(self, room: int) -> Draft:
         """A tree at most ``room`` deep for the tokens after the newest committed one; may be empty."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specstream import tree
+from specstream.drafters import Drafter
 from specstream.drafters.levels import likeliest
 from specstream.events import Draft
 from specstream.params import DraftModel
@@ -29,7 +30,7 @@ class Second(Target, Protocol):
     def rewind(self, length: int) -> None: ...
 
 
-class DraftModelDrafter:
+class DraftModelDrafter(Drafter):
     """Drafts a chain of the draft model's likeliest tokens, with the next likeliest beside each. When sampling it can
     also draft a chain of draws: "coupled" by the noise that the target's choice has at each position, or "sampled" by
     noise of its own, which the ``picker`` of the run is then told.
@@ -98,11 +99,12 @@ class DraftModelDrafter:
         """Read tokens, which come after those in the cache; logits ``[vocab]`` after the last one, as many as the
         target has: models with one tokenizer may differ in the number of unused ids."""
         known = [t if t < self._model.vocabulary else 0 for t in tokens]
-        if self._read:
-            logits = self._model.verify(known[0], _chain(known[1:]))
-            self._model.keep(range(len(known)))
-        else:
-            logits = self._model.prefill(known)
+        with self.passing(self._model.synchronize):
+            if self._read:
+                logits = self._model.verify(known[0], _chain(known[1:]))
+                self._model.keep(range(len(known)))
+            else:
+                logits = self._model.prefill(known)
         self._read += tokens
         return F.pad(logits[-1], (0, self._vocabulary - logits.shape[-1]), value=-math.inf)
 

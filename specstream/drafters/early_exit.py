@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specstream import tree
+from specstream.drafters import Drafter
 from specstream.drafters.levels import likeliest
 from specstream.events import Draft
 from specstream.params import EarlyExit
@@ -12,7 +13,7 @@ from specstream.target import ExitSource
 from specstream.tree import Level
 
 
-class EarlyExitDrafter:
+class EarlyExitDrafter(Drafter):
     """Drafts a chain of the exit's likeliest tokens, with the next likeliest beside each. ``ids`` are the committed
     tokens; the list grows as the run does."""
 
@@ -33,7 +34,9 @@ class EarlyExitDrafter:
         token, joint = self._ids[-1], 1.0
         with self._source.early_exit() as logits_after:
             while len(levels) < depth and joint >= self._params.confidence:
-                levels += likeliest(logits_after(token), self._params.width)
+                with self.passing(self._source.synchronize):
+                    logits = logits_after(token)
+                levels += likeliest(logits, self._params.width)
                 token, prob = levels[-1][0]
                 joint *= prob
         return levels

@@ -7,21 +7,55 @@ from collections.abc import Callable
 from torch import Tensor
 
 from specstream import tree
+from specstream.drafters import Drafter
 from specstream.events import Draft
 from specstream.params import LevelTree
+from specstream.target import Synchronized
 from specstream.tree import Level
 
 
-class LevelDrafter:
-    """Grows a tree from logits ``[depths, vocab]`` of the row that was accepted last.
+class Pauses:
+    """Whether drafting pays: the running mean of tokens per step falls ``below`` a limit where it does not.
+
+    Then some steps draft nothing, twice as many each time that the next step with a draft gains nothing either. It sees
+    what was accepted and no clock, so a run can be repeated.
+    """
+
+    SHARE = 0.3  # of the newest step in the mean
+    FIRST, LONGEST = 4, 32  # steps of a pause
+
+    def __init__(self, below: float) -> None:
+        self._below, self._mean = below, 2 * below
+        self._left, self._length = 0, self.FIRST
+
+    def due(self) -> bool:
+        """Whether the step to come is one of a pause."""
+        self._left -= 1
+        return self._left >= 0
+
+    def saw(self, tokens: int) -> None:
+        """A step with a draft gave so many tokens."""
+        self._mean += self.SHARE * (tokens - self._mean)
+        if self._mean >= self._below:
+            self._length = self.FIRST
+            return
+        self._left, self._length = self._length, min(2 * self._length, self.LONGEST)
+        self._mean = self._below  # one good step is enough to go on
+
+
+class LevelDrafter(Drafter):
+    """Grows a tree from the ``source``'s ``logits`` ``[depths, vocab]`` of the row that was accepted last.
 
     Raises ValueError at once when the full tree that the settings ask for is too large.
     """
 
-    def __init__(self, logits: Callable[[int], Tensor], deepest: int, params: LevelTree) -> None:
+    def __init__(self, source: Synchronized, logits: Callable[[int], Tensor], deepest: int, params: LevelTree) -> None:
+        self._source = source
         self._logits, self._params = logits, params
         self._depth = min(params.depth or deepest, deepest)
         self._row = 0
+        self._draft = Draft()
+        self._pauses = Pauses(params.pause)
         size = tree.full_size(params.width, self._depth)
         if params.tree == "full" and size > tree.FULL_TREE_LIMIT:
             raise ValueError(
@@ -31,13 +65,19 @@ class LevelDrafter:
 
     def propose(self, room: int) -> Draft:
         depth = min(self._depth, room)
-        if depth < 1:
-            return Draft()
-        levels = likeliest(self._logits(self._row)[:depth], self._params.width)
-        return tree.full(levels) if self._params.tree == "full" else tree.best_first(levels, self._params.budget)
+        self._draft = Draft() if depth < 1 or self._pauses.due() else self._grown(depth)
+        return self._draft
 
     def observe(self, row: int) -> None:
         self._row = row
+        if len(self._draft):
+            self._pauses.saw(1 + (self._draft.depths()[row - 1] if row else 0))
+
+    def _grown(self, depth: int) -> Draft:
+        with self.passing(self._source.synchronize):
+            logits = self._logits(self._row)
+        levels = likeliest(logits[:depth], self._params.width)
+        return tree.full(levels) if self._params.tree == "full" else tree.best_first(levels, self._params.budget)
 
 
 def likeliest(logits: Tensor, width: int) -> list[Level]:

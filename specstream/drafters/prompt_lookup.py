@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from specstream.drafters import Drafter
 from specstream.events import Draft
 from specstream.params import PromptLookup
 
@@ -34,7 +35,7 @@ class Occurrences:
             yield from islice(reversed(self._after.get(tuple(self._ids[-size:]), ())), LOOKED_AT)
 
 
-class PromptLookupDrafter:
+class PromptLookupDrafter(Drafter):
     """Drafts from the text alone, no model asked. ``ids`` are the committed tokens; the list grows as the run does."""
 
     def __init__(self, ids: Sequence[int], params: PromptLookup) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from specstream.drafters import Drafter
 from specstream.events import Draft
 
 
-class StandardDrafter:
+class StandardDrafter(Drafter):
     """Drafts nothing."""
 
     def propose(self, room: int) -> Draft:

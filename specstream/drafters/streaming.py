@@ -15,5 +15,5 @@ class StreamingDrafter(LevelDrafter):
     """
 
     def __init__(self, source: StreamSource, params: Streaming) -> None:
-        super().__init__(source.stream_logits, source.gamma, params)
+        super().__init__(source, source.stream_logits, source.gamma, params)
         source.prepare(params.on(source.device_type).streams == "deferred", params.prune)

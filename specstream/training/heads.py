@@ -116,7 +116,7 @@ class MedusaModel(HeadModel):
 
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
         target = ModelTarget(self.anatomy, None, False, Heads(medusa=self.heads))
-        return target, MedusaDrafter(target, Medusa(budget=budget))
+        return target, MedusaDrafter(target, Medusa(budget=budget, pause=0))
 
 
 class ExitModel(HeadModel):

@@ -94,7 +94,7 @@ class StreamModel(Trainee):
 
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
         target = ModelTarget(self.anatomy, self.adapter, streaming=True)
-        return target, StreamingDrafter(target, Streaming(budget=budget))
+        return target, StreamingDrafter(target, Streaming(budget=budget, pause=0))
 
     def tuned(self) -> AbstractContextManager[Any]:
         shared = self.adapter.main_lora

@@ -3,7 +3,7 @@ function caption(index) {
   const step = steps.method[index];
   if (!step) return "When a run has ended, it can be played again and walked through step by step.";
   const total = step.s.reduce((sum, ms) => sum + ms, 0);
-  const times = PHASES.map((name, i) => `${name} ${step.s[i].toFixed(1)}`).join(" · ");
+  const times = PHASES.map((name, i) => `${name.replace("_", " ")} ${step.s[i].toFixed(1)}`).join(" · ");
   const rows = `${plural(step.r, "row")}${step.sr ? ` + ${plural(step.sr, "stream row")}` : ""}`;
   const accepted = step.d.filter((node) => node[3] === "a").length;
   const drafted = step.d.length ? `${plural(step.d.length, "node")} drafted, ${accepted} accepted; ` : "";

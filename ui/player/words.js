@@ -2,7 +2,7 @@
 // Messages are JSON texts, see ui/feed.py. Text from the model only ever goes into textContent.
 const DEEPEST = 5;
 const FATE = { a: "accepted", r: "rejected", u: "unreached", p: "pruned" };
-const PHASES = ["draft", "verify", "accept", "keep"];
+const PHASES = ["draft", "draft_pass", "verify", "accept", "keep"];
 const part = (name) => element.querySelector(name);
 const steps = { method: [], baseline: [] };
 
