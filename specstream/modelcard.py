@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ METRICS = {
     "hits of exit": "top-1 accuracy on held-out rows: main stream, then the early exit that drafts",
     "tokens_per_step of exit": "tokens per step with the early exit",
 }
+
+PER_STREAM = ("losses", "hits")
 
 
 def write(folder: Path, card: Card) -> Path:
@@ -92,16 +94,35 @@ def _body(card: Card, name: str) -> Iterator[str]:
     yield from (f"| {label} | {_cell(value)} |" for label, value in _facts(card).items() if value not in ("", None))
     yield ""
     yield from _section("Load it", "python", _usage(card, name))
-    commands = [card.command, *(head.command for head in card.heads.values())]
+    stages = card.training.get("earlier", [])
+    commands = [s["command"] for s in stages] + [card.command, *(head.command for head in card.heads.values())]
     yield from _section("Trained with", "", "\n".join(filter(None, commands)))
+    yield from _validations([s["progress"] for s in stages] + [card.training.get("progress", {})])
+    yield from _metrics(card)
+
+
+def _validations(stages: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Tokens per step against training time, where they were decoded."""
+    found = [
+        (number, v["step"], v["seconds"] / 60, v["tokens_per_step"])
+        for number, stage in enumerate(stages, 1)
+        for v in stage.get("history", [])
+        if "tokens_per_step" in v
+    ]
+    if len(found) > 1:
+        yield "## Validations\n\n| stage | step | minutes | tokens per step |\n|---|---|---|---|"
+        yield from (f"| {stage} | {step} | {minutes:.0f} | {rate:.2f} |" for stage, step, minutes, rate in found)
+        yield ""
+
+
+def _metrics(card: Card) -> Iterator[str]:
     metrics = card.metrics | {
         f"{key} of {kind}": value for kind, head in card.heads.items() for key, value in head.metrics.items()
     }
+    labels = {k: w + ", then the early exit" * (bool(card.exit_rank) and k in PER_STREAM) for k, w in METRICS.items()}
     if metrics:
-        yield "## Metrics"
-        yield ""
-        yield "| | |\n|---|---|"
-        yield from (f"| {METRICS.get(key, key)} | {_cell(value)} |" for key, value in metrics.items())
+        yield "## Metrics\n\n| | |\n|---|---|"
+        yield from (f"| {labels.get(key, key)} | {_cell(value)} |" for key, value in metrics.items())
 
 
 def _facts(card: Card) -> dict[str, Any]:

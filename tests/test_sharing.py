@@ -249,6 +249,17 @@ def test_the_card_says_what_was_done(tmp_path: Path) -> None:
     assert 'specstream.load("smollm2-135m", adapter="FOLDER")' in words
 
 
+def test_the_card_shows_every_stage_and_how_it_went() -> None:
+    looks = [{"step": s, "seconds": 60.0 * s, "losses": [1.0], "tokens_per_step": 2 + s / 10} for s in (1, 2)]
+    first = {"command": "the first stage", "date": "2026-01-01", "progress": {"history": looks[:1]}}
+    card = replace(CARD, exit_rank=8, training={"earlier": [first], "progress": {"history": looks[1:]}})
+    words = modelcard.text(card)
+    assert words.index("the first stage") < words.index(CARD.command)
+    assert "| 1 | 1 | 1 | 2.10 |\n| 2 | 2 | 2 | 2.20 |" in words
+    assert "then each stream, then the early exit |" in words
+    assert "## Validations" not in modelcard.text(CARD)
+
+
 def test_a_base_that_is_a_folder_and_a_licence_of_ones_own() -> None:
     card = replace(CARD, base="/some/folder", licence="Mine | only", data="FILE.jsonl in the form of a/b", metrics={})
     words = modelcard.text(card)

@@ -1,9 +1,9 @@
 """What each switch of the trainer does: short trainings that differ in one setting, several seeds, as tables.
 
 python -m docs.scripts.ablations --task e2e --data e2e/train.jsonl --dev e2e/dev.jsonl --out RESULTS
-    [--rows 400] [--seeds 2] [--only layers,gamma] [-- more options of train]
+    [--rows 400] [--seeds 2] [--only layers,gamma] [-- more options of train, such as --epochs 3]
 
-Every training runs alone, one pass over ROWS rows, and is kept in RESULTS: it is not done again. The tables are made
+Every training runs alone, one pass over ROWS rows unless told otherwise, and is kept in RESULTS: it is not done again. The tables are made
 from what is there, so that the work can be spread over days.
 """
 
@@ -38,7 +38,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "draft vocabulary": (),
         "half of the positions": ("--share", "0.5"),
         "in four parts": ("--accumulate", "4"),
+        "top layers, states kept": ("--tuned-layers", "top"),
+        "top layers, none kept": ("--tuned-layers", "top", "--cache", "0"),
         "lossless": LOSSLESS,
+        "lossless, none kept": (*LOSSLESS, "--cache", "0"),
         "plain LoRA": ("--mode", "plain"),
     },
 }
@@ -55,7 +58,7 @@ class Outcome:
     memory: int
 
 
-def outcome(progress: Progress, tokens: int) -> Outcome:
+def outcome(progress: Progress, tokens: float) -> Outcome:
     """Of a finished training over ``tokens`` tokens."""
     last = progress.validations[-1]
     return Outcome(last.tokens_per_step, last.losses, tokens / progress.seconds, progress.memory)
@@ -74,7 +77,8 @@ def train(folder: Path, options: Sequence[str]) -> None:
     progress = Progress()
     for line in lines:
         take_in(progress, line)
-    tokens = next(event["tokens"] for event in map(json.loads, lines) if event["kind"] == "begin")
+    told = {event["kind"]: event for event in map(json.loads, lines)}
+    tokens = told["begin"]["tokens"] / told["begin"]["rows"] * told["end"]["examples"]
     done.write_text(json.dumps(vars(outcome(progress, tokens))), encoding="utf-8")
 
 

@@ -101,7 +101,7 @@ def train_adapter(request: Request, config: Config) -> Card:
     size = anatomy.model.get_input_embeddings().num_embeddings
     vocabulary = draft_vocabulary(examples, config.draft_vocabulary, size) if config.draft_vocabulary else None
     card = _card(request, anatomy, chosen, config)
-    card = replace(card, training={"base": {"origin": source.origin, "revision": source.revision}})
+    card = replace(card, training={"base": {"origin": source.origin, "revision": source.revision}} | _earlier(request))
     trainee = _head_model(request, anatomy, card, config, vocabulary) if config.trains_heads else None
     trainer = Trainer(anatomy, tokenizer, card, config, request.out, vocabulary, trainee)
     if request.resume and not trainer.resume():
@@ -177,6 +177,15 @@ def _start(request: Request, config: Config) -> Path | None:
             return request.out
         check_out(request.out, start)
     return start
+
+
+def _earlier(request: Request) -> dict[str, Any]:
+    """What was trained before this, where it begins with an adapter: the commands and how each training went."""
+    if request.start is None:
+        return {}
+    card = adapters.read_card(request.start)
+    stage = {"command": card.command, "date": card.date, "progress": card.training.get("progress", {})}
+    return {"earlier": [*card.training.get("earlier", []), stage]}
 
 
 def _head_model(
