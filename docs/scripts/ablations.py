@@ -3,8 +3,8 @@
 python -m docs.scripts.ablations --task e2e --data e2e/train.jsonl --dev e2e/dev.jsonl --out RESULTS
     [--rows 400] [--seeds 2] [--only layers,gamma] [-- more options of train, such as --epochs 3]
 
-Every training runs alone, one pass over ROWS rows unless told otherwise, and is kept in RESULTS: it is not done again. The tables are made
-from what is there, so that the work can be spread over days.
+Every training runs alone, one pass over ROWS rows unless told otherwise, and is kept in RESULTS: it is not done again.
+The tables are made from what is there, so that the work can be spread over days.
 """
 
 from __future__ import annotations
