@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +16,7 @@ import pytest
 from tests.browsing import MARKS, SLOW, chromium, serious, visit  # sets the environment of gradio
 
 # isort: split
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from specstream.events import Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token
 from specstream.runlog import RunLog
@@ -45,7 +47,12 @@ def toy_of(pace: float) -> Any:
 
 @contextmanager
 def served(runlog: Any, rules: Rules = OPEN, pace: float = 0.005, model: str = "toy") -> Iterator[str]:
-    engines = Engines(CHOICE | {"model": model}, toy_of(pace), rules)
+    with page_of(Engines(CHOICE | {"model": model}, toy_of(pace), rules), runlog) as address:
+        yield address
+
+
+@contextmanager
+def page_of(engines: Engines, runlog: Any) -> Iterator[str]:
     engines.load()
     page = app.build(engines, runlog)
     page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
@@ -171,6 +178,32 @@ def test_who_waits_sees_how_many_are_ahead_and_stop_leaves_the_line(browser: Bro
             first.get_by_role("button", name="Stop", exact=True).click()
             status(first, "Done: stopped by you")
             status(third, "Writing|Measuring|Done")
+
+
+def test_stop_is_offered_when_the_first_updates_arrive_together(browser: Browser) -> None:
+    """A slow browser learns of its run when the first updates are there already, and applies them in one go."""
+    go = threading.Event()
+
+    def slow(progress: Any, **choice: str) -> Any:
+        progress("Reading the weights")
+        go.wait()
+        return load_toy()
+
+    def late(route: Route) -> None:
+        answer = route.fetch()
+        time.sleep(1.5)
+        route.fulfill(response=answer)
+
+    with page_of(Engines(CHOICE, slow), None) as url:
+        page = browser.new_page()
+        page.goto(url)
+        expect(page.get_by_text("Reading the weights").first).to_be_visible(timeout=SLOW)
+        page.route("**/queue/join**", late)
+        ask(page, "name[Otter Hall]")
+        status(page, "Waiting for the model to load")
+        expect(page.get_by_role("button", name="Stop", exact=True)).to_be_enabled(timeout=SLOW)
+        page.close()
+        go.set()
 
 
 def test_the_model_panel_tells_memory_and_unloads(browser: Browser) -> None:

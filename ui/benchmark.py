@@ -388,12 +388,13 @@ def wire(
 def stream(shown: Shown, job: Measurement, session: str, others: Sequence[Report], folder: Path) -> Iterator[Updates]:
     """Follow a measurement and say what changes on the page. ``others`` are drawn beside its result."""
     progress, drawn = Progress(), None
-    yield shown.working(True) | {shown.status: render.status(progress.words, progress.tone), shown.bar: ""}
+    busy = shown.working(True)  # in every update, as in the Playground's
+    yield busy | {shown.status: render.status(progress.words, progress.tone), shown.bar: ""}
     with closing(job.batches(session)) as batches:
         for batch in batches:
             for item in batch:
                 progress.add(item)
-            updates = {shown.status: render.status(progress.words, progress.tone), shown.bar: progress.bar}
+            updates = busy | {shown.status: render.status(progress.words, progress.tone), shown.bar: progress.bar}
             if progress.report is not drawn:
                 drawn = progress.report
                 updates |= shown.drawn(beside(drawn, others))

@@ -183,9 +183,8 @@ def page_address(request: gr.Request) -> str:
 def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str) -> Iterator[Updates]:
     """Follow a comparison and say what changes on the page."""
     progress = Progress()
-    yield {
-        tab.run: gr.update(interactive=False),
-        tab.stop: gr.update(interactive=True),
+    busy = {tab.run: gr.update(interactive=False), tab.stop: gr.update(interactive=True)}  # in each update, as a run's
+    yield busy | {
         tab.status: render.status(progress.words, progress.tone),
         tab.race: race.message([]),
         tab.results: gr.update(visible=False),
@@ -194,7 +193,7 @@ def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str) ->
         for batch in batches:
             for item in batch:
                 progress.add(item)
-            yield {tab.status: render.status(progress.words, progress.tone)}
+            yield busy | {tab.status: render.status(progress.words, progress.tone)}
     progress.close(job.stop.is_set())
     done = {tab.run: gr.update(interactive=True), tab.stop: gr.update(interactive=False)}
     yield (

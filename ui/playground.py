@@ -261,13 +261,14 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
 def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
     """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
-    begun = tab.busy() | tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone), tab.view.insights: ""}
+    busy = tab.busy()  # in every update: of two that arrive together gradio's page loses what the later one leaves out
+    begun = busy | tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone), tab.view.insights: ""}
     yield begun | tab.view.drawn(view)
     with closing(run.batches(session)) as batches:
         for batch in batches:
             for item in batch:
                 view.add(item)
-            yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view)
+            yield busy | {tab.status: render.status(view.words, view.tone)} | tab.view.running(view)
     view.close(run.stop.is_set())
     ended = tab.answered(run.ask, view.text) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.summary(view)
