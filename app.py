@@ -41,11 +41,26 @@ def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **
 
     engines = Engines(choice | ({"model": rules.TOY} if toy else {}), rules=rules.chosen(demo))
     page = app.build(engines, *open_log(db))
-    engines.load()  # in the background: the page is served at once
+    serve(page, host, port, app.launch_options(engines.rules))
+    engines.load()  # in the background, and only now: its imports would slow the start of the page
+    page.block_thread()
+
+
+def serve(page: Any, host: str, port: int, options: dict[str, Any]) -> None:
+    """Serve the page in threads of their own; returns once it answers. Raises ClickException with one sentence."""
     try:
-        page.launch(server_name=host, server_port=port or None, **app.launch_options(engines.rules))
+        page.launch(server_name=host, server_port=port or None, prevent_thread_lock=True, **options)
     except OSError:
-        raise click.ClickException(f"Port {port} is taken: stop what uses it or choose another with --port.") from None
+        raise click.ClickException(
+            f"The page can't be served on port {port}: something else uses it, or this machine is too busy to begin "
+            "within five seconds. Choose another port with --port, or try again."
+        ) from None
+    except Exception as error:  # gradio asks its own page first, which a proxy can hinder
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise click.ClickException(
+            f"The page is served, but this machine can't reach it ({reason}): "
+            "with a proxy, set NO_PROXY=localhost,127.0.0.1 and start again."
+        ) from None
 
 
 def open_log(path: Path | None) -> tuple[Any, str]:

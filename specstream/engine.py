@@ -278,11 +278,10 @@ def _product_of(parts: anatomy.Anatomy | None, half: bool) -> str:
 
 
 def _unavailable(
-    reason: str | None, loaded: Adapter | None, pair: pairing.Pair | None = None, beside: Heads | None = None
+    reason: str | None, loaded: Adapter | None, pair: pairing.Pair | None, beside: Heads
 ) -> dict[str, str]:
     if reason:
         return {name: reason for name in METHODS if name != Standard.name}
-    beside = beside or Heads()
     needs = {
         Streaming.name: (loaded, NO_STREAMS),
         Medusa.name: (beside.medusa, NO_MEDUSA),

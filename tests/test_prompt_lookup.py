@@ -11,6 +11,7 @@ from specstream import toy
 from specstream.drafters.prompt_lookup import Occurrences, PromptLookupDrafter, merged
 from specstream.engine import _unavailable
 from specstream.events import Fate, Reason
+from specstream.heads import Heads
 from specstream.params import METHODS, PromptLookup, Sampling, Standard
 from specstream.session import token_ids
 from specstream.target import ModelTarget
@@ -175,5 +176,5 @@ def test_on_the_toy(temperature: float) -> None:
 
 
 def test_every_model_that_verifies_trees_can_look_up() -> None:
-    assert set(_unavailable("can't verify trees", None)) == set(METHODS) - {"standard"}
-    assert "prompt_lookup" not in _unavailable(None, None)
+    assert set(_unavailable("can't verify trees", None, None, Heads())) == set(METHODS) - {"standard"}
+    assert "prompt_lookup" not in _unavailable(None, None, None, Heads())

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 import pytest
+from click import ClickException
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
@@ -32,6 +34,7 @@ from ui.contest import Contest, Entry
 from ui.engines import Busy, Engines, NotLoaded, Stopped
 from ui.feed import Feed
 from ui.jobs import Jobs
+from ui.methods import CannotRun, Offer
 from ui.view import View
 from ui.worker import Ask, Item, Notice, Run
 
@@ -279,14 +282,31 @@ def test_waiting_for_the_engine_ends_on_stop() -> None:
     gate.set()
 
 
-def test_a_model_without_streams_does_not_offer_streaming(engines: Engines) -> None:
-    from dataclasses import replace
-
+def test_a_method_that_cannot_run_keeps_its_place_and_says_what_it_lacks(engines: Engines) -> None:
     info = engines.state.info
-    assert info is not None
-    assert playground.first_method(info) == "streaming"
-    bare = replace(info, unavailable={"streaming": "This model has no trained streams."})
-    assert [name for _, name in playground.method_choices(bare)] == [n for n in params.METHODS if n != "streaming"]
+    assert info is not None and engines.offer.info is info
+    lacking = Offer(replace(info, unavailable={"streaming": "No streams.", "medusa": "No heads."}))
+    assert Offer().choices() == Offer(info).choices() and Offer().choices()[0] == ("Speculative Streaming", "streaming")
+    assert [name for _, name in lacking.choices()] == [name for _, name in Offer().choices()]
+    assert lacking.label("medusa") == "Medusa heads (needs heads)" and lacking.label("standard") == "Standard decoding"
+    assert lacking.fitting("streaming") == "standard" and lacking.fitting("prompt_lookup") == "prompt_lookup"
+    with pytest.raises(CannotRun, match="no Medusa heads: .* Fine-tune"):
+        lacking.check("medusa")
+    assert "Fine-tune" not in replace(lacking, demo=True).reason("medusa")
+    plain = Offer(
+        replace(info, unavailable=dict.fromkeys(set(params.METHODS) - {"standard"}, "It fails the self-test."))
+    )
+    assert plain.label("medusa") == "Medusa heads (not with this model)" and plain.fitting("medusa") == "standard"
+    assert plain.words("medusa") == "It fails the self-test." and plain.words("standard").endswith("per pass.")
+
+
+def test_a_loaded_model_keeps_the_chosen_method_where_it_can_run(engines: Engines) -> None:
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    bare = Offer(replace(engines.offer.info, unavailable={"streaming": "No streams."}))  # type: ignore[type-var]
+    kept, moved = (tab.loaded(engines.state, bare, "raw", name)[tab.method] for name in ("prompt_lookup", "streaming"))
+    assert kept["value"] == "prompt_lookup" and moved["value"] == "standard"
+    assert kept["choices"] == bare.choices() and len(kept["choices"]) == len(params.METHODS)
 
 
 def entries(contest: Contest) -> list[Entry]:
@@ -325,14 +345,12 @@ def test_a_stopped_contest_keeps_what_was_measured_to_the_end(engines: Engines, 
 
 
 def test_compare_disables_what_the_model_cannot_run(engines: Engines) -> None:
-    from dataclasses import replace
-
     assert engines.state.info
     with gr.Blocks():
         tab = compare.layout()
     assert set(tab.methods) == set(params.METHODS) - {Standard.name}
     info = replace(engines.state.info, unavailable={"streaming": "This model has no trained streams."})
-    updates = tab.available(replace(engines.state, info=info))
+    updates = tab.available(Offer(info))
     box = updates[tab.methods["streaming"]]
     assert box["interactive"] is False and box["value"] is False and "no trained streams" in box["info"]
     assert all(updates[part]["interactive"] for name, part in tab.methods.items() if name != "streaming")
@@ -438,3 +456,32 @@ def test_app_help_does_not_import_gradio() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "--toy" in done.stdout
+
+
+def test_a_start_that_fails_is_told_in_one_sentence() -> None:
+    import app as program
+
+    class Page:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def launch(self, **options: Any) -> None:
+            raise self.error
+
+    taken = OSError("Cannot find empty port in range: 7860-7860.")
+    with pytest.raises(ClickException, match="port 7860: something else uses it, or .* too busy .* --port"):
+        program.serve(Page(taken), "127.0.0.1", 7860, {})
+    behind = RuntimeError("Couldn't start the app because 'http://127.0.0.1/' failed (code 502).\nMore.")
+    with pytest.raises(ClickException, match=r"\(code 502\)\): with a proxy, set NO_PROXY"):
+        program.serve(Page(behind), "127.0.0.1", 7860, {})
+
+
+def test_the_page_starts_where_gradio_would_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy answers later than gradio waits for: it then asks for a link to share and ends."""
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    with gr.Blocks() as page:
+        gr.Markdown("Here")
+    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
+    with urllib.request.urlopen(page.local_url) as answer:
+        assert answer.status == 200
+    page.close()

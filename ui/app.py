@@ -62,6 +62,7 @@ def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,
+        "_frontend": False,  # no look at its own page with a time limit: on a busy machine that ended the start
         "max_threads": 2 * playground.MOST_WAITING + 32,  # a visitor who waits holds one; Stop must find one free
     }
 

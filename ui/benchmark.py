@@ -21,6 +21,7 @@ from ui.engines import Engines, State
 from ui.files import downloads
 from ui.jobs import Jobs
 from ui.measure import Benchmark, Lap, Measurement, Order, Report, Result, Tuning
+from ui.methods import Offer
 from ui.playground import MOST_WAITING, Playground, examples, task_choices
 from ui.worker import Notice
 
@@ -37,7 +38,8 @@ CHARTS = {
     "cost": "Cost of a step",
     "prediction": "Predicted against measured",
 }
-NEEDS_SECOND = "Needs a draft model: load one with the model."
+NEEDS_SECOND = "No second model is loaded: choose a smaller one under Model, Draft model."
+LIBRARY = "The library's own code, on a second copy of the model."
 MOST_EARLIER = 100  # results in the list
 Updates = dict[Any, Any]
 
@@ -151,17 +153,16 @@ class BenchmarkTab:
     shown: Shown
     upload: gr.File
 
-    def available(self, state: State, tuned: str | None) -> Updates:
+    def available(self, state: State, offer: Offer, tuned: str | None) -> Updates:
         """What a loaded model changes: what it can't run is disabled, with the reason. ``tuned`` is what is chosen."""
-        missing = state.info.unavailable if state.info else {}
         form = self.form
-        updates: Updates = {b: controls.method_update(n, missing.get(n)) for n, b in form.methods.items()}
+        updates: Updates = {box: controls.method_update(name, offer) for name, box in form.methods.items()}
         for name, box in form.references.items():
             updates[box] = reference_update(name, state)
         if state.info:
-            able = [name for name in TUNABLE if name not in missing]
+            able = [name for name in TUNABLE if not offer.reason(name)]
             value = tuned if tuned in able else next(iter(able), None)
-            updates[form.tuned] = gr.update(choices=[(METHODS[name].label, name) for name in able], value=value)
+            updates[form.tuned] = gr.update(choices=[(offer.label(name), name) for name in TUNABLE], value=value)
         return updates
 
     def suited(self, state: State) -> Updates:
@@ -184,7 +185,7 @@ def reference_update(name: str, state: State) -> Any:
         reason = "Not with the toy model: transformers does not know it."
     if reason:
         return gr.update(value=False, interactive=False, info=reason)
-    return gr.update(interactive=True, info="The library's own code, on a second copy of the model.")
+    return gr.update(interactive=True, info=LIBRARY)
 
 
 @dataclass
@@ -234,11 +235,13 @@ def layout(engines: Engines) -> BenchmarkTab:
             settings = controls.each_method("Settings: length, temperature, each method", {"max_new_tokens": 64})
             tuned, pace, tune = _tuning_fields()
             earlier, upload = _earlier_fields(alone)
-        with gr.Column(scale=2, min_width=320), gr.Group():
+        with gr.Column(scale=2, min_width=320), gr.Group(elem_classes="ss-boxes"):
             gr.Checkbox(True, label=Standard.label, info="Always runs, first.", interactive=False)
             methods = {name: controls.method_box(name) for name in METHODS if name != Standard.name}
             references = {
-                name: gr.Checkbox(False, label=label[:1].upper() + label[1:], interactive=True, visible=alone)
+                name: gr.Checkbox(
+                    False, label=label[:1].upper() + label[1:], info=LIBRARY, interactive=True, visible=alone
+                )
                 for name, label in REFERENCES.items()
             }
     run, cancel, status, bar = _toolbar()
@@ -361,10 +364,10 @@ def wire(
 
     def watch(tuned: str | None) -> Iterator[Updates]:
         for state in engines.watch():
-            yield tab.available(state, tuned) | tab.suited(state)
+            yield tab.available(state, engines.offer, tuned) | tab.suited(state)
 
     def refresh(key: str, tuned: str | None, request: gr.Request) -> Updates:
-        return tab.available(engines.state, tuned) | earlier.listed(visitor.name(key, request))
+        return tab.available(engines.state, engines.offer, tuned) | earlier.listed(visitor.name(key, request))
 
     inputs = form.inputs | {shown.reports, tab.upload}
     work: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING, **QUIET}

@@ -18,9 +18,10 @@ from specstream.tasks import TASKS
 from ui import charts, controls, race, render, visitor
 from ui.contest import Contest, Entry, Lap, Prepared
 from ui.controls import Controls
-from ui.engines import Engines, State
+from ui.engines import Engines
 from ui.files import downloads
 from ui.jobs import Jobs
+from ui.methods import Offer
 from ui.playground import MOST_WAITING, check_prompt, examples, task_choices
 from ui.worker import Ask, Notice
 
@@ -66,10 +67,9 @@ class Compare:
         sampling = self.settings.parse(values, chosen[0])[1]
         return Ask(prompt, values[self.task], Standard(), sampling, True), methods
 
-    def available(self, state: State) -> Updates:
+    def available(self, offer: Offer) -> Updates:
         """What a loaded model changes: methods that it can't run are disabled, with the reason."""
-        missing = state.info.unavailable if state.info else {}
-        return {box: controls.method_update(name, missing.get(name)) for name, box in self.methods.items()}
+        return {box: controls.method_update(name, offer) for name, box in self.methods.items()}
 
 
 @dataclass
@@ -118,7 +118,7 @@ def layout() -> Compare:
                 example_labels=[e["label"] for e in known], examples_per_page=20, api_visibility="private",
             )  # fmt: skip
         with gr.Column(scale=2, min_width=320):
-            with gr.Group():
+            with gr.Group(elem_classes="ss-boxes"):
                 gr.Checkbox(True, label=Standard.label, info="Always runs, first.", interactive=False)
                 methods = {name: controls.method_box(name) for name in METHODS if name != Standard.name}
             settings = controls.each_method("Settings: length, temperature, each method")
@@ -163,13 +163,13 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
         jobs.close(str(request.session_hash))
 
     def watch() -> Iterator[Updates]:
-        for state in engines.watch():
-            yield tab.available(state)
+        for _ in engines.watch():
+            yield tab.available(engines.offer)
 
     boxes = list(tab.methods.values())
     tab.run.click(run, tab.inputs, tab.outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **QUIET)
     tab.stop.click(stop, tab.key, queue=False, **QUIET)
-    opened.select(lambda: tab.available(engines.state), None, boxes, queue=False, **QUIET)
+    opened.select(lambda: tab.available(engines.offer), None, boxes, queue=False, **QUIET)
     demo.load(watch, None, boxes, concurrency_limit=None, **QUIET)
     visitor.wire(tab.key, demo)
     demo.unload(close)

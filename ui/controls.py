@@ -10,6 +10,8 @@ import gradio as gr
 
 from specstream import params
 from specstream.params import Method, Sampling
+from ui import methods
+from ui.methods import Offer
 
 MAIN = ("max_new_tokens", "temperature", "budget")  # shown at once; the rest is folded away
 SHARED = ("max_new_tokens", "temperature", "seed")  # the same where several methods run
@@ -86,20 +88,14 @@ def each_method(title: str, defaults: Mapping[str, Any] | None = None) -> Contro
 
 def method_box(name: str) -> gr.Checkbox:
     """The box that chooses a method where several run."""
-    return gr.Checkbox(True, label=params.METHODS[name].label, info=words_of(name), interactive=True)
+    return gr.Checkbox(True, label=params.METHODS[name].label, info=methods.does(name), interactive=True)
 
 
-def words_of(name: str) -> str:
-    """What a method does, in the words of its parameters."""
-    words = (params.METHODS[name].__doc__ or "").split(": ", 1)[-1].strip()
-    return words[:1].upper() + words[1:]
-
-
-def method_update(name: str, reason: str | None) -> Any:
+def method_update(name: str, offer: Offer) -> Any:
     """A method's box: free, or disabled with the reason."""
-    if reason:
-        return gr.update(value=False, interactive=False, info=f"Not with this model: {reason}")
-    return gr.update(interactive=True, info=words_of(name))
+    if reason := offer.reason(name):
+        return gr.update(value=False, interactive=False, info=reason)
+    return gr.update(interactive=True, info=methods.does(name))
 
 
 def component(

@@ -13,6 +13,7 @@ from specstream import memory
 from specstream.info import EngineInfo
 from ui import zerogpu
 from ui.line import Line, Place, Stopped
+from ui.methods import Offer
 from ui.rules import OPEN, TOY, Rules
 
 __all__ = ["TOY", "Busy", "Engines", "NotLoaded", "State", "Stopped", "sentence"]
@@ -58,6 +59,11 @@ class Engines:
         self._engine: Any = None
         self._line = Line()
         self._guard = threading.Lock()  # held for a moment: only one load starts
+
+    @property
+    def offer(self) -> Offer:
+        """The methods that the page offers: all of them while another model or adapter is on its way."""
+        return Offer(None if self.state.loading else self.state.info, self.rules.demo)
 
     def load(self, **choice: str) -> None:
         """Start to load in the background. Raises Busy while another load is under way, Refused against the rules."""

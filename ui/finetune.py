@@ -244,7 +244,7 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
     """Use what was trained, and take it away."""
     folder = downloads()
 
-    def use(name: str | None) -> Iterator[Updates]:
+    def use(name: str | None, method: str) -> Iterator[Updates]:
         found = registry.get(name or "")
         if found is None or found.plan is None:
             return
@@ -256,7 +256,7 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
             return
         yield {tabs: gr.update(selected="playground")} | play.panel.show(choice)
         for state in engines.watch():
-            yield play.loaded(state, found.plan.task)
+            yield play.loaded(state, engines.offer, found.plan.task, method)
 
     def pack(name: str | None) -> Updates:
         found = registry.get(name or "")
@@ -264,5 +264,5 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
             return refused(tab, RegistryError("There is no adapter to download: it is gone."))
         return {tab.copy: str(trainview.pack(found, folder))}
 
-    tab.use.click(use, tab.listing, [tabs, tab.status, *play.form], concurrency_limit=None, **QUIET)
+    tab.use.click(use, [tab.listing, play.method], [tabs, tab.status, *play.form], concurrency_limit=None, **QUIET)
     tab.zip.click(pack, tab.listing, [tab.copy, tab.status], **QUIET).success(None, js=FETCH, api_visibility="private")

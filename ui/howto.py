@@ -151,7 +151,7 @@ def _verify(tale: Story) -> Lesson:
     chosen = " ".join(f"“{pictures.label(token.text)}”" for token in step.tokens)
     return Lesson(
         "One pass checks the whole tree",
-        pictures.mask(root, step.draft),
+        pictures.mask(root, step.draft) + pictures.verified(root, step),
         (
             f"All {step.rows} rows go through the model together: the newest token and the {len(step.draft)} drafted "
             "ones. The mask lets each row see the text so far, its own branch and itself, so every branch is read as "
@@ -160,7 +160,6 @@ def _verify(tale: Story) -> Lesson:
             f"where it was not the model's own token comes instead. Here that gave {chosen}: {len(step.tokens)} tokens "
             "from one pass, and just those that the model would have written one by one.",
         ),
-        f'<div class="ss-figure">{pictures.verified(root, step)}</div>',
     )
 
 
@@ -264,12 +263,13 @@ def glossary() -> list[tuple[str, str]]:
 def layout() -> None:
     """Lay out the tab; nothing on it changes."""
     recorded = recording.load()
-    gr.HTML(
-        f'<p class="ss-lead">The pictures are drawn from a recorded run. {escape(recorded.about)} The method is from '
-        f'the paper <a href="{PAPER}" target="_blank" rel="noopener">{PAPER_NAME} (arXiv 2402.11131)</a>.</p>'
-    )
-    gr.HTML(html(story(recorded)))
-    gr.HTML('<h2 class="ss-heading">Glossary: every number on these pages, and its formula</h2>')
-    for place, (title, body) in enumerate(glossary()):
-        with gr.Accordion(title, open=place == 0):
-            gr.Markdown(body, elem_classes="ss-glossary")
+    with gr.Column(elem_classes="ss-measured"):
+        gr.HTML(
+            f'<p class="ss-lead">The pictures are drawn from a recorded run. {escape(recorded.about)} The method is '
+            f'from the paper <a href="{PAPER}" target="_blank" rel="noopener">{PAPER_NAME} (arXiv 2402.11131)</a>.</p>'
+        )
+        gr.HTML(html(story(recorded)))
+        gr.HTML('<h2 class="ss-heading">Glossary: every number on these pages, and its formula</h2>')
+        for place, (title, body) in enumerate(glossary()):
+            with gr.Accordion(title, open=place == 0):
+                gr.Markdown(body, elem_classes="ss-glossary")

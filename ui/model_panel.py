@@ -137,15 +137,15 @@ def adapter_choices(model: str) -> list[str]:
 
 
 def title(state: State) -> str:
-    """What is loaded, for the fold's title."""
+    """A load under way, or what is loaded, for the fold's title: it is there always, so that nothing moves."""
+    if state.loading:
+        share = "" if state.fraction is None else f", {state.fraction:.0%}"
+        return f"Model: loading ({state.words}{share})"
     return f"Model: {render.model_line(state.info) if state.info else 'none yet'}"
 
 
 def line(state: State) -> str:
-    """A load under way, or what the last one failed with; nothing when all is well."""
-    if state.loading:
-        share = "" if state.fraction is None else f" {state.fraction:.0%}"
-        return render.status(f"Loading the model: {state.words}{share}", "busy")
+    """What the last load failed with; nothing when all is well."""
     if state.error:
         kept = " The model loaded before stays in use." if state.info else ""
         return render.status(state.error + kept, "bad")
@@ -158,7 +158,7 @@ def layout(engines: Engines) -> ModelPanel:
     known = [entry.name for entry in catalogue()] if anything else list(engines.rules.models)
     names = list(dict.fromkeys([chosen["model"], *known, TOY]))
     second = chosen.get("draft", NO_DRAFT)
-    status = gr.HTML(line(engines.state))
+    status = gr.HTML(words := line(engines.state), visible=bool(words))
     with gr.Accordion(title(engines.state), open=False) as fold:
         card = gr.HTML()
         with gr.Row():

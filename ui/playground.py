@@ -17,12 +17,13 @@ from specstream.info import EngineInfo
 from specstream.params import LONGEST_PROMPT, METHODS, Standard, Streaming
 from specstream.runlog import RunLogError
 from specstream.tasks import TASKS
-from ui import chat, controls, history, model_panel, recording, render, runview, suit, visitor
+from ui import chat, controls, history, methods, model_panel, recording, render, runview, suit, visitor
 from ui.chat import ChatPanel, talks
 from ui.controls import Controls
 from ui.engines import Engines, State
 from ui.feed import Feed
 from ui.jobs import Jobs
+from ui.methods import Offer
 from ui.model_panel import ModelPanel
 from ui.runview import RunView
 from ui.suit import Suit, bundled
@@ -46,7 +47,6 @@ class Playground:
     prompt: gr.Textbox
     task: gr.Dropdown
     method: gr.Radio
-    missing: gr.HTML
     compare: gr.Checkbox
     run: gr.Button
     stop: gr.Button
@@ -70,7 +70,12 @@ class Playground:
     def form(self) -> list[Any]:
         """What a newly loaded model or another task changes."""
         parts = [*self.panel.outputs, *self.suit.outputs, self.chat.group]
-        return [*parts, self.method, self.missing, self.task]
+        return [*parts, self.method, self.task]
+
+    @property
+    def chosen(self) -> list[Any]:
+        """What a newly loaded model is fitted to."""
+        return [self.task, self.method]
 
     def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> Ask:
         """What the form asks for, of the model that is loaded. Raises ValueError with one sentence."""
@@ -102,15 +107,12 @@ class Playground:
         """What the choice of a task changes."""
         return self.suit.updates(task, info, bundled) | self.chat.visible(task, info)
 
-    def loaded(self, state: State, task: str) -> Updates:
-        """What a newly loaded model changes in the form, in which ``task`` is chosen."""
+    def loaded(self, state: State, offer: Offer, task: str, method: str) -> Updates:
+        """What a newly loaded model changes in the form, in which ``task`` and ``method`` are chosen."""
         updates = self.panel.updates(state)
         if state.info and not state.loading:
-            why = dict.fromkeys(state.info.unavailable.values())
-            updates |= {
-                self.method: gr.update(choices=method_choices(state.info), value=first_method(state.info)),
-                self.missing: gr.update(value=render.sentences(why), visible=bool(why)),
-            }
+            fits = offer.fitting(method)
+            updates[self.method] = gr.update(choices=offer.choices(), value=fits, info=offer.words(fits))
             if state.info.task in TASKS:
                 updates[self.task] = task = state.info.task
             updates |= self.suited(task, state.info)
@@ -123,17 +125,6 @@ def check_prompt(prompt: str) -> None:
         raise ValueError("The prompt is empty: type some text or choose an example first.")
     if len(prompt) > LONGEST_PROMPT:
         raise ValueError(f"The prompt has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} fit: shorten it.")
-
-
-def method_choices(info: EngineInfo | None) -> list[tuple[str, str]]:
-    """Methods that the loaded model can run, streaming first."""
-    missing = info.unavailable if info else {}
-    order = sorted(METHODS, key=lambda name: name != Streaming.name)
-    return [(METHODS[name].label, name) for name in order if name not in missing]
-
-
-def first_method(info: EngineInfo | None) -> str:
-    return method_choices(info)[0][1]
 
 
 def examples() -> list[dict[str, str]]:
@@ -153,17 +144,18 @@ def layout(engines: Engines) -> Playground:
     gr.HTML('<a href="#recorded-run">Watch a recorded run ↓</a>', elem_classes="ss-jump")
     talk = chat.layout()
     with gr.Row():
-        with gr.Column(scale=5, min_width=320):
+        with gr.Column(scale=1, min_width=320):
             prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
-        with gr.Column(scale=4, min_width=320):
-            method = gr.Radio(method_choices(None), value=Streaming.name, label="Method", interactive=True)
-        with gr.Column(scale=3, min_width=300):
             task = gr.Dropdown(
                 task_choices(), value=known[0]["task"], label="Task", interactive=True,
                 info="The template that is put round the prompt.",
             )  # fmt: skip
+        with gr.Column(scale=1, min_width=320):
+            method = gr.Radio(
+                Offer().choices(), value=Streaming.name, label="Method", interactive=True,
+                info=methods.does(Streaming.name), elem_classes="ss-methods",
+            )  # fmt: skip
     fit = suit.layout()
-    missing = gr.HTML(visible=False)
     gr.Examples(
         [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
         example_labels=[e["label"] for e in known], examples_per_page=20, api_visibility="private",
@@ -185,8 +177,8 @@ def layout(engines: Engines) -> Playground:
         status = gr.HTML(render.status(recorded.words), min_width=160)
     view = runview.layout(recorded)
     return Playground(
-        panel, talk, fit, prompt, task, method, missing, compare, run, stop, status, visitor.layout(), settings, view
-    )  # fmt: skip
+        panel, talk, fit, prompt, task, method, compare, run, stop, status, visitor.layout(), settings, view
+    )
 
 
 def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
@@ -195,6 +187,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
 
     def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         try:
+            engines.offer.check(values[tab.method])
             ask = tab.ask(values, engines.state.info)
         except ValueError as error:
             gr.Warning(str(error))
@@ -224,38 +217,38 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
 
     def load(values: dict[Any, Any]) -> Iterator[Updates]:
         for state in model_panel.request_load(engines, tab.panel.chosen(values)):
-            yield tab.loaded(state, values[tab.task])
+            yield tab.loaded(state, engines.offer, values[tab.task], values[tab.method])
 
-    def load_fitting(task: str) -> Iterator[Updates]:
+    def load_fitting(task: str, method: str) -> Iterator[Updates]:
         choice = engines.choice | {"adapter": task}
         for state in model_panel.request_load(engines, choice):
-            yield tab.loaded(state, task) | tab.panel.show(choice)
+            yield tab.loaded(state, engines.offer, task, method) | tab.panel.show(choice)
 
-    def unload(task: str) -> Iterator[Updates]:
+    def unload(task: str, method: str) -> Iterator[Updates]:
         for state in model_panel.request_unload(engines):
-            yield tab.loaded(state, task)
+            yield tab.loaded(state, engines.offer, task, method)
 
-    def watch(task: str) -> Iterator[Updates]:
+    def watch(task: str, method: str) -> Iterator[Updates]:
         for state in engines.watch():
-            yield tab.loaded(state, task)
+            yield tab.loaded(state, engines.offer, task, method)
 
     outputs, form = tab.outputs, tab.form
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     tab.run.click(run, tab.inputs, outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **quiet)
     tab.stop.click(stop, tab.key, queue=False, **quiet)
-    tab.panel.load.click(load, {*tab.panel.choice, tab.task}, form, concurrency_limit=None, **quiet)
-    tab.panel.unload.click(unload, tab.task, form, concurrency_limit=None, **quiet)
+    tab.panel.load.click(load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
+    tab.panel.unload.click(unload, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.panel.wire()
-    tab.suit.load.click(load_fitting, tab.task, form, concurrency_limit=None, **quiet)
+    tab.suit.load.click(load_fitting, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)
     tab.chat.wire(demo)
-    demo.load(watch, tab.task, form, concurrency_limit=None, **quiet).then(
+    demo.load(watch, tab.chosen, form, concurrency_limit=None, **quiet).then(
         resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
     )
     demo.unload(close)
     tab.view.wire()
-    show_own_settings(tab)
+    show_own_settings(tab, engines)
 
 
 def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
@@ -291,13 +284,12 @@ def last_run(tab: Playground, runlog: Any, who: str, kept: Chat) -> Updates:
     return form | {tab.status: render.status(words)} | tab.view.ended(view)
 
 
-def show_own_settings(tab: Playground) -> None:
-    """Settings of a method are shown while it is chosen."""
+def show_own_settings(tab: Playground, engines: Engines) -> None:
+    """What a method does, or why it can't run, and its settings are shown while it is chosen."""
     owned = list(tab.settings.of_method())
 
     def chosen(name: str) -> list[Any]:
-        return [gr.update(visible=owner == name) for owner, _ in owned]
+        return [gr.update(info=engines.offer.words(name)), *(gr.update(visible=owner == name) for owner, _ in owned)]
 
-    tab.method.change(
-        chosen, tab.method, [part for _, part in owned], queue=False, show_progress="hidden", api_visibility="private"
-    )
+    shown = [tab.method, *(part for _, part in owned)]
+    tab.method.change(chosen, tab.method, shown, queue=False, show_progress="hidden", api_visibility="private")

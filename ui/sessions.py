@@ -170,7 +170,9 @@ def layout() -> Sessions:
 
 def _listing() -> Listing:
     with gr.Row(elem_classes="ss-search"):
-        search = gr.Textbox(label="Search", placeholder="words of the prompt, the text or your notes", scale=4)
+        search = gr.Textbox(
+            label="Search", placeholder="words of the prompt, the text or your notes", scale=4, min_width=240
+        )
         sort = gr.Dropdown(list(SORTS), label="Sort by", interactive=True, min_width=160)
         refresh = gr.Button("Refresh", size="sm", scale=0, min_width=110)
     with gr.Row(elem_classes="ss-search"):
@@ -184,11 +186,11 @@ def _listing() -> Listing:
         column_widths=list(history.WIDTHS), elem_id="runs", max_height=520,
     )  # fmt: skip
     with gr.Row():
-        previous = gr.Button("Previous page", size="sm", interactive=False)
-        following = gr.Button("Next page", size="sm", interactive=False)
+        previous = gr.Button("Previous page", size="sm", interactive=False, scale=0, min_width=150)
+        following = gr.Button("Next page", size="sm", interactive=False, scale=0, min_width=150)
     with gr.Row():
         labels = {"jsonl": "These runs as JSON lines", "csv": "These runs as CSV", "db": "Download the database"}
-        exports = {form: gr.Button(label, size="sm", min_width=190) for form, label in labels.items()}
+        exports = {form: gr.Button(label, size="sm", scale=0, min_width=210) for form, label in labels.items()}
     copy = gr.DownloadButton(visible="hidden", elem_id="log-copy")
     filters = {"search": search, "method": method, "model": model, "since": since, "until": until, "starred": starred}
     return Listing(
