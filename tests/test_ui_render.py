@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Step, Token, Verdict
 from specstream.info import EngineInfo
 from specstream.stats import RunStats, summarize
-from ui import charts, feed, render, theme
+from ui import charts, feed, figures, render, theme
 from ui.view import View, replay, root_text
 
 EVIL = '<img src=x onerror="alert(1)">&'
@@ -205,3 +205,11 @@ def test_pure_modules_need_neither_gradio_nor_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys, ui.charts; assert not {'gradio', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_chart_draws_where_plotly_puts_its_buttons() -> None:
+    steps = [step(0, token("a")), step(1, token("b", 1), draft=CHAIN)]
+    made = (charts.per_step(steps), charts.tree(CHAIN, "a"), charts.race({"one": [(0.1, 1)]}))
+    for figure in (*made, figures.on_page(charts.per_step(steps))):
+        assert figure.layout.modebar.orientation == "v" and figure.layout.margin.r >= charts.BAR_ROOM
+        assert theme.contrast(figure.layout.modebar.color, theme.LIGHT["page"]) > 3

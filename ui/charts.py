@@ -18,6 +18,14 @@ from ui.render import tree_rows
 CLEAR = "rgba(0,0,0,0)"
 GRID = "rgba(125,138,160,0.3)"
 HEIGHT = 280
+BAR_ROOM = 44  # at the right, for plotly's buttons: nothing is drawn there that they could cover
+BAR = {
+    "orientation": "v",
+    "bgcolor": CLEAR,
+    "color": theme.STRONG[0],  # as it comes it is made for a black ground
+    "activecolor": theme.STRONG[1],
+    "remove": ["select", "lasso", "autoScale", "zoomIn", "zoomOut"],
+}
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
 BY = {"minutes": "minutes of training", "steps": "steps"}
@@ -37,7 +45,8 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
         "paper_bgcolor": CLEAR,
         "plot_bgcolor": CLEAR,
         "height": HEIGHT,
-        "margin": {"l": 56, "r": 16, "t": 62, "b": 44},
+        "margin": {"l": 56, "r": BAR_ROOM, "t": 62, "b": 44},
+        "modebar": BAR,
         "title": {
             "text": title,
             "font": {"size": 14},
@@ -96,7 +105,7 @@ def phases(lanes: dict[Lane, RunStats]) -> go.Figure:
             x=values, y=names, name=phase.replace("_", " "), orientation="h", marker={"color": theme.PHASES[phase]}
         )
         figure.add_trace(bar)
-    figure.update_layout(barmode="stack", margin={"l": 124}, hovermode="y unified", legend={"entrywidth": 52})
+    figure.update_layout(barmode="stack", margin={"l": 124}, hovermode="y unified", legend={"entrywidth": 64})
     figure.update_xaxes(hoverformat=".2f")
     return figure
 
@@ -130,14 +139,14 @@ def race(curves: dict[str, list[tuple[float, int]]]) -> go.Figure:
     return figure
 
 
-def losses(progress: Progress, by: str, gamma: int, main: bool = True) -> go.Figure:
-    """Training losses of the ``main`` stream, where it is trained, and of ``gamma`` streams, over "minutes" or "steps";
-    held-out rows as points."""
+def losses(progress: Progress, by: str, gamma: int, main: bool, drafting: str) -> go.Figure:
+    """Training losses of the ``main`` stream, where it is trained, and of ``gamma`` streams or heads (``drafting`` says
+    which), over "minutes" or "steps"; held-out rows as points."""
     figure = _figure("", BY[by], "loss")
     points, looks = thinned(progress.points), progress.validations
     widths = [len(p.losses) for p in points] + [len(v.losses) for v in looks]
     for place in range(0 if main else 1, min(widths) if points else 0):
-        name = f"stream {place}" if 0 < place <= gamma else "early exit" if place else "the model itself"
+        name = f"{drafting} {place}" if 0 < place <= gamma else "early exit" if place else "the model itself"
         style = {"color": theme.lane(place), "dash": DASHES[place % len(DASHES)], "width": 2}
         line = {"x": _places(points, by), "y": [p.losses[place] for p in points], "line": style}
         figure.add_trace(go.Scatter(**line, mode="lines", name=name, legendgroup=name))

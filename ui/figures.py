@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from specstream.bench.tables import CURVES
 from ui import theme
-from ui.charts import CLEAR, DASHES, GRID
+from ui.charts import BAR, BAR_ROOM, CLEAR, DASHES, GRID
 
 Report = dict[str, Any]
 COLOURS = list(theme.STRONG.values())
@@ -36,8 +36,9 @@ def on_page(figure: go.Figure) -> go.Figure:
     """The figure for a page that has its heading, and a narrow column for it."""
     height = 270 + 20 * sum(trace.showlegend is not False for trace in figure.data)  # in a narrow column all on a line
     figure.update_layout(
-        title=None, height=height, legend=TOP_LEGEND, margin={"l": 52, "r": 12, "t": 24, "b": 48}, uirevision="keep"
-    )
+        title=None, height=height, legend=TOP_LEGEND, margin={"l": 52, "r": BAR_ROOM, "t": 24, "b": 48}, modebar=BAR,
+        uirevision="keep",
+    )  # fmt: skip
     return figure
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from specstream import memory
-from specstream.models import DEFAULT, catalogue
+from specstream.models import DEFAULT, catalogue, layer_count
 from specstream.tasks import TASKS, task
 from specstream.training.check import MOST_HELD_OUT, Checked, check_file
 from specstream.training.config import Config
@@ -19,6 +19,7 @@ from specstream.training.registry import Plan, Registry
 from specstream.training.sources import HUB
 from ui import controls, render, trainview
 from ui.engines import TOY, Engines
+from ui.model_panel import adapter_choices
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 PUBLIC, OWN = "public", "own"
@@ -26,16 +27,24 @@ SOURCES = [("The public dataset of the task", PUBLIC), ("A file of my own (JSONL
 MODES = [
     ("Shared: tune the model for the task, together with its streams", "shared"),
     ("Lossless: leave the model as it is, and train only the drafting", "lossless"),
+    ("Medusa heads: another way to draft, beside an adapter", "medusa"),
+    ("Early exit: the first layers draft, beside an adapter", "exit"),
 ]
 MODE_WORDS = {
     "shared": "The model learns to answer like the examples, and drafts best. Its texts change by that.",
     "lossless": "Every text stays, word for word, what the model writes today. It first answers the prompts itself, "
     "and its streams learn from these answers: that comes on top of the minutes.",
+    "medusa": "A head for each token ahead, to compare with streams. A copy of the adapter gets the heads.",
+    "exit": "The first layers draft through a small map, to compare. A copy of the adapter gets the map.",
 }
+BESIDE = ("medusa", "exit")  # modes that train something for an adapter that there is
+BARE = "none"  # no adapter: the model as it is
 MAIN = ("gamma", "lora_rank")
 MORE = (
     "layers", "start_rank", "exit_rank", "draft_vocabulary", "alpha", "batch", "lr", "validate_every", "probes", "seed",
 )  # fmt: skip
+STREAMS_ONLY = ("lora_rank", "start_rank", "alpha")
+LEFT_OUT = {"medusa": (*STREAMS_ONLY, "layers", "exit_rank"), "exit": (*STREAMS_ONLY, "gamma")}  # mean nothing there
 MINUTES = 20.0  # of a training, as it comes
 HERE = {"validate_every": 50, "probes": 4}  # where the page's defaults are not those of the command line
 WORDS = {  # plainer than those of the command line, which trains other things too
@@ -44,6 +53,11 @@ WORDS = {  # plainer than those of the command line, which trains other things t
     "layers": "How many of the top layers carry streams: more draft better and cost more.",
     "start_rank": "Size of the map that begins a stream; 0: none.",
     "exit_rank": "Size of the early exit that drops unlikely drafts; 0: none.",
+}
+OTHER_WORDS = {  # of settings that mean something else in a mode
+    ("medusa", "gamma"): "How many tokens ahead the heads draft: a head for each.",
+    ("exit", "layers"): "How many of the first layers draft: more draft better and cost more.",
+    ("exit", "exit_rank"): "Size of the map behind them; 0: the full size.",
 }
 MOST_ANSWERS = 500  # prompts that a model answers itself, as it comes
 OWNER = """() => {
@@ -66,6 +80,8 @@ class Form:
     source: gr.Radio
     file: gr.File
     mode: gr.Radio
+    start: gr.Dropdown
+    top: gr.Checkbox
     answers: gr.Number
     name: gr.Textbox
     settings: dict[str, gr.components.Component]
@@ -74,19 +90,20 @@ class Form:
 
     @property
     def inputs(self) -> set[Any]:
-        own = [self.model, self.task, self.source, self.file, self.mode, self.answers, self.name, self.owner]
-        return {*own, *self.settings.values()}
+        own = [self.model, self.task, self.source, self.file, self.mode, self.start, self.top]
+        return {*own, self.answers, self.name, self.owner, *self.settings.values()}
 
     def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
         """What the form asks for. Raises ValueError with one sentence."""
         checked, config, base = self.check(values), self.config(values), self.base(values)
         memory.check(base, "auto", "float32")
-        own_answers = config.mode == "lossless" or not task(values[self.task]).outputs
         options = changed(config) | {"hold_out": checked.held_out if checked else MOST_HELD_OUT}
-        if own_answers:
+        if config.mode in BESIDE and values[self.start] != BARE:
+            options["start"] = values[self.start]
+        if self.own_answers(values):
             limit = whole(values[self.answers])
             options |= {"targets": "self", "limit": limit, "hold_out": min(options["hold_out"], limit // 10)}
-        name = (values[self.name] or "").strip() or registry.free_name(f"my-{values[self.task]}")
+        name = (values[self.name] or "").strip() or registry.free_name(wish(values[self.task], config.mode))
         data = str(values[self.file]) if checked else HUB + task(values[self.task]).hub
         return Plan(name, base, values[self.task], config.mode, data, config.minutes,
                     values[self.owner] or "", options)  # fmt: skip
@@ -102,11 +119,24 @@ class Form:
         return str(folder.resolve()) if folder.is_dir() else model
 
     def config(self, values: Mapping[Any, Any]) -> Config:
-        """The settings. Raises ValueError for one out of its limits."""
-        config = Config(mode=values[self.mode], **{name: values[part] for name, part in self.settings.items()})
+        """The settings. Raises ValueError for one out of its limits, those of the model among them."""
+        tuned = "top" if values[self.top] and values[self.mode] == "shared" else "all"
+        given = {name: values[part] for name, part in self.settings.items()}
+        config = Config(mode=values[self.mode], tuned_layers=tuned, **given)
         if not config.minutes:
             raise ValueError("Minutes must be above 0: say how long to train.")
+        if "layers" not in LEFT_OUT.get(config.mode, ()):
+            check_layers(self.base(values), config)
         return config
+
+    def own_answers(self, values: Mapping[Any, Any]) -> bool:
+        """Whether the model's own answers are learned: where its texts are not those of the examples.
+
+        Raises AdapterError where there is no such adapter.
+        """
+        if not task(values[self.task]).outputs or values[self.mode] == "lossless":
+            return True
+        return values[self.mode] in BESIDE and not tuned_by(values[self.start], self.base(values))
 
     def check(self, values: Mapping[Any, Any]) -> Checked | None:
         """A look at every row of an own file; None for a public dataset. Raises ValueError with one sentence."""
@@ -116,7 +146,9 @@ class Form:
             return None
         if not values[self.file]:
             raise ValueError("No file is chosen: upload a JSONL file, one JSON object a line.")
-        found = check_file(Path(values[self.file]), chosen, answers=values[self.mode] == "shared")
+        found = check_file(
+            Path(values[self.file]), chosen, answers=bool(chosen.outputs) and not self.own_answers(values)
+        )
         if found.bad:
             raise BadRows(found)
         if not found.rows:
@@ -127,7 +159,7 @@ class Form:
         """What is wrong with the form, or what to expect of it."""
         try:
             checked, config, model = self.check(values), self.config(values), self.base(values)
-            more = trainview.expectation(registry, model, config.minutes, config.batch)
+            more = trainview.expectation(registry, model, config)
         except BadRows as bad:
             return render.status(str(bad), "bad") + render.sentences(trainview.unusable(bad.checked))
         except ValueError as error:
@@ -173,9 +205,34 @@ def whole(value: Any) -> int:
 
 
 def changed(config: Config) -> dict[str, Any]:
-    """The settings that are not those of the command line."""
+    """The settings that are not those of the command line, without those that mean nothing in the mode."""
     known = {f.name: f.default for f in fields(Config)}
-    return {n: getattr(config, n) for n in (*MAIN, *MORE) if getattr(config, n) != known[n]}
+    names = [n for n in (*MAIN, *MORE, "tuned_layers") if n not in LEFT_OUT.get(config.mode, ())]
+    return {n: getattr(config, n) for n in names if getattr(config, n) != known[n]}
+
+
+def check_layers(model: str, config: Config) -> None:
+    """Raises ValueError for more layers than the model has; an exit leaves one at least above it."""
+    have = layer_count(model)
+    most = have - (config.mode == "exit")
+    if have and config.layers > most:
+        raise ValueError(f"{model} has {have} layers: choose 1 to {most} for Layers, not {config.layers}.")
+
+
+def tuned_by(adapter: str, model: str) -> bool:
+    """Whether an adapter was tuned to answer like the examples. Imports torch: for a handler's thread.
+
+    Raises AdapterError where there is no such adapter.
+    """
+    from specstream import adapters
+
+    folder = adapters.find(adapter, model)
+    return folder is not None and adapters.read_card(folder).mode == "shared"
+
+
+def wish(name: str, mode: str) -> str:
+    """What a new adapter is called where its name is free."""
+    return f"my-{name}" + (f"-{mode}" if mode in BESIDE else "")
 
 
 def layout(engines: Engines) -> Form:
@@ -192,12 +249,18 @@ def layout(engines: Engines) -> Form:
                 [(t.label, name) for name, t in TASKS.items()], value="e2e", label="Task", interactive=True,
                 info="The form of the examples, and the template that is put round them.",
             )  # fmt: skip
-            source = gr.Radio(SOURCES, value=PUBLIC, label="Examples", info=columns("e2e", "shared"), interactive=True)
+            source = gr.Radio(
+                SOURCES, value=PUBLIC, label="Examples", info=columns("e2e", answers=True), interactive=True
+            )
             file = gr.File(
                 label="JSONL file", file_types=[".jsonl"], visible=False, height=140, elem_classes="ss-upload"
             )
         with gr.Column(scale=2, min_width=320):
             mode = gr.Radio(MODES, value="shared", label="Mode", info=MODE_WORDS["shared"], interactive=True)
+            start = gr.Dropdown(
+                [BARE], value=BARE, allow_custom_value=True, label="Adapter", interactive=True, visible=False,
+                info="What they are trained for, by name; none: the model without an adapter.",
+            )  # fmt: skip
             settings: dict[str, gr.components.Component] = {
                 "minutes": gr.Number(
                     MINUTES, minimum=0.1, step=1, label="Minutes", interactive=True,
@@ -209,26 +272,37 @@ def layout(engines: Engines) -> Form:
         settings |= {n: _setting(n) for n in MORE}
         answers = gr.Number(
             MOST_ANSWERS, precision=0, minimum=1, label="Prompts to answer", interactive=True, min_width=200,
-            info="In lossless mode: how many prompts the model answers first.",
+            info="Where the model's own answers are learned: how many prompts it answers first.",
+        )  # fmt: skip
+        top = gr.Checkbox(
+            False, label="Train the top layers only (quicker)", interactive=True, min_width=200,
+            info="The model learns in the layers that carry streams; those below stay as they are.",
         )  # fmt: skip
         name = gr.Textbox(
             label="Name", placeholder="my-e2e", interactive=True, min_width=200, info="Of the adapter, for the lists."
         )
     hint = gr.HTML(render.status(public_words("e2e")))
-    return Form(model, tasks, source, file, mode, answers, name, settings, hint, gr.Textbox(visible=False))
+    owner = gr.Textbox(visible=False)
+    return Form(model, tasks, source, file, mode, start, top, answers, name, settings, hint, owner)
 
 
 def _setting(name: str, slider: bool = False) -> gr.components.Component:
     f = next(f for f in fields(Config) if f.name == name)
     part = controls.component(f, slider=slider, default=HERE.get(name))
-    part.info = WORDS.get(name, f.metadata["help"])
+    part.info = _words(name, "shared")
     return part
 
 
-def columns(name: str, mode: str) -> str:
-    """What each row of a file must hold."""
+def _words(name: str, mode: str) -> str:
+    """What a setting does, in a mode."""
+    help = next(f.metadata["help"] for f in fields(Config) if f.name == name)
+    return OTHER_WORDS.get((mode, name)) or WORDS.get(name, help)
+
+
+def columns(name: str, answers: bool) -> str:
+    """What each row of a file must hold; ``answers`` are needed unless the model's own are learned."""
     chosen = TASKS[name]
-    wanted = [*chosen.inputs, *(chosen.outputs[:1] if mode == "shared" else ())]
+    wanted = [*chosen.inputs, *(chosen.outputs[:1] if answers else ())]
     *first, last = wanted
     return f"Each row has {', '.join(first) + ' and ' if first else ''}{last}, as texts."
 
@@ -238,18 +312,51 @@ def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
     demo.load(None, None, form.owner, js=OWNER, api_visibility="private")
 
     def asked(values: dict[Any, Any]) -> Updates:
-        mode = values[form.mode]
+        mode, start = values[form.mode], begun_with(form, values)
+        answers = needs_answers(form, values | {form.start: start[form.start].get("value", BARE)})
         return {
             form.file: gr.update(visible=values[form.source] == OWN),
-            form.source: gr.update(info=columns(values[form.task], mode)),
+            form.source: gr.update(info=columns(values[form.task], answers)),
             form.mode: gr.update(info=MODE_WORDS[mode]),
-            form.name: gr.update(placeholder=registry.free_name(f"my-{values[form.task]}")),
+            form.name: gr.update(placeholder=registry.free_name(wish(values[form.task], mode))),
+            form.top: gr.update(visible=mode == "shared"),
+            **shown(form, mode),
+            **start,
         }
 
     def expected(values: dict[Any, Any]) -> Updates:  # apart from the rest: it reads files, and imports torch once
         return {form.hint: form.expected(values, registry)}
 
     kind = [form.task.input, form.source.input, form.mode.input]
-    amount = [form.model.input, form.file.change, form.settings["minutes"].change, form.settings["batch"].change]
-    gr.on(kind, asked, form.inputs, [form.file, form.source, form.mode, form.name], queue=False, **QUIET)
+    numbers = [form.settings[name].change for name in ("minutes", "batch", "layers")]
+    amount = [form.model.input, form.file.change, form.start.change, *numbers]
+    changing = [form.file, form.source, form.mode, form.name, form.top, form.start, *form.settings.values()]
+    gr.on([*kind, form.model.input], asked, form.inputs, changing, queue=False, **QUIET)
     gr.on([*kind, *amount], expected, form.inputs, form.hint, trigger_mode="always_last", **QUIET)
+
+
+def shown(form: Form, mode: str) -> Updates:
+    """The settings that mean something in a mode, in the words of the mode."""
+    return {
+        part: gr.update(visible=name not in LEFT_OUT.get(mode, ()), info=_words(name, mode))
+        for name, part in form.settings.items()
+        if name in (*MAIN, *MORE)
+    }
+
+
+def needs_answers(form: Form, values: Mapping[Any, Any]) -> bool:
+    """Whether each row must hold an answer, as far as the form tells yet."""
+    try:
+        return not form.own_answers(values)
+    except ValueError:
+        return True
+
+
+def begun_with(form: Form, values: Mapping[Any, Any]) -> Updates:
+    """The adapters that heads can be trained for, that of the task chosen. Imports torch: for a handler's thread."""
+    if values[form.mode] not in BESIDE:
+        return {form.start: gr.update(visible=False)}
+    have = [name for name in adapter_choices((values[form.model] or "").strip()) if name != "auto"]
+    wanted = (values[form.start], values[form.task])
+    chosen = next((name for name in wanted if name in have and name != BARE), BARE)
+    return {form.start: gr.update(visible=True, choices=have, value=chosen)}

@@ -21,7 +21,10 @@ README = "README.md"
 MODES = {
     "shared": "the model is fine-tuned together with its streams",
     "lossless": "the model's own texts stay as they are",
+    "medusa": "Medusa heads for an adapter",
+    "exit": "an early exit for an adapter",
 }
+HEADS = {"medusa": "Medusa heads", "exit": "an early exit"}
 DONE = {
     State.STOPPED: "stopped",
     State.FINISHED: "finished",
@@ -89,21 +92,28 @@ def numbers(training: Training) -> Iterator[tuple[str, str, str]]:
     """Numbers to read at a glance: name, value, explanation."""
     progress = training.progress
     last = progress.points[-1].losses if progress.points else []
-    drafting = last[1 : 1 + streams(training)[0]]
+    count, _, name = streams(training)
+    drafting = last[1 : 1 + max(count, 1)]
     loss = sum(drafting) / len(drafting) if drafting else None
     of = f"{progress.rows:,} rows, {progress.held_out} held out" if progress.rows else "rows are being read"
     yield "Steps", f"{progress.step:,}", of
-    yield "Loss of the streams", number(loss, 2), "lower is better; below 3 they draft usefully"
+    yield (
+        f"Loss of the {name}s" if count else "Loss of the exit",
+        number(loss, 2),
+        "lower is better; below 3 it drafts usefully",
+    )
     yield "Tokens per step", number(progress.best, 2), "the best on held-out prompts; standard decoding: 1"
     yield "Time left", _left(training), _spent(training)
     took = memory.gigabytes(progress.memory) if progress.memory else NOTHING
     yield "Memory", took, "the most that the training took so far"
 
 
-def streams(training: Training) -> tuple[int, bool]:
-    """How many streams are trained, and whether the model itself is too."""
-    plan = training.plan
-    return (int(plan.options.get("gamma", Config.gamma)), plan.mode != "lossless") if plan else (0, True)
+def streams(training: Training) -> tuple[int, bool, str]:
+    """How many streams or heads are trained (0: the exit alone), whether the model itself is too, and their name."""
+    if (plan := training.plan) is None:
+        return 0, True, "stream"
+    count = 0 if plan.mode == "exit" else int(plan.options.get("gamma", Config.gamma))
+    return count, plan.mode == "shared", "head" if plan.mode == "medusa" else "stream"
 
 
 def _left(training: Training) -> str:
@@ -127,7 +137,8 @@ def facts(training: Training) -> Iterator[tuple[str, str]]:
         yield "Settings", ", ".join(f"{_label(name)} {value}" for name, value in plan.options.items())
     yield "Begun", training.created[:16].replace("T", " ") + " UTC" if training.created else NOTHING
     if card:
-        yield "Streams", f"{card.get('gamma')}, in the top {card.get('layers')} layers"
+        yield "Streams", f"{card.get('gamma')}, in the top {card.get('layers')} layers" if card.get("gamma") else "none"
+        yield "Heads", ", ".join(HEADS.get(kind, kind) for kind in card.get("heads") or {}) or "none"
         yield "Licence of the data", str(card.get("licence") or "as your file")
         yield "Command", str(card.get("command"))
     yield "Folder", str(training.folder)
@@ -186,23 +197,23 @@ def unusable(checked: Checked) -> list[str]:
     return [*checked.problems, *rest, "Correct the file and upload it again."]
 
 
-def expectation(registry: Registry, model: str, minutes: float, batch: int) -> str:
-    """Steps and memory of a training, from the last one of the same model on this machine.
+def expectation(registry: Registry, model: str, config: Config) -> str:
+    """Steps and memory of a training, from the last one of the same model and mode on this machine.
 
     Imports torch, and may ask the Hub for the size of a model. Raises ModelError for a model that can't be used.
     """
     wanted, free = memory.need(model, dtype="float32"), f"{memory.gigabytes(memory.free('auto'))} are free."
-    past = registry.like(model)
+    past = registry.like(model, config.mode)
     if past is None:
         words = "The weights alone take {}, a training several times that;" if wanted else "Memory:"
         weights = words.format(memory.gigabytes(wanted.weights) if wanted else "")
         return f"How many steps fit into the time is seen once the training runs. {weights} {free}"
     rate = past.progress.step / past.progress.seconds
-    rows = "" if _batch(past) == batch else f" of {_batch(past)} rows"
+    rows = "" if _batch(past) == config.batch else f" of {_batch(past)} rows"
     took = f"It took up to {memory.gigabytes(past.progress.memory)} of memory;" if past.progress.memory else "Memory:"
     return (
         f"The last training of this model here ({past.name}) made {60 * rate:,.0f} steps{rows} a minute: about "
-        f"{60 * rate * minutes:,.0f} in this time. {took} {free}"
+        f"{60 * rate * config.minutes:,.0f} in this time. {took} {free}"
     )
 
 

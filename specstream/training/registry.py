@@ -167,9 +167,9 @@ class Registry:
         """The training under way."""
         return next((t for t in self.all() if t.active), None)
 
-    def like(self, model: str) -> Training | None:
-        """The newest training of a model that made some steps: what it cost tells what another one will."""
-        known = (t for t in self.all() if t.plan and shelf.same_model(t.plan.model, model))
+    def like(self, model: str, mode: str) -> Training | None:
+        """The newest training of a model in a mode that made some steps: what it cost tells what another one will."""
+        known = (t for t in self.all() if t.plan and t.plan.mode == mode and shelf.same_model(t.plan.model, model))
         return next((t for t in known if t.progress.seconds and t.progress.step), None)
 
     def free_name(self, wish: str) -> str:
@@ -306,7 +306,7 @@ class Registry:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a training can go on where it stood."""
-    return any((folder / name).is_dir() for name in ("checkpoint", "checkpoint.old"))
+    return any(found.is_dir() for found in folder.glob("checkpoint*"))  # heads name theirs after their kind
 
 
 def last_words(folder: Path) -> str:
