@@ -353,6 +353,15 @@ def test_the_best_validation_is_kept_and_decoding_is_measured(tmp_path: Path) ->
     assert card.training["progress"]["best_step"] == best["step"]
 
 
+def test_an_adapter_whose_prompts_end_at_once_is_kept_by_its_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specstream.training.trainer.tokens_per_step", lambda *given: float("nan"))
+    run = trainer(tmp_path, epochs=4, validate_every=4, probes=2)
+    card = run.train(DATA, DATA[:3], lambda event: None)
+    assert "tokens_per_step" not in card.metrics and len(card.metrics["losses"]) > 1
+
+
 def test_plain_mode_trains_lora_alone(tmp_path: Path) -> None:
     """The reference for the quality of shared mode: the same LoRA, first batch and loss of the main stream."""
     losses = {}

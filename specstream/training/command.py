@@ -95,7 +95,7 @@ def train_adapter(request: Request, config: Config) -> Card:
             f"The tokenizer of {request.model} has no end-of-text token to end answers with: choose another."
         )
     anatomy = dissect(network)
-    if config.layers > len(anatomy.layers):
+    if config.mode != "medusa" and config.layers > len(anatomy.layers):  # heads have no layers of their own
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
     examples, held_out = _examples(request, chosen, anatomy, tokenizer, watch)
     size = anatomy.model.get_input_embeddings().num_embeddings

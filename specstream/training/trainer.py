@@ -245,7 +245,8 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, examples: list[Example]) -> dict[str, Any]:
-        """Mean losses and top-1 accuracies over held-out examples; tokens per step of decoding some prompts."""
+        """Mean losses and top-1 accuracies over held-out examples; tokens per step of decoding some prompts, unless
+        the model ends all of them at once: then the losses alone tell which adapter is best."""
         self.model.eval()
         parts = (examples[i : i + self.config.batch] for i in range(0, len(examples), self.config.batch))
         sums = [self._plain_model(self._collate(part).to(self.anatomy.device)) for part in parts]
@@ -253,7 +254,8 @@ class Trainer:
         out: dict[str, Any] = {"losses": losses, "hits": hits}
         if self.config.probes:
             prompts = [e.prompt for e in spread(examples, self.config.probes)]
-            out["tokens_per_step"] = tokens_per_step(self._plain_model, self.tokenizer, prompts)
+            if not math.isnan(measured := tokens_per_step(self._plain_model, self.tokenizer, prompts)):
+                out["tokens_per_step"] = measured
         return out
 
     def _validate_and_keep(self, held_out: list[Example], report: Report) -> None:
