@@ -72,6 +72,7 @@ class LevelDrafter(Drafter):
         self._row = row
         if len(self._draft):
             self._pauses.saw(1 + (self._draft.depths()[row - 1] if row else 0))
+            self._draft = Draft()  # seen: the next row may be of another drafter's draft, where several take turns
 
     def _grown(self, depth: int) -> Draft:
         with self.passing(self._source.synchronize):
