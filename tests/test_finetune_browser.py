@@ -107,9 +107,11 @@ def ask(page: Page, home: Path, name: str, minutes: str) -> None:
     expect(field(page, "Layers")).to_be_visible(timeout=SLOW)
     field(page, "Base model").fill(str(home / "tiny"))
     page.keyboard.press("Enter")
+    expect(page.get_by_text("has 4 layers: choose 1 to 4 for Layers, not 6")).to_be_visible(timeout=SLOW)
+    put(page, "Layers", "2")
     upload(page, home / "mine.jsonl")
     expect(page.get_by_text("60 rows can be used. 6 of their prompts are held out")).to_be_visible(timeout=SLOW)
-    settings = {"Layers": "2", "Start rank": "8", "Draft vocabulary": "0", "Probes": "1", "Validate every": "5"}
+    settings = {"Start rank": "8", "Draft vocabulary": "0", "Probes": "1", "Validate every": "5"}
     for label, value in (settings | {"Minutes": minutes}).items():
         put(page, label, value)
     page.get_by_placeholder(re.compile("^my-")).fill(name)

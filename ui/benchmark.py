@@ -255,7 +255,7 @@ def _prompt_fields(alone: bool) -> dict[str, Any]:
     tasks = [(label, name) for label, name in task_choices()]
     with gr.Row():
         task = gr.Dropdown(
-            tasks, value=known[0]["task"], label="Task", interactive=True, min_width=200,
+            tasks, value=known[0]["task"], label="Task", interactive=True, scale=2, min_width=240,
             info="Its example prompts are used, or its columns of your file are read.",
         )  # fmt: skip
         count = gr.Number(8, label="Prompts", minimum=1, maximum=1000, precision=0, interactive=True, min_width=130,
