@@ -189,7 +189,8 @@ def test_from_the_command_line_to_one_engine_with_every_method(tmp_path: Path, c
     beside = ["--start", str(streams), "--out", str(out), "--dev", str(data), "--probes", "1"]
     words = train("--mode", "medusa", "--gamma", "3", *beside)
     assert "Heads saved in" in words and "Tokens per step" in words and "--method medusa" in words
-    assert "--method early_exit" in train("--mode", "exit", *beside)
+    default = str(Config().draft_vocabulary)  # larger than that of the model: then all of its tokens
+    assert "--method early_exit" in train("--mode", "exit", *beside, "--draft-vocabulary", default)
     assert "holds another adapter" in train("--mode", "exit", "--out", str(streams))
     assert "no checkpoint" in train("--mode", "exit", "--start", str(streams), "--out", str(tmp_path / "x"), "--resume")
     assert "after layer 1 to 3" in train("--mode", "exit", *beside, "--layers", "4")

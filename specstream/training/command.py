@@ -99,6 +99,8 @@ def train_adapter(request: Request, config: Config) -> Card:
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
     examples, held_out = _examples(request, chosen, anatomy, tokenizer, watch)
     size = anatomy.model.get_input_embeddings().num_embeddings
+    if config.draft_vocabulary >= size:  # all of a small one
+        config = replace(config, draft_vocabulary=0)
     vocabulary = draft_vocabulary(examples, config.draft_vocabulary, size) if config.draft_vocabulary else None
     card = _card(request, anatomy, chosen, config)
     card = replace(card, training={"base": {"origin": source.origin, "revision": source.revision}} | _earlier(request))
