@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is built on first use; a stamp file per requirements file makes later starts quick.
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_CPU := https://download.pytorch.org/whl/cpu
@@ -12,8 +13,9 @@ TORCH_CPU := https://download.pytorch.org/whl/cpu
 run: $(VENV)/runtime.stamp $(if $(ARGS),,model)
 	$(BIN)/python app.py $(ARGS)
 
+# In two processes, a file of tests at a time: WORKERS=0 runs them in one.
 test: $(VENV)/dev.stamp model
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

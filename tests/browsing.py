@@ -1,10 +1,14 @@
-"""What browser tests of single tabs share: a browser, a page that is served, and what axe-core finds on it."""
+"""What browser tests share: a browser, a page that is served and opened, and what axe-core finds on it.
+
+Playwright looks again and again until what is expected is there, so its patience is long: it costs time only where a
+test fails. What is expected must stay: a state that passes may be over before the first look; ``overhear`` keeps it.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +16,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from specstream.toy import load_toy
 from tests.ports import free_port
@@ -23,11 +27,13 @@ from ui.rules import OPEN, Rules
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
-SLOW = 40_000  # milliseconds: a machine that trains beside the tests is slow
+SLOW = 120_000  # milliseconds: a machine that trains beside the tests is slow
+LOOKS, QUIET = 1200, 3  # at what is under way, a tenth of a second apart; so many in a row see nothing
+expect.set_options(timeout=SLOW)
 
 MARKS = [
     pytest.mark.browser,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
 ]
 
@@ -52,26 +58,64 @@ def served(runlog: Any, rules: Rules = OPEN) -> Iterator[str]:
     page.close()
 
 
+def window(browser: Browser, width: int = 1280) -> Page:
+    """A fresh window with a long patience."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(SLOW)
+    return page
+
+
+def load(page: Page, address: str) -> None:
+    """Open an address, and wait for the answers to what the page asks of its own accord: none undoes a test's input."""
+    under_way: set[Request] = set()
+    page.on("request", lambda request: under_way.add(request) if "/queue/" in request.url else None)
+    for event in ("requestfinished", "requestfailed"):  # the stream of answers ends by being given up
+        page.on(event, lambda request: under_way.discard(request))
+    with page.expect_request("**/queue/join**"):
+        page.goto(address)
+    quiet = 0
+    for _ in range(LOOKS):
+        page.wait_for_timeout(100)
+        quiet = 0 if under_way else quiet + 1
+        if quiet == QUIET:
+            return
+    raise TimeoutError(f"the page is never done with {[request.url for request in under_way]}")
+
+
 @contextmanager
 def visit(
     browser: Browser, url: str, tab: str, width: int = 1280, theme: str = "light", query: str = ""
 ) -> Iterator[Page]:
     """A tab in a fresh window, or what a ``query`` opens. Afterwards: a silent console, no other host asked."""
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    page.set_default_timeout(2 * SLOW)
+    page = window(browser, width)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: None if is_local(request.url, url) else problems.append(request.url))
-    page.goto(f"{url}?__theme={theme}{query}")
+    load(page, f"{url}?__theme={theme}{query}")
     if query:
-        expect(page.get_by_role("tab", name=tab, selected=True)).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("tab", name=tab, selected=True)).to_be_visible()
     else:
-        expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_text("Model: toy")).to_be_visible()
         open_tab(page, tab)
     yield page
     page.close()
     assert not problems
+
+
+def overhear(page: Page, selector: str) -> Callable[[], list[str]]:
+    """A function that gives all that elements said since now, one after the other: a state that passes is in it."""
+    page.evaluate(
+        """selector => {
+          const said = window.said = [];
+          const look = () => document.querySelectorAll(selector).forEach(e => {
+            if (said.at(-1) !== e.innerText) said.push(e.innerText);
+          });
+          new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
+        }""",
+        selector,
+    )
+    return lambda: page.evaluate("window.said")
 
 
 def open_tab(page: Page, name: str) -> None:

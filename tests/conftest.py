@@ -3,7 +3,53 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:  # playwright is for those tests that need it
+    from playwright.sync_api import Browser
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # processes that share the cores and compute with all of them hold each other up
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a browser or the real model come first: they last, and processes that share the files end together."""
+    long = {item.path for item in items if {"browser", "real_model"} & {mark.name for mark in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests; each opens windows of its own."""
+    from tests.browsing import chromium
+
+    with chromium() as found:
+        yield found
+
+
+class Pace:
+    """The toy model's clock. ``factor`` lengthens its pauses, and may be changed while it runs."""
+
+    factor = 1.0
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds * self.factor)
+
+
+@pytest.fixture
+def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
+    """How long the toy model takes: a test that needs something to last, or to end, says so."""
+    from specstream import toy
+
+    pace = Pace()
+    monkeypatch.setattr(toy, "time", pace)
+    return pace

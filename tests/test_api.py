@@ -8,6 +8,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def test_a_demo_caps_the_runs_of_programs_too(tmp_path: Path) -> None:
 
 def test_the_endpoints_are_tools_of_an_mcp_server(tmp_path: Path) -> None:
     page = serve(tmp_path, mcp_server=True)
-    schemas, answer = asyncio.run(call_tool(page.local_url + "gradio_api/mcp/"))
+    with ThreadPoolExecutor(1) as alone:  # beside a browser, whose event loop is the main thread's
+        schemas, answer = alone.submit(asyncio.run, call_tool(page.local_url + "gradio_api/mcp/")).result()
     page.close()
     tools = {name.split("_")[-1]: schema["properties"] for name, schema in schemas.items()}
     assert set(tools) == {"generate", "stream", "model", "settings"}

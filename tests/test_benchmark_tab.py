@@ -15,7 +15,8 @@ from specstream import bench
 from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
-from tests.browsing import MARKS, SLOW, chromium, serious, served, visit
+from tests.browsing import MARKS, load, open_tab, overhear, serious, served, visit, window
+from tests.conftest import Pace
 from tests.test_figures import report as report
 from ui.rules import DEMO
 
@@ -38,12 +39,6 @@ def url(runlog: RunLog) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
 def start(page: Page, prompts: int = QUICK, repeats: int = 1) -> None:
     page.get_by_label("Prompts", exact=True).fill(str(prompts))
     page.get_by_label("Repeats", exact=True).fill(str(repeats))
@@ -59,7 +54,7 @@ def charts(page: Page) -> Any:
 
 
 def wait_until_done(page: Page) -> None:
-    expect(status(page)).to_have_text(re.compile("^Done"), timeout=3 * SLOW)
+    expect(status(page)).to_have_text(re.compile("^Done"))
 
 
 def cells(page: Page, column: str) -> list[str]:
@@ -72,23 +67,23 @@ def open_fold(page: Page, name: str) -> None:
     page.get_by_role("button", name=re.compile(f"^{name}")).locator("visible=true").first.click()
 
 
-def test_methods_are_measured_with_time_left_and_kept(browser: Browser, url: str, runlog: RunLog) -> None:
+def test_methods_are_measured_with_time_left_and_kept(browser: Browser, url: str, runlog: RunLog, pace: Pace) -> None:
     with visit(browser, url, "Benchmark") as page:
         expect(page.get_by_text("Not with the toy model").first).to_be_visible()
+        pace.factor = 20
         start(page)
-        expect(page.get_by_role("progressbar")).to_be_visible(timeout=SLOW)
-        expect(page.locator(".ss-progress")).to_have_text(
-            re.compile(r"Run \d+ of 12, about \d+ \w+ left"), timeout=SLOW
-        )
+        expect(page.get_by_role("progressbar")).to_be_visible()
+        expect(page.locator(".ss-progress")).to_have_text(re.compile(r"Run \d+ of 12, about \d+ \w+ left"))
         expect(page.get_by_role("button", name="Run benchmark")).to_be_disabled()
+        pace.factor = 0.1
         wait_until_done(page)
         assert cells(page, "method") == [kind.label for kind in METHODS.values()]
         assert cells(page, "identical") == [f"{QUICK}/{QUICK}"] * len(METHODS)
         for heading in ("Speed-up over standard decoding", "Fewer calls against less time", "Acceptance by depth"):
-            expect(page.get_by_role("heading", name=heading)).to_be_visible(timeout=SLOW)
-        expect(charts(page)).to_have_count(3, timeout=SLOW)
+            expect(page.get_by_role("heading", name=heading)).to_be_visible()
+        expect(charts(page)).to_have_count(3)
         assert page.get_by_role("progressbar").count() == 0
-        with page.expect_download(timeout=SLOW) as download:
+        with page.expect_download() as download:
             page.get_by_role("button", name="Download these results").or_(
                 page.get_by_role("link", name="Download these results")
             ).first.click()
@@ -97,13 +92,14 @@ def test_methods_are_measured_with_time_left_and_kept(browser: Browser, url: str
     assert [row["method"] for row in report["rows"]] == list(METHODS)
 
 
-def test_cancel_keeps_what_is_complete(browser: Browser, url: str) -> None:
+def test_cancel_keeps_what_is_complete(browser: Browser, url: str, pace: Pace) -> None:
     with visit(browser, url, "Benchmark") as page:
         start(page, prompts=8, repeats=6)
-        expect(charts(page).first).to_be_visible(timeout=2 * SLOW)  # as they come: long before the end
+        expect(charts(page).first).to_be_visible()  # as they come: long before the end
+        pace.factor = 100
         expect(page.get_by_role("button", name="Run benchmark")).to_be_disabled()
         page.get_by_role("button", name="Cancel").click()
-        expect(status(page)).to_have_text("Stopped by you. What was complete is shown and kept.", timeout=SLOW)
+        expect(status(page)).to_have_text("Stopped by you. What was complete is shown and kept.")
         expect(page.get_by_role("button", name="Run benchmark")).to_be_enabled()
         expect(page.get_by_role("button", name="Cancel")).to_be_disabled()
         done = cells(page, "identical")[0].split("/")
@@ -113,25 +109,25 @@ def test_cancel_keeps_what_is_complete(browser: Browser, url: str) -> None:
             if box.is_enabled():
                 box.uncheck()
         start(page)
-        expect(status(page)).to_have_text(re.compile("^No method is chosen"), timeout=SLOW)
+        expect(status(page)).to_have_text(re.compile("^No method is chosen"))
 
 
-def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})  # a page that goes away says so on the console
-    page.set_default_timeout(2 * SLOW)
-    page.goto(url)
-    expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
+def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pace: Pace) -> None:
+    page = window(browser)  # a page that goes away says so on the console
+    load(page, url)
     page.get_by_role("tab", name="Benchmark").click()
+    pace.factor = 20
     start(page, prompts=4, repeats=3)
-    expect(page.locator(".ss-progress")).to_contain_text("left", timeout=SLOW)
+    expect(page.locator(".ss-progress")).to_contain_text("left")
     page.reload()
-    page.get_by_role("tab", name="Benchmark").click(timeout=SLOW)
-    expect(page.locator(".ss-progress")).to_contain_text(re.compile(r"Run \d+ of 72"), timeout=SLOW)
+    page.get_by_role("tab", name="Benchmark").click()
+    expect(page.locator(".ss-progress")).to_contain_text(re.compile(r"Run \d+ of 72"))
+    pace.factor = 0.1
     wait_until_done(page)
     assert cells(page, "identical")[0] == "4/4"
     page.reload()  # nothing goes on any more: the log has it
-    page.get_by_role("tab", name="Benchmark").click(timeout=SLOW)
-    expect(status(page)).to_have_text("Your last result, from the log.", timeout=SLOW)
+    page.get_by_role("tab", name="Benchmark").click()
+    expect(status(page)).to_have_text("Your last result, from the log.")
     assert cells(page, "identical")[0] == "4/4"
     page.close()
 
@@ -141,21 +137,22 @@ def test_the_machine_is_tuned_and_the_playground_takes_the_settings(browser: Bro
         page.get_by_label("Prompts", exact=True).fill("4")
         open_fold(page, "Tune for this machine")
         page.get_by_role("radio", name="Quick, less exact").check()
+        told = overhear(page, ".ss-progress")
         page.get_by_role("button", name="Find the best settings").click()
-        expect(page.locator(".ss-progress")).to_contain_text("Measuring the cost of a step", timeout=SLOW)
         wait_until_done(page)
+        assert any("Measuring the cost of a step" in words for words in told())
         advice = page.locator(".ss-card").filter(has_text="Recommended on this machine")
         expect(advice).to_contain_text("Tried on other prompts")
         said = advice.inner_text()
-        expect(page.get_by_role("heading", name="Cost of a step")).to_be_visible(timeout=SLOW)
-        expect(page.get_by_role("heading", name="Predicted against measured")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("heading", name="Cost of a step")).to_be_visible()
+        expect(page.get_by_role("heading", name="Predicted against measured")).to_be_visible()
         page.get_by_role("button", name="Use these settings").click()
-        expect(page.get_by_role("tab", name="Playground", selected=True)).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("tab", name="Playground", selected=True)).to_be_visible()
         page.get_by_role("button", name=re.compile("^Settings: length, temperature, tree")).click()
         budget = re.search(r"tree budget (\d+)", said)
         shown = page.get_by_label("Tree budget").locator("visible=true").first
         assert budget
-        expect(shown).to_have_value(budget[1], timeout=SLOW)
+        expect(shown).to_have_value(budget[1])
         expect(page.get_by_role("radio", name="Speculative Streaming")).to_be_checked()
 
 
@@ -166,19 +163,19 @@ def test_earlier_results_stand_beside(browser: Browser, url: str, runlog: RunLog
         open_fold(page, "Earlier results")
         page.get_by_label("From the log").click()
         page.get_by_role("option").first.click()
-        expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(2, timeout=SLOW)
+        expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(2)
         report = runlog.benchmark(runlog.benchmarks()[0]["id"])
         (tmp_path / "monday.json").write_text(json.dumps(report))
         (tmp_path / "junk.json").write_text("[]")
         upload = page.locator("input[type=file]").last
         upload.set_input_files(str(tmp_path / "monday.json"))
-        expect(page.get_by_role("heading", name=re.compile("monday"))).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("heading", name=re.compile("monday"))).to_be_visible()
         expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(3)
         assert len(charts(page).first.evaluate("e => e.data[0].x")) == 3
         page.get_by_role("button", name="Remove this file").or_(page.get_by_label("Clear")).first.click()
-        expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(2, timeout=SLOW)
+        expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(2)
         page.locator("input[type=file]").last.set_input_files(str(tmp_path / "junk.json"))
-        expect(status(page)).to_have_text(re.compile("junk.json is no result of bench --json"), timeout=SLOW)
+        expect(status(page)).to_have_text(re.compile("junk.json is no result of bench --json"))
 
 
 def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: Path) -> None:
@@ -188,17 +185,17 @@ def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: 
     with visit(browser, url, "Benchmark") as page:
         open_fold(page, "Your own prompts")
         page.locator("input[type=file]").first.set_input_files(str(rows))
-        expect(page.get_by_text("rows.jsonl")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_text("rows.jsonl")).to_be_visible()
         start(page)
-        expect(status(page)).to_have_text(re.compile("rows.jsonl, line 2: the column 'meaning_rep"), timeout=SLOW)
+        expect(status(page)).to_have_text(re.compile("rows.jsonl, line 2: the column 'meaning_rep"))
         start(page, prompts=1)
         wait_until_done(page)
         assert cells(page, "identical")[0] == "1/1"
         page.get_by_role("button", name="Remove this file").or_(page.get_by_label("Clear")).first.click()
         page.locator("input[type=file]").first.set_input_files(str(questions))
-        expect(page.get_by_text("question.jsonl")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_text("question.jsonl")).to_be_visible()
         start(page, prompts=1)
-        expect(page.locator(".ss-grid").locator("visible=true").first).to_contain_text("2/2", timeout=2 * SLOW)
+        expect(page.locator(".ss-grid").locator("visible=true").first).to_contain_text("2/2")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -206,17 +203,15 @@ def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: 
 def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     browser: Browser, url: str, width: int, theme: str, runlog: RunLog
 ) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    page.set_default_timeout(2 * SLOW)
-    page.goto(f"{url}?__theme={theme}")
-    expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
-    show_tab(page)
+    page = window(browser, width)
+    load(page, f"{url}?__theme={theme}")
+    open_tab(page, "Benchmark")
     for fold in ("Your own prompts", "Tune for this machine", "Earlier results"):
         open_fold(page, fold)
     page.get_by_label("From the log").click()
     page.get_by_role("option").last.click()  # the oldest: it has every chart
-    expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(1, timeout=SLOW)
-    expect(charts(page)).to_have_count(5, timeout=SLOW)
+    expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(1)
+    expect(charts(page)).to_have_count(5)
     assert serious(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     wide = "all => all.filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
@@ -224,19 +219,9 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     page.close()
 
 
-def show_tab(page: Page) -> None:
-    """Where the window is too narrow for all tabs, the rest is in a menu."""
-    tab = page.get_by_role("tab", name="Benchmark")
-    if tab.is_visible():
-        tab.click()
-    else:
-        page.locator(".overflow-menu > button").click()
-        page.locator(".overflow-dropdown button", has_text="Benchmark").click()
-
-
 def test_strangers_give_no_files(browser: Browser, tmp_path: Path) -> None:
     with served(RunLog(tmp_path / "runs.db", enabled=True), DEMO) as url, visit(browser, url, "Benchmark") as page:
-        expect(page.get_by_role("button", name="Run benchmark")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("button", name="Run benchmark")).to_be_visible()
         assert page.get_by_text("Your own prompts").locator("visible=true").count() == 0
         assert page.get_by_text("Transformers generate").locator("visible=true").count() == 0
         open_fold(page, "Earlier results")

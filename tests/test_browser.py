@@ -14,13 +14,19 @@ from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Re
 from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
-from tests.browsing import MARKS, SLOW, chromium, serious
+from tests.browsing import MARKS, load, serious, visit, window
+from tests.conftest import Pace
 from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
 from ui.jobs import Job
 
 PROMPT = "name[The Salted Fig], food[Italian]"
+# The two buttons of a race, and its state after each: a short race would be over between two looks.
+RACE_AND_SHOW_THE_END = """() => ["Race again", "Show the end"].map((words) => {
+  [...document.querySelectorAll(".ss-race button")].find((button) => button.innerText === words).click();
+  return document.querySelector(".ss-race").dataset.state;
+})"""
 EVIL = '<img src=x onerror="document.title=1"> food[<b>Thai</b>]'
 
 pytestmark = MARKS
@@ -29,7 +35,7 @@ pytestmark = MARKS
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     choice = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
-    engines = Engines(choice, lambda progress, **chosen: load_toy(pace=0.02))
+    engines = Engines(choice, lambda progress, **chosen: load_toy(pace=0.005))
     engines.load()
     runlog = RunLog(tmp_path_factory.mktemp("log") / "runs.db")
     log_markup(runlog)
@@ -50,30 +56,10 @@ def log_markup(runlog: RunLog) -> None:
     recorder.close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """A fresh page. Afterwards: nothing on the console, nothing asked of other hosts."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: None if is_local(request.url, url) else problems.append(request.url))
-    page.goto(url)
-    expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=SLOW)
-    expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
-    yield page
-    page.close()
-    assert not problems
-
-
-def is_local(asked: str, url: str) -> bool:
-    return asked.startswith((url, "data:", "blob:"))
+    with visit(browser, url, "Playground") as page:
+        yield page
 
 
 def open_settings(page: Page, more: bool = False) -> None:
@@ -89,7 +75,7 @@ def generate(page: Page, prompt: str = PROMPT, tokens: int = 60) -> None:
     open_settings(page)
     page.get_by_label("Max new tokens").first.fill(str(tokens))
     page.get_by_role("button", name="Run", exact=True).click()
-    expect(player(page).locator(".ss-badge")).to_be_hidden(timeout=SLOW)  # no recording any more
+    expect(player(page).locator(".ss-badge")).to_be_hidden()  # no recording any more
 
 
 def player(page: Page) -> Any:
@@ -97,12 +83,12 @@ def player(page: Page) -> Any:
 
 
 def wait_until_done(page: Page) -> None:
-    expect(player(page)).to_have_attribute("data-state", "done", timeout=SLOW)
+    expect(player(page)).to_have_attribute("data-state", "done")
 
 
 def test_generate_and_walk_back(page: Page) -> None:
     generate(page)
-    expect(player(page).locator(".ss-node.accepted").first).to_be_visible(timeout=SLOW)  # the tree, while it runs
+    expect(player(page).locator(".ss-node.accepted").first).to_be_visible()  # the tree, while it runs
     wait_until_done(page)
     text = player(page).locator(".ss-method").inner_text()
     assert text and player(page).locator(".ss-baseline").inner_text() == text
@@ -142,38 +128,43 @@ def walk_back(page: Page, text: str) -> None:
 def test_charts_appear_after_the_run(page: Page) -> None:
     generate(page)
     wait_until_done(page)
-    expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible()
     page.get_by_role("button", name="Explore the tree").first.click()
-    expect(page.locator(".ss-plot .js-plotly-plot").nth(3)).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-plot .js-plotly-plot").nth(3)).to_be_visible()
 
 
-def test_stop_ends_the_run_at_once_and_the_next_one_works(page: Page) -> None:
+def endless(page: Page, pace: Pace, prompt: str = PROMPT) -> None:
+    """A run that takes a quarter of an hour unless it is stopped."""
+    pace.factor = 40
     open_settings(page, more=True)
     page.get_by_label("Ignore end of text").first.check()
-    generate(page, tokens=4000)
-    stop = page.get_by_role("button", name="Stop", exact=True)
-    expect(stop).to_be_enabled(timeout=SLOW)
-    expect(player(page).locator(".ss-tok").nth(5)).to_be_visible(timeout=SLOW)
-    stop.click()
-    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=3000)
+    generate(page, prompt, tokens=4000)
+    expect(player(page).locator(".ss-method .ss-tok").nth(5)).to_be_visible()
+
+
+def test_stop_ends_the_run_at_once_and_the_next_one_works(page: Page, pace: Pace) -> None:
+    endless(page, pace)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible()
     tokens = player(page).locator(".ss-method .ss-tok").count()
-    assert 5 < tokens < 2000
+    assert 5 < tokens < 4000
+    pace.factor = 1
     generate(page, tokens=20)
-    expect(page.get_by_text("Done: the token limit was reached, 20 tokens")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Done: the token limit was reached, 20 tokens")).to_be_visible()
     wait_until_done(page)
 
 
-def test_a_closed_page_stops_its_run(page: Page, browser: Browser, url: str) -> None:
-    other = browser.new_page()
-    other.goto(url)
-    expect(other.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
-    open_settings(other, more=True)
-    other.get_by_label("Ignore end of text").first.check()
-    generate(other, tokens=4000)
-    expect(player(other).locator(".ss-tok").nth(5)).to_be_visible(timeout=SLOW)
+def test_a_closed_page_stops_its_run(
+    page: Page, browser: Browser, url: str, pace: Pace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = window(browser)
+    load(other, url)
+    endless(other, pace)
     generate(page, tokens=20)
-    expect(page.get_by_text("Waiting for the model: 1 ahead of you")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Waiting for the model: 1 ahead of you")).to_be_visible()
+    monkeypatch.setattr(Job, "grace", 1)
     other.close()
+    pace.factor = 1
     wait_until_done(page)
     expect(page.get_by_text("20 tokens").first).to_be_visible()
 
@@ -204,10 +195,10 @@ def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
     wait_until_done(page)
     open_sessions(page)
     page.get_by_label("Search").fill("wrote markup")
-    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
     page.get_by_role("gridcell").filter(has_text="onerror").first.click()
     logged = page.locator(".ss-player").nth(1)
-    expect(logged).to_have_attribute("data-state", "done", timeout=SLOW)
+    expect(logged).to_have_attribute("data-state", "done")
     assert logged.locator(".ss-method").inner_text() == EVIL
     logged.locator(".ss-node.accepted").hover()
     expect(logged.locator(".ss-tip")).to_contain_text(EVIL)
@@ -216,7 +207,7 @@ def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
     assert logged.locator(".ss-detail code").inner_text() == EVIL
     expect(page.locator(".ss-verdict").filter(has_text=EVIL)).to_be_visible()
     page.get_by_role("button", name="Explore the tree").last.click()
-    expect(page.locator(".ss-plot .js-plotly-plot").last).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-plot .js-plotly-plot").last).to_be_visible()
     assert page.locator("img[src=x]").count() == 0
     assert page.title() == app.TITLE
 
@@ -224,17 +215,17 @@ def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
 def test_refused_settings_and_prompts_are_told_in_the_page(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).first.fill("   ")
     page.get_by_role("button", name="Run", exact=True).click()
-    expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("The prompt is empty"), timeout=SLOW)
+    expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("The prompt is empty"))
     page.get_by_label("Prompt", exact=True).first.fill("x" * 100_000)
     page.get_by_role("button", name="Run", exact=True).click()
-    expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("100,000 characters"), timeout=SLOW)
+    expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("100,000 characters"))
     generate(page, tokens=20)
     wait_until_done(page)
 
 
 def open_sessions(page: Page) -> None:
     page.get_by_role("tab", name="Sessions").click()
-    expect(page.locator("#runs")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#runs")).to_be_visible()
 
 
 def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) -> None:
@@ -244,20 +235,20 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
     page.reload()
     open_sessions(page)
     page.get_by_label("Search").fill("walrus")
-    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
     page.get_by_role("gridcell").filter(has_text="Walrus Corner").first.click()
     logged = page.locator(".ss-player").nth(1)
-    expect(logged).to_have_attribute("data-state", "done", timeout=SLOW)
+    expect(logged).to_have_attribute("data-state", "done")
     assert logged.locator(".ss-method").inner_text() == text
     logged.get_by_role("slider", name="Step").focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     expect(logged.locator(".ss-tree-title")).to_contain_text("step 1")
     for button, ending in (("This run as JSON lines", ".jsonl"), ("Its steps as CSV", ".csv")):
-        with page.expect_download(timeout=SLOW) as download:
+        with page.expect_download() as download:
             page.get_by_role("link", name=button).or_(page.get_by_role("button", name=button)).first.click()
         assert download.value.suggested_filename.endswith(ending)
-    with page.expect_download(timeout=SLOW) as download:
+    with page.expect_download() as download:
         page.get_by_role("button", name="Download the database").click()
     copy = tmp_path / "copy.db"
     download.value.save_as(copy)
@@ -274,14 +265,14 @@ def test_the_first_paint_is_a_recording_that_can_be_played(page: Page) -> None:
     player(page).get_by_label("Speed").select_option("0.125")
     player(page).get_by_role("button", name="Play").click()
     expect(player(page)).to_have_class(re.compile("ss-playing"))
-    page.wait_for_function("from => Number(document.querySelector('.ss-slider').value) > from", arg=began, timeout=SLOW)
+    page.wait_for_function("from => Number(document.querySelector('.ss-slider').value) > from", arg=began)
     player(page).get_by_role("button", name="Pause").click()
     paused = slider.input_value()
     page.wait_for_timeout(700)
     assert slider.input_value() == paused
     player(page).get_by_label("Speed").select_option("2")
     player(page).get_by_role("button", name="Play").click()
-    expect(player(page).get_by_role("button", name="Play")).to_be_visible(timeout=SLOW)
+    expect(player(page).get_by_role("button", name="Play")).to_be_visible()
     assert slider.input_value() == slider.get_attribute("max")
     assert player(page).locator(".ss-later").count() == 0
 
@@ -292,15 +283,15 @@ def test_the_recording_needs_no_model(browser: Browser) -> None:
 
     engines = Engines({"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}, never)
     engines.load()
-    page = app.build(engines, None)
-    page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
-    window = browser.new_page()
-    window.goto(page.local_url)
-    expect(window.get_by_text("There is no model here.")).to_be_visible(timeout=SLOW)
-    expect(window.locator(".ss-node.accepted").first).to_be_visible(timeout=SLOW)
-    expect(window.locator(".ss-value").first).to_have_text(re.compile(r"\d\.\d\d×"))
-    window.close()
+    served = app.build(engines, None)
+    served.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
+    page = window(browser)
+    load(page, served.local_url)
+    expect(page.get_by_text("There is no model here.")).to_be_visible()
+    expect(page.locator(".ss-node.accepted").first).to_be_visible()
+    expect(page.locator(".ss-value").first).to_have_text(re.compile(r"\d\.\d\d×"))
     page.close()
+    served.close()
 
 
 def test_a_token_and_its_node_are_one_thing(page: Page) -> None:
@@ -337,7 +328,8 @@ def test_zoom_changes_the_size_and_fit_shows_the_whole_tree(page: Page) -> None:
     assert player(page).locator(".ss-tree").evaluate(whole)
 
 
-def test_keys_run_step_and_stop(page: Page) -> None:
+def test_keys_run_step_and_stop(page: Page, pace: Pace) -> None:
+    pace.factor = 40
     where = player(page).locator(".ss-where")
     page.get_by_role("heading", level=1).click()
     last = int(player(page).get_by_role("slider", name="Step").get_attribute("max") or 0)
@@ -352,35 +344,29 @@ def test_keys_run_step_and_stop(page: Page) -> None:
     page.get_by_label("Max new tokens").first.fill("4000")
     page.get_by_label("Prompt", exact=True).first.fill(PROMPT)
     page.keyboard.press("Control+Enter")
-    expect(player(page).locator(".ss-tok").nth(5)).to_be_visible(timeout=SLOW)
-    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_enabled(timeout=SLOW)
+    expect(player(page).locator(".ss-tok").nth(5)).to_be_visible()
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_enabled()
     page.keyboard.press("Escape")
-    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible()
 
 
 def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
-    browser: Browser, url: str, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, url: str, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Job, "grace", 120)  # a slow machine needs longer to load a page than a visitor's patience
-    page = browser.new_page()  # not the fixture's: a page that goes away in the middle of a run says so on the console
-    page.set_default_timeout(2 * SLOW)
-    page.goto(url)
-    expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
-    open_settings(page, more=True)
-    page.get_by_label("Ignore end of text").first.check()
-    page.get_by_role("radio", name="Standard decoding").check()  # the slowest: it lasts while the page is loaded
-    generate(page, prompt="name[Otter Hall]", tokens=4000)
-    expect(player(page).locator(".ss-method .ss-tok").nth(20)).to_be_visible(timeout=SLOW)
-    begun = player(page).locator(".ss-method").inner_text()[:15]
+    page = window(browser)  # not the fixture's: a page that goes away in the middle of a run says so on the console
+    load(page, url)
+    endless(page, pace, "name[Otter Hall]")
+    begun, seen = player(page).locator(".ss-method").inner_text(), player(page).locator(".ss-method .ss-tok").count()
     page.reload()
-    expect(player(page)).to_have_attribute("data-state", "running", timeout=SLOW)
-    expect(player(page).locator(".ss-method .ss-tok").nth(25)).to_be_visible(timeout=SLOW)
+    expect(player(page)).to_have_attribute("data-state", "running")
+    expect(player(page).locator(".ss-method .ss-tok").nth(seen + 5)).to_be_visible()
     assert player(page).locator(".ss-method").inner_text().startswith(begun)
     assert page.get_by_label("Prompt", exact=True).first.input_value() == "name[Otter Hall]"
     page.get_by_role("button", name="Stop", exact=True).click()
-    expect(page.get_by_text("Done: stopped by you")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible()
     page.reload()  # nothing goes on any more: the log has it
-    expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log: .*stopped"), timeout=SLOW)
+    expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log: .*stopped"))
     assert player(page).locator(".ss-method").inner_text().startswith(begun)
     page.close()
 
@@ -390,8 +376,8 @@ def compare_methods(page: Page, tokens: int = 40) -> None:
     page.get_by_role("button", name="Settings: length, temperature, each method").click()
     page.get_by_label("Max new tokens").locator("visible=true").fill(str(tokens))
     page.get_by_role("button", name="Compare", exact=True).click()
-    expect(page.locator(".ss-race")).to_have_attribute("data-state", "racing", timeout=SLOW)
-    expect(page.locator(".ss-race")).to_have_attribute("data-state", "over", timeout=SLOW)
+    expect(page.locator(".ss-lane")).to_have_count(len(METHODS))  # a race without lanes is over too
+    expect(page.locator(".ss-race")).to_have_attribute("data-state", "over")
 
 
 def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url: str, tmp_path: Path) -> None:
@@ -402,23 +388,21 @@ def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url
     assert len(set(texts)) == 1 and texts[0]
     assert lanes.get_by_text("✓ Same text").count() == len(METHODS) - 1
     assert sorted(re.findall("first|second|third", " ".join(lanes.all_inner_texts())))[0] == "first"
-    expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true")).to_be_visible(timeout=SLOW)
-    page.get_by_role("button", name="Race again").click()
-    expect(page.locator(".ss-race")).to_have_attribute("data-state", "racing")
-    page.get_by_role("button", name="Show the end").click()
+    expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true")).to_be_visible()
+    assert page.evaluate(RACE_AND_SHOW_THE_END) == ["racing", "over"]
     assert lanes.locator(".ss-text").all_inner_texts() == texts
-    with page.expect_download(timeout=SLOW) as download:
+    with page.expect_download() as download:
         page.get_by_role("button", name="Download as one HTML").or_(
             page.get_by_role("link", name="Download as one HTML")
         ).first.click()
     shared = tmp_path / "shared.html"
     download.value.save_as(shared)
     shows_without_network(browser, shared, texts, url)
-    linked = browser.new_page()
+    linked = window(browser)
     linked.goto(url + (page.locator(".ss-grid a").last.get_attribute("href") or ""))
     logged = linked.locator(".ss-player").locator("visible=true")
-    expect(logged).to_have_attribute("data-state", "done", timeout=SLOW)
-    expect(logged.locator(".ss-badge")).to_have_text(re.compile("^From the log"), timeout=SLOW)
+    expect(logged).to_have_attribute("data-state", "done")
+    expect(logged.locator(".ss-badge")).to_have_text(re.compile("^From the log"))
     assert logged.locator(".ss-method").inner_text() == texts[0]
     linked.close()
 
@@ -429,7 +413,7 @@ def shows_without_network(browser: Browser, file: Path, texts: list[str], url: s
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(file.as_uri())
-    expect(page.locator(".ss-race")).to_have_attribute("data-state", "over", timeout=SLOW)
+    expect(page.locator(".ss-race")).to_have_attribute("data-state", "over")
     assert page.locator(".ss-lane .ss-text").all_inner_texts() == texts
     assert asked == [file.as_uri()]
     assert (page.locator(".ss-grid a").first.get_attribute("href") or "").startswith(url + "?run=")
@@ -439,16 +423,16 @@ def shows_without_network(browser: Browser, file: Path, texts: list[str], url: s
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, url: str, width: int, theme: str) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    page.goto(f"{url}?__theme={theme}")
-    expect(page.get_by_text("Model: toy")).to_be_visible(timeout=SLOW)
+    page = window(browser, width)
+    load(page, f"{url}?__theme={theme}")
+    expect(page.get_by_text("Model: toy")).to_be_visible()
     assert serious(page) == []  # the recording
     generate(page, tokens=30)
     wait_until_done(page)
-    expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible()
     assert serious(page) == []
     compare_methods(page, tokens=20)
-    expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true")).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true")).to_be_visible()
     assert serious(page) == []
     page.close()
 
@@ -456,9 +440,9 @@ def test_axe_finds_nothing_serious(browser: Browser, url: str, width: int, theme
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_nothing_is_wider_than_the_window(browser: Browser, url: str, width: int, theme: str) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    page.goto(f"{url}?__theme={theme}")
-    expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=SLOW)
+    page = window(browser, width)
+    load(page, f"{url}?__theme={theme}")
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
     generate(page, tokens=30)
     wait_until_done(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

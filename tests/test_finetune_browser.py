@@ -14,15 +14,13 @@ from playwright.sync_api import Browser, Page, expect
 
 from specstream.toy import load_toy
 from specstream.training.registry import Registry
-from tests.browsing import MARKS, chromium, is_local, open_tab, serious
+from tests.browsing import MARKS, is_local, open_tab, serious, window
 from tests.ports import free_port
 from tests.trainings import put_training, rows, save_model
 from ui import app
 from ui.engines import TOY, Engines, load
 
-SLOW = 120_000  # milliseconds: a training begins with the imports of a fresh process
-
-pytestmark = [pytest.mark.timeout(600), *MARKS]  # the first of a kind counts
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +52,10 @@ def url(home: Path) -> Iterator[str]:
         Registry().stop(training.name)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
     """A fresh page on the tab. Afterwards: nothing on the console, nothing asked of other hosts."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(SLOW)
+    page = window(browser)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -77,10 +68,10 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 def visit(page: Page, url: str) -> None:
     page.goto(url)
-    expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=SLOW)
-    expect(page.locator(".ss-node.accepted").first).to_be_visible(timeout=SLOW)  # the page is complete
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    expect(page.locator(".ss-node.accepted").first).to_be_visible()  # the page is complete
     open_tab(page, "Fine-tune")
-    expect(page.get_by_role("button", name="Train", exact=True)).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("button", name="Train", exact=True)).to_be_visible()
 
 
 def field(page: Page, label: str) -> Any:
@@ -97,20 +88,20 @@ def upload(page: Page, file: Path) -> None:
     page.get_by_label("Task").locator("visible=true").first.click()
     page.get_by_role("option", name="Questions to SQL").click()
     page.get_by_label("A file of my own (JSONL)").check()
-    expect(page.get_by_text("Each row has question, context and answer")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Each row has question, context and answer")).to_be_visible()
     page.locator(".ss-upload input[type=file]").set_input_files(file)
 
 
 def ask(page: Page, home: Path, name: str, minutes: str) -> None:
     """Fill in a training of the tiny model."""
     page.get_by_role("button", name="More settings").locator("visible=true").first.click()
-    expect(field(page, "Layers")).to_be_visible(timeout=SLOW)
+    expect(field(page, "Layers")).to_be_visible()
     field(page, "Base model").fill(str(home / "tiny"))
     page.keyboard.press("Enter")
-    expect(page.get_by_text("has 4 layers: choose 1 to 4 for Layers, not 6")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("has 4 layers: choose 1 to 4 for Layers, not 6")).to_be_visible()
     put(page, "Layers", "2")
     upload(page, home / "mine.jsonl")
-    expect(page.get_by_text("60 rows can be used. 6 of their prompts are held out")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("60 rows can be used. 6 of their prompts are held out")).to_be_visible()
     settings = {"Start rank": "8", "Draft vocabulary": "0", "Probes": "1", "Validate every": "5"}
     for label, value in (settings | {"Minutes": minutes}).items():
         put(page, label, value)
@@ -124,11 +115,11 @@ def steps(page: Page) -> int:
 
 
 def wait_for_steps(page: Page, more_than: int) -> int:
-    expect(page.locator(".ss-tile", has_text="rows, ")).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-tile", has_text="rows, ")).to_be_visible()
     page.wait_for_function(
         "n => Number([...document.querySelectorAll('.ss-tile')].find(e => e.innerText.includes('held out,') || "
         "e.innerText.includes('rows,'))?.querySelector('.ss-value').innerText.replaceAll(',', '')) > n",
-        arg=more_than, timeout=SLOW,
+        arg=more_than,
     )  # fmt: skip
     return steps(page)
 
@@ -144,15 +135,15 @@ def status(page: Page) -> Any:
 
 def test_bad_files_are_told_before_anything_starts(page: Page, home: Path) -> None:
     upload(page, home / "bad.jsonl")
-    expect(page.get_by_text("2 of 4 rows can't be used: nothing was begun.")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("2 of 4 rows can't be used: nothing was begun.")).to_be_visible()
     expect(page.get_by_text("Line 3: the column 'context' is missing or empty.")).to_be_visible()
     expect(page.get_by_text("Line 4: not valid JSON")).to_be_visible()
     page.get_by_role("button", name="Train", exact=True).click()
-    expect(status(page)).to_have_text(re.compile("2 of 4 rows can't be used"), timeout=SLOW)
+    expect(status(page)).to_have_text(re.compile("2 of 4 rows can't be used"))
     page.get_by_label("Task").locator("visible=true").first.click()
     page.get_by_role("option", name="Chat").click()
     page.get_by_label("The public dataset of the task").check()
-    expect(page.get_by_text("Chat has no public dataset: upload a file").first).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Chat has no public dataset: upload a file").first).to_be_visible()
     put(page, "Minutes", "0")
     page.get_by_role("button", name="Train", exact=True).click()
     assert Registry().all() == []
@@ -163,60 +154,58 @@ def test_a_training_survives_the_page_is_stopped_and_goes_on(
 ) -> None:
     ask(page, home, "long", "30")
     page.get_by_role("button", name="Train", exact=True).click()
-    expect(status(page)).to_have_text(re.compile(r"A training is under way \(long\)"), timeout=SLOW)
+    expect(status(page)).to_have_text(re.compile(r"A training is under way \(long\)"))
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_disabled()
     before = wait_for_steps(page, 5)
-    expect(page.locator(".ss-plot .js-plotly-plot").nth(1)).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-plot .js-plotly-plot").nth(1)).to_be_visible()
     points = curve(page)
-    page.wait_for_function(
-        f"(document.querySelectorAll('.js-plotly-plot')[0].data[0].x.length) > {points}", timeout=SLOW
-    )
-    other = browser.new_page()
-    other.set_default_timeout(SLOW)
+    page.wait_for_function(f"(document.querySelectorAll('.js-plotly-plot')[0].data[0].x.length) > {points}")
+    other = window(browser)
     visit(other, url)
-    expect(status(other)).to_have_text(re.compile(r"A training is under way \(long\): .* left"), timeout=SLOW)
+    expect(status(other)).to_have_text(re.compile(r"A training is under way \(long\): .* left"))
     other.close()
     visit(page, url)  # loaded again
-    expect(field(page, "Training")).to_have_value("long: under way", timeout=SLOW)
+    expect(field(page, "Training")).to_have_value("long: under way")
     wait_for_steps(page, before)  # it went on meanwhile, and still does
     page.get_by_role("button", name="Stop training").click()
-    expect(status(page)).to_have_text(re.compile("Stopped at step"), timeout=SLOW)
+    expect(status(page)).to_have_text(re.compile("Stopped at step"))
     stopped = steps(page)
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled()
     page.get_by_role("button", name="Go on", exact=True).click()
-    expect(status(page)).to_have_text(re.compile("A training is under way"), timeout=SLOW)
+    expect(status(page)).to_have_text(re.compile("A training is under way"))
     wait_for_steps(page, stopped)
     training = Registry().get("long")
     assert training and [p.step for p in training.progress.points] == sorted({p.step for p in training.progress.points})
     page.get_by_role("button", name="Stop training").click()
-    expect(status(page)).to_have_text(re.compile("Stopped at step"), timeout=SLOW)
+    expect(status(page)).to_have_text(re.compile("Stopped at step"))
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Keep it").click()
-    expect(page.get_by_role("button", name="Delete it for good")).to_be_hidden(timeout=SLOW)
+    expect(page.get_by_role("button", name="Delete it for good")).to_be_hidden()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Delete it for good").click()
-    expect(status(page)).to_have_text(re.compile("Nothing was trained yet"), timeout=SLOW)
+    expect(status(page)).to_have_text(re.compile("Nothing was trained yet"))
     assert not (home / "adapters" / "long").exists()
 
 
 def test_what_was_trained_is_used_in_the_playground(page: Page, home: Path, tmp_path: Path) -> None:
     ask(page, home, "short", "0.1")
     page.get_by_role("button", name="Train", exact=True).click()
-    expect(status(page)).to_have_text(re.compile(r"Finished: \d+ steps in"), timeout=SLOW)
+    expect(status(page)).to_have_text(re.compile(r"Finished: \d+ steps in"))
     expect(page.locator(".ss-tile", has_text="Tokens per step").locator("visible=true").first).to_contain_text(
         re.compile(r"[1-5]\.\d\d")
     )
-    with page.expect_download(timeout=SLOW) as download:
+    with page.expect_download() as download:
         page.get_by_role("button", name="Download as zip").click()
     download.value.save_as(tmp_path / "short.zip")
     with zipfile.ZipFile(tmp_path / "short.zip") as archive:
         assert "short/adapter.safetensors" in archive.namelist() and archive.testzip() is None
     page.get_by_role("button", name="Use it in the Playground").click()
-    expect(page.get_by_text(re.compile(r"Model: .*tiny \+ short on cpu"))).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text(re.compile(r"Model: .*tiny \+ short on cpu"))).to_be_visible()
     page.get_by_label("Prompt", exact=True).first.fill("20 30\n\n5")
     page.get_by_role("button", name="Run", exact=True).click()
-    expect(page.locator(".ss-player").first).to_have_attribute("data-state", "done", timeout=SLOW)
-    expect(page.get_by_text("✓ Same text").first).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-player .ss-badge").first).to_be_hidden()  # no recording any more
+    expect(page.locator(".ss-player").first).to_have_attribute("data-state", "done")
+    expect(page.get_by_text("✓ Same text").first).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -226,20 +215,19 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
 ) -> None:
     if Registry().get("done") is None:
         put_training(home / "adapters", "done", stopped=True)
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    page.set_default_timeout(SLOW)
+    page = window(browser, width)
     visit(page, f"{url}?__theme={theme}")
     upload(page, home / "bad.jsonl")
-    expect(page.get_by_text("Line 4: not valid JSON")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("Line 4: not valid JSON")).to_be_visible()
     field(page, "Training").click()
     page.get_by_role("option", name="done: stopped").click()
-    expect(status(page)).to_have_text(re.compile("Stopped at step 20"), timeout=SLOW)
-    expect(page.locator(".ss-plot .js-plotly-plot").nth(1)).to_be_visible(timeout=SLOW)
+    expect(status(page)).to_have_text(re.compile("Stopped at step 20"))
+    expect(page.locator(".ss-plot .js-plotly-plot").nth(1)).to_be_visible()
     page.get_by_role("button", name="More settings").locator("visible=true").first.click()
     page.get_by_role("button", name="Model card").click()
-    expect(page.get_by_role("heading", name="Streams for questions")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("heading", name="Streams for questions")).to_be_visible()
     page.get_by_role("button", name="Delete", exact=True).click()
-    expect(page.get_by_role("button", name="Delete it for good")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("button", name="Delete it for good")).to_be_visible()
     assert serious(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     if folder := os.environ.get("SPECSTREAM_SHOTS"):

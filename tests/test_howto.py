@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.browsing import MARKS, SLOW, chromium, serious, served, visit  # sets the environment of gradio
+from tests.browsing import MARKS, serious, served, visit  # sets the environment of gradio
 
 # isort: split
 from playwright.sync_api import Browser, expect
@@ -152,12 +152,6 @@ def test_the_glossary_is_the_page_about_metrics_word_for_word() -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with served(None) as address:
         yield address
@@ -170,7 +164,7 @@ class TestInABrowser:
     def test_the_tab(self, browser: Browser, url: str, width: int, theme: str) -> None:
         with visit(browser, url, "How it works", width, theme) as page:
             pictures = page.locator(".ss-lesson svg[role=img]")
-            expect(pictures.last).to_be_visible(timeout=SLOW)
+            expect(pictures.last).to_be_visible()
             sizes = pictures.evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
             assert len(sizes) == 5 and all(250 < size < width for size in sizes)
             letters = "all => Math.min(...all.map(e => e.getBoundingClientRect().height))"
@@ -179,7 +173,7 @@ class TestInABrowser:
             assert paper.get_attribute("href") == howto.PAPER
             for title, _ in howto.glossary()[1:]:
                 page.get_by_role("button", name=title).click()
-            expect(page.get_by_text("mean acceptance length").first).to_be_visible(timeout=SLOW)
-            expect(page.get_by_text("geometric mean of the prompts' speed-ups").first).to_be_visible(timeout=SLOW)
+            expect(page.get_by_text("mean acceptance length").first).to_be_visible()
+            expect(page.get_by_text("geometric mean of the prompts' speed-ups").first).to_be_visible()
             assert serious(page) == []
             assert page.evaluate("document.documentElement.scrollWidth") <= width

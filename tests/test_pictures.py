@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.browsing import MARKS, chromium, served  # sets the environment of gradio
+from tests.browsing import MARKS, load, served, window  # sets the environment of gradio
 
 # isort: split
+from playwright.sync_api import Browser
+
 from docs.scripts import pictures
-from docs.scripts.pictures import DESKTOP, HEIGHTS, PHONE, Shot, shots
+from docs.scripts.pictures import DESKTOP, PHONE, Shot, shots
 from specstream.runlog import RunLog
 
 ROOT = Path(__file__).parents[1]
@@ -41,13 +43,13 @@ def test_pictures_and_pages_agree() -> None:
 class TestInABrowser:
     pytestmark = MARKS
 
-    def test_a_tab_is_taken_in_both_sizes_light_and_dark(self, tmp_path: Path) -> None:
+    def test_a_tab_is_taken_in_both_sizes_light_and_dark(self, tmp_path: Path, browser: Browser) -> None:
         log = RunLog(tmp_path / "runs.db")
-        with served(log) as url, chromium() as browser:
-            page = browser.new_page(viewport={"width": DESKTOP, "height": HEIGHTS[DESKTOP]})
-            page.goto(f"{url}?__theme=light")
-            page.get_by_role("tab").first.wait_for()
+        with served(log) as url:
+            page = window(browser, DESKTOP)
+            load(page, f"{url}?__theme=light")
             files = list(pictures.pictures(page, tmp_path, True, ("How it works",)))
+            page.close()
         assert [file.name for file in files] == [
             Shot("How it works", width, dark).name for width in (DESKTOP, PHONE) for dark in (False, True)
         ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.browsing import MARKS, SLOW, chromium, serious, visit  # sets the environment of gradio
+from tests.browsing import MARKS, load, serious, visit, window  # sets the environment of gradio
 
 # isort: split
 from playwright.sync_api import Browser, Locator, Page, Route, expect
@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from specstream.events import Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
+from tests.conftest import Pace
 from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
@@ -61,12 +62,6 @@ def page_of(engines: Engines, runlog: Any) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
     return RunLog(tmp_path_factory.mktemp("log") / "runs.db")
 
@@ -96,7 +91,7 @@ def ask(page: Page, text: str) -> None:
 
 
 def status(page: Page, words: str) -> None:
-    expect(page.locator(".ss-toolbar .ss-status").first).to_have_text(re.compile(words), timeout=SLOW)
+    expect(page.locator(".ss-toolbar .ss-status").first).to_have_text(re.compile(words))
 
 
 # ---- chat ------------------------------------------------------------------------------------------------------------
@@ -106,22 +101,22 @@ def test_a_conversation_goes_on_over_a_reload_until_a_new_one_is_begun(browser: 
     with visit(browser, url, "Playground") as page:
         choose_task(page, "Chat")
         system = page.get_by_label("System prompt, optional")
-        expect(system).to_be_visible(timeout=SLOW)
+        expect(system).to_be_visible()
         system.fill("Be kind.")
         said = page.locator(".ss-turns .ss-said")
         for turn, message in enumerate(("Where is the <b>pub</b>?", "And the café?"), 1):
             ask(page, message)
-            expect(said).to_have_count(2 * turn, timeout=SLOW)
-            expect(page.locator(".ss-pending")).to_have_count(0, timeout=SLOW)
+            expect(said).to_have_count(2 * turn)
+            expect(page.locator(".ss-pending")).to_have_count(0)
             assert said.nth(2 * turn - 2).inner_text() == message and prompt(page).input_value() == ""
         status(page, "^Done")
         texts = said.all_inner_texts()
         assert texts[3] == player(page).locator(".ss-method").inner_text().strip()
         page.reload()
-        expect(said).to_have_count(4, timeout=SLOW)
+        expect(said).to_have_count(4)
         assert said.all_inner_texts() == texts and system.input_value() == "Be kind."
         page.get_by_role("button", name="New chat").click()
-        expect(said).to_have_count(0, timeout=SLOW)
+        expect(said).to_have_count(0)
         page.reload()
         status(page, "Your last run")
         assert said.count() == 0
@@ -132,18 +127,16 @@ def test_a_conversation_goes_on_over_a_reload_until_a_new_one_is_begun(browser: 
 
 def test_the_hint_loads_the_adapter_that_fits(browser: Browser) -> None:
     with served(None, model="smollm2-135m") as url:
-        page = browser.new_page()
-        page.goto(url)
-        expect(page.get_by_text("Model: smollm2-135m")).to_be_visible(timeout=SLOW)
-        load = page.get_by_role("button", name="Load the adapter for this task")
-        expect(load).to_be_hidden()
+        page = window(browser)
+        load(page, url)
+        expect(page.get_by_text("Model: smollm2-135m")).to_be_visible()
+        fitting = page.get_by_role("button", name="Load the adapter for this task")
+        expect(fitting).to_be_hidden()
         choose_task(page, "Questions to SQL")
-        expect(page.get_by_text("The loaded adapter was trained for “Restaurant descriptions")).to_be_visible(
-            timeout=SLOW
-        )
-        load.click()
-        expect(page.get_by_text("Model: smollm2-135m + sql")).to_be_visible(timeout=SLOW)
-        expect(load).to_be_hidden(timeout=SLOW)
+        expect(page.get_by_text("The loaded adapter was trained for “Restaurant descriptions")).to_be_visible()
+        fitting.click()
+        expect(page.get_by_text("Model: smollm2-135m + sql")).to_be_visible()
+        expect(fitting).to_be_hidden()
         assert LOADED[-1]["adapter"] == "sql" and LOADED[-1]["model"] == "smollm2-135m"
         page.close()
 
@@ -160,23 +153,25 @@ def endless(page: Page) -> None:
     ask(page, "name[Otter Hall]")
 
 
-def test_who_waits_sees_how_many_are_ahead_and_stop_leaves_the_line(browser: Browser) -> None:
-    with served(None, pace=0.05) as url, visit(browser, url, "Playground") as first:
+def test_who_waits_sees_how_many_are_ahead_and_stop_leaves_the_line(browser: Browser, pace: Pace) -> None:
+    with served(None) as url, visit(browser, url, "Playground") as first:
+        pace.factor = 40
         endless(first)
-        expect(player(first).locator(".ss-method .ss-tok").nth(3)).to_be_visible(timeout=SLOW)
+        expect(player(first).locator(".ss-method .ss-tok").nth(3)).to_be_visible()
         with visit(browser, url, "Playground") as second, visit(browser, url, "Playground") as third:
             ask(second, "name[Second]")
             status(second, "1 ahead of you")
             ask(third, "name[Third]")
             status(third, "2 ahead of you")
-            expect(second.get_by_role("button", name="Stop", exact=True)).to_be_enabled(timeout=SLOW)
+            expect(second.get_by_role("button", name="Stop", exact=True)).to_be_enabled()
             second.keyboard.press("Escape")
             status(second, "Stopped before it began")
-            expect(second.get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=SLOW)
+            expect(second.get_by_role("button", name="Run", exact=True)).to_be_enabled()
             status(third, "1 ahead of you")
             assert player(first).get_attribute("data-state") == "running"  # only its own visitor stops a run
             first.get_by_role("button", name="Stop", exact=True).click()
             status(first, "Done: stopped by you")
+            pace.factor = 1
             status(third, "Writing|Measuring|Done")
 
 
@@ -195,13 +190,13 @@ def test_stop_is_offered_when_the_first_updates_arrive_together(browser: Browser
         route.fulfill(response=answer)
 
     with page_of(Engines(CHOICE, slow), None) as url:
-        page = browser.new_page()
+        page = window(browser)
         page.goto(url)
-        expect(page.get_by_text("Reading the weights").first).to_be_visible(timeout=SLOW)
+        expect(page.get_by_text("Reading the weights").first).to_be_visible()
         page.route("**/queue/join**", late)
         ask(page, "name[Otter Hall]")
         status(page, "Waiting for the model to load")
-        expect(page.get_by_role("button", name="Stop", exact=True)).to_be_enabled(timeout=SLOW)
+        expect(page.get_by_role("button", name="Stop", exact=True)).to_be_enabled()
         page.close()
         go.set()
 
@@ -209,17 +204,17 @@ def test_stop_is_offered_when_the_first_updates_arrive_together(browser: Browser
 def test_the_model_panel_tells_memory_and_unloads(browser: Browser) -> None:
     with served(None) as url, visit(browser, url, "Playground") as page:
         page.get_by_role("button", name="Model: toy").click()
-        expect(page.get_by_text("the whole program uses")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_text("the whole program uses")).to_be_visible()
         page.get_by_label("Model", exact=True).first.fill("smollm2-1.7b")
         page.keyboard.press("Enter")
-        expect(page.get_by_text(re.compile("The weights need (3.42|6.85) GB"))).to_be_visible(timeout=SLOW)
+        expect(page.get_by_text(re.compile("The weights need (3.42|6.85) GB"))).to_be_visible()
         page.get_by_role("button", name="Unload").click()
-        expect(page.get_by_text("Model: none yet")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_text("Model: none yet")).to_be_visible()
         ask(page, "name[The Salted Fig]")
         status(page, "No model is loaded: choose one under Model and press Load")
-        expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=SLOW)
+        expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
         page.get_by_role("button", name="Load", exact=True).click()
-        expect(page.get_by_role("button", name="Model: smollm2-1.7b")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("button", name="Model: smollm2-1.7b")).to_be_visible()
         ask(page, "name[The Salted Fig]")
         status(page, "^Done")
 
@@ -233,7 +228,7 @@ def test_a_demo_is_smaller_and_says_so(browser: Browser, tmp_path: Path) -> None
         ask(page, "name[The Salted Fig]")
         status(page, "This demo writes at most 256 new tokens: choose fewer.")
         page.get_by_role("button", name="Model: toy").click()
-        expect(page.get_by_role("button", name="Load", exact=True)).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("button", name="Load", exact=True)).to_be_visible()
         for gone in ("Unload", "Download the database"):
             assert page.get_by_role("button", name=gone).count() == 0
         expect(page.get_by_label("Device")).to_be_hidden()
@@ -261,7 +256,7 @@ def test_whitespace_scripts_and_emoji_come_through_whole(browser: Browser, url: 
     with visit(browser, url, "Sessions", query=f"&run={run}") as page:
         shown = page.locator(".ss-player").locator("visible=true")
         tokens = shown.locator(".ss-method .ss-tok")
-        expect(tokens).to_have_count(len(SCRIPTS), timeout=SLOW)
+        expect(tokens).to_have_count(len(SCRIPTS))
         assert tokens.evaluate_all("all => all.map(e => e.textContent)") == SCRIPTS
         assert shown.locator(".ss-method").evaluate("e => getComputedStyle(e).whiteSpace") == "pre-wrap"
         ends = shown.locator(".ss-method .ss-newline")
@@ -276,7 +271,7 @@ def test_a_step_without_a_draft_says_why(browser: Browser, url: str, log: RunLog
     run = log_texts(log, [" a", " b", " c", " d"])
     with visit(browser, url, "Sessions", query=f"&run={run}") as page:
         shown = page.locator(".ss-player").locator("visible=true")
-        expect(shown).to_have_attribute("data-state", "done", timeout=SLOW)
+        expect(shown).to_have_attribute("data-state", "done")
         words = "e => getComputedStyle(e, '::before').content"
         assert "Only one token was left to write" in shown.locator(".ss-tree").evaluate(words)
         shown.get_by_role("button", name="Previous step").click()
@@ -291,7 +286,7 @@ def test_on_a_phone_the_recorded_run_is_one_tap_away(browser: Browser, url: str)
         box = link.bounding_box()
         assert box and box["y"] + box["height"] < 844
         link.click()
-        expect(player(page).get_by_role("button", name="Play")).to_be_in_viewport(timeout=SLOW)
+        expect(player(page).get_by_role("button", name="Play")).to_be_in_viewport()
         covered = "document.querySelector('.ss-toolbar').getBoundingClientRect().bottom"
         assert (player(page).bounding_box() or {"y": 0})["y"] >= page.evaluate(covered) - 1
 
@@ -309,11 +304,11 @@ def test_the_longest_task_fits_its_field(browser: Browser, url: str) -> None:
 def test_axe_finds_nothing_serious_in_a_chat(browser: Browser, url: str, width: int, theme: str) -> None:
     with visit(browser, url, "Playground", width=width, theme=theme) as page:
         choose_task(page, "Chat")
-        expect(page.get_by_label("System prompt, optional")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_label("System prompt, optional")).to_be_visible()
         ask(page, "Where is the pub?")
         status(page, "^Done")
-        expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible(timeout=SLOW)
+        expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible()
         page.get_by_role("button", name="Model: toy").click()
-        expect(page.get_by_role("button", name="Unload")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("button", name="Unload")).to_be_visible()
         assert serious(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width

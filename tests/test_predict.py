@@ -103,10 +103,10 @@ def test_textbook_forms() -> None:
 
 
 def test_the_toys_cost_is_its_pace() -> None:
-    engine = toy.load_toy(pace=0.002)  # a pass takes 2 ms, and a hundredth of that more for each row
+    engine = toy.load_toy(pace=0.01)  # a pass takes 10 ms, and a hundredth of that more for each row
     cost = curve.measure(engine, ["Text: The"], seconds=0, sizes=(0, 4, 40))
     assert [n for n, _ in cost.of(Standard()).points] == [0, 4, 40]
-    assert cost.plain_seconds > 0.002
+    assert cost.plain_seconds > 0.01
     assert cost.of(PromptLookup()).seconds(40) > cost.of(PromptLookup()).seconds(4)
     assert set(cost.streaming) == set(curve.VARIANTS)
     assert all(s.traces and all(len(t.nodes) == 40 for t in s.traces) for s in cost.streaming.values())

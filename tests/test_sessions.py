@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.browsing import MARKS, SLOW, chromium, serious, served, visit  # sets the environment of gradio
+from tests.browsing import MARKS, serious, served, visit  # sets the environment of gradio
 
 # isort: split
 import gradio as gr
@@ -111,7 +111,8 @@ def test_an_interrupted_run_opens_as_far_as_it_got(tab: Sessions, runlog: RunLog
     events = list(ENGINE.generate("Text: The", Streaming(), Sampling(max_new_tokens=20)))
     for event in events[:3]:
         recorder.add(Lane.METHOD, event)
-    time.sleep(1)  # the recorder saves by itself; it is never closed
+    while len(runlog.events(recorder.run_id)) < 3:  # the recorder saves by itself; it is never closed
+        time.sleep(0.05)
     opened = tab.opened.open(runlog, recorder.run_id, tmp_path)
     assert opened[tab.opened.view.steps] == [e for e in events[:3] if isinstance(e, Step)]
     assert opened[tab.opened.view.verdict] == ""
@@ -154,12 +155,6 @@ def test_in_a_demo_nobody_sees_the_runs_of_others(tab: Sessions, runlog: RunLog,
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
     """One log for all browser tests: many runs, and some that a search finds alone."""
     found = RunLog(tmp_path_factory.mktemp("log") / "runs.db")
@@ -186,11 +181,11 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 def choose(page: Page, prompt: str) -> None:
     page.get_by_role("gridcell").filter(has_text=prompt).first.click()
-    expect(page.locator(".ss-facts").filter(has_text=prompt).last).to_be_visible(timeout=SLOW)
+    expect(page.locator(".ss-facts").filter(has_text=prompt).last).to_be_visible()
 
 
 def shown(page: Page, words: str) -> None:
-    expect(page.get_by_text(re.compile(words))).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text(re.compile(words))).to_be_visible()
 
 
 def search(page: Page, words: str, found: int) -> None:
@@ -210,10 +205,10 @@ class TestInABrowser:
         page.get_by_label("Note").press_sequentially("a fine bird")
         shown(page, "The note is kept")
         page.get_by_label("Star", exact=True).check()
-        expect(page.get_by_role("gridcell").filter(has_text="★")).to_be_visible(timeout=SLOW)
+        expect(page.get_by_role("gridcell").filter(has_text="★")).to_be_visible()
         page.get_by_role("button", name="Delete this run").click()
         page.get_by_role("button", name="Keep it").click()
-        expect(page.get_by_role("button", name="Yes, delete it")).to_be_hidden(timeout=SLOW)
+        expect(page.get_by_role("button", name="Yes, delete it")).to_be_hidden()
         assert (shared.run(wren)["note"], shared.run(wren)["star"]) == ("a fine bird", True)
         page.get_by_role("button", name="Delete this run").click()
         page.get_by_role("button", name="Yes, delete it").click()
@@ -227,16 +222,16 @@ class TestInABrowser:
         shown(page, "choose the other run")
         choose(page, "heron with otter")
         compared = page.locator(".ss-pair")
-        expect(compared.get_by_text("≠ Tokens", exact=True)).to_be_visible(timeout=SLOW)
+        expect(compared.get_by_text("≠ Tokens", exact=True)).to_be_visible()
         assert compared.locator("mark").count() == 1  # the shorter text is the beginning of the longer one
         page.get_by_role("button", name="End the comparison").click()
-        expect(compared).to_have_count(0, timeout=SLOW)
+        expect(compared).to_have_count(0)
 
     def test_files_hold_what_the_filters_let_through(self, page: Page, shared: RunLog, tmp_path: Path) -> None:
         search(page, "heron", 2)
         files = {}
         for form in ("JSON lines", "CSV"):
-            with page.expect_download(timeout=SLOW) as download:
+            with page.expect_download() as download:
                 page.get_by_role("button", name=f"These runs as {form}").click()
             files[form] = tmp_path / form
             download.value.save_as(files[form])
@@ -265,8 +260,8 @@ class TestInABrowser:
             page.get_by_role("button", name="Compare with another run").click()
             choose(page, "heron with otter")
             page.get_by_role("button", name="Delete this run").click()
-            expect(page.get_by_role("button", name="Yes, delete it")).to_be_visible(timeout=SLOW)
-            expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true").nth(2)).to_be_visible(timeout=SLOW)
+            expect(page.get_by_role("button", name="Yes, delete it")).to_be_visible()
+            expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true").nth(2)).to_be_visible()
             assert serious(page) == []
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 

@@ -77,7 +77,7 @@ def plan(data: Path | str, name: str = "my-sql", **given) -> Plan:
 
 def until(trainings: Registry, name: str, *states: State) -> Training:
     """The training once it is in one of the states, and has made a step."""
-    for _ in range(400):
+    for _ in range(2400):
         found = trainings.get(name)
         if found and found.state in states and found.progress.step:
             return found

@@ -105,7 +105,7 @@ def test_stop_is_told_at_once_not_with_the_next_update(monkeypatch: pytest.Monke
     run.stop.set()
     began = time.monotonic()
     last = [item for batch in batches for item in batch]
-    assert finished(last, Lane.METHOD).reason is Reason.STOPPED and time.monotonic() - began < 2  # an update takes 10 s
+    assert finished(last, Lane.METHOD).reason is Reason.STOPPED and time.monotonic() - began < 8  # an update takes 10 s
 
 
 def test_stop_does_not_wait_for_a_slow_step() -> None:
