@@ -6,9 +6,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.browsing import MARKS, SLOW, chromium, served  # sets the environment of gradio
+from tests.browsing import MARKS, SLOW, served  # sets the environment of gradio
 
 # isort: split
+from playwright.sync_api import Browser
+
 from docs.scripts import tour
 from tests.ports import free_port
 
@@ -23,8 +25,8 @@ def test_a_page_that_is_not_served_is_told_in_a_sentence() -> None:
 class TestBrowser:
     pytestmark = MARKS
 
-    def test_the_tour_reaches_a_comparison_that_opens_from_the_disk(self) -> None:
-        with chromium() as browser, served(None) as url:
+    def test_the_tour_reaches_a_comparison_that_opens_from_the_disk(self, browser: Browser) -> None:
+        with served(None) as url:
             reached = list(tour.tour(browser, url, 1280, 2 * SLOW / 1000))
         assert [words for words, _ in reached][-2:] == [
             "the file to share is saved", "and opened from the disk, without the page",
