@@ -115,7 +115,7 @@ class LevelTree(Labelled):
     width: int = number(4, "Width k", "Most children of a node: the top k tokens of each depth.", 1, 8)
     depth: int = number(0, "Depth", "Deepest level of the tree; 0: as deep as the adapter was trained for.", 0, 16)
     pause: float = number(
-        1.4,
+        1.3,
         "Pause below",
         "Draft nothing for some steps when the last ones gave fewer tokens each than this: they cost more than "
         "they gain; 0: never pause.",

@@ -351,11 +351,11 @@ def test_drafting_pauses_where_it_gains_nothing_and_goes_on_where_it_does() -> N
     pauses = Pauses(1.5)
     assert not any(pauses.due() for _ in range(9))  # nothing was seen that gained nothing
     waits = []
-    for tokens in (1, 1, 1, 1, 2, 4, 1, 1, 1, 1):
+    for tokens in [1] * 8 + [2, 4] + [1] * 5:
         pauses.saw(tokens)
         waits.append(sum(iter(pauses.due, False)))
     # The mean begins high; a step that gains goes on, and the next pause is short again.
-    assert waits == [0, 0, 0, 4, 0, 0, 0, 0, 4, 8]
+    assert waits == [0] * 6 + [4, 8] + [0] * 5 + [4, 8]
     for _ in range(9):
         pauses.saw(1)
     assert sum(iter(pauses.due, False)) == Pauses.LONGEST

@@ -21,7 +21,7 @@ class Pauses:
     what was accepted and no clock, so a run can be repeated.
     """
 
-    SHARE = 0.3  # of the newest step in the mean
+    SHARE = 0.2  # of the newest step in the mean
     FIRST, LONGEST = 4, 32  # steps of a pause
 
     def __init__(self, below: float) -> None:
