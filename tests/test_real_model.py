@@ -127,7 +127,7 @@ def test_a_bundled_adapter_drafts_and_changes_nothing(name: str) -> None:
     stats = []
     for index, text in enumerate(prompts):
         prompt = adapted.prompt(name, text)
-        ours = list(adapted.generate(prompt, Streaming(budget=32), sampling))
+        ours = list(adapted.generate(prompt, Streaming(budget=32, pause=0), sampling))
         if index < 4:
             assert token_ids(ours) == token_ids(list(adapted.generate(prompt, Standard(), sampling))), text
         stats.append(summarize(ours))
@@ -156,7 +156,7 @@ def test_lossless_adapters_leave_the_base_model_alone() -> None:
             prompt = base.prompt("chat", QUESTIONS[0])
             want = token_ids(list(base.generate(prompt, Standard(), sampling)))
             assert token_ids(list(adapted.generate(prompt, Standard(), sampling))) == want
-            assert token_ids(list(adapted.generate(prompt, Streaming(budget=32), sampling))) == want
+            assert token_ids(list(adapted.generate(prompt, Streaming(budget=32, pause=0), sampling))) == want
 
 
 def test_session_says_identical() -> None:
