@@ -187,7 +187,7 @@ def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: 
         page.locator("input[type=file]").first.set_input_files(str(rows))
         expect(page.get_by_text("rows.jsonl")).to_be_visible()
         start(page)
-        expect(status(page)).to_have_text(re.compile("rows.jsonl, line 2: the column 'meaning_rep"))
+        expect(status(page)).to_have_text(re.compile("^rows.jsonl, line 2: the column 'meaning_rep"))
         start(page, prompts=1)
         wait_until_done(page)
         assert cells(page, "identical")[0] == "1/1"

@@ -73,7 +73,10 @@ class Measurement(ModelJob):
         if order.file is None:
             return bench.prompts_as_cases([engine.prompt(order.task, prompt) for prompt in order.prompts])
         self._say("Reading the prompts")
-        return bench.read_cases(engine, order.file, order.task, order.limit)
+        try:
+            return bench.read_cases(engine, order.file, order.task, order.limit)
+        except ValueError as error:  # the visitor knows the file by its name, not by where it lies here
+            raise ValueError(str(error).replace(str(order.file), order.file.name)) from None
 
     def _keep(self, report: Report) -> None:
         """The end of the work: in the log, where there is one, and on the page in any case."""
