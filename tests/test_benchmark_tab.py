@@ -40,9 +40,12 @@ def url(runlog: RunLog) -> Iterator[str]:
 
 
 def start(page: Page, prompts: int = QUICK, repeats: int = 1) -> None:
-    page.get_by_label("Prompts", exact=True).fill(str(prompts))
-    page.get_by_label("Repeats", exact=True).fill(str(repeats))
-    page.get_by_role("button", name="Run benchmark").click()
+    run = page.get_by_role("button", name="Run benchmark")
+    expect(run).to_be_enabled()  # what ran before has ended, and undoes no input
+    for label, value in (("Prompts", prompts), ("Repeats", repeats)):
+        page.get_by_label(label, exact=True).fill(str(value))
+        expect(page.get_by_label(label, exact=True)).to_have_value(str(value))
+    run.click()
 
 
 def status(page: Page) -> Any:
