@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -37,11 +38,18 @@ class HeadModel(Trainee):
     drafting = 1
     ahead = 0
 
-    def __init__(self, anatomy: Anatomy, card: Card, start: Path | None, part: MedusaHeads | ExitHead) -> None:
+    def __init__(
+        self, anatomy: Anatomy, card: Card, start: Path | None, part: MedusaHeads | ExitHead, cache: float
+    ) -> None:
         super().__init__(anatomy)
         self.heads = part
+        self._frozen = FrozenStates(self._run, cache)
         self._card, self._start = card, start
         self.checkpoint = f"checkpoint-{part.card.kind}"
+
+    @abstractmethod
+    def _run(self, ids: Tensor) -> Tensor:
+        """The states ``[1, n, hidden]`` that the heads read, for token ids ``[1, n]``."""
 
     @property
     def part(self) -> MedusaHeads | ExitHead:
@@ -88,10 +96,9 @@ class MedusaModel(HeadModel):
 
     heads: MedusaHeads
 
-    def __init__(self, anatomy: Anatomy, card: Card, start: Path | None, part: MedusaHeads, cache: float = 0.0) -> None:
-        super().__init__(anatomy, card, start, part)
+    def __init__(self, anatomy: Anatomy, card: Card, start: Path | None, part: MedusaHeads, cache: float) -> None:
+        super().__init__(anatomy, card, start, part, cache)
         self.ahead = self.drafting = part.card.count
-        self._frozen = FrozenStates(self._run, cache)
 
     def _run(self, ids: Tensor) -> Tensor:
         return cast(Tensor, self.anatomy.decoder(input_ids=ids, use_cache=False).last_hidden_state)
@@ -123,10 +130,6 @@ class ExitModel(HeadModel):
     """The exit of an early-exit draft: it learns the next token from the state after the first layers."""
 
     heads: ExitHead
-
-    def __init__(self, anatomy: Anatomy, card: Card, start: Path | None, part: ExitHead, cache: float = 0.0) -> None:
-        super().__init__(anatomy, card, start, part)
-        self._frozen = FrozenStates(self._run, cache)
 
     def _run(self, ids: Tensor) -> Tensor:
         return run_below(self.anatomy, self.heads.card.layers, input_ids=ids, use_cache=False)
