@@ -6,27 +6,23 @@ test fails. What is expected must stay: a state that passes may be over before t
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect
 
+from docs.scripts.browser import chromium as chromium
+from docs.scripts.browser import installed, settle
+from docs.scripts.browser import unfold as unfold
+from docs.scripts.ports import free_port
 from specstream.toy import load_toy
-from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
 from ui.rules import OPEN, Rules
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 SLOW = 120_000  # milliseconds: a machine that trains beside the tests is slow
 LOOKS, QUIET = 1200, 3  # at what is under way, a tenth of a second apart; so many in a row see nothing
 expect.set_options(timeout=SLOW)
@@ -34,16 +30,8 @@ expect.set_options(timeout=SLOW)
 MARKS = [
     pytest.mark.browser,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
+    pytest.mark.skipif(installed() is None, reason="no Chromium on this machine: apt-get install chromium"),
 ]
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @contextmanager
@@ -125,6 +113,7 @@ def open_tab(page: Page, name: str) -> None:
         page.get_by_role("button", name="More tabs").click()
         tab = page.locator(".overflow-dropdown").get_by_role("button", name=name)
     tab.click()
+    settle(page)
 
 
 def is_local(asked: str, url: str) -> bool:

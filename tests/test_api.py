@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from gradio_client import Client
 
+from docs.scripts.ports import free_port
 from specstream.params import METHODS, Streaming
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
-from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
 from ui.rules import DEMO, OPEN, Rules

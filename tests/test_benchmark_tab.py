@@ -15,7 +15,7 @@ from specstream import bench
 from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
-from tests.browsing import MARKS, load, open_tab, overhear, serious, served, visit, window
+from tests.browsing import MARKS, load, open_tab, overhear, serious, served, unfold, visit, window
 from tests.conftest import Pace
 from tests.test_figures import report as report
 from ui.rules import DEMO
@@ -66,10 +66,6 @@ def cells(page: Page, column: str) -> list[str]:
     return [row.locator("th, td").nth(place).inner_text() for row in table.locator("tbody tr").all()]
 
 
-def open_fold(page: Page, name: str) -> None:
-    page.get_by_role("button", name=re.compile(f"^{name}")).locator("visible=true").first.click()
-
-
 def test_methods_are_measured_with_time_left_and_kept(browser: Browser, url: str, runlog: RunLog, pace: Pace) -> None:
     with visit(browser, url, "Benchmark") as page:
         expect(page.get_by_text("Not with the toy model").first).to_be_visible()
@@ -118,18 +114,18 @@ def test_cancel_keeps_what_is_complete(browser: Browser, url: str, pace: Pace) -
 def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pace: Pace) -> None:
     page = window(browser)  # a page that goes away says so on the console
     load(page, url)
-    page.get_by_role("tab", name="Benchmark").click()
+    open_tab(page, "Benchmark")
     pace.factor = 20
     start(page, prompts=4, repeats=3)
     expect(page.locator(".ss-progress")).to_contain_text("left")
     page.reload()
-    page.get_by_role("tab", name="Benchmark").click()
+    open_tab(page, "Benchmark")
     expect(page.locator(".ss-progress")).to_contain_text(re.compile(r"Run \d+ of 72"))
     pace.factor = 0.1
     wait_until_done(page)
     assert cells(page, "identical")[0] == "4/4"
     page.reload()  # nothing goes on any more: the log has it
-    page.get_by_role("tab", name="Benchmark").click()
+    open_tab(page, "Benchmark")
     expect(status(page)).to_have_text("Your last result, from the log.")
     assert cells(page, "identical")[0] == "4/4"
     page.close()
@@ -138,7 +134,7 @@ def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pac
 def test_the_machine_is_tuned_and_the_playground_takes_the_settings(browser: Browser, url: str) -> None:
     with visit(browser, url, "Benchmark") as page:
         page.get_by_label("Prompts", exact=True).fill("4")
-        open_fold(page, "Tune for this machine")
+        unfold(page, "Tune for this machine")
         page.get_by_role("radio", name="Quick, less exact").check()
         told = overhear(page, ".ss-progress")
         page.get_by_role("button", name="Find the best settings").click()
@@ -151,7 +147,7 @@ def test_the_machine_is_tuned_and_the_playground_takes_the_settings(browser: Bro
         expect(page.get_by_role("heading", name="Predicted against measured")).to_be_visible()
         page.get_by_role("button", name="Use these settings").click()
         expect(page.get_by_role("tab", name="Playground", selected=True)).to_be_visible()
-        page.get_by_role("button", name=re.compile("^Settings: length, temperature, tree")).click()
+        unfold(page, "Settings: length, temperature, tree")
         budget = re.search(r"tree budget (\d+)", said)
         shown = page.get_by_label("Tree budget").locator("visible=true").first
         assert budget
@@ -163,7 +159,7 @@ def test_earlier_results_stand_beside(browser: Browser, url: str, runlog: RunLog
     with visit(browser, url, "Benchmark") as page:
         start(page)
         wait_until_done(page)
-        open_fold(page, "Earlier results")
+        unfold(page, "Earlier results")
         page.get_by_label("From the log").click()
         page.get_by_role("option").first.click()
         expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(2)
@@ -186,7 +182,7 @@ def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: 
     rows.write_text('{"meaning_representation": "name[A]"}\n{"meaning": "name[B]"}\n')
     questions.write_text('{"question_id": 1, "category": "writing", "turns": ["Text: The", "Text: In"]}\n')
     with visit(browser, url, "Benchmark") as page:
-        open_fold(page, "Your own prompts")
+        unfold(page, "Your own prompts")
         page.locator("input[type=file]").first.set_input_files(str(rows))
         expect(page.get_by_text("rows.jsonl")).to_be_visible()
         start(page)
@@ -210,7 +206,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     load(page, f"{url}?__theme={theme}")
     open_tab(page, "Benchmark")
     for fold in ("Your own prompts", "Tune for this machine", "Earlier results"):
-        open_fold(page, fold)
+        unfold(page, fold)
     page.get_by_label("From the log").click()
     page.get_by_role("option").last.click()  # the oldest: it has every chart
     expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(1)
@@ -227,6 +223,6 @@ def test_strangers_give_no_files(browser: Browser, tmp_path: Path) -> None:
         expect(page.get_by_role("button", name="Run benchmark")).to_be_visible()
         assert page.get_by_text("Your own prompts").locator("visible=true").count() == 0
         assert page.get_by_text("Transformers generate").locator("visible=true").count() == 0
-        open_fold(page, "Earlier results")
+        unfold(page, "Earlier results")
         expect(page.get_by_label("From the log")).to_be_visible()
         assert page.locator("input[type=file]").locator("visible=true").count() == 0

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from docs.scripts.ports import free_port
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
-from tests.browsing import MARKS, load, serious, visit, window
+from tests.browsing import MARKS, load, open_tab, serious, unfold, visit, window
 from tests.conftest import Pace
-from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
 from ui.jobs import Job
@@ -65,9 +65,9 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 def open_settings(page: Page, more: bool = False) -> None:
     """Unfold the settings of the Playground, where they are not unfolded yet."""
     if not page.get_by_label("Max new tokens").first.is_visible():
-        page.get_by_role("button", name="Settings: length, temperature, tree").click()
+        unfold(page, "Settings: length, temperature, tree")
     if more:
-        page.get_by_role("button", name="More settings").first.click()
+        unfold(page, "More settings")
 
 
 def generate(page: Page, prompt: str = PROMPT, tokens: int = 60) -> None:
@@ -224,7 +224,7 @@ def test_refused_settings_and_prompts_are_told_in_the_page(page: Page) -> None:
 
 
 def open_sessions(page: Page) -> None:
-    page.get_by_role("tab", name="Sessions").click()
+    open_tab(page, "Sessions")
     expect(page.locator("#runs")).to_be_visible()
 
 
@@ -372,8 +372,8 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
 
 
 def compare_methods(page: Page, tokens: int = 40) -> None:
-    page.get_by_role("tab", name="Compare").click()
-    page.get_by_role("button", name="Settings: length, temperature, each method").click()
+    open_tab(page, "Compare")
+    unfold(page, "Settings: length, temperature, each method")
     page.get_by_label("Max new tokens").locator("visible=true").fill(str(tokens))
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator(".ss-lane")).to_have_count(len(METHODS))  # a race without lanes is over too

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from docs.scripts.ports import free_port
 from specstream.toy import load_toy
 from specstream.training.registry import Registry
-from tests.browsing import MARKS, is_local, open_tab, serious, window
-from tests.ports import free_port
+from tests.browsing import MARKS, is_local, open_tab, serious, unfold, window
 from tests.trainings import put_training, rows, save_model
 from ui import app
 from ui.engines import TOY, Engines, load
@@ -94,7 +94,7 @@ def upload(page: Page, file: Path) -> None:
 
 def ask(page: Page, home: Path, name: str, minutes: str) -> None:
     """Fill in a training of the tiny model."""
-    page.get_by_role("button", name="More settings").locator("visible=true").first.click()
+    unfold(page, "More settings")
     expect(field(page, "Layers")).to_be_visible()
     field(page, "Base model").fill(str(home / "tiny"))
     page.keyboard.press("Enter")
@@ -223,8 +223,8 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     page.get_by_role("option", name="done: stopped").click()
     expect(status(page)).to_have_text(re.compile("Stopped at step 20"))
     expect(page.locator(".ss-plot .js-plotly-plot").nth(1)).to_be_visible()
-    page.get_by_role("button", name="More settings").locator("visible=true").first.click()
-    page.get_by_role("button", name="Model card").click()
+    unfold(page, "More settings")
+    unfold(page, "Model card")
     expect(page.get_by_role("heading", name="Streams for questions")).to_be_visible()
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(page.get_by_role("button", name="Delete it for good")).to_be_visible()

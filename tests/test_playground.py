@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.browsing import MARKS, load, serious, visit, window  # sets the environment of gradio
+from tests.browsing import MARKS, load, serious, unfold, visit, window  # sets the environment of gradio
 
 # isort: split
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
+from docs.scripts.ports import free_port
 from specstream.events import Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
 from tests.conftest import Pace
-from tests.ports import free_port
 from ui import app
 from ui.engines import Engines
 from ui.rules import DEMO, OPEN, Rules
@@ -146,8 +146,8 @@ def test_the_hint_loads_the_adapter_that_fits(browser: Browser) -> None:
 
 def endless(page: Page) -> None:
     """A run that goes on until it is stopped."""
-    page.get_by_role("button", name="Settings: length, temperature, tree").click()
-    page.get_by_role("button", name="More settings").first.click()
+    unfold(page, "Settings: length, temperature, tree")
+    unfold(page, "More settings")
     page.get_by_label("Ignore end of text").first.check()
     page.get_by_label("Max new tokens").first.fill("4000")
     ask(page, "name[Otter Hall]")
@@ -203,7 +203,7 @@ def test_stop_is_offered_when_the_first_updates_arrive_together(browser: Browser
 
 def test_the_model_panel_tells_memory_and_unloads(browser: Browser) -> None:
     with served(None) as url, visit(browser, url, "Playground") as page:
-        page.get_by_role("button", name="Model: toy").click()
+        unfold(page, "Model: toy")
         expect(page.get_by_text("the whole program uses")).to_be_visible()
         page.get_by_label("Model", exact=True).first.fill("smollm2-1.7b")
         page.keyboard.press("Enter")
@@ -223,11 +223,11 @@ def test_a_demo_is_smaller_and_says_so(browser: Browser, tmp_path: Path) -> None
     with served(RunLog(tmp_path / "runs.db"), DEMO) as url, visit(browser, url, "Playground") as page:
         expect(page.get_by_text("This is a shared demo: at most 256 new tokens")).to_be_visible()
         assert page.get_by_role("tab", name="Fine-tune").count() == 0
-        page.get_by_role("button", name="Settings: length, temperature, tree").click()
+        unfold(page, "Settings: length, temperature, tree")
         page.get_by_label("Max new tokens").first.fill("300")
         ask(page, "name[The Salted Fig]")
         status(page, "This demo writes at most 256 new tokens: choose fewer.")
-        page.get_by_role("button", name="Model: toy").click()
+        unfold(page, "Model: toy")
         expect(page.get_by_role("button", name="Load", exact=True)).to_be_visible()
         for gone in ("Unload", "Download the database"):
             assert page.get_by_role("button", name=gone).count() == 0
@@ -308,7 +308,7 @@ def test_axe_finds_nothing_serious_in_a_chat(browser: Browser, url: str, width: 
         ask(page, "Where is the pub?")
         status(page, "^Done")
         expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible()
-        page.get_by_role("button", name="Model: toy").click()
+        unfold(page, "Model: toy")
         expect(page.get_by_role("button", name="Unload")).to_be_visible()
         assert serious(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from docs.scripts.ports import free_port
 from specstream import adapters
 from specstream.adapters import Adapter, Card, base_shape
 from specstream.anatomy import dissect
@@ -36,7 +37,6 @@ from specstream.training.data import (
 from specstream.training.objective import StreamModel, objective, sums_of
 from specstream.training.trainer import Trainer
 from tests import tiny
-from tests.ports import free_port
 
 
 def fresh(mode: str = "shared", gamma: int = 3, family: str = "llama", lora: int = 4):

@@ -22,13 +22,13 @@ from click import ClickException
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from docs.scripts.ports import free_port
 from specstream import params
 from specstream.chat import Chat
 from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
 from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
-from tests.ports import free_port
 from ui import app, compare, jobs, playground
 from ui.contest import Contest, Entry
 from ui.engines import Busy, Engines, NotLoaded, Stopped

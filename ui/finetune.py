@@ -244,19 +244,22 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
     """Use what was trained, and take it away."""
     folder = downloads()
 
-    def use(name: str | None, method: str) -> Iterator[Updates]:
+    def use(name: str | None) -> Updates:
         found = registry.get(name or "")
         if found is None or found.plan is None:
-            return
+            return refused(tab, RegistryError("There is no adapter to load: it is gone."))
         choice = engines.choice | {"model": found.plan.model, "adapter": found.name}
         try:
             engines.load(**choice)
         except (Busy, Refused) as error:
-            yield refused(tab, error)
-            return
-        yield {tabs: gr.update(selected="playground")} | play.panel.show(choice)
+            return refused(tab, error)
+        return {tabs: gr.update(selected="playground")} | play.panel.show(choice)
+
+    def follow(name: str | None, method: str) -> Iterator[Updates]:
+        found = registry.get(name or "")
+        task = found.plan.task if found and found.plan else "raw"
         for state in engines.watch():
-            yield play.loaded(state, engines.offer, found.plan.task, method)
+            yield play.loaded(state, engines.offer, task, method)
 
     def pack(name: str | None) -> Updates:
         found = registry.get(name or "")
@@ -264,5 +267,7 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
             return refused(tab, RegistryError("There is no adapter to download: it is gone."))
         return {tab.copy: str(trainview.pack(found, folder))}
 
-    tab.use.click(use, [tab.listing, play.method], [tabs, tab.status, *play.form], concurrency_limit=None, **QUIET)
+    tab.use.click(use, tab.listing, [tabs, tab.status, *play.form], **QUIET).then(
+        follow, [tab.listing, play.method], play.form, concurrency_limit=None, **QUIET
+    )  # a step of its own: of two updates that arrive together the page may lose the first, which changes the tab
     tab.zip.click(pack, tab.listing, [tab.copy, tab.status], **QUIET).success(None, js=FETCH, api_visibility="private")

@@ -148,6 +148,7 @@ class Opened:
 class Sessions:
     """The tab's two parts."""
 
+    missing: gr.HTML  # says that the run of a link is not there: the listing has words of its own
     listing: Listing
     opened: Opened
 
@@ -165,7 +166,7 @@ def _where(place: int, shown: int, total: int, narrowed: bool) -> str:
 
 def layout() -> Sessions:
     """Lay out the tab, empty."""
-    return Sessions(_listing(), _opened())
+    return Sessions(gr.HTML(), _listing(), _opened())
 
 
 def _listing() -> Listing:
@@ -253,7 +254,8 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
 
     def chosen(key: str, first: str, event: gr.SelectData) -> Updates:
         run = str(event.row_value[-1] or "")
-        return _told(tab, lambda: one.open(runlog, run, folder, first, owner(key, own)) if run else {})
+        opens = _told(tab, lambda: one.open(runlog, run, folder, first, owner(key, own)) if run else {})
+        return {tab.missing: ""} | opens
 
     form, shown = listing.inputs, listing.outputs
     opened.select(listed, form, shown, **QUIET).then(None, js=CALENDARS, api_visibility="private")
@@ -263,7 +265,7 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
         asked(anew, form, shown, trigger_mode="always_last", **QUIET)
     listing.previous.click(lambda values: listed(values, -PAGE), form, shown, **QUIET)
     listing.following.click(lambda values: listed(values, PAGE), form, shown, **QUIET)
-    listing.table.select(chosen, [listing.key, one.first], [listing.where, *one.outputs], **QUIET)
+    listing.table.select(chosen, [listing.key, one.first], [tab.missing, listing.where, *one.outputs], **QUIET)
 
 
 def _wire_exports(tab: Sessions, runlog: RunLog, own: bool) -> None:
@@ -338,9 +340,13 @@ def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | N
         if not run:
             return {tabs: gr.skip()}
         who = visitor.name(key, request) if own else None
-        return {tabs: gr.update(selected=TAB)} | _told(tab, lambda: tab.opened.open(runlog, run, folder, "", who))
+        try:
+            shown = tab.opened.open(runlog, run, folder, "", who)
+        except RunLogError as error:
+            shown = {tab.missing: render.status(str(error), "bad")}
+        return {tabs: gr.update(selected=TAB)} | shown
 
-    outputs = [tabs, tab.listing.where, *tab.opened.outputs]
+    outputs = [tabs, tab.missing, *tab.opened.outputs]
     demo.load(linked, tab.listing.key, outputs, js=visitor.KEY, **QUIET)
 
 

@@ -9,9 +9,7 @@ time is shown as it opens, and named.
 from __future__ import annotations
 
 import base64
-import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,17 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from playwright.sync_api import Error, Page, expect
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-from playwright.sync_api import Error, Page, expect, sync_playwright
-
+from docs.scripts.browser import chromium
 from specstream.runlog import RunLog
 from specstream.toy import load_toy
 from ui import app, engines
 
 IMAGES = Path(__file__).parents[1] / "images"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
 DESKTOP, PHONE = 1280, 390
 HEIGHTS = {DESKTOP: 900, PHONE: 844}
 TALL = {"How it works": 1500}  # what needs more than a window on a desktop
@@ -79,8 +74,8 @@ def run(page: Page) -> str:
 def compare(page: Page) -> str:
     """All methods of the loaded model, measured and raced."""
     page.get_by_role("button", name="Compare", exact=True).click()
-    for state in ("racing", "over"):
-        expect(page.locator(".ss-race")).to_have_attribute("data-state", state, timeout=LONG)
+    page.locator(".ss-race .ss-lanes > *").first.wait_for(timeout=LONG)
+    expect(page.locator(".ss-race")).to_have_attribute("data-state", "over", timeout=LONG)
     return TOOLBAR
 
 
@@ -184,8 +179,7 @@ def pictures(page: Page, folder: Path, everything: bool, only: tuple[str, ...] =
 def main(out: Path, model: str, toy: bool, everything: bool, only: tuple[str, ...]) -> None:
     """Take pictures of the page."""
     out.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright, served(model, toy) as url:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+    with chromium() as browser, served(model, toy) as url:
         page = browser.new_page(viewport={"width": DESKTOP, "height": HEIGHTS[DESKTOP]})
         page.set_default_timeout(LONG)
         page.goto(f"{url}?__theme=light")
@@ -193,7 +187,6 @@ def main(out: Path, model: str, toy: bool, everything: bool, only: tuple[str, ..
         page.wait_for_timeout(SETTLED)
         for file in pictures(page, out, everything, only):
             click.echo(f"{file} {file.stat().st_size / 1000:.0f} kB")
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -5,24 +5,19 @@ python -m docs.scripts.stop_time [--pace 0.02 --pace 1.5] [--times 5]
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+from playwright.sync_api import Page
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-from playwright.sync_api import Page, sync_playwright
-
+from docs.scripts.browser import chromium, unfold
 from specstream.toy import load_toy
 from ui import app
 from ui.engines import Engines
 
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
 
 
 @contextmanager
@@ -53,21 +48,19 @@ def stopped_after(page: Page) -> float:
 @click.option("--times", default=5, show_default=True)
 def main(paces: tuple[float, ...], times: int) -> None:
     """Print the slowest and the median time for each pace."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+    with chromium() as browser:
         for pace in paces:
             with served(pace) as url:
                 page = browser.new_page()
                 page.goto(url)
                 page.get_by_text("Model: toy").wait_for(timeout=120_000)
-                page.get_by_role("button", name="Settings: length, temperature, tree").click()
-                page.get_by_role("button", name="More settings").first.click()
+                unfold(page, "Settings: length, temperature, tree")
+                unfold(page, "More settings")
                 page.get_by_label("Ignore end of text").first.check()
                 page.get_by_label("Max new tokens").first.fill("4000")
                 found = sorted(stopped_after(page) for _ in range(times))
                 click.echo(f"a step of {pace} s: median {found[times // 2]:.2f} s, slowest {found[-1]:.2f} s")
                 page.close()
-        browser.close()
 
 
 if __name__ == "__main__":

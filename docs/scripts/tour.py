@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,17 +23,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect
+
+from docs.scripts.browser import chromium
+from docs.scripts.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
 Stage = tuple[str, float]  # what is reached, and the time.monotonic() of it
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -87,7 +81,7 @@ def comparison(page: Page, patience: float) -> Iterator[Stage]:
     """Compare all methods of the loaded model, and share what came of it."""
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Compare", exact=True).click()
-    expect(page.locator(".ss-race")).to_have_attribute("data-state", "racing", timeout=patience)
+    page.locator(".ss-race .ss-lanes > *").first.wait_for()
     yield "every method is measured and the race begins", time.monotonic()
     expect(page.locator(".ss-race")).to_have_attribute("data-state", "over", timeout=patience)
     yield "the race is over", time.monotonic()
@@ -118,14 +112,12 @@ def main(url: str | None, command: str | None, seconds: float, width: int) -> No
     if command and not url:
         raise click.UsageError("--command needs --url: say where the page will be served.")
     port = free_port()
-    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with TemporaryDirectory() as folder, chromium() as browser:
         ours = [sys.executable, "app.py", "--toy", "--port", str(port), "--db", str(Path(folder) / "runs.db")]
         program = shlex.split(command) if command else [] if url else ours
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         began = time.monotonic()
         with started(program):
             told(tour(browser, url or f"http://127.0.0.1:{port}/", width, seconds), began)
-        browser.close()
 
 
 def told(stages: Iterator[Stage], began: float) -> None:

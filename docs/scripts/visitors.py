@@ -8,9 +8,7 @@ log holds every run with its visitor, and the program's memory has not grown. Ex
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -19,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+from playwright.sync_api import Browser, Page, expect
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-
+from docs.scripts.browser import chromium, unfold
 from specstream import memory
 from specstream.engine import Engine
 from specstream.params import Sampling, Standard
@@ -34,8 +30,8 @@ from ui import app
 from ui.engines import Engines
 
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-timer-throttling"]
-FLAGS += ["--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows"]
+FLAGS = ("--disable-background-timer-throttling", "--disable-renderer-backgrounding",
+         "--disable-backgrounding-occluded-windows")  # fmt: skip
 PROMPT, TOKENS, TEMPERATURE = "name[Visitor {}]", 60, 1.3
 STOPPED = 5  # one run of so many is stopped by its visitor
 WAIT = 240_000  # milliseconds
@@ -75,8 +71,8 @@ class Visitor:
         page.get_by_label("Prompt", exact=True).first.fill(self.prompt)
         page.get_by_label("Task", exact=True).first.click()
         page.get_by_role("option", name="None: the prompt as it is").click()
-        page.get_by_role("button", name="Settings: length, temperature, tree").click()
-        page.get_by_role("button", name="More settings").first.click()
+        unfold(page, "Settings: length, temperature, tree")
+        unfold(page, "More settings")
         page.get_by_label("Max new tokens").first.fill(str(TOKENS))
         page.get_by_label("Temperature").first.fill(str(TEMPERATURE))
         page.get_by_label("Ignore end of text").first.check()
@@ -163,12 +159,10 @@ def main(count: int, seconds: float) -> None:
     runlog = RunLog(Path(tempfile.mkdtemp(prefix="visitors-")) / "runs.db")
     server = app.build(engines, runlog)
     server.launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+    with chromium(*FLAGS) as browser:
         visitors = visits(browser, server.local_url, load_toy(0), count)
         sizes = go_on(visitors, seconds)
         finish(visitors)
-        browser.close()
     server.close()
     faults = [fault for visitor in visitors for fault in visitor.faults] + check_log(runlog, visitors)
     growth = sizes[-1] / sizes[len(sizes) // 2] - 1
