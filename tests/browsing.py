@@ -108,6 +108,7 @@ def overhear(page: Page, selector: str) -> Callable[[], list[str]]:
 
 def open_tab(page: Page, name: str) -> None:
     """Choose a tab; on a narrow page it may be behind "More tabs"."""
+    page.get_by_role("tablist").first.wait_for()  # a page that is loaded again has none at first
     tab = page.get_by_role("tab", name=name)
     if not tab.is_visible():
         page.get_by_role("button", name="More tabs").click()
