@@ -32,6 +32,7 @@ LIMITS = {
     "layers": (1, 1000),
     "start_rank": (0, 4096),
     "lora_rank": (0, 4096),
+    "main_rank": (0, 4096),
     "exit_rank": (0, 4096),
     "draft_vocabulary": (0, 1 << 24),
 }
@@ -89,8 +90,9 @@ class Card:
     ``base_shape`` are the base's model type, layers, hidden size and vocabulary; an adapter loads onto nothing else.
     ``gamma`` is 0 in ``plain`` mode only. ``exit_rank`` is the rank of the early-exit map o_theta that prunes drafts
     (0: none), ``draft_vocabulary`` the number of tokens that streams can draft (0: all), ``value_rotation`` the angle
-    per stream in radians that replaces stream embeddings (0: embeddings). ``heads`` describes by kind the heads that
-    lie beside the adapter.
+    per stream in radians that replaces stream embeddings (0: embeddings). ``main_rank`` and ``main_scale`` are of the
+    LoRA that fine-tuned the model before ``lossless`` streams were trained on it (0: the base as it is). ``heads``
+    describes by kind the heads that lie beside the adapter.
     """
 
     base: str
@@ -105,6 +107,8 @@ class Card:
     exit_rank: int = 0
     draft_vocabulary: int = 0
     value_rotation: float = 0.0
+    main_rank: int = 0
+    main_scale: float = 0.0
     data: str = ""
     licence: str = ""
     command: str = ""
@@ -127,8 +131,15 @@ class Card:
         _check_limits(self, LIMITS)
         if not isinstance(self.value_rotation, int | float) or not 0 <= self.value_rotation < 7:
             raise AdapterError("The adapter's card is damaged: value_rotation must be an angle in radians.")
-        if not isinstance(self.lora_scale, int | float) or not isinstance(self.base_shape, dict):
-            raise AdapterError("The adapter's card is damaged: lora_scale must be a number and base_shape an object.")
+        if not all(isinstance(s, int | float) for s in (self.lora_scale, self.main_scale)):
+            raise AdapterError("The adapter's card is damaged: lora_scale and main_scale must be numbers.")
+        if not isinstance(self.base_shape, dict):
+            raise AdapterError("The adapter's card is damaged: base_shape must be an object.")
+
+    @property
+    def tuning(self) -> tuple[int, float]:
+        """Rank and scale of the LoRA that fine-tunes the main stream; rank 0 where nothing does."""
+        return (self.main_rank, self.main_scale) if self.mode == "lossless" else (self.lora_rank, self.lora_scale)
 
 
 def _head_card(kind: str, value: HeadCard | dict[str, Any]) -> HeadCard:
@@ -195,7 +206,8 @@ class Adapter(Drafting):
     """Streams and LoRA for one base model.
 
     In ``shared`` mode LoRA acts on every row of every layer: the model is fine-tuned and the main stream with it.
-    In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes.
+    In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes. The
+    base may have been fine-tuned before: ``main`` is the LoRA that did so, merged into the weights and not trained.
     In ``plain`` mode there are no streams: LoRA alone, to compare with.
     ``vocabulary`` are the ids that streams can draft.
     """
@@ -209,12 +221,21 @@ class Adapter(Drafting):
             )
         first = len(anatomy.layers) - card.layers if card.mode == "lossless" else 0
         self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
+        self.main = LoRA(anatomy, card.main_rank, card.main_scale).requires_grad_(False) if card.main_rank else None
         self.merged: Sequence[nn.Module] = ()  # the layers of streams that run alone, where LoRA acts on them only
 
     @property
     def main_lora(self) -> LoRA | None:
-        """The LoRA that fine-tunes the main stream too; None in lossless mode."""
-        return None if self.card.mode == "lossless" else self.lora
+        """The LoRA that fine-tunes the main stream, if any."""
+        return self.main if self.card.mode == "lossless" else self.lora
+
+    def merge_main(self, anatomy: Anatomy) -> None:
+        """Add the LoRA of the main stream to the model's weights for good, where it costs nothing per step, and let go
+        of it."""
+        if lora := self.main_lora:
+            lora.merge(anatomy)
+            self.main = None
+            self.lora = self.lora if self.card.mode == "lossless" else None
 
     def merge_copies(self, anatomy: Anatomy, half: bool) -> None:
         """In lossless mode, give streams that run alone layers with the LoRA merged: it costs them nothing then.

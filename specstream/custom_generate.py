@@ -109,9 +109,8 @@ def decoder(
     loaded = adapters.load(Path(adapter), parts) if adapter else None
     beside = heads.load(Path(adapter), parts) if adapter else Heads()
     beside.ready(parts, pack=None)
-    if loaded and loaded.main_lora:
-        loaded.main_lora.merge(parts)
-        loaded.lora = None
+    if loaded:
+        loaded.merge_main(parts)
     loaded = loaded if loaded and loaded.card.gamma else None
     if reason := selftest.failure(parts, loaded):
         raise NotSupported(reason)

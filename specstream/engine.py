@@ -212,6 +212,7 @@ def load(
         adapter=_name(adapter, model, folder),
         task=loaded.card.task if loaded else "",
         mode=loaded.card.mode if loaded else "",
+        tuned=bool(loaded and loaded.card.tuning[0]),
         device=where,
         device_reason=device_reason,
         dtype="float16" if half else str(network.dtype).removeprefix("torch."),
@@ -257,12 +258,11 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
 
 
 def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, half: bool) -> anatomy.Anatomy:
-    """Merge the LoRA of a shared adapter into the weights, where it costs nothing per step, then pack the weights."""
+    """Merge the LoRA of the main stream into the weights, then pack the weights."""
     packs = functools.partial(PackedLinear, half=half) if suits(parts, half) else None
     beside.ready(parts, packs)
-    if loaded and loaded.main_lora:
-        loaded.main_lora.merge(parts)
-        loaded.lora = None
+    if loaded:
+        loaded.merge_main(parts)
     if loaded and parts.device.type == "cpu":  # where streams run alone by default
         loaded.merge_copies(parts, half)
     if loaded and packs:

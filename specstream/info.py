@@ -16,7 +16,7 @@ class EngineInfo:
     streams run through; ``layers`` is 0 where the parts are not found.
     ``parameters`` counts the base model's weights, ``extra_parameters`` the adapter's (streams and LoRA),
     ``draft_parameters`` the draft model's, whose weights take ``draft_bytes``, and ``head_parameters`` by method those
-    of Medusa heads and of the early exit that drafts.
+    of Medusa heads and of the early exit that drafts. ``tuned`` says that the adapter changes what the model writes.
     """
 
     model: str
@@ -43,6 +43,7 @@ class EngineInfo:
     draft_parameters: int = 0
     draft_bytes: int = 0
     head_parameters: dict[str, int] = field(default_factory=dict)
+    tuned: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -23,7 +23,7 @@ LICENCES = {
 }
 MODES = {
     "shared": "the model is fine-tuned with LoRA, together with its streams",
-    "lossless": "LoRA acts on the stream rows only: the base model's output never changes",
+    "lossless": "LoRA acts on the stream rows only: the model's output never changes",
     "plain": "the model is fine-tuned with LoRA, without streams",
 }
 METRICS = {
@@ -136,6 +136,7 @@ def _facts(card: Card) -> dict[str, Any]:
         **streams,
         **_head_facts(card),
         "LoRA rank": card.lora_rank or "no LoRA",
+        "tuned before": f"LoRA of rank {card.main_rank} on all rows, merged on loading" if card.main_rank else None,
         "data": card.data,
         "licence of the data": card.licence,
         "note": card.training.get("note"),

@@ -148,10 +148,10 @@ def test_markup_in_a_conversation_stays_text(engines: Engines) -> None:
 
 def test_a_hint_where_the_adapter_is_for_another_task(engines: Engines) -> None:
     info = engines.state.info
-    assert info and info.task == "e2e" and info.mode == "shared"
+    assert info and info.task == "e2e" and info.tuned
     assert suit.mismatch("e2e", info) == suit.mismatch("raw", info) == ""
     assert "Restaurant" in suit.mismatch("sql", info) and "writes differently" in suit.mismatch("sql", info)
-    assert "writes differently" not in suit.mismatch("sql", replace(info, mode="lossless"))
+    assert "writes differently" not in suit.mismatch("sql", replace(info, tuned=False))
     assert "No adapter" in suit.mismatch("sql", replace(info, task=""))
     with gr.Blocks():
         hint = suit.layout()

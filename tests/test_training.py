@@ -183,14 +183,15 @@ class Letters:
         return f"user: {messages[0]['content']} end\nassistant:"
 
 
-def trainer(out: Path, **settings) -> Trainer:
+def trainer(out: Path, main: int = 0, **settings) -> Trainer:
     anatomy = dissect(tiny.tiny("llama"))
     config = Config(
         **{"batch": 2, "layers": 2, "start_rank": 8, "lora_rank": 8, "save_every": 1e9, "warmup": 0.0, "probes": 0,
            "draft_vocabulary": 0, "precision": "float32"} | settings
     )  # fmt: skip
     card = Card("tiny", base_shape(anatomy), "e2e", config.mode, config.gamma, config.layers, config.start_rank,
-                config.lora_rank, config.lora_scale, config.exit_rank, config.draft_vocabulary)  # fmt: skip
+                config.lora_rank, config.lora_scale, config.exit_rank, config.draft_vocabulary,
+                main_rank=main, main_scale=config.lora_scale if main else 0.0)  # fmt: skip
     return Trainer(anatomy, Letters(), card, config, out)
 
 
@@ -386,6 +387,34 @@ def test_training_begins_with_another_adapter(tmp_path: Path) -> None:
     torch.testing.assert_close(second.adapter.lora.b[key], first.adapter.lora.b[key], atol=1e-3, rtol=1e-2)
     with pytest.raises(adapters.AdapterError, match="other streams or ranks"):
         trainer(tmp_path / "third", epochs=1, start_rank=4).start_from(tmp_path / "first")
+
+
+@pytest.mark.parametrize("mode", ["plain", "shared"])
+def test_lossless_streams_leave_a_tuned_model_as_it_is(mode: str, tmp_path: Path) -> None:
+    """Streams are trained on top of a fine-tuned model, in two stages and resumed; its texts stay, token for token."""
+    trainer(tmp_path / "tuned", mode=mode, epochs=6, lr=0.05).train(DATA, [], lambda event: None)
+    settings = {"mode": "lossless", "main": 8, "lora_rank": 4, "lr": 0.01}
+    losses = {}
+    for name, start in (("streams", "tuned"), ("further", "streams")):
+        run = trainer(tmp_path / name, epochs=2, **settings)
+        run.start_from(tmp_path / start)
+        assert run.weights < sum(p.numel() for p in run.adapter.parameters())
+        losses[name] = run.train(DATA, DATA[:3], lambda event: None).metrics["losses"]
+    assert losses["further"][0] == losses["streams"][0] and losses["further"][1] < losses["streams"][1]
+    run = trainer(tmp_path / "further", epochs=3, **settings)
+    assert run.resume()
+    assert run.train(DATA, DATA[:3], lambda event: None).metrics["losses"][0] == losses["streams"][0]
+
+    sampling, prompt = Sampling(max_new_tokens=24, temperature=0.7), tiny.prompt(9)
+    texts = []
+    for name in ("tuned", "further"):
+        anatomy = dissect(tiny.tiny("llama"))
+        adapter = adapters.load(tmp_path / name, anatomy)
+        adapter.merge_main(anatomy)
+        assert adapter.main_lora is None
+        texts.append(tiny.generate_ids(anatomy.model, prompt, sampling))
+    assert texts[0] == texts[1] != tiny.generate_ids(tiny.tiny("llama"), prompt, sampling)
+    assert tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, prompt, sampling))) == texts[0]
 
 
 def test_own_answers_are_those_of_standard_decoding_and_are_kept(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def mismatch(task: str, info: EngineInfo) -> str:
     if not info.task:
         return "No adapter is loaded: without one the model can't draft for itself."
     trained = TASKS[info.task].label if info.task in TASKS else info.task
-    worse = "writes differently and drafts worse" if info.mode == "shared" else "drafts worse"
+    worse = "writes differently and drafts worse" if info.tuned else "drafts worse"
     return f"The loaded adapter was trained for “{trained}”: on other tasks the model {worse}."
 
 

@@ -170,9 +170,8 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     folder = adapters.find(adapter, name)
     if folder or half:
         parts = anatomy.dissect(network)
-        loaded = adapters.load(folder, parts) if folder else None
-        if loaded and loaded.main_lora:
-            loaded.main_lora.merge(parts)
+        if folder:
+            adapters.load(folder, parts).merge_main(parts)
         if half:
             packed.round_weights(parts)
     return network

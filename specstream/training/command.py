@@ -197,8 +197,7 @@ def _head_model(
     card = base
     if request.start:
         adapter = adapters.load(request.start, anatomy)
-        if adapter.main_lora:
-            adapter.main_lora.merge(anatomy)
+        adapter.merge_main(anatomy)
         card = adapter.card
     shape: dict[str, Any] = {"count": config.gamma, "projection": config.projection}
     if config.mode == EXIT:
@@ -239,7 +238,7 @@ def _expectation(examples: list[Example], trainer: Trainer) -> str:
     what = "Heads" if config.trains_heads else "Streams"
     return (
         f"{len(examples):,} rows of {tokens // len(examples)} tokens on average, {config.batch} a step, for {budget}; "
-        f"{trainer.adapter.parameter_count():,} weights to train. {what} begin with losses near 10 and draft usefully "
+        f"{trainer.weights:,} weights to train. {what} begin with losses near 10 and draft usefully "
         "below 3; a checkpoint is saved every few minutes, so stop when you like and go on with --resume."
     )
 
@@ -330,6 +329,8 @@ def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> C
     words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
     shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary")}
+    if config.mode == "lossless" and request.start:
+        shape["main_rank"], shape["main_scale"] = adapters.read_card(request.start).tuning
     if config.trains_heads:  # beside an adapter that changes nothing, unless --start names another
         shape |= {n: 0 for n in shape if n not in ("lora_scale", "layers")} | {"mode": "plain"}
     return Card(

@@ -27,7 +27,7 @@ from specstream.training.trainee import Trainee, decoder_call, layer_masks, rows
 
 SHAPE = (
     "base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank",
-    "draft_vocabulary", "value_rotation",
+    "draft_vocabulary", "value_rotation", "main_rank", "main_scale",
 )  # fmt: skip
 CHUNK = 256  # rows of logits at a time: they and their gradient stay in the cache of a processor
 Scores = Callable[[Tensor], Tensor]
@@ -97,8 +97,9 @@ class StreamModel(Trainee):
         return target, StreamingDrafter(target, Streaming(budget=budget, pause=0))
 
     def tuned(self) -> AbstractContextManager[Any]:
-        shared = self.adapter.main_lora
-        return shared.attached(self.anatomy) if shared else nullcontext()
+        if self.adapter.card.mode == "lossless" or not self.adapter.lora:  # what tuned the base is merged into it
+            return nullcontext()
+        return self.adapter.lora.attached(self.anatomy)
 
     def described(self, training: dict[str, Any], metrics: dict[str, Any], date: str) -> Card:
         card = self.adapter.card

@@ -7,6 +7,7 @@ import ctypes
 import math
 import platform
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,11 @@ class Trainer:
         """The weights that are trained."""
         return self._plain_model.part
 
+    @property
+    def weights(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.adapter.parameters() if p.requires_grad)
+
     def resume(self) -> bool:
         """Go on from the checkpoint in ``out``; False when there is none.
 
@@ -108,15 +114,20 @@ class Trainer:
             raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
         self.accelerator.load_state(str(checkpoint))
         self.adapter.restrict_head(self.anatomy)
+        self._merge_tuning()
         return True
 
     def start_from(self, folder: Path) -> None:
         """Begin with the weights of a trained adapter; what it lacks (an early exit) begins new.
 
+        In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
         Raises AdapterError for one of another shape.
         """
-        state = adapters.load(folder, self.anatomy).state_dict()
+        before = adapters.load(folder, self.anatomy)
+        state = before.state_dict()
         state.pop("vocabulary", None)  # it follows from the data
+        if self.adapter.card.mode == "lossless" and before.card.mode != "lossless":
+            state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
         try:
             unknown = self.adapter.load_state_dict(state, strict=False).unexpected_keys
         except RuntimeError:  # other sizes
@@ -125,6 +136,12 @@ class Trainer:
             raise adapters.AdapterError(
                 f"The adapter in {folder} has other streams or ranks than this training: give it the same."
             )
+        self._merge_tuning()
+
+    def _merge_tuning(self) -> None:
+        """Lossless streams are trained on the model as it was tuned before; that LoRA is saved with the adapter too."""
+        if isinstance(self.adapter, Adapter) and self.adapter.main:
+            self.adapter.main.merge(self.anatomy)
 
     def train(
         self,
