@@ -257,9 +257,9 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
 
     def follow(name: str | None, method: str) -> Iterator[Updates]:
         found = registry.get(name or "")
-        task = found.plan.task if found and found.plan else "raw"
-        for state in engines.watch():
-            yield play.loaded(state, engines.offer, task, method)
+        if found and found.plan:
+            for state in engines.watch():
+                yield play.loaded(state, engines.offer, found.plan.task, method)
 
     def pack(name: str | None) -> Updates:
         found = registry.get(name or "")
