@@ -1,4 +1,4 @@
-"""The command line: generate, bench, evaluate, train, adapters, runs, models. Errors are one line on standard error."""
+"""The command line: generate, bench, cost, evaluate, train, adapters, runs, models. Errors are one line."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def tuned_by(adapter: str, model: str) -> bool:
     from specstream import adapters
 
     folder = adapters.find(adapter, model)
-    return folder is not None and adapters.read_card(folder).mode == "shared"
+    return folder is not None and adapters.read_card(folder).tuning[0] > 0
 
 
 def wish(name: str, mode: str) -> str:
