@@ -173,6 +173,7 @@ def load_toy(pace: float = 0.04) -> Engine:
         adapter="toy",
         task="e2e",
         mode="shared",
+        tuned=True,
         device="cpu",
         device_reason="the toy model needs no accelerator",
         dtype="float32",
