@@ -24,7 +24,7 @@ from ui.engines import Engines
 from ui.rules import OPEN, Rules
 
 SLOW = 120_000  # milliseconds: a machine that trains beside the tests is slow
-LOOKS, QUIET = 600, 3  # at what is under way, a tenth of a second apart; so many in a row see nothing
+LOOKS, QUIET = 1200, 3  # at what is under way, a tenth of a second apart; so many in a row see nothing
 expect.set_options(timeout=SLOW)
 
 MARKS = [
@@ -53,21 +53,8 @@ def window(browser: Browser, width: int = 1280) -> Page:
     return page
 
 
-def load(page: Page, address: str) -> bool:
-    """Open an address, and wait for the answers to what the page asks of its own accord: none undoes a test's input.
-
-    On a busy machine gradio loses an answer once in hundreds of pages, and the page waits for it for ever: a person
-    would load it again, and so does this, once. Returns whether the first time was enough.
-    """
-    if answered(page, address):
-        return True
-    if not answered(page, address):
-        raise TimeoutError(f"{address} is never done with what it asks")
-    return False
-
-
-def answered(page: Page, address: str) -> bool:
-    """Open an address; whether everything that it asks has been answered in time."""
+def load(page: Page, address: str) -> None:
+    """Open an address, and wait for the answers to what the page asks of its own accord: none undoes a test's input."""
     under_way: set[Request] = set()
     page.on("request", lambda request: under_way.add(request) if "/queue/" in request.url else None)
     for event in ("requestfinished", "requestfailed"):  # the stream of answers ends by being given up
@@ -79,8 +66,8 @@ def answered(page: Page, address: str) -> bool:
         page.wait_for_timeout(100)
         quiet = 0 if under_way else quiet + 1
         if quiet == QUIET:
-            return True
-    return False
+            return
+    raise TimeoutError(f"the page is never done with {[request.url for request in under_way]}")
 
 
 @contextmanager
@@ -93,8 +80,7 @@ def visit(
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: None if is_local(request.url, url) else problems.append(request.url))
-    if not load(page, f"{url}?__theme={theme}{query}"):
-        problems.clear()  # of the answer that was given up
+    load(page, f"{url}?__theme={theme}{query}")
     if query:
         expect(page.get_by_role("tab", name=tab, selected=True)).to_be_visible()
     else:
