@@ -137,7 +137,7 @@ def test_a_bundled_adapter_drafts_and_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_bundled_adapter_is_small_and_has_a_card(name: str) -> None:
     folder = BUNDLED[name]
-    heads = {folder / head.file for head in adapters.read_card(folder).heads.values()}  # to compare with, not part of it
+    heads = {folder / head.file for head in adapters.read_card(folder).heads.values()}
     assert sum(f.stat().st_size for f in folder.iterdir() if f not in heads) <= 16e6 and (folder / WEIGHTS).is_file()
     card = adapters.read_card(folder)
     assert card.task == name and card.data and card.command.startswith("python -m specstream train")
