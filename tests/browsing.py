@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, Page, expect
 
 from docs.scripts.browser import chromium as chromium
 from docs.scripts.browser import installed, settle
@@ -26,6 +26,52 @@ from ui.rules import OPEN, Rules
 SLOW = 120_000  # milliseconds: a machine that trains beside the tests is slow
 LOOKS, QUIET = 1200, 3  # at what is under way, a tenth of a second apart; so many in a row see nothing
 expect.set_options(timeout=SLOW)
+
+# Events that were sent and have no answer yet. The stream of answers says nothing of it: gradio's page opens another
+# one for an event that was answered before its number came, and that stays open until there is another event.
+COUNT_ASKED = """
+if (!window.asked) {
+  const asked = window.asked = {joining: 0, numbers: new Set(), answered: new Set()};
+  asked.unanswered = () => asked.joining + asked.numbers.difference(asked.answered).size;
+  const real = window.fetch;
+  const listen = async body => {
+    let rest = "";
+    for await (const text of body.pipeThrough(new TextDecoderStream())) {
+      const lines = (rest + text).split("\\n\\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        const message = JSON.parse(line.slice("data: ".length));
+        if (message.msg === "process_completed") asked.answered.add(message.event_id);
+      }
+    }
+  };
+  window.fetch = async (request, ...options) => {
+    const url = request.url || String(request);
+    const joins = url.includes("/queue/join");
+    asked.joining += joins;
+    try {
+      const response = await real(request, ...options);
+      if (joins && response.ok) asked.numbers.add((await response.clone().json()).event_id);
+      if (url.includes("/queue/data")) listen(response.clone().body).catch(() => {});  // given up with the page
+      return response;
+    } finally {
+      asked.joining -= joins;
+    }
+  };
+}
+"""
+# What a slow network may do: numbers of events come after their answers.
+LATE_NUMBERS = """
+const quick = window.fetch;
+let turn = 0;
+window.fetch = async (request, ...options) => {
+  const response = await quick(request, ...options);
+  if ((request.url || String(request)).includes("/queue/join")) {
+    await new Promise(done => setTimeout(done, 150 * (turn++ % 4)));
+  }
+  return response;
+};
+"""
 
 MARKS = [
     pytest.mark.browser,
@@ -55,19 +101,16 @@ def window(browser: Browser, width: int = 1280) -> Page:
 
 def load(page: Page, address: str) -> None:
     """Open an address, and wait for the answers to what the page asks of its own accord: none undoes a test's input."""
-    under_way: set[Request] = set()
-    page.on("request", lambda request: under_way.add(request) if "/queue/" in request.url else None)
-    for event in ("requestfinished", "requestfailed"):  # the stream of answers ends by being given up
-        page.on(event, lambda request: under_way.discard(request))
+    page.add_init_script(COUNT_ASKED)
     with page.expect_request("**/queue/join**"):
         page.goto(address)
     quiet = 0
     for _ in range(LOOKS):
         page.wait_for_timeout(100)
-        quiet = 0 if under_way else quiet + 1
+        quiet = 0 if page.evaluate("asked.unanswered()") else quiet + 1
         if quiet == QUIET:
             return
-    raise TimeoutError(f"the page is never done with {[request.url for request in under_way]}")
+    raise TimeoutError(f"the page is never done with {page.evaluate('asked.unanswered()')}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.browsing import MARKS, serious, served, visit  # sets the environment of gradio
+from tests.browsing import LATE_NUMBERS, MARKS, load, serious, served, visit, window  # sets the environment of gradio
 
 # isort: split
 import gradio as gr
@@ -276,6 +276,18 @@ class TestInABrowser:
                 shown(page, "Runs 1 to 1 of 1")
             with visit(browser, address, "Sessions", query=f"&run={theirs}") as page:
                 shown(page, "There is no run")
+
+    def test_a_slow_network_hides_nothing(self, browser: Browser, runlog: RunLog) -> None:
+        """Numbers of events that come after their answers: the page is complete, and known to be."""
+        log_run(runlog, "mine")
+        with served(runlog) as address:
+            page = window(browser)
+            page.add_init_script(LATE_NUMBERS)
+            load(page, f"{address}?run=none")
+            shown(page, "There is no run")
+            page.get_by_role("button", name="Refresh").click()
+            shown(page, "Runs 1 to 1 of 1")
+            page.close()
 
 
 def test_threads_may_list_while_runs_are_written(tab: Sessions, runlog: RunLog) -> None:

@@ -389,6 +389,23 @@ def test_training_begins_with_another_adapter(tmp_path: Path) -> None:
         trainer(tmp_path / "third", epochs=1, start_rank=4).start_from(tmp_path / "first")
 
 
+def test_a_further_stage_may_have_fewer_layers_and_more_streams(tmp_path: Path) -> None:
+    first = trainer(tmp_path / "first", mode="lossless", layers=2, epochs=1, lr=0.05)
+    first.train(DATA, [], lambda event: None)
+    second = trainer(tmp_path / "second", mode="lossless", layers=1, gamma=first.config.gamma + 2, epochs=1)
+    second.start_from(tmp_path / "first")
+    close = {"atol": 1e-3, "rtol": 1e-2}  # adapters are saved in 16 bits
+    torch.testing.assert_close(
+        second.adapter.streams.embedding, first.adapter.streams.embedding[[*range(first.config.gamma), -1, -1]], **close
+    )
+    top = [key for key in first.adapter.lora.b if key in second.adapter.lora.b]
+    assert 0 < len(top) < len(first.adapter.lora.b)
+    for key in top:
+        torch.testing.assert_close(second.adapter.lora.b[key], first.adapter.lora.b[key], **close)
+    with pytest.raises(adapters.AdapterError, match="other streams or ranks"):
+        trainer(tmp_path / "third", mode="lossless", layers=1, gamma=1, epochs=1).start_from(tmp_path / "first")
+
+
 @pytest.mark.parametrize("mode", ["plain", "shared"])
 def test_lossless_streams_leave_a_tuned_model_as_it_is(mode: str, tmp_path: Path) -> None:
     """Streams are trained on top of a fine-tuned model, in two stages and resumed; its texts stay, token for token."""

@@ -121,13 +121,17 @@ class Trainer:
         """Begin with the weights of a trained adapter; what it lacks (an early exit) begins new.
 
         In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
-        Raises AdapterError for one of another shape.
+        There may be fewer layers with streams than before, and more streams: these begin like the last one. Raises
+        AdapterError for one of another shape.
         """
         before = adapters.load(folder, self.anatomy)
         state = before.state_dict()
         state.pop("vocabulary", None)  # it follows from the data
         if self.adapter.card.mode == "lossless" and before.card.mode != "lossless":
             state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
+        own = self.adapter.state_dict()
+        lowest = self.adapter.lora.first if isinstance(self.adapter, Adapter) and self.adapter.lora else 0
+        state = {n: _for_more_streams(n, w, own.get(n)) for n, w in state.items() if _lora_layer(n, lowest) >= lowest}
         try:
             unknown = self.adapter.load_state_dict(state, strict=False).unexpected_keys
         except RuntimeError:  # other sizes
@@ -317,6 +321,19 @@ class Trainer:
     def _card(self, metrics: dict[str, Any]) -> Card:
         training = {"config": asdict(self.config), "progress": asdict(self.progress)}
         return self._plain_model.described(training, metrics, datetime.now(UTC).date().isoformat())
+
+
+def _lora_layer(name: str, default: int) -> int:
+    """The layer that a factor of the streams' LoRA belongs to."""
+    found = re.match(r"lora\.[ab]\.(\d+)/", name)
+    return int(found[1]) if found else default
+
+
+def _for_more_streams(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
+    """The weights of streams ``[gamma, ...]``, the last one repeated for each that the training has more."""
+    if own is None or name not in ("streams.embedding", "streams.up") or len(own) <= len(weight):
+        return weight
+    return torch.cat([weight, weight[-1:].expand(len(own) - len(weight), *weight.shape[1:])])
 
 
 def keep_freed_memory() -> None:
