@@ -121,14 +121,16 @@ class Trainer:
         """Begin with the weights of a trained adapter; what it lacks (an early exit) begins new.
 
         In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
-        There may be fewer layers with streams than before, and more streams: these begin like the last one. Raises
-        AdapterError for one of another shape.
+        There may be fewer layers with streams than before, another rank of the map that starts them (a new map), and
+        more streams: these begin like the last one. Raises AdapterError for one of another shape.
         """
         before = adapters.load(folder, self.anatomy)
         state = before.state_dict()
         state.pop("vocabulary", None)  # it follows from the data
         if self.adapter.card.mode == "lossless" and before.card.mode != "lossless":
             state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
+        if before.card.start_rank != self.adapter.card.start_rank:
+            state = {name: weight for name, weight in state.items() if name not in ("streams.down", "streams.up")}
         own = self.adapter.state_dict()
         lowest = self.adapter.lora.first if isinstance(self.adapter, Adapter) and self.adapter.lora else 0
         state = {n: _for_more_streams(n, w, own.get(n)) for n, w in state.items() if _lora_layer(n, lowest) >= lowest}
