@@ -102,7 +102,12 @@ def model_options(command: Command) -> Command:
         ),
         click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-        click.option("--adapter", default="auto", show_default=True, help="auto, none, a bundled task or a folder."),
+        click.option(
+            "--adapter",
+            default="auto",
+            show_default=True,
+            help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
+        ),
         click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder."),
     ):
         command = option(command)

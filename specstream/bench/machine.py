@@ -21,7 +21,12 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def machine() -> dict[str, Any]:
     """What a timing depends on beside the model."""
     accelerator = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {"processor": _processor(), **accelerator, "system": platform.platform(), **versions()}
+    return {
+        "processor": _processor(),
+        **accelerator,
+        "system": f"{platform.system()} {platform.machine()}",
+        **versions(),
+    }
 
 
 def _processor() -> str:

@@ -124,16 +124,7 @@ class Trainer:
         There may be fewer layers with streams than before, another rank of the map that starts them (a new map), and
         more streams: these begin like the last one. Raises AdapterError for one of another shape.
         """
-        before = adapters.load(folder, self.anatomy)
-        state = before.state_dict()
-        state.pop("vocabulary", None)  # it follows from the data
-        if self.adapter.card.mode == "lossless" and before.card.mode != "lossless":
-            state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
-        if before.card.start_rank != self.adapter.card.start_rank:
-            state = {name: weight for name, weight in state.items() if name not in ("streams.down", "streams.up")}
-        own = self.adapter.state_dict()
-        lowest = self.adapter.lora.first if isinstance(self.adapter, Adapter) and self.adapter.lora else 0
-        state = {n: _for_more_streams(n, w, own.get(n)) for n, w in state.items() if _lora_layer(n, lowest) >= lowest}
+        state = _beginning(cast(Adapter, self.adapter), adapters.load(folder, self.anatomy))
         try:
             unknown = self.adapter.load_state_dict(state, strict=False).unexpected_keys
         except RuntimeError:  # other sizes
@@ -323,6 +314,19 @@ class Trainer:
     def _card(self, metrics: dict[str, Any]) -> Card:
         training = {"config": asdict(self.config), "progress": asdict(self.progress)}
         return self._plain_model.described(training, metrics, datetime.now(UTC).date().isoformat())
+
+
+def _beginning(adapter: Adapter, before: Adapter) -> dict[str, Tensor]:
+    """The weights that a training of ``adapter`` begins with, out of those of the one before it."""
+    state = before.state_dict()
+    state.pop("vocabulary", None)  # it follows from the data
+    if adapter.card.mode == "lossless" and before.card.mode != "lossless":
+        state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
+    if adapter.card.start_rank != before.card.start_rank:
+        state = {name: weight for name, weight in state.items() if name not in ("streams.down", "streams.up")}
+    own = adapter.state_dict()
+    lowest = adapter.lora.first if adapter.lora else 0
+    return {n: _for_more_streams(n, w, own.get(n)) for n, w in state.items() if _lora_layer(n, lowest) >= lowest}
 
 
 def _lora_layer(name: str, default: int) -> int:
