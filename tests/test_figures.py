@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.scripts import benchmarks
 from specstream import bench, toy
 from specstream.bench import curve, tuning
 from specstream.params import PromptLookup, Sampling, Streaming
@@ -83,10 +84,16 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     for name in ("e2e", "e2e-cost", "pruning"):
         (tmp_path / f"{name}.json").write_text(json.dumps(report | head | {"task": "e2e"}))
     page = tmp_path / "page.md"
-    words = ["--data", str(tmp_path), "--out", str(tmp_path), "--tasks", "e2e", "--page", str(page)]
+    readme = tmp_path / "readme.md"
+    readme.write_text(f"Before.\n{benchmarks.BEGIN}| old |\n{benchmarks.END}\nAfter.\n")
+    files = ["--page", str(page), "--readme", str(readme)]
+    words = ["--data", str(tmp_path), "--out", str(tmp_path), "--tasks", "e2e", *files]
     command = [sys.executable, "-m", "docs.scripts.benchmarks", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     text = page.read_text()
+    shown = readme.read_text()
+    assert shown.startswith("Before.") and shown.endswith("After.\n") and "old" not in shown
+    assert f"{report['rows'][1]['tokens_per_second']:.1f}" in shown and "Restaurant descriptions" in shown
     assert "## e2e" in text and "## Cost of a step" in text and "| chosen:" in text
     assert "## Tuned for this machine: e2e" in text and "## Pruning on and off over the width: e2e" in text
     assert (tmp_path / "figures" / "speedup.html").exists() and (tmp_path / "figures" / "prediction.html").exists()

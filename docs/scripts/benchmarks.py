@@ -3,7 +3,7 @@
 python -m docs.scripts.benchmarks --data FOLDER --out RESULTS [--tasks sql,e2e] [-- more options of bench and cost]
 FOLDER holds TASK/dev.jsonl. What is in RESULTS already is not measured again: TASK.json (every method that can run),
 TASK-cost.json (cost of a step, tuned tree) and pruning.json (pruning on and off over the width k, on --pruning-task,
-whose adapter needs an early exit). RESULTS/figures gets a page for every figure.
+whose adapter needs an early exit). RESULTS/figures gets a page for every figure; the table in README.md is written too.
 """
 
 import argparse
@@ -15,9 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from docs.scripts.figures import write
-from specstream.bench.tables import cost_table, differences, table, tuning_table
+from specstream.bench.tables import COLUMNS, cost_table, differences, table, tuning_table
+from specstream.tasks import task as task_named
 
 PAGE = Path(__file__).resolve().parent.parent / "benchmarks.md"
+README = PAGE.parent.parent / "README.md"
+BEGIN, END = "<!-- docs/scripts/benchmarks.py writes this table -->\n", "<!-- end of the table -->\n"
+SHOWN = ("method", "tokens/s", "tokens per step", "step cost", "speed-up (95 %)", "lowest", "identical")
+LEFT_OUT = ("hf-prompt-lookup",)  # of the README.md: slower than our own everywhere, and in benchmarks.md
 WIDTHS, THRESHOLDS = range(1, 7), (0, 0.02)  # the paper's k; its threshold is not given, this one paid best here
 SWEEP = ",".join(f"streaming:tree=full:depth=2:width={k}:prune={p}" for p in THRESHOLDS for k in WIDTHS)
 
@@ -32,6 +37,7 @@ def main() -> None:
     parser.add_argument("--methods", default="all")
     parser.add_argument("--pruning-task", default="sql", help="empty: none")
     parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--readme", type=Path, default=README)
     parser.add_argument("more", nargs="*", help="options for bench and cost, after --")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -42,6 +48,8 @@ def main() -> None:
         costs.append(measure(options, f"{task}-cost", "cost", task, "--tune", "--method", tuned))
     sweep = options.pruning_task and measure(options, "pruning", "bench", options.pruning_task, "--methods", SWEEP)
     options.page.write_text("\n".join(page(results, costs, sweep)) + "\n", encoding="utf-8")
+    text = options.readme.read_text(encoding="utf-8")
+    options.readme.write_text(with_table(text, results), encoding="utf-8")
     for file in write([*results, *costs], options.out / "figures"):
         print(file)
     if sweep:
@@ -82,6 +90,27 @@ def chapter(result: Report, title: str) -> Iterator[str]:
     yield f"adapter {result['adapter']}, commit `{result['commit']}`.\n"
     yield from table(result["rows"])
     yield from (f"\n{words}" for words in differences(result["rows"]))
+
+
+def with_table(readme: str, results: list[Report]) -> str:
+    """The text of README.md with its table of methods written anew."""
+    before, _, rest = readme.partition(BEGIN)
+    return before + BEGIN + "".join(f"{line}\n" for line in short_table(results)) + END + rest.partition(END)[2]
+
+
+def short_table(results: list[Report]) -> Iterator[str]:
+    """The lines of a table of all tasks, with streaming set off."""
+    columns = [next(column for column in COLUMNS if column.heading == heading) for heading in SHOWN]
+    yield f"| task | {' | '.join(SHOWN)} |"
+    yield "|---" * (1 + len(SHOWN)) + "|"
+    for result in results:
+        label = task_named(result["rows"][0]["task"]).label
+        for row in result["rows"]:
+            if row["method"] not in LEFT_OUT:
+                cells = [column.cell(row) for column in columns]
+                cells = [f"**{cell}**" for cell in cells] if row["method"] == "streaming" else cells
+                yield f"| {label} | {' | '.join(cells)} |"
+                label = ""
 
 
 def slower(rows: list[Report]) -> str:
