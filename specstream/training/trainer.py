@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from specstream import adapters, modelcard
@@ -121,8 +121,8 @@ class Trainer:
         """Begin with the weights of a trained adapter; what it lacks (an early exit) begins new.
 
         In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
-        There may be fewer layers with streams than before, another rank of the map that starts them (a new map), and
-        more streams: these begin like the last one. Raises AdapterError for one of another shape.
+        There may be fewer layers with streams than before, a larger rank of the map that starts them, and more streams:
+        these begin like the last one. Raises AdapterError for one of another shape.
         """
         state = _beginning(cast(Adapter, self.adapter), adapters.load(folder, self.anatomy))
         try:
@@ -322,11 +322,9 @@ def _beginning(adapter: Adapter, before: Adapter) -> dict[str, Tensor]:
     state.pop("vocabulary", None)  # it follows from the data
     if adapter.card.mode == "lossless" and before.card.mode != "lossless":
         state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
-    if adapter.card.start_rank != before.card.start_rank:
-        state = {name: weight for name, weight in state.items() if name not in ("streams.down", "streams.up")}
     own = adapter.state_dict()
     lowest = adapter.lora.first if adapter.lora else 0
-    return {n: _for_more_streams(n, w, own.get(n)) for n, w in state.items() if _lora_layer(n, lowest) >= lowest}
+    return {n: _widened(n, w, own.get(n)) for n, w in state.items() if _lora_layer(n, lowest) >= lowest}
 
 
 def _lora_layer(name: str, default: int) -> int:
@@ -335,11 +333,18 @@ def _lora_layer(name: str, default: int) -> int:
     return int(found[1]) if found else default
 
 
-def _for_more_streams(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
-    """The weights of streams ``[gamma, ...]``, the last one repeated for each that the training has more."""
-    if own is None or name not in ("streams.embedding", "streams.up") or len(own) <= len(weight):
+def _widened(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
+    """The weight for a training with more streams, where the last is repeated, or a larger start rank, which adds
+    nothing at first. ``own`` is what the training has."""
+    if own is None or not name.startswith("streams.") or own.ndim != weight.ndim:
         return weight
-    return torch.cat([weight, weight[-1:].expand(len(own) - len(weight), *weight.shape[1:])])
+    if name in ("streams.embedding", "streams.up") and len(own) > len(weight):
+        weight = torch.cat([weight, weight[-1:].expand(len(own) - len(weight), *weight.shape[1:])])
+    if name == "streams.up" and own.shape[-1] > weight.shape[-1]:
+        weight = nn.functional.pad(weight, (0, own.shape[-1] - weight.shape[-1]))
+    if name == "streams.down" and len(own) > len(weight):
+        weight = torch.cat([weight, own[len(weight) :].to(weight)])
+    return weight
 
 
 def keep_freed_memory() -> None:
