@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+def top_layers(count: int) -> str:
+    """Words for the layers that carry streams."""
+    return "the last layer" if count == 1 else f"the top {count} layers"
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """A loaded model and adapter.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.adapters import Card
+from specstream.info import top_layers
 from specstream.models import catalogue
 
 FILE = "README.md"
@@ -146,7 +147,7 @@ def _facts(card: Card) -> dict[str, Any]:
 
 def _stream_facts(card: Card) -> dict[str, Any]:
     return {
-        "streams": f"{card.gamma}, in the top {card.layers} layers",
+        "streams": f"{card.gamma}, in {top_layers(card.layers)}",
         "streams told apart by": f"value rotation, {card.value_rotation}" if card.value_rotation else "embeddings",
         "stream start": f"low rank, {card.start_rank}" if card.start_rank else "identity",
         "early exit": f"rank {card.exit_rank}" if card.exit_rank else "none",

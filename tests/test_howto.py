@@ -15,6 +15,7 @@ from tests.browsing import MARKS, serious, served, visit  # sets the environment
 from playwright.sync_api import Browser, expect
 
 from specstream.events import Draft, Fate, Lane
+from specstream.info import top_layers
 from specstream.tree import attention_rows
 from ui import howto, recording
 from ui import howto_pictures as pictures
@@ -47,7 +48,7 @@ def test_there_are_five_pictures_each_with_words_for_those_who_do_not_see_them(v
 def test_the_recording_knows_its_layers(values: dict[str, Any]) -> None:
     info = tale(values).info
     assert info.layers > info.stream_layers > 0 and info.gamma > 0
-    assert f"the top {info.stream_layers} of {info.layers} layers" in shown(values)
+    assert f"{top_layers(info.stream_layers)} of {info.layers}" in shown(values)
 
 
 def test_every_number_of_the_last_lesson_is_computed_from_the_run(values: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def tuned() -> Any:
     source = models.resolve("smollm2-135m")
     network, _ = models.load_model(source, "cpu", torch.float32)
     anatomy = dissect(network)
-    adapters.load(ADAPTER, anatomy).lora.merge(anatomy)
+    adapters.load(ADAPTER, anatomy).main_lora.merge(anatomy)
     network.generation_config.eos_token_id = None
     return network
 

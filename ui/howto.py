@@ -14,7 +14,7 @@ from pathlib import Path
 import gradio as gr
 
 from specstream.events import Fate, Lane, Origin, Step
-from specstream.info import EngineInfo
+from specstream.info import EngineInfo, top_layers
 from specstream.params import METHODS
 from specstream.stats import RunStats
 from ui import howto_pictures as pictures
@@ -118,10 +118,10 @@ def _streams(tale: Story) -> Lesson:
     index, info = tale.deepest, tale.info
     row, own = ["", *tale.before(index)][-2:]
     return Lesson(
-        "Streams: the top layers guess what follows",
+        "Streams: extra rows guess what follows",
         pictures.streams(row, own, tale.steps[index].draft, info.layers, info.stream_layers, info.gamma),
         (
-            f"Beside each token {info.gamma} extra rows, the streams, run through the top {info.stream_layers} layers. "
+            f"Beside each token {info.gamma} extra rows, the streams, run through {top_layers(info.stream_layers)}. "
             "Each has learned to guess one token further ahead; the number below a guess is how sure it is.",
             f"They use the model's own layers and {info.extra_parameters / 1e6:.1f} million extra weights beside its "
             f"{info.parameters / 1e6:.0f} million, so no second model is needed. The model itself never looks at them: "
@@ -181,11 +181,11 @@ def _gain(tale: Story) -> Lesson:
 
 def limits(tale: Story) -> Iterator[str]:
     """Honest sentences, those about this run with its numbers."""
-    ours, top = tale.stats[Lane.METHOD], tale.info.stream_layers
+    ours, top = tale.stats[Lane.METHOD], top_layers(tale.info.stream_layers)
     rows, streams = (count / max(ours.steps, 1) for count in (ours.rows, ours.stream_rows))
     yield (
         "Where arithmetic is the limit and not the fetching of weights, as on most processors: a step of this run put "
-        f"{rows:.0f} rows through all layers and {streams:.0f} more through the top {top}, instead of 1. It pays above "
+        f"{rows:.0f} rows through all layers and {streams:.0f} more through {top}, instead of 1. It pays above "
         f"{tale.cost:.2f} tokens per step, and this run made {number(ours.tokens_per_step, 2)}."
     )
     yield (

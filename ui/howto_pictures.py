@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from specstream.events import Draft, Fate, Step
+from specstream.info import top_layers
 from specstream.tree import attention_rows
 from ui.render import number, tree_rows
 from ui.theme import depth_class
@@ -117,7 +118,7 @@ def streams(row: str, own: str, draft: Draft, layers: int, top: int, count: int)
         _line([(main, 216), (main, 192)]),
         _line([(main, 82), (main, 46)]),
         _box(main - 38, 126, 76, 66, "ss-tower", f"{layers - top} layers"),
-        _box(main - 38, 82, width - main + 36, 40, "ss-tower ss-top", f"the top {top} of {layers} layers"),
+        _box(main - 38, 82, width - main + 36, 40, "ss-tower ss-top", f"{top_layers(top)} of {layers}"),
         _chip(main, 216, row, "d0"),
         _chip(main, 22, own, "d0"),
         _text(main, 14, "next token", "ss-small"),
@@ -130,7 +131,7 @@ def streams(row: str, own: str, draft: Draft, layers: int, top: int, count: int)
     said = "; ".join(f"stream {j} “{label(g[0])}” with {g[1]:.2f}" for j, g in enumerate(guesses, 1) if g)
     words = (
         f"The token “{label(row)}” goes through all {layers} layers, which give the next token “{label(own)}”. Beside "
-        f"it {count} streams go through the top {top} layers only and guess the tokens after that: {said}."
+        f"it {count} streams go through {top_layers(top)} only and guess the tokens after that: {said}."
     )
     return _svg(words, width, 244, pieces)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream import memory, shelf
+from specstream.info import top_layers
 from specstream.tasks import TASKS
 from specstream.training.check import Checked
 from specstream.training.config import Config
@@ -137,7 +138,7 @@ def facts(training: Training) -> Iterator[tuple[str, str]]:
         yield "Settings", ", ".join(f"{_label(name)} {value}" for name, value in plan.options.items())
     yield "Begun", training.created[:16].replace("T", " ") + " UTC" if training.created else NOTHING
     if card:
-        yield "Streams", f"{card.get('gamma')}, in the top {card.get('layers')} layers" if card.get("gamma") else "none"
+        yield "Streams", f"{card.get('gamma')}, in {top_layers(card.get('layers', 0))}" if card.get("gamma") else "none"
         yield "Heads", ", ".join(HEADS.get(kind, kind) for kind in card.get("heads") or {}) or "none"
         yield "Licence of the data", str(card.get("licence") or "as your file")
         yield "Command", str(card.get("command"))
