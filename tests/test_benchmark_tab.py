@@ -190,6 +190,7 @@ def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: 
         start(page, prompts=1)
         wait_until_done(page)
         expect(page.locator(".ss-grid").locator("visible=true").first).to_contain_text("1/1")
+        assert cells(page, "identical")[0] == "1/1"
         page.get_by_role("button", name="Remove this file").or_(page.get_by_label("Clear")).first.click()
         page.locator("input[type=file]").first.set_input_files(str(questions))
         expect(page.get_by_text("question.jsonl")).to_be_visible()

@@ -137,6 +137,7 @@ def test_a_bundled_adapter_drafts_and_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_bundled_adapter_is_small_and_has_a_card(name: str) -> None:
     folder = BUNDLED[name]
+    assert all(f.stat().st_size <= 16e6 for f in folder.iterdir())
     heads = {folder / head.file for head in adapters.read_card(folder).heads.values()}
     assert sum(f.stat().st_size for f in folder.iterdir() if f not in heads) <= 16e6 and (folder / WEIGHTS).is_file()
     card = adapters.read_card(folder)
