@@ -386,7 +386,7 @@ def test_training_begins_with_another_adapter(tmp_path: Path) -> None:
     key = next(iter(first.adapter.lora.b))
     torch.testing.assert_close(second.adapter.lora.b[key], first.adapter.lora.b[key], atol=1e-3, rtol=1e-2)
     with pytest.raises(adapters.AdapterError, match="other streams or ranks"):
-        trainer(tmp_path / "third", epochs=1, lora_rank=4).start_from(tmp_path / "first")
+        trainer(tmp_path / "third", epochs=1, start_rank=4).start_from(tmp_path / "first")
 
 
 def test_a_further_stage_may_have_fewer_layers_and_more_streams(tmp_path: Path) -> None:
