@@ -170,6 +170,7 @@ class Drafting(nn.Module):
         self.restrict_head(anatomy)
 
     def parameter_count(self) -> int:
+        """Every weight stored with this part."""
         return sum(p.numel() for p in self.parameters())
 
     def restrict_head(self, anatomy: Anatomy) -> None:
@@ -228,6 +229,12 @@ class Adapter(Drafting):
     def main_lora(self) -> LoRA | None:
         """The LoRA that fine-tunes the main stream, if any."""
         return self.main if self.card.mode == "lossless" else self.lora
+
+    def drafting_count(self) -> int:
+        """Weights that drafting adds: all but those of a LoRA that only fine-tunes the model."""
+        if not self.card.gamma:
+            return 0
+        return self.parameter_count() - (sum(p.numel() for p in self.main.parameters()) if self.main else 0)
 
     def merge_main(self, anatomy: Anatomy) -> None:
         """Add the LoRA of the main stream to the model's weights for good, where it costs nothing per step, and let go

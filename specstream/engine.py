@@ -197,7 +197,7 @@ def load(
     parts, reason = _anatomy(network)
     half = half and parts is not None  # nothing is packed of a model whose parts are not known
     loaded = _put_on(folder, parts, reason) if folder else None
-    extra = loaded.parameter_count() if loaded else 0
+    extra = loaded.drafting_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
     beside = heads.load(folder, parts) if folder and parts else Heads()
     pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, half)

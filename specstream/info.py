@@ -19,9 +19,10 @@ class EngineInfo:
     that a user should see (an untrained model, a failed self-test). ``chat`` says that the model
     has a chat template. ``gamma`` is 0 without streams, and so is ``stream_layers``, the number of top layers that
     streams run through; ``layers`` is 0 where the parts are not found.
-    ``parameters`` counts the base model's weights, ``extra_parameters`` the adapter's (streams and LoRA),
-    ``draft_parameters`` the draft model's, whose weights take ``draft_bytes``, and ``head_parameters`` by method those
-    of Medusa heads and of the early exit that drafts. ``tuned`` says that the adapter changes what the model writes.
+    ``parameters`` counts the base model's weights, ``extra_parameters`` what streams add (their LoRA too, but none that
+    only fine-tunes the model), ``draft_parameters`` the draft model's, whose weights take ``draft_bytes``, and
+    ``head_parameters`` by method those of Medusa heads and of the early exit that drafts.
+    ``tuned`` says that the adapter changes what the model writes.
     """
 
     model: str

@@ -1,8 +1,9 @@
 """Linear maps with their weights packed once for the few rows of a decoding pass, on a CPU.
 
-PyTorch's default product is slow for one to thirty rows. Two layouts: float32 for oneDNN, and float16 for FBGEMM, which
-computes in float32 and reads half as many bytes. Maps that read the same rows (queries, keys and values; gate and up)
-become one product. Both kinds of decoding gain; the figures are in the log of experiments.
+PyTorch's default product is slow for one to thirty rows. Two layouts: oneDNN's, in float32 or in bfloat16 where the
+processor computes in it, and FBGEMM's of float16, which computes in float32 and reads half as many bytes. Maps that
+read the same rows (queries, keys and values; gate and up) become one product. Every kind of decoding gains; the figures
+are in the log of experiments.
 """
 
 from __future__ import annotations
@@ -20,16 +21,25 @@ from torch import Tensor, nn
 
 from specstream.anatomy import Anatomy
 from specstream.lora import LoRA
+from specstream.models import computes_bfloat16
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
 
 Product = Callable[[Tensor], Tensor]
 
 
-def _in_float32(weight: Tensor, bias: Tensor | None) -> Product:
+def _as_it_is(weight: Tensor, bias: Tensor | None) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise.default._op
-    return lambda x: multiply(x, packed, bias, "none", [], "")
+    kind = weight.dtype
+
+    def product(x: Tensor) -> Tensor:
+        if x.dtype == kind:
+            return multiply(x, packed, bias, "none", [], "")
+        wide = packed.to_dense().to(x.dtype)  # a check in float32
+        return nn.functional.linear(x, wide, None if bias is None else bias.to(x.dtype))
+
+    return product
 
 
 def _in_float16(weight: Tensor, bias: Tensor | None) -> Product:
@@ -39,7 +49,7 @@ def _in_float16(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 def _product(weight: Tensor, bias: Tensor | None, half: bool) -> Product:
-    return (_in_float16 if half else _in_float32)(weight, bias)
+    return (_in_float16 if half else _as_it_is)(weight, bias)
 
 
 class PackedLinear(nn.Module):
@@ -95,18 +105,23 @@ class Shared:
 
 
 @torch.inference_mode()
-def works(half: bool = False) -> bool:
-    """Whether this build of PyTorch has the packed product and computes it rightly."""
-    linear, x = nn.Linear(48, 64), torch.randn(1, 3, 48)
+def works(half: bool = False, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of PyTorch has the packed product for weights of a ``dtype`` and computes it rightly."""
+    linear, x = nn.Linear(48, 64, dtype=dtype), torch.randn(1, 3, 48, dtype=dtype)
     try:
-        return torch.allclose(PackedLinear(linear, half)(x), linear(x), atol=1e-2 if half else 1e-4)
+        return torch.allclose(PackedLinear(linear, half)(x), linear(x), atol=1e-4 if _exact(half, dtype) else 3e-2)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 
 
+def _exact(half: bool, dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 and not half
+
+
 def suits(anatomy: Anatomy, half: bool = False) -> bool:
-    """Whether packing helps this model."""
-    return anatomy.device.type == "cpu" and anatomy.dtype == torch.float32 and works(half)
+    """Whether packing helps this model: not where the processor would only emulate its dtype."""
+    native = anatomy.dtype == torch.float32 or (anatomy.dtype == torch.bfloat16 and computes_bfloat16("cpu"))
+    return anatomy.device.type == "cpu" and native and works(half, anatomy.dtype)
 
 
 def pack(anatomy: Anatomy, half: bool = False) -> Anatomy:
@@ -159,9 +174,10 @@ def _one_call(norm: nn.Module) -> None:
     if not type(norm).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or eps is None:
         return
     one = partial(nn.functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
-    x = torch.randn(2, 3, *weight.shape)
+    x = torch.randn(2, 3, *weight.shape, dtype=weight.dtype)
+    places = max(1e-5, 2 * torch.finfo(weight.dtype).eps)  # they round at other places
     with suppress(Exception):  # a foreign module may want other inputs: it stays as it is
-        if torch.allclose(norm(x), one(x), rtol=1e-5, atol=1e-6):
+        if torch.allclose(norm(x), one(x), rtol=places, atol=places):
             setattr(norm, "forward", one)  # noqa: B010
 
 
@@ -213,7 +229,7 @@ def _replace(owners: Sequence[Owner], half: bool) -> None:
         module, name = owners[0]
         setattr(module, name, PackedLinear(linears[0], half))
         return
-    biases = [torch.zeros(m.out_features) if m.bias is None else m.bias for m in linears]
+    biases = [torch.zeros(m.out_features, dtype=m.weight.dtype) if m.bias is None else m.bias for m in linears]
     bias = torch.cat(biases) if any(m.bias is not None for m in linears) else None
     product = _product(torch.cat([m.weight for m in linears]), bias, half)
     shared, start = Shared(product, len(linears)), 0

@@ -184,7 +184,7 @@ def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: 
     with visit(browser, url, "Benchmark") as page:
         unfold(page, "Your own prompts")
         page.locator("input[type=file]").first.set_input_files(str(rows))
-        expect(page.get_by_text("rows.jsonl")).to_be_visible()
+        expect(page.get_by_role("cell", name="rows.jsonl")).to_be_visible()
         start(page)
         expect(status(page)).to_have_text(re.compile("^rows.jsonl, line 2: the column 'meaning_rep"))
         start(page, prompts=1)
@@ -193,7 +193,7 @@ def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: 
         assert cells(page, "identical")[0] == "1/1"
         page.get_by_role("button", name="Remove this file").or_(page.get_by_label("Clear")).first.click()
         page.locator("input[type=file]").first.set_input_files(str(questions))
-        expect(page.get_by_text("question.jsonl")).to_be_visible()
+        expect(page.get_by_role("cell", name="question.jsonl")).to_be_visible()
         start(page, prompts=1)
         expect(page.locator(".ss-grid").locator("visible=true").first).to_contain_text("2/2")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import sdpa_attention
 
-from specstream import adapters, packed, selftest, toy
+from specstream import adapters, models, packed, selftest, toy
 from specstream.anatomy import UnsupportedModel, context_of, dissect
 from specstream.bench import outside
 from specstream.drafters.standard import StandardDrafter
@@ -291,6 +292,37 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
     assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
     run = tiny.streaming_run(smaller, adapter, ids, sampling)
     assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    not (models.computes_bfloat16("cpu") and packed.works(dtype=torch.bfloat16)),
+    reason="this processor does not compute in bfloat16",
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "qwen3"])
+def test_packed_bfloat16_computes_the_same_and_in_float32_with_the_same_weights(family: str) -> None:
+    model = tiny.tiny(family).bfloat16()
+    ids = torch.tensor([tiny.prompt(21)])
+    with torch.inference_mode():
+        want, exact = model(ids).logits.float(), copy.deepcopy(model).float()(ids).logits
+        packed.pack(dissect(model))
+        assert not any(isinstance(m, torch.nn.Linear) for m in model.modules())
+        rounding = (want - exact).abs().max()
+        assert 0 < (model(ids).logits.float() - exact).abs().max() < 2 * rounding
+        with _float32(model)() as changed:
+            assert changed
+            torch.testing.assert_close(model(ids).logits, exact, atol=1e-4, rtol=1e-4)
+        assert model(ids).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_is_packed_only_where_the_processor_computes_in_it(native: bool, monkeypatch) -> None:
+    monkeypatch.setattr(packed, "computes_bfloat16", lambda device: native)
+    assert packed.suits(dissect(tiny.tiny("llama").bfloat16())) == (native and packed.works(dtype=torch.bfloat16))
+    assert packed.suits(dissect(tiny.tiny("llama"))) == packed.works()
+    assert not packed.suits(dissect(tiny.tiny("llama").half()))
 
 
 def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:

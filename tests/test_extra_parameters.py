@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from specstream import adapters
+from tests import tiny
 
 SCRIPT = Path(__file__).resolve().parent.parent / "docs" / "scripts" / "extra_parameters.py"
 PAPER = {  # table 1: hidden size, vocabulary, streams (gamma 4, early exit of rank 8), Medusa cut to three digits
@@ -93,5 +95,15 @@ def test_the_bundled_adapter_has_that_many(script) -> None:
     card = adapters.read_card(folder)
     weights = load_file(folder / adapters.WEIGHTS)
     stored = sum(weight.numel() for name, weight in weights.items() if name != "vocabulary")
-    names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "exit_rank", "value_rotation")
+    names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "main_rank", "exit_rank", "value_rotation")
     assert script.streams(script.model("SmolLM2-135M"), **{n: getattr(card, n) for n in names}) == stored
+
+
+def test_weights_that_only_tune_the_model_are_not_counted_as_drafting() -> None:
+    anatomy, _ = tiny.model_with_adapter("llama")
+    card = adapters.Card("", adapters.base_shape(anatomy), "", "lossless", 3, 2, 4, lora_rank=2, lora_scale=1.0)
+    own = adapters.Adapter(anatomy, card).parameter_count()
+    tuned = adapters.Adapter(anatomy, replace(card, main_rank=8))
+    assert tuned.parameter_count() > tuned.drafting_count() == own
+    assert adapters.Adapter(anatomy, replace(card, mode="shared")).drafting_count() > own
+    assert adapters.Adapter(anatomy, replace(card, mode="plain", gamma=0)).drafting_count() == 0
