@@ -66,7 +66,7 @@ Progress = Callable[[str, float | None], None]
 # What drafts for a method.
 DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
     Standard.name: lambda given: StandardDrafter(),
-    Streaming.name: lambda given: StreamingDrafter(given.target, given.params),
+    Streaming.name: lambda given: StreamingDrafter(given.target, given.params, given.ids),
     PromptLookup.name: lambda given: PromptLookupDrafter(given.ids, given.params),
     Medusa.name: lambda given: MedusaDrafter(given.target, given.params),
     EarlyExit.name: lambda given: EarlyExitDrafter(given.target, given.ids, given.params),

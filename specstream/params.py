@@ -139,6 +139,14 @@ class Streaming(LevelTree):
         "last accepted token. The drafts are the same. auto: deferred on a CPU, where it is faster; else in-pass.",
         ("auto", "in-pass", "deferred"),
     )
+    lookup: int = number(
+        0,
+        "Copy after",
+        "Where the last tokens, this many, occurred before in the text, draft what followed them instead of asking the "
+        "streams; 0: never copy.",
+        0,
+        8,
+    )
     prune: float = number(
         0.0,
         "Pruning",

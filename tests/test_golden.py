@@ -34,6 +34,24 @@ def test_streaming_equals_standard_equals_generate(family: str, mode: str) -> No
         assert tiny.ids_of(tiny.finish(run)) == want
 
 
+@pytest.mark.parametrize("streams", ["in-pass", "deferred"])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_copies_beside_streams_change_nothing(temperature: float, streams: str) -> None:
+    anatomy, adapter = tiny.model_with_adapter("llama", gamma=3)
+    copied = accepted = 0
+    for seed in range(8):
+        ids = tiny.prompt(7, seed) * 3
+        sampling = Sampling(max_new_tokens=32, temperature=temperature, seed=seed)
+        want = tiny.generate_ids(anatomy.model, ids, sampling)
+        params = Streaming(lookup=1 + seed % 2, budget=6, streams=streams)
+        steps = tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling, params))
+        assert tiny.ids_of(steps) == want
+        chains = [s.draft for s in steps if len(s.draft) > 3 and s.draft.depths()[-1] == len(s.draft)]
+        copied += len(chains)
+        accepted += sum(d.fate.count(Fate.ACCEPTED) for d in chains)
+    assert copied and (accepted or temperature)
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_many_seeds(temperature: float) -> None:
     anatomy, adapter = tiny.model_with_adapter("llama", gamma=3)

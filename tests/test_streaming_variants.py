@@ -14,6 +14,7 @@ from specstream import toy
 from specstream.adapters import Adapter
 from specstream.anatomy import dissect
 from specstream.drafters.levels import Pauses
+from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Draft, Fate, Origin, Step
 from specstream.loop import Run
 from specstream.params import Sampling, Streaming
@@ -376,3 +377,37 @@ def test_pauses_change_what_is_drafted_and_no_token(streams: str) -> None:
         assert tiny.ids_of(steps) == want[1:]
         drafted[pause] = [len(step.draft) > 0 for step in steps]
     assert all(drafted[0.0][:-1]) and 0 < sum(drafted[2.5]) < len(drafted[2.5]) - 8
+
+
+class CountingSource:
+    """Streams that always guess the token 7, and count how often they are asked."""
+
+    gamma, device_type, asked = 2, "cpu", 0
+
+    def synchronize(self) -> None:
+        pass
+
+    def prepare(self, deferred: bool, prune: float) -> None:
+        pass
+
+    def stream_logits(self, row: int) -> Tensor:
+        self.asked += 1
+        return torch.eye(9)[[7, 7]] * 50
+
+
+def test_copies_ask_no_streams_and_give_way_after_a_wrong_one() -> None:
+    source, ids = CountingSource(), [1, 2, 3, 4, 5, 6, 1, 2]
+    drafter = StreamingDrafter(source, Streaming(lookup=2, budget=3, pause=0), ids)
+    assert drafter.propose(10).tokens == (3, 4, 5) and not source.asked  # what followed 1 2
+    drafter.observe(1)
+    ids += [3, 8]  # the second copied token was wrong, and nothing followed 3 8 before
+    assert drafter.propose(10).tokens[:2] == (7, 7) and source.asked == 1
+    drafter.observe(0)
+    ids += [1, 2]
+    assert drafter.propose(1).tokens == (3,)
+    drafter.observe(0)  # nothing of the copy was right, so the streams have the next turn
+    assert drafter.propose(10).tokens[0] == 7 and source.asked == 2
+    drafter.observe(0)
+    assert drafter.propose(10).tokens[0] == 3 and source.asked == 2  # 1 2 again at the end: a copy again
+    never = StreamingDrafter(source, Streaming(budget=3, pause=0), ids)
+    assert never.propose(10).tokens[0] == 7 and source.asked == 3

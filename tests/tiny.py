@@ -126,7 +126,9 @@ def streaming_run(
     target = ModelTarget(anatomy, adapter, streaming=True)
     params = params or Streaming(streams="in-pass")
     params = replace(params, pause=0) if params.pause == Streaming().pause else params
-    return new_run(target, StreamingDrafter(target, params), ids, sampling, eos)
+    run = new_run(target, None, ids, sampling, eos)
+    run.drafter = StreamingDrafter(target, params, run.ids)
+    return run
 
 
 def standard_run(anatomy: Anatomy, ids: list[int], sampling: Sampling, eos: Sequence[int] = ()) -> Run:

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from specstream.drafters.levels import LevelDrafter
-from specstream.params import Streaming
+from specstream.drafters.prompt_lookup import PromptLookupDrafter
+from specstream.events import Draft
+from specstream.params import PromptLookup, Streaming
 from specstream.target import StreamSource
 
 
 class StreamingDrafter(LevelDrafter):
     """Reads the streams of the row that was accepted last.
 
+    With ``lookup`` it copies instead where the end of ``ids``, the committed tokens as they grow, occurred before: that
+    costs no pass. Where nothing of a copy was accepted, the streams have the next turn.
+
     Raises ValueError at once when the full tree that the settings ask for is too large, or when they ask for pruning
     and the source can't.
     """
 
-    def __init__(self, source: StreamSource, params: Streaming) -> None:
+    def __init__(self, source: StreamSource, params: Streaming, ids: Sequence[int] = ()) -> None:
         super().__init__(source, source.stream_logits, source.gamma, params)
         source.prepare(params.on(source.device_type).streams == "deferred", params.prune)
+        self._copies = PromptLookupDrafter(ids, copying(params)) if params.lookup else None
+        self._copied = False
+
+    def propose(self, room: int) -> Draft:
+        if self._copies and not self._copied:
+            draft = self._copies.propose(room)
+            self._copied = len(draft) > 0
+            if self._copied:
+                return draft
+        self._copied = False
+        return super().propose(room)
+
+    def observe(self, row: int) -> None:
+        super().observe(row)
+        self._copied = self._copied and row == 0
+
+
+def copying(params: Streaming) -> PromptLookup:
+    """Settings of the copies: one path, as long as the budget, after a match of at least ``lookup`` tokens."""
+    depth = min(params.budget, 16)
+    return PromptLookup(params.budget, depth, candidates=1, longest=params.lookup, shortest=params.lookup)
