@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", default="sql,e2e,dialogsum,chat")
-    parser.add_argument("--methods", default="all")
+    parser.add_argument("--methods", default="all,streaming:lookup=2")
     parser.add_argument("--pruning-task", default="sql", help="empty: none")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--readme", type=Path, default=README)
@@ -93,7 +93,9 @@ def chapter(result: Report, title: str) -> Iterator[str]:
 
 def with_table(readme: str, results: list[Report]) -> str:
     """The text of README.md with its table of methods written anew."""
-    before, _, rest = readme.partition(BEGIN)
+    before, mark, rest = readme.partition(BEGIN)
+    if not mark or END not in rest:
+        raise SystemExit("README.md has lost the marks of its table: nothing was written there.")
     return before + BEGIN + "".join(f"{line}\n" for line in short_table(results)) + END + rest.partition(END)[2]
 
 
