@@ -324,13 +324,13 @@ def _beginning(adapter: Adapter, before: Adapter) -> dict[str, Tensor]:
         state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
     own = adapter.state_dict()
     lowest = adapter.lora.first if adapter.lora else 0
-    return {n: _widened(n, w, own.get(n)) for n, w in state.items() if _lora_layer(n, lowest) >= lowest}
+    return {n: _widened(n, w, own.get(n)) for n, w in state.items() if not _of_a_layer_below(lowest, n)}
 
 
-def _lora_layer(name: str, default: int) -> int:
-    """The layer that a factor of the streams' LoRA belongs to."""
+def _of_a_layer_below(lowest: int, name: str) -> bool:
+    """Whether this is a factor of the streams' LoRA on a layer that carries no streams any more."""
     found = re.match(r"lora\.[ab]\.(\d+)/", name)
-    return int(found[1]) if found else default
+    return found is not None and int(found[1]) < lowest
 
 
 def _widened(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
