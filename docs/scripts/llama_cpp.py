@@ -75,7 +75,9 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) 
     for way in ways:
         way(asked[0])  # warm-up
     measured = [[way(prompt) for way in ways] for prompt in asked]
-    print(f"{task}, {len(asked)} prompts, up to {tokens} tokens, {engine.info.dtype}, {torch.get_num_threads()} threads\n")
+    print(
+        f"{task}, {len(asked)} prompts, up to {tokens} tokens, {engine.info.dtype}, {torch.get_num_threads()} threads\n"
+    )
     print("\n".join(table([list(column) for column in zip(*measured, strict=True)])))
 
 

@@ -1,0 +1,82 @@
+"""Time of all linear maps of one pass of SmolLM2 135M, by the product that computes them and the number of rows.
+
+python -m docs.scripts.products [--repeats 15]
+
+Random weights of its shapes, every layer its own, so that they come from memory as in a model; the products in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import click
+import torch
+from torch import Tensor, nn
+
+from specstream.bench.machine import commit, machine
+from specstream.packed import PackedLinear
+
+LAYERS = 30
+SHAPES = [(960, 576, LAYERS), (576, 576, LAYERS), (3072, 576, LAYERS), (576, 1536, LAYERS), (49152, 576, 1)]
+ROWS = (1, 2, 4, 6, 8, 16, 32)
+Product = Callable[[Tensor], object]
+
+
+def eight_bits(linear: nn.Linear) -> Product:
+    """PyTorch's product of bfloat16 rows and int8 weights, with a scale for each output."""
+    scale = linear.weight.abs().amax(1) / 127
+    weight = (linear.weight / scale[:, None]).round().to(torch.int8)
+    return lambda x: torch._weight_int8pack_mm(x[0], weight, scale.bfloat16())
+
+
+KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Product]]] = {
+    "float32, PyTorch": (torch.float32, lambda linear: linear),
+    "float32, oneDNN packed": (torch.float32, PackedLinear),
+    "float16, FBGEMM packed": (torch.float32, lambda linear: PackedLinear(linear, half=True)),
+    "bfloat16, PyTorch": (torch.bfloat16, lambda linear: linear.bfloat16()),
+    "bfloat16, oneDNN packed": (torch.bfloat16, lambda linear: PackedLinear(linear.bfloat16())),
+    "int8 weights, bfloat16 rows": (torch.bfloat16, eight_bits),
+}
+
+
+@torch.inference_mode()
+def milliseconds(repeats: int) -> dict[tuple[str, int], float]:
+    """By kind and rows; medians for each shape, summed over a pass."""
+    total: dict[tuple[str, int], float] = defaultdict(float)
+    for out, width, count in SHAPES:
+        made = {
+            name: [make(nn.Linear(width, out, bias=False)) for _ in range(count)] for name, (_, make) in KINDS.items()
+        }
+        for rows in ROWS:
+            seconds = defaultdict(list)
+            for _ in range(repeats):
+                for name, products in made.items():
+                    x = torch.randn(1, rows, width, dtype=KINDS[name][0])
+                    started = time.perf_counter()
+                    for product in products:
+                        product(x)
+                    seconds[name].append(time.perf_counter() - started)
+            for name, times in seconds.items():
+                total[name, rows] += 1000 * statistics.median(times)
+    return total
+
+
+def table(total: dict[tuple[str, int], float]) -> Iterator[str]:
+    yield f"| product, ms for rows | {' | '.join(map(str, ROWS))} |"
+    yield "|---" * (1 + len(ROWS)) + "|"
+    for name in KINDS:
+        yield f"| {name} | {' | '.join(f'{total[name, rows]:.1f}' for rows in ROWS)} |"
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.option("--repeats", default=15, show_default=True)
+def main(repeats: int) -> None:
+    print(f"{machine()['processor']}, {torch.get_num_threads()} threads, commit {commit()}\n")
+    print("\n".join(table(milliseconds(repeats))))
+
+
+if __name__ == "__main__":
+    main()
