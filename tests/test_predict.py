@@ -165,3 +165,10 @@ def test_what_can_not_be_tuned() -> None:
     cost = curve.measure(engine, ["Text: The"], seconds=0, sizes=(0, 2))
     with pytest.raises(ValueError, match="Nothing was drafted"):
         curve.tune(cost, [Trace((), (), 1)], PromptLookup())
+
+
+def test_prediction_is_of_steps_that_all_draft_by_streams() -> None:
+    given = Streaming(pause=2, lookup=3, prune=0.1, budget=7, tree="full", depth=2)
+    assert curve.steady(given) == Streaming(pause=0, prune=0.1, budget=7, tree="full", depth=2)
+    assert curve.largest(given) == Streaming(pause=0, budget=max(curve.BUDGETS), width=max(curve.WIDTHS))
+    assert curve.steady(PromptLookup(depth=7)) == PromptLookup(depth=7)

@@ -195,15 +195,16 @@ def watched(
 def largest(method: Method) -> Method:
     """The method with a tree that holds every tree to choose from."""
     if isinstance(method, Streaming):
-        return replace(method, tree="best-first", budget=max(BUDGETS), width=max(WIDTHS), depth=0, prune=0.0, pause=0.0)
+        tree = replace(steady(method), tree="best-first", budget=max(BUDGETS), width=max(WIDTHS), depth=0)
+        return replace(tree, prune=0.0)
     if isinstance(method, PromptLookup):
         return replace(method, budget=max(BUDGETS), depth=16)
     raise ValueError(f"{method.label} can't be tuned: choose {Streaming.name} or {PromptLookup.name}.")
 
 
 def steady(method: Method) -> Method:
-    """The method without pauses: what is predicted is a draft in every step."""
-    return replace(method, pause=0.0) if isinstance(method, Streaming) else method
+    """The method without pauses and copies: what is predicted is a draft of the streams in every step."""
+    return replace(method, pause=0.0, lookup=0) if isinstance(method, Streaming) else method
 
 
 @dataclass(frozen=True)
