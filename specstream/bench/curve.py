@@ -195,8 +195,8 @@ def watched(
 def largest(method: Method) -> Method:
     """The method with a tree that holds every tree to choose from."""
     if isinstance(method, Streaming):
-        tree = replace(steady(method), tree="best-first", budget=max(BUDGETS), width=max(WIDTHS), depth=0)
-        return replace(tree, prune=0.0)
+        tree: dict[str, Any] = {"tree": "best-first", "budget": max(BUDGETS), "width": max(WIDTHS), "depth": 0}
+        return replace(method, **tree, prune=0.0, pause=0.0, lookup=0)
     if isinstance(method, PromptLookup):
         return replace(method, budget=max(BUDGETS), depth=16)
     raise ValueError(f"{method.label} can't be tuned: choose {Streaming.name} or {PromptLookup.name}.")
