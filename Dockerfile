@@ -1,4 +1,4 @@
-# docker build -t specstream . && docker run -p 7860:7860 -v specstream:/home/user/data specstream
+# docker build -t specstream . && docker run -p 127.0.0.1:7860:7860 -v specstream:/home/user/data specstream
 FROM python:3.11-slim
 
 RUN useradd --create-home --uid 1000 user
@@ -8,10 +8,11 @@ ENV HOME=/home/user \
     PYTHONUNBUFFERED=1 \
     GRADIO_SERVER_NAME=0.0.0.0 \
     HF_HOME=/home/user/data/huggingface \
-    SPECSTREAM_HOME=/home/user/data/specstream
+    SPECSTREAM_HOME=/home/user/data/specstream \
+    SPECSTREAM_DB=/home/user/data/runs.db
 WORKDIR $HOME/app
 
-# The CPU build of PyTorch: PyPI's brings several GB of CUDA. For an image with CUDA leave its line out.
+# The CPU build of PyTorch: PyPI's brings several GB of CUDA. For an image with CUDA leave out its first install.
 COPY --chown=user requirements.txt .
 RUN pip install --no-cache-dir --no-deps --extra-index-url https://download.pytorch.org/whl/cpu \
         "$(grep '^torch==' requirements.txt)" \
@@ -22,4 +23,4 @@ COPY --chown=user . .
 RUN mkdir -p /home/user/data
 VOLUME /home/user/data
 EXPOSE 7860
-CMD ["python", "app.py", "--db", "/home/user/data/runs.db"]
+CMD ["python", "app.py"]

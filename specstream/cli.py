@@ -335,8 +335,11 @@ def bench(
     _methods([n for n in names if n != EVERYTHING], values)  # refuses what is wrong before the model is loaded
     _check_writable(json_file)
     engine = _load(model, adapter, device, dtype, draft_model, _adapter_task(task_name))
+    everything = EVERYTHING in names
     names = [name for n in names for name in (_everything(engine.info, assistant) if n == EVERYTHING else [n])]
     chosen = _methods(names, values)
+    if everything:  # what stands beside it, with settings of its own, is left out too where it can't run
+        chosen = [m for m in chosen if m.name not in engine.info.unavailable]
     if missing := [engine.info.unavailable[m.name] for m in chosen if m.name in engine.info.unavailable]:
         raise ValueError(missing[0])
     cases = benchmark.read_cases(engine, data, task_name, limit)
@@ -446,7 +449,9 @@ def _log_benchmark(report: dict[str, Any]) -> None:
     help="The folder of the adapter and its checkpoint (default: adapters/TASK).",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
-@click.option("--start", type=click.Path(path_type=Path), help="An adapter to begin with: a folder or a bundled task.")
+@click.option(
+    "--start", type=click.Path(path_type=Path), help="An adapter to begin with: a name of `adapters list` or a folder."
+)
 @click.option(
     "--targets",
     type=click.Choice(["references", "self"]),

@@ -96,7 +96,7 @@ def decoder(
 ) -> Callable[..., Any]:
     """What to give ``model.generate`` as ``custom_generate``: made once for a model, used as often as you like.
 
-    ``adapter`` is the folder of an adapter for the model, with streams or heads; a shared adapter's tuned weights are
+    ``adapter`` is the folder of an adapter for the model, with streams or heads; the weights that it tuned are
     merged into the model here, so its own output changes alike. ``draft_model`` is a second model of transformers with
     the same tokenizer. ``method`` is by default Speculative Streaming with streams, else the draft model where there is
     one, else prompt lookup. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a

@@ -143,7 +143,7 @@ class Streaming(LevelTree):
         0,
         "Copy after",
         "Where the last tokens, this many, occurred before in the text, draft what followed them instead of asking the "
-        "streams; 0: never copy.",
+        "streams; 0: never copy. A copy is as long as the budget; depth, width, tree and pause don't concern it.",
         0,
         8,
     )

@@ -12,6 +12,8 @@ from specstream.events import Lane
 from specstream.params import METHODS, Sampling, Streaming
 from specstream.runlog import RunLog
 from specstream.session import run_session
+from tests import tiny
+from tests.test_models import save
 
 ROW = {
     "meaning_representation": "name[The Salted Fig], area[riverside]",
@@ -168,6 +170,18 @@ def test_bench_takes_all_methods_and_one_with_settings_of_its_own(toy_engine, da
     assert [row["method"] for row in rows] == [*METHODS, "streaming"]
     assert rows[-1]["label"] == "Speculative Streaming, tree budget 2" and rows[-1]["settings"]["budget"] == 2
     assert "is no setting" in fails(["bench", "--methods", "streaming:budget", *words], capsys)
+
+
+def test_bench_with_all_leaves_out_what_the_model_can_not_run(tmp_path: Path, data: Path, capsys) -> None:
+    save(tiny.tiny("llama"), tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--adapter", "none", "--device", "cpu", "--limit", "1"]
+    words += ["--task", "e2e", "--data", str(data), "--repeats", "1", "--max-new-tokens", "8"]
+    assert run(["bench", "--methods", "all,streaming:budget=2", *words]) == 0
+    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["rows"]
+    assert {"standard", "prompt_lookup"} <= {r["method"] for r in rows} and "streaming" not in {
+        r["method"] for r in rows
+    }
+    assert "no trained streams" in fails(["bench", "--methods", "prompt_lookup,streaming:budget=2", *words], capsys)
 
 
 def test_cost_and_tune_json(toy_engine, data, tmp_path, capsys) -> None:

@@ -260,4 +260,4 @@ def test_full_tree_too_large_is_refused() -> None:
     anatomy, adapter = tiny.model_with_adapter("llama", gamma=4)
     target = ModelTarget(anatomy, adapter, streaming=True)
     with pytest.raises(ValueError, match="smaller width or depth"):
-        StreamingDrafter(target, Streaming(tree="full", width=8))
+        StreamingDrafter(target, Streaming(tree="full", width=8), [])

@@ -20,6 +20,7 @@ import click
 import torch
 
 from specstream.bench.cases import read_prompts
+from specstream.bench.machine import commit, machine
 from specstream.engine import load
 from specstream.params import Sampling, Standard, Streaming
 from specstream.stats import summarize
@@ -65,6 +66,10 @@ def table(rates: list[list[float]]) -> Iterator[str]:
 @click.option("--dtype", default="auto", show_default=True)
 def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) -> None:
     engine = load("smollm2-135m", adapter=task, device="cpu", dtype=dtype)
+    if not engine.info.source.startswith("PyPI"):
+        raise click.ClickException(
+            f"The model is from {engine.info.source}, not from the 4-bit file: set HF_HUB_OFFLINE=1, an empty HF_HOME."
+        )
     sampling = Sampling(max_new_tokens=tokens)
 
     def ours(method: Standard | Streaming) -> Rate:
@@ -75,9 +80,8 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) 
     for way in ways:
         way(asked[0])  # warm-up
     measured = [[way(prompt) for way in ways] for prompt in asked]
-    print(
-        f"{task}, {len(asked)} prompts, up to {tokens} tokens, {engine.info.dtype}, {torch.get_num_threads()} threads\n"
-    )
+    print(f"{machine()['processor']}, {engine.info.dtype}, {torch.get_num_threads()} threads, commit {commit()}")
+    print(f"{task}, {len(asked)} prompts, up to {tokens} tokens\n")
     print("\n".join(table([list(column) for column in zip(*measured, strict=True)])))
 
 

@@ -21,8 +21,8 @@ from specstream.loop import Run
 from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
 from specstream.target import never
 
-SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
-BUDGETS, WIDTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48), (1, 2, 3, 4, 6, 8)
+SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48)
+BUDGETS, WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48), (1, 2, 3, 4, 6, 8)
 STEPS_PER_RUN = 64
 PROBE = 1 << 28  # bytes read to measure the memory's speed: more than any cache holds
 VARIANTS = ("in-pass", "deferred")  # where the streams are computed, see params.Streaming
@@ -153,9 +153,9 @@ def _run(engine: Engine, prompt: str, sizes: Sequence[int], method: Streaming | 
     run = engine.new_run(engine.encode(prompt), method or Standard(), sampling)
     drafters: list[Drafter] = [Filler(n) for n in sizes]
     if method:
-        wide = replace(method, tree="best-first", width=max(WIDTHS), depth=0)
+        wide = replace(method, tree="best-first", width=max(WIDTHS), depth=0, pause=0.0, lookup=0)
         source: Any = run.target  # which drafts as well
-        drafters = [StreamingDrafter(source, replace(wide, budget=n)) for n in sizes if n]
+        drafters = [StreamingDrafter(source, replace(wide, budget=n), run.ids) for n in sizes if n]
     run.drafter = Turns(drafters)
     return run
 

@@ -1,7 +1,7 @@
 """Outside references: the same prompts through transformers' own ``generate``, which is not our code.
 
-They run on a copy of the stock model, as the library loads it: our packed weights are not theirs to profit from. Of a
-shared adapter the tuned weights are in the copy too, so that both write the same text.
+They run on a copy of the stock model, as the library loads it: our packed weights are not theirs to profit from. Where
+an adapter tuned the model, the tuned weights are in the copy too, so that both write the same text.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def references(names: Sequence[str], engine: Engine, adapter: str, assistant: st
 
 
 def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
-    """The model as transformers loads it, with the tuned weights of a shared adapter.
+    """The model as transformers loads it, with the weights that the adapter tuned.
 
     Where ours has float16 weights to compute with in float32, it has them too, as the float32 that transformers would
     compute in.

@@ -29,7 +29,7 @@ def tried(
 
     ``predicted`` says what the prompts of the choice promise. ``explained`` says what the other prompts promise for
     the same trees: what is left between it and ``measured`` is the prediction's own error, not that of other prompts.
-    Both are of runs without pauses and copies.
+    All three are of runs without pauses and copies.
     ``done`` is called after each run of standard decoding, the choice and the given settings.
     Raises ValueError for fewer than two prompts, and Cancelled once ``stop`` is true.
     """

@@ -21,7 +21,7 @@ class StreamingDrafter(LevelDrafter):
     and the source can't.
     """
 
-    def __init__(self, source: StreamSource, params: Streaming, ids: Sequence[int] = ()) -> None:
+    def __init__(self, source: StreamSource, params: Streaming, ids: Sequence[int]) -> None:
         super().__init__(source, source.stream_logits, source.gamma, params)
         source.prepare(params.on(source.device_type).streams == "deferred", params.prune)
         self._copies = PromptLookupDrafter(ids, copying(params)) if params.lookup else None

@@ -66,7 +66,8 @@ class Config(Checked):
     precision: str = choice(
         "auto",
         "Precision",
-        "Number format of the products; auto: bfloat16 where the device computes in it, else float32.",
+        "Number format of the products; auto: bfloat16 where the device computes in it, else float16 on a GPU and "
+        "float32 on a processor.",
         ("auto", "float32", "bfloat16", "float16"),
     )
     seed: int = number(0, "Seed", "Start of all random choices.", 0, 2**31 - 1)

@@ -94,7 +94,7 @@ class StreamModel(Trainee):
 
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
         target = ModelTarget(self.anatomy, self.adapter, streaming=True)
-        return target, StreamingDrafter(target, Streaming(budget=budget, pause=0))
+        return target, StreamingDrafter(target, Streaming(budget=budget, pause=0), ids)
 
     def tuned(self) -> AbstractContextManager[Any]:
         if self.adapter.card.mode == "lossless" or not self.adapter.lora:  # what tuned the base is merged into it
