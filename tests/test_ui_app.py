@@ -121,6 +121,19 @@ def test_stop_does_not_wait_for_a_slow_step() -> None:
     assert view.words.startswith("Done: stopped by you") and view.tone == "plain"
 
 
+def test_stop_in_the_prompt_pass_says_that_nothing_was_written() -> None:
+    run = Run(loaded(pace=4), None, ask(tokens=2000))
+    view = View(Feed("live"))
+    for batch in run.batches():
+        for item in batch:
+            view.add(item)
+        if view.stats[Lane.METHOD].method:
+            run.stop.set()
+    assert run._thread.is_alive() and not view.steps
+    view.close(run.stop.is_set())
+    assert (view.words, view.tone) == ("Stopped by you before the first token", "plain")
+
+
 def test_a_run_that_nobody_watches_stops_after_the_grace_time_and_frees_the_engine() -> None:
     engines = loaded(pace=0.02)
     run = Run(engines, None, ask(tokens=2000, ignore_eos=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from ui.view import View
 from ui.worker import Ask, Run
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts.json"
+PAINT = 0.15  # seconds that the browser gets to show the summary before the charts, which take it longer, arrive
 MOST_WAITING = 64  # runs that wait for the model at a time, told their place; more wait in gradio's own queue
 
 Updates = dict[Any, Any]
@@ -265,6 +267,7 @@ def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
     view.close(run.stop.is_set())
     ended = tab.answered(run.ask, view.text) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.summary(view)
+    time.sleep(PAINT)
     yield tab.idle() | tab.view.drawn(view)  # only now: gradio ignores a click while the one before goes on
 
 

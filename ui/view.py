@@ -78,6 +78,8 @@ class View:
             self.tone = "plain"
             if stopped and self.steps:
                 self.words = f"Done: {ENDS[Reason.STOPPED]}, {ours.tokens} tokens"
+            elif stopped and ours.method:  # begun: in a line of waiting visitors the words say so already
+                self.words = "Stopped by you before the first token"
         elif plain.reason is Reason.STOPPED or (stopped and self.plain and plain.reason is None):
             self.words, self.tone = "Stopped by you while standard decoding was measured", "plain"
         else:

@@ -101,7 +101,7 @@ class Run(ModelJob):
     """One run of the Playground. Its items are notices, the number in the log, events and the verdict."""
 
     ask: Ask
-    patience = 0.3  # a step of a large model may take seconds: Stop does not wait for it
+    patience = 0.15  # a step of a large model may take seconds: Stop does not wait for it
 
     def use(self, engine: Any) -> None:
         self._say("Running")

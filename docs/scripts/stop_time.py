@@ -33,8 +33,8 @@ def served(pace: float) -> Iterator[str]:
 def stopped_after(page: Page) -> float:
     """Seconds from the click on Stop to the final summary."""
     page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_function("document.querySelector('.ss-player').dataset.state === 'running'")  # no recorded run's text
     page.locator(".ss-player").first.locator(".ss-method .ss-tok").nth(3).wait_for(timeout=120_000)
-    page.wait_for_function("document.querySelector('.ss-player').dataset.state === 'running'")
     began = time.perf_counter()
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_text("Done: stopped by you").first.wait_for(timeout=120_000)
