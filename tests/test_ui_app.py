@@ -119,6 +119,7 @@ def test_stop_does_not_wait_for_a_slow_step() -> None:
     assert run._thread.is_alive()  # inside its step still
     view.close(run.stop.is_set())
     assert view.words.startswith("Done: stopped by you") and view.tone == "plain"
+    run._thread.join()
 
 
 def test_stop_in_the_prompt_pass_says_that_nothing_was_written() -> None:
@@ -132,6 +133,7 @@ def test_stop_in_the_prompt_pass_says_that_nothing_was_written() -> None:
     assert run._thread.is_alive() and not view.steps
     view.close(run.stop.is_set())
     assert (view.words, view.tone) == ("Stopped by you before the first token", "plain")
+    run._thread.join()
 
 
 def test_a_run_that_nobody_watches_stops_after_the_grace_time_and_frees_the_engine() -> None:
