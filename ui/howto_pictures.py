@@ -20,6 +20,7 @@ LONGEST = 9  # letters of a token that fit into its chip
 END = "(end)"
 NODE, LEVEL = 84, 66  # room of a leaf across, and of a level down
 CELL = 26  # of the mask
+STREAMS = 4  # that are drawn, so that letters stay readable on a phone; the words say all
 FATE_WORDS = {
     Fate.ACCEPTED: "accepted",
     Fate.REJECTED: "rejected",
@@ -111,7 +112,7 @@ def streams(row: str, own: str, draft: Draft, layers: int, top: int, count: int)
     ``row`` is the token that goes in, ``own`` the model's own choice after it, ``draft`` what the streams led to.
     """
     main, room = 46.0, 66
-    columns = [main + 24 + room * (j + 0.5) + CHIP / 2 - 6 for j in range(count)]
+    columns = [main + 24 + room * (j + 0.5) + CHIP / 2 - 6 for j in range(min(count, STREAMS))]
     width = max(WIDTH, columns[-1] + CHIP / 2 + 2)
     guesses = best_at_depths(draft, count)
     pieces = [
@@ -123,10 +124,11 @@ def streams(row: str, own: str, draft: Draft, layers: int, top: int, count: int)
         _chip(main, 22, own, "d0"),
         _text(main, 14, "next token", "ss-small"),
     ]
-    for j, (x, guess) in enumerate(zip(columns, guesses, strict=True), 1):
+    for j, (x, guess) in enumerate(zip(columns, guesses[:STREAMS], strict=True), 1):
         pieces += [_line([(main + 38, 150), (x, 150), (x, 122)], "again"), _line([(x, 82), (x, 46)])]
         pieces.append(_box(x - 31, 22, 62, HIGH, f"ss-chip {depth_class(j)}", _fitting(guess[0]) if guess else "…"))
-        pieces.append(_text(x, 14, f"stream {j}", "ss-small"))
+        more = f" of {count}" if j == STREAMS < count else ""
+        pieces.append(_text(x, 14, f"stream {j}{more}", "ss-small"))
         pieces.append(_text(x, 60, number(guess[1], 2) if guess else "", "ss-small ss-halo"))
     said = "; ".join(f"stream {j} “{label(g[0])}” with {g[1]:.2f}" for j, g in enumerate(guesses, 1) if g)
     words = (
