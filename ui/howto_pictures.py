@@ -127,8 +127,7 @@ def streams(row: str, own: str, draft: Draft, layers: int, top: int, count: int)
     for j, (x, guess) in enumerate(zip(columns, guesses[:STREAMS], strict=True), 1):
         pieces += [_line([(main + 38, 150), (x, 150), (x, 122)], "again"), _line([(x, 82), (x, 46)])]
         pieces.append(_box(x - 31, 22, 62, HIGH, f"ss-chip {depth_class(j)}", _fitting(guess[0]) if guess else "…"))
-        more = f" of {count}" if j == STREAMS < count else ""
-        pieces.append(_text(x, 14, f"stream {j}{more}", "ss-small"))
+        pieces.append(_text(x, 14, f"{j} of {count}" if j == STREAMS < count else f"stream {j}", "ss-small"))
         pieces.append(_text(x, 60, number(guess[1], 2) if guess else "", "ss-small ss-halo"))
     said = "; ".join(f"stream {j} “{label(g[0])}” with {g[1]:.2f}" for j, g in enumerate(guesses, 1) if g)
     words = (
