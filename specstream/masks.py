@@ -48,8 +48,9 @@ def with_streams(mask: Tensor, nodes: Tensor, gamma: int) -> Tensor:
     out[:, :n, :keys] = mask
     view = mask.gather(1, nodes[:, :, None].expand(-1, -1, keys))  # [B, S, k]
     out[:, n:, :keys] = view.repeat_interleave(gamma, dim=1)
-    lower = torch.ones(gamma, gamma, dtype=torch.bool, device=mask.device).tril()
-    out[:, n:, keys:] = torch.block_diag(*[lower] * carried).bool()
+    number = torch.arange(streams, device=mask.device)
+    node, stream = number // gamma, number % gamma
+    out[:, n:, keys:] = (node[:, None] == node) & (stream[:, None] >= stream)
     return out
 
 

@@ -136,7 +136,8 @@ class Streaming(LevelTree):
         "auto",
         "Streams",
         "in-pass: every verified token carries streams (the paper); deferred: a short second pass makes those of the "
-        "last accepted token. The drafts are the same. auto: deferred on a CPU, where it is faster; else in-pass.",
+        "last accepted token. The drafts are the same. auto: deferred on a CPU and on CUDA, where it was measured "
+        "to be faster; else in-pass.",
         ("auto", "in-pass", "deferred"),
     )
     lookup: int = number(
@@ -157,8 +158,10 @@ class Streaming(LevelTree):
     )
 
     def on(self, device: str) -> Streaming:
-        """The same with "auto" decided for a device."""
-        return self if self.streams != "auto" else replace(self, streams="deferred" if device == "cpu" else "in-pass")
+        """The same with "auto" decided for a device. Nobody has measured it on "mps": there it is as published."""
+        if self.streams != "auto":
+            return self
+        return replace(self, streams="deferred" if device in ("cpu", "cuda") else "in-pass")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Strea
 from tests import tiny
 from tests.test_heads import bare, random_heads, saved
 
-IDS = torch.tensor([tiny.prompt(8) * 3])
+IDS = torch.tensor([tiny.prompt(8) * 3], device=tiny.DEVICE)
 EAGER = PromptLookup(shortest=1, candidates=4)
 
 
@@ -169,7 +169,14 @@ def test_a_dict_where_generate_gives_one() -> None:
         ({"num_beams": 3}, "not beam search"),
         ({"num_return_sequences": 2, "do_sample": True}, "one sequence"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
-        ({"attention_mask": torch.cat([torch.zeros(1, 1), torch.ones(1, IDS.shape[1] - 1)], 1).long()}, "Padding"),
+        (
+            {
+                "attention_mask": torch.cat([torch.zeros(1, 1), torch.ones(1, IDS.shape[1] - 1)], 1)
+                .long()
+                .to(IDS.device)
+            },
+            "Padding",
+        ),
         ({"prompt_lookup_num_tokens": 5}, "not assisted"),
         ({"guidance_scale": 1.5}, "drafted tokens"),
         ({"cache_implementation": "static"}, "cache"),

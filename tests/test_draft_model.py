@@ -50,7 +50,7 @@ def relative(model: Any, noise: float = 0.05) -> Any:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in out.parameters():
-            weight += noise * weight.std() * torch.randn(weight.shape, generator=generator)
+            weight += noise * weight.std() * torch.randn(weight.shape, generator=generator).to(weight)
     return out
 
 

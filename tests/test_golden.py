@@ -149,7 +149,7 @@ def brute_force(model, prefix: list[int], draft: Draft, picker: Picker) -> list[
     out, node = [], -1
     while True:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([paths[node]]), use_cache=False).logits[0, -1]
+            logits = model(input_ids=torch.tensor([paths[node]], device=tiny.DEVICE), use_cache=False).logits[0, -1]
         out.append(picker.pick(logits, paths[node]))
         below = [n for n, p in enumerate(draft.parents) if p == node and draft.tokens[n] == out[-1]]
         if not below:

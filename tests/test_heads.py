@@ -34,7 +34,7 @@ COUNT, EXIT = 3, 2  # Medusa heads; layers before the exit
 def randomised(part):
     for weight in part.parameters():
         nn.init.normal_(weight, std=0.1)
-    return part.eval()
+    return part.eval().to(tiny.DEVICE)
 
 
 def random_heads(anatomy: Anatomy, projection: str = "shared", vocabulary: int = 0) -> Heads:
@@ -99,7 +99,7 @@ def test_many_seeds_and_every_setting_of_sampling(make) -> None:
 @torch.no_grad()
 def reference_medusa(anatomy: Anatomy, beside: Heads, ids: list[int]) -> torch.Tensor:
     """Head by head, from a pass over the whole text without a cache: what follows the token after ``ids``."""
-    x = anatomy.decoder(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
+    x = anatomy.decoder(input_ids=torch.tensor([ids], device=anatomy.device), use_cache=False).last_hidden_state[0, -1]
     part = beside.medusa
     out = []
     for j in range(COUNT):
@@ -111,7 +111,9 @@ def reference_medusa(anatomy: Anatomy, beside: Heads, ids: list[int]) -> torch.T
 @torch.no_grad()
 def reference_exit(anatomy: Anatomy, beside: Heads, ids: list[int]) -> torch.Tensor:
     """The exit's logits after ``ids``, from the entry of its layer in such a pass."""
-    out = anatomy.decoder(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+    out = anatomy.decoder(
+        input_ids=torch.tensor([ids], device=anatomy.device), use_cache=False, output_hidden_states=True
+    )
     main, part = out.hidden_states[EXIT][0, -1], beside.exit
     return anatomy.logits(main + part.up @ nn.functional.silu(part.down @ main))
 
@@ -231,14 +233,14 @@ def test_medusa_grows_the_trees_of_streaming() -> None:
 def test_drafts_keep_to_the_draft_vocabulary() -> None:
     anatomy = dissect(tiny.tiny("llama"))
     ids = torch.arange(40, 60)
-    state = torch.randn(anatomy.hidden_size)
+    state = torch.randn(anatomy.hidden_size, device=anatomy.device)
     for projection in ("shared", "own"):
-        medusa = MedusaHeads(anatomy, HeadCard("medusa", 2, projection, draft_vocabulary=20), ids)
+        medusa = MedusaHeads(anatomy, HeadCard("medusa", 2, projection, draft_vocabulary=20), ids).to(anatomy.device)
         logits = medusa.logits(anatomy, state)
         assert logits.isfinite().nonzero()[:, 1].tolist() == [*range(40, 60)] * 2
         # With its map at zero a head is the model's own; so is a copy of the head's rows.
         torch.testing.assert_close(logits[:, ids], anatomy.head_logits(state)[ids].expand(2, -1))
-    exit = ExitHead(anatomy, HeadCard("exit", layers=2, rank=4, draft_vocabulary=20), ids)
+    exit = ExitHead(anatomy, HeadCard("exit", layers=2, rank=4, draft_vocabulary=20), ids).to(anatomy.device)
     torch.testing.assert_close(exit.logits(anatomy, state)[ids], anatomy.logits(state)[ids])
 
 

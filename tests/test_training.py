@@ -34,6 +34,7 @@ from specstream.training.data import (
     draft_vocabulary,
     read_examples,
 )
+from specstream.training.frozen import FrozenStates
 from specstream.training.objective import StreamModel, objective, sums_of
 from specstream.training.trainer import Trainer
 from tests import tiny
@@ -145,6 +146,20 @@ def test_states_below_what_is_trained_are_computed_once(mode: str, tuned: str) -
     assert torch.equal(again, want) and not torch.equal(first[:, 1:], again[:, 1:])
     little = StreamModel(anatomy, adapter, tuned, cache=1e-6)  # room for one of them
     assert torch.equal(little(batch), anew(batch)) and torch.equal(little(batch), anew(batch))
+
+
+def test_states_of_a_batch_computed_together_are_those_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: padded rows in one pass."""
+    anatomy, adapter = fresh("lossless")
+    below = Spy(anatomy)
+    batch = collate(EXAMPLES, 3, 0)
+    want = FrozenStates(StreamModel(anatomy, adapter)._run_below, 1.0).of(batch)
+    monkeypatch.setattr("specstream.training.frozen.batches_passes", lambda device: True)
+    states = FrozenStates(StreamModel(anatomy, adapter)._run_below, 1.0)
+    before = below.passes
+    torch.testing.assert_close(states.of(batch), want)
+    assert len({len(e) for e in EXAMPLES}) > 1 and below.passes == before + 1
+    assert torch.equal(states.of(batch), states.of(batch)) and below.passes == before + 1
 
 
 @pytest.mark.parametrize("mode,tuned", [("shared", "all"), ("shared", "top"), ("lossless", "all")])

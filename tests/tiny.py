@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +24,8 @@ from specstream.sampling import Picker
 from specstream.target import ModelTarget
 from specstream.text import TextStream
 
+# Where the models of the engine's tests are: SPECSTREAM_TEST_DEVICE=cuda runs these tests on a GPU.
+DEVICE = os.environ.get("SPECSTREAM_TEST_DEVICE", "cpu")
 VOCAB = 120
 WINDOW = 8
 LLAMA = {
@@ -74,7 +78,7 @@ def tiny(family: str, seed: int = 0) -> Any:
         if weight.dim() > 1:
             nn.init.normal_(weight, std=0.6 if "embed" in name or "wte" in name else 0.15)
     model.generation_config.eos_token_id = None  # runs end where a test says so
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def random_adapter(
@@ -84,7 +88,7 @@ def random_adapter(
     torch.manual_seed(seed)
     shape = base_shape(anatomy)
     card = Card("tiny", shape, "e2e", mode, gamma, layers, 4, lora_rank=2, lora_scale=1.0, exit_rank=exit_rank)
-    adapter = Adapter(anatomy, card).eval()
+    adapter = Adapter(anatomy, card).eval().to(DEVICE)
     for weight in adapter.parameters():
         nn.init.normal_(weight, std=0.1)
     if mode == "shared" and adapter.lora:
@@ -141,11 +145,12 @@ def finish(run: Run, check: Callable[[Run, Step], None] | None = None) -> list[S
 
 
 def _steps(run: Run, check: Callable[[Run, Step], None] | None) -> Iterator[Step]:
-    for event in decode(run, lambda: False):
-        if isinstance(event, Step):
-            if check:
-                check(run, event)
-            yield event
+    with closing(decode(run, lambda: False)) as events:
+        for event in events:
+            if isinstance(event, Step):
+                if check:
+                    check(run, event)
+                yield event
 
 
 def ids_of(steps: Sequence[Step]) -> list[int]:
@@ -159,14 +164,14 @@ class _Choice(LogitsProcessor):
         self._picker = picker
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self._picker.scores(scores[0], input_ids[0].tolist())[None].float()
+        return self._picker.scores(scores[0], input_ids[0].tolist())[None].float().to(scores.device)
 
 
 def generate_ids(model: Any, ids: list[int], sampling: Sampling, eos: int | None = None) -> list[int]:
     """What transformers' own ``generate`` gives, with our sampling plugged in as a logits processor."""
     out = model.generate(
-        input_ids=torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        input_ids=torch.tensor([ids], device=model.device),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
         do_sample=False,
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=eos,

@@ -14,7 +14,8 @@ from specstream.anatomy import Anatomy
 from specstream.text import chat_prompt, encode
 from specstream.training.data import DataError, Example
 
-TOKENS = 16_384  # of the rows computed together, prompts and answers
+# Tokens of the rows computed together, prompts and answers. On a GPU a step takes hardly longer for more rows.
+TOKENS, GPU_TOKENS = 16_384, 131_072
 
 
 def own_prompts(anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: Callable[[int], None]) -> list[str]:
@@ -28,10 +29,11 @@ def own_prompts(anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: C
         raise DataError("Prompts can only be made by a model with a chat template: give --data.")
     end = tokenizer(tail.strip().splitlines()[0], add_special_tokens=False).input_ids[:1]
     ids = encode(tokenizer, head)
+    rows_at_once = 32 * _room(anatomy) // TOKENS
     out: dict[str, None] = {}
     round_ = 0
     while len(out) < count:
-        rows = generate(anatomy, tokenizer, [ids] * 32, 64, 1.0, seed + round_, end)
+        rows = generate(anatomy, tokenizer, [ids] * rows_at_once, 64, 1.0, seed + round_, end)
         texts = (tokenizer.decode(r[:-1], skip_special_tokens=True).strip() for r in rows if r[-1:] == end)
         out.update(dict.fromkeys(t for t in texts if len(t) > 8))
         round_ += 1
@@ -85,7 +87,7 @@ def answer_all(
     wanted = [(p, t) for t in temperatures for p in sorted(prompts, key=len) if (p, t) not in have]
     total, made = len(wanted), 0
     with file.open("a", encoding="utf-8") as out, tuned():
-        for group in _groups(tokenizer, wanted, most):
+        for group in _groups(tokenizer, wanted, most, _room(anatomy)):
             ids = [encode(tokenizer, p) for p, _ in group]
             rows = generate(anatomy, tokenizer, ids, most, group[0][1], seed=made)
             for (prompt, temperature), answer in zip(group, rows, strict=True):
@@ -99,11 +101,15 @@ def answer_all(
     return [Example(tuple(encode(tokenizer, p)), tuple(have[p, t]["answer"])) for p, t in keys if have[p, t]["answer"]]
 
 
-def _groups(tokenizer: Any, wanted: list[tuple[str, float]], most: int) -> Iterator[list[tuple[str, float]]]:
+def _room(anatomy: Anatomy) -> int:
+    return TOKENS if anatomy.device.type == "cpu" else GPU_TOKENS
+
+
+def _groups(tokenizer: Any, wanted: list[tuple[str, float]], most: int, room: int) -> Iterator[list[tuple[str, float]]]:
     group: list[tuple[str, float]] = []
     for prompt, temperature in wanted:
         rows = len(group) + 1
-        full = group and (group[0][1] != temperature or rows * (len(encode(tokenizer, prompt)) + most) > TOKENS)
+        full = group and (group[0][1] != temperature or rows * (len(encode(tokenizer, prompt)) + most) > room)
         if full:
             yield group
             group = []

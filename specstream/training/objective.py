@@ -170,7 +170,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 loss = F.cross_entropy(logits, target, reduction="sum")
             if grads is not None:
                 grads[at : at + CHUNK] = torch.autograd.grad(loss, part)[0]
-            out += torch.stack([loss.detach(), (logits.argmax(-1) == target).sum(), torch.tensor(len(target))])
+            out += torch.stack([loss.detach(), (logits.argmax(-1) == target).sum(), loss.new_tensor(len(target))])
         ctx.grads = grads
         return out
 
