@@ -48,8 +48,8 @@ PATTERNS = ("The {a} {b}", "{a} {b}", "The {b}", "{p}'s", "{p}'s {b}", "{b} & {c
 
 def name(rng: random.Random) -> str:
     """A name that a restaurant might have."""
-    words = {letter: rng.choice(WORDS[letter].split()) for letter in WORDS}
-    return rng.choice(PATTERNS).format(**words, c=rng.choice(WORDS["b"].split()))
+    words = {letter: rng.choice(WORDS["b" if letter == "c" else letter].split()) for letter in "abcpq"}
+    return rng.choice(PATTERNS).format(**words)
 
 
 def renamed(meaning: str, rng: random.Random) -> str:
