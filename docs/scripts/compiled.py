@@ -11,7 +11,7 @@ import time
 import click
 import torch
 
-from specstream.bench.machine import commit, machine
+from specstream.bench.machine import heading
 from specstream.models import load_model, resolve
 
 
@@ -36,7 +36,7 @@ def main(dtype: str, tokens: int, repeats: int) -> None:
     per_token()
     warm_up = time.perf_counter() - started
     compiled = statistics.median(per_token() for _ in range(repeats))
-    print(f"{machine()['processor']}, {dtype}, {torch.get_num_threads()} threads, commit {commit()}")
+    print(heading(dtype, f"{torch.get_num_threads()} threads"))
     print(f"static cache: {eager:.1f} ms per token, compiled {compiled:.1f} after {warm_up:.0f} s of warm-up")
 
 

@@ -20,7 +20,7 @@ import click
 import torch
 
 from specstream.bench.cases import read_prompts
-from specstream.bench.machine import commit, machine
+from specstream.bench.machine import heading
 from specstream.engine import load
 from specstream.params import Sampling, Standard, Streaming
 from specstream.stats import summarize
@@ -80,7 +80,7 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) 
     for way in ways:
         way(asked[0])  # warm-up
     measured = [[way(prompt) for way in ways] for prompt in asked]
-    print(f"{machine()['processor']}, {engine.info.dtype}, {torch.get_num_threads()} threads, commit {commit()}")
+    print(heading(engine.info.dtype, f"{torch.get_num_threads()} threads"))
     print(f"{task}, {len(asked)} prompts, up to {tokens} tokens\n")
     print("\n".join(table([list(column) for column in zip(*measured, strict=True)])))
 

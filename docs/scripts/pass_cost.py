@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from specstream import engine, packed
-from specstream.bench.machine import commit, machine
+from specstream.bench.machine import heading
 from specstream.events import Draft
 
 PROMPT = "Facts: name[The Salted Fig], eatType[pub], food[Italian], area[riverside]\nText: The Salted Fig is"
@@ -34,7 +34,7 @@ def main() -> None:
     if options.unpacked:
         engine.suits = packed.suits = lambda *_: False
     loaded = engine.load("smollm2-135m", "e2e", dtype=options.dtype)
-    print(f"{machine()['processor']}, {loaded.info.dtype}, {loaded.info.versions['linear']}, commit {commit()}")
+    print(heading(loaded.info.dtype, loaded.info.versions["linear"]))
     print(
         "| nodes | plain pass, ms | with streams, ms | stream logits, ms | step / plain step |\n|---|---|---|---|---|"
     )

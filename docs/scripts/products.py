@@ -16,7 +16,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from specstream.bench.machine import commit, machine
+from specstream.bench.machine import heading
 from specstream.packed import PackedLinear
 
 LAYERS = 30
@@ -74,7 +74,7 @@ def table(total: dict[tuple[str, int], float]) -> Iterator[str]:
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--repeats", default=15, show_default=True)
 def main(repeats: int) -> None:
-    print(f"{machine()['processor']}, {torch.get_num_threads()} threads, commit {commit()}\n")
+    print(heading(f"{torch.get_num_threads()} threads"), end="\n\n")
     print("\n".join(table(milliseconds(repeats))))
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from specstream.loop import Run
 from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
 from specstream.target import never
 
+Kind = TypeVar("Kind", bound=Method)
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48)
 BUDGETS, WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48), (1, 2, 3, 4, 6, 8)
 STEPS_PER_RUN = 64
@@ -153,7 +154,7 @@ def _run(engine: Engine, prompt: str, sizes: Sequence[int], method: Streaming | 
     run = engine.new_run(engine.encode(prompt), method or Standard(), sampling)
     drafters: list[Drafter] = [Filler(n) for n in sizes]
     if method:
-        wide = replace(method, tree="best-first", width=max(WIDTHS), depth=0, pause=0.0, lookup=0)
+        wide = replace(steady(method), tree="best-first", width=max(WIDTHS), depth=0)
         source: Any = run.target  # which drafts as well
         drafters = [StreamingDrafter(source, replace(wide, budget=n), run.ids) for n in sizes if n]
     run.drafter = Turns(drafters)
@@ -196,15 +197,15 @@ def largest(method: Method) -> Method:
     """The method with a tree that holds every tree to choose from."""
     if isinstance(method, Streaming):
         tree: dict[str, Any] = {"tree": "best-first", "budget": max(BUDGETS), "width": max(WIDTHS), "depth": 0}
-        return replace(method, **tree, prune=0.0, pause=0.0, lookup=0)
+        return replace(steady(method), **tree, prune=0.0)
     if isinstance(method, PromptLookup):
         return replace(method, budget=max(BUDGETS), depth=16)
     raise ValueError(f"{method.label} can't be tuned: choose {Streaming.name} or {PromptLookup.name}.")
 
 
-def steady(method: Method) -> Method:
+def steady(method: Kind) -> Kind:
     """The method without pauses and copies: what is predicted is a draft of the streams in every step."""
-    return replace(method, pause=0.0, lookup=0) if isinstance(method, Streaming) else method
+    return cast(Kind, replace(method, pause=0.0, lookup=0)) if isinstance(method, Streaming) else method
 
 
 @dataclass(frozen=True)

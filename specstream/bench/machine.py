@@ -54,6 +54,11 @@ def commit() -> str:
     return out.stdout.strip()
 
 
+def heading(*words: str) -> str:
+    """What stands over a table: the processor, ``words`` and the commit."""
+    return ", ".join((machine()["processor"], *words, f"commit {commit()}"))
+
+
 def described(engine: Engine) -> dict[str, Any]:
     """What was measured, on what, when: the head of every result."""
     info = engine.info
