@@ -82,10 +82,11 @@ def test_tokens_and_probabilities_are_those_of_the_steps(values: dict[str, Any])
     assert "walrus" in shown(values) and "0.12" in shown(values) and "walrus" not in html
 
 
-def test_the_telling_step_ends_with_the_models_own_token(values: dict[str, Any]) -> None:
+def test_the_telling_step_branches_and_ends_with_the_models_own_token(values: dict[str, Any]) -> None:
     story = tale(values)
     step = story.steps[story.telling]
     assert step.tokens[-1].depth == 0 and Fate.ACCEPTED in step.draft.fate and Fate.REJECTED in step.draft.fate
+    assert len({parent for parent in step.draft.parents if parent >= 0}) < len(step.draft) - 1  # not a chain
     assert "".join(story.before(story.telling)) == "".join(
         t.text for s in story.steps[: story.telling] for t in s.tokens
     )

@@ -53,14 +53,16 @@ class Story:
 
     @property
     def telling(self) -> int:
-        """The step with the most to see: tokens accepted, then kinds of fates, then few branches side by side."""
+        """The step with the most to see: a path accepted with a branch beside it, if there is one; tokens accepted,
+        then kinds of fates, then few branches side by side."""
 
-        def worth(index: int) -> tuple[bool, int, int, int]:
+        def worth(index: int) -> tuple[bool, bool, int, int, int]:
             step = self.steps[index]
             fates = step.draft.fate
             own = step.tokens[-1].origin is Origin.TARGET
             branches = len(fates) - len({parent for parent in step.draft.parents if parent >= 0})
-            return own, fates.count(Fate.ACCEPTED), len(set(fates)), -branches
+            accepted = fates.count(Fate.ACCEPTED)
+            return own, accepted > 1 and branches > 1, accepted, len(set(fates)), -branches
 
         return max(range(1, len(self.steps)), key=worth)
 
