@@ -1,0 +1,68 @@
+"""The scripts that measure: what they compute with, and the tables they make."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from docs.scripts import llama_cpp, new_names, products
+from specstream import packed
+from specstream.tasks import task
+from specstream.training.data import read_prompts
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
+
+
+@pytest.mark.parametrize("name", products.KINDS)
+def test_every_product_is_that_of_the_linear_map(name: str) -> None:
+    dtype, make = products.KINDS[name]
+    if "packed" in name and not packed.works(half="float16" in name, dtype=dtype):
+        pytest.skip("this processor or PyTorch has no such product")
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 32, bias=False), torch.randn(1, 3, 64)
+    with torch.inference_mode():
+        want = linear(x)
+        got = make(linear)(x.to(dtype)).reshape(want.shape).float()
+    limit = max(TOLERANCE[dtype], 0.002 if "float16" in name else 0)
+    assert (got - want).abs().max() < limit * want.abs().max()
+
+
+def test_the_products_are_timed_and_shown_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SHAPES", [(32, 16, 2), (48, 16, 1)])
+    monkeypatch.setattr(products, "ROWS", (1, 4))
+    monkeypatch.setattr(products, "KINDS", {"plain": (torch.float32, lambda linear: linear)})
+    total = products.milliseconds(repeats=3)
+    assert set(total) == {("plain", 1), ("plain", 4)} and min(total.values()) > 0
+    total = {("plain", 1): 1.26, ("plain", 4): 30.0}
+    assert list(products.table(total))[2:] == ["| plain | 1.3 | 30.0 |"]
+
+
+def test_rates_beside_llama_cpp_are_compared_prompt_by_prompt() -> None:
+    lines = list(llama_cpp.table([[100.0, 50.0, 80.0], [50.0, 50.0, 20.0], [200.0, 100.0, 40.0]]))
+    assert lines[2:] == [
+        "| llama.cpp, standard decoding | 80.0 | 1.00 (1.00-1.00) |",
+        "| standard decoding | 50.0 | 0.50 (0.25-1.00) |",
+        "| Speculative Streaming | 100.0 | 2.00 (0.50-2.00) |",
+    ]
+
+
+def test_new_names_keep_all_but_the_names(tmp_path: Path) -> None:
+    meanings = ["name[The Mill], food[Thai], near[Avalon]", "name[Cocum], area[riverside]"]
+    rows = [{"meaning_representation": m, "human_reference": "-"} for m in (meanings[0], *meanings)]
+    source, target = tmp_path / "train.jsonl", tmp_path / "mixed.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    done = CliRunner().invoke(new_names.main, [str(source), str(target), "--count", "20", "--seed", "1"])
+    assert done.exit_code == 0, done.output
+    prompts = read_prompts(str(target), task("e2e"))
+    assert len(prompts) == 22 and all(m in p for m, p in zip(meanings, prompts, strict=False))
+    for prompt in prompts[2:]:
+        assert "Mill]" not in prompt and "Avalon" not in prompt and "Cocum" not in prompt
+        assert ("food[Thai], near[" in prompt) != ("area[riverside]" in prompt)
+    again = [new_names.renamed(meanings[0], random.Random(3)) for _ in range(2)]
+    assert again[0] == again[1]
