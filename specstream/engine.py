@@ -9,7 +9,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +143,7 @@ class Engine:
         method: Method | None = None,
         sampling: Sampling | None = None,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Run to the end: Started, Steps, Finished.
 
         Raises PromptError, MethodUnavailable or ValueError before the first event. Closing the iterator early frees

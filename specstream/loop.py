@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -131,7 +131,7 @@ class Run:
         )
 
 
-def decode(run: Run, should_stop: Callable[[], bool]) -> Iterator[Step | Finished]:
+def decode(run: Run, should_stop: Callable[[], bool]) -> Generator[Step | Finished, None, None]:
     """Run to the end, a Step per pass and one Finished. The cache is freed however the run ends."""
     try:
         yield run.prompt_pass(should_stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Finished, Lane, Reason, Started, Step, Verdict
@@ -29,9 +30,10 @@ def run_session(
         if lane is Lane.BASELINE and (not baseline or should_stop()):
             continue
         lanes[lane] = []
-        for event in engine.generate(prompt, params, sampling, should_stop):
-            lanes[lane].append(event)
-            yield lane, event
+        with closing(engine.generate(prompt, params, sampling, should_stop)) as events:  # now, not when the frame is freed
+            for event in events:
+                lanes[lane].append(event)
+                yield lane, event
     yield verdict(engine, prompt, sampling, lanes[Lane.METHOD], lanes.get(Lane.BASELINE))
 
 
