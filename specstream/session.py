@@ -30,7 +30,9 @@ def run_session(
         if lane is Lane.BASELINE and (not baseline or should_stop()):
             continue
         lanes[lane] = []
-        with closing(engine.generate(prompt, params, sampling, should_stop)) as events:  # now, not when the frame is freed
+        with closing(
+            engine.generate(prompt, params, sampling, should_stop)
+        ) as events:  # now, not when the frame is freed
             for event in events:
                 lanes[lane].append(event)
                 yield lane, event

@@ -62,18 +62,14 @@ def amounts(runs: Sequence[RunStats]) -> dict[str, Any]:
 def _speedups(standard: Sequence[RunStats], runs: Sequence[RunStats]) -> dict[str, Any]:
     ratios = [r for a, b in zip(standard, runs, strict=True) if (r := speedup(a, b))]
     logs = [math.log(r) for r in ratios]
-    per_token = [(a.seconds, a.tokens, b.seconds, b.tokens) for a, b in zip(standard, runs, strict=True)]
-
-    def suite(picked: Sequence[int]) -> float | None:
-        plain, count, ours, kept = (sum(column) for column in zip(*(per_token[i] for i in picked), strict=True))
-        return plain / count / (ours / kept) if count and kept and ours else None
+    value, interval = suite([(r.seconds, r.tokens) for r in standard], [(r.seconds, r.tokens) for r in runs])
 
     def geometric(picked: Sequence[int]) -> float:
         return math.exp(statistics.fmean([logs[i] for i in picked]))
 
     return {
-        "speedup": suite(range(len(runs))),
-        "speedup_interval": bootstrap(suite, len(runs)),
+        "speedup": value,
+        "speedup_interval": interval,
         "speedup_geometric": geometric(range(len(logs))) if logs else None,
         "speedup_geometric_interval": bootstrap(geometric, len(logs)),
         "speedup_lowest": min(ratios, default=None),
@@ -81,6 +77,22 @@ def _speedups(standard: Sequence[RunStats], runs: Sequence[RunStats]) -> dict[st
         "decode_speedup": _over(_rate(runs), _rate(standard)),
         "speedup_spec_bench": _over(_mean_rate(runs), _mean_rate(standard)),
     }
+
+
+def suite(
+    slow: Sequence[tuple[float, int]], fast: Sequence[tuple[float, int]]
+) -> tuple[float | None, tuple[float, float] | tuple[None, None]]:
+    """How many times as fast ``fast`` is as ``slow`` over all prompts together, and the 95 % interval.
+
+    Both are (seconds, tokens) of the same prompts; what counts is the time per token.
+    """
+
+    def ratio(picked: Sequence[int]) -> float | None:
+        columns = zip(*((*slow[i], *fast[i]) for i in picked), strict=True)
+        seconds, tokens, other_seconds, other_tokens = map(sum, columns)
+        return seconds / tokens / (other_seconds / other_tokens) if tokens and other_tokens and other_seconds else None
+
+    return ratio(range(len(slow))), bootstrap(ratio, len(slow))
 
 
 def _rate(runs: Sequence[RunStats]) -> float:
