@@ -244,6 +244,11 @@ class Adapter(Drafting):
             self.main = None
             self.lora = self.lora if self.card.mode == "lossless" else None
 
+    def ready(self, anatomy: Anatomy) -> None:
+        """Keep the streams' own weights in the model's number format, so that no step has to convert them."""
+        if self.card.gamma:
+            self.streams.to(anatomy.dtype)
+
     def merge_copies(self, anatomy: Anatomy, half: bool) -> None:
         """In lossless mode, give streams that run alone layers with the LoRA merged: it costs them nothing then.
 

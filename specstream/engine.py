@@ -263,6 +263,7 @@ def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, h
     beside.ready(parts, packs)
     if loaded:
         loaded.merge_main(parts)
+        loaded.ready(parts)
     if loaded and parts.device.type == "cpu":  # where streams run alone by default
         loaded.merge_copies(parts, half)
     if loaded and packs:

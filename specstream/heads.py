@@ -57,14 +57,12 @@ class MedusaHeads(Drafting):
             return (states @ self.projection[head].to(states.dtype).T).float()
         return self.head_logits(anatomy, states)
 
-    def logits(self, anatomy: Anatomy, x: Tensor) -> Tensor:
-        """Logits, float32 ``[count, vocab]``, of every head from one row's state ``[hidden]``."""
+    def row_scores(self, anatomy: Anatomy, x: Tensor) -> Tensor:
+        """Logits, float32 ``[count, draft vocabulary]``, of every head from one row's state ``[hidden]``."""
         states = self.states(x)
         if self.card.projection == "own":
-            scores = torch.stack([self.scores(anatomy, s, head) for head, s in enumerate(states)])
-        else:
-            scores = self.head_logits(anatomy, states)
-        return self.spread(anatomy, scores)
+            return torch.stack([self.scores(anatomy, s, head) for head, s in enumerate(states)])
+        return self.head_logits(anatomy, states)
 
 
 class ExitHead(Drafting):

@@ -70,8 +70,7 @@ def _deferred_gap(
     target.keep(PATH)
     deferred = target.stream_logits(PATH[-1])
     target.release()
-    possible = ~streams.isneginf()  # an adapter may draft part of the vocabulary only
-    return _gap(deferred[possible], streams[possible])
+    return _gap(deferred, streams)
 
 
 def _head_gap(anatomy: Anatomy, ids: list[int]) -> float:

@@ -60,7 +60,8 @@ class Streams(nn.Module):
             out = out + self.embedding.to(main.dtype)
         if self.rank:
             inner = main @ self.down.to(main.dtype).T  # [B, S, r]
-            out = out + torch.einsum("bsr,ghr->bsgh", inner, self.up.to(main.dtype))
+            up = self.up.to(main.dtype).flatten(0, 1)  # as one map: a product for each stream would copy it each time
+            out = out + nn.functional.linear(inner, up).unflatten(-1, (self.gamma, -1))
         return out
 
     @contextmanager

@@ -61,7 +61,9 @@ class Synchronized(Protocol):
 
 
 class StreamSource(Synchronized, Protocol):
-    """A target that drafts: logits of the streams of the row that was accepted last.
+    """A target that drafts: logits ``[gamma, drafted]`` of the streams of the row that was accepted last.
+
+    ``stream_ids`` ``[drafted]`` are the tokens that they are of; None: all.
 
     ``prepare`` comes before a run; it raises ValueError for a variant that the source can't do. ``device_type`` says
     where it runs ("cpu", "cuda").
@@ -70,15 +72,20 @@ class StreamSource(Synchronized, Protocol):
     gamma: int
     device_type: str
 
+    @property
+    def stream_ids(self) -> Tensor | None: ...
     def prepare(self, deferred: bool, prune: float) -> None: ...
     def stream_logits(self, row: int) -> Tensor: ...
 
 
 class MedusaSource(Synchronized, Protocol):
-    """A target with Medusa heads: their logits ``[medusa_depth, vocab]`` for the row that was accepted last."""
+    """A target with Medusa heads: their logits ``[medusa_depth, drafted]`` for the row that was accepted last, of the
+    tokens ``medusa_ids`` ``[drafted]``; None: all."""
 
     medusa_depth: int
 
+    @property
+    def medusa_ids(self) -> Tensor | None: ...
     def medusa_logits(self, row: int) -> Tensor: ...
 
 
@@ -172,7 +179,7 @@ class ModelTarget:
 
     @torch.inference_mode()
     def stream_logits(self, row: int) -> Tensor:
-        """Logits of the streams of a row of the last pass (of the prompt pass: 0), float32 ``[gamma, vocab]``.
+        """Logits of the streams of a row of the last pass (of the prompt pass: 0), float32 ``[gamma, drafted]``.
 
         Computed for the one accepted row, after verification: the head over every node's streams would cost more than
         it gives. Deferred streams can be had after ``keep`` only, of the last row that was kept.
@@ -183,13 +190,23 @@ class ModelTarget:
             states = self._late_streams(self._carried.main[:, place : place + 1])
         else:
             states = self._carried.states[0, place]
-        return self.adapter.logits(self.anatomy, states)
+        return self.adapter.draft_logits(self.anatomy, states)
+
+    @property
+    def stream_ids(self) -> Tensor | None:
+        """The tokens that streams can draft, None for all."""
+        return self.adapter.vocabulary if self.adapter else None
 
     @torch.inference_mode()
     def medusa_logits(self, row: int) -> Tensor:
-        """Logits of the Medusa heads for a row of the last pass (of the prompt pass: 0), ``[medusa_depth, vocab]``."""
+        """Logits of the Medusa heads for a row of the last pass (the prompt pass: 0), ``[medusa_depth, drafted]``."""
         assert self.heads.medusa is not None, "no Medusa heads"
-        return self.heads.medusa.logits(self.anatomy, self._states[row])
+        return self.heads.medusa.row_scores(self.anatomy, self._states[row])
+
+    @property
+    def medusa_ids(self) -> Tensor | None:
+        """The tokens that Medusa heads can draft, None for all."""
+        return self.heads.medusa.vocabulary if self.heads.medusa else None
 
     @contextmanager
     def early_exit(self) -> Iterator[Callable[[int], Tensor]]:

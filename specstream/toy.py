@@ -86,6 +86,7 @@ class ToyTarget:
     model is one too, over shorter n-grams."""
 
     context, vocabulary, medusa_depth = CONTEXT, VOCAB, GAMMA
+    stream_ids = medusa_ids = None  # all tokens
 
     def __init__(self, streaming: bool, pace: float, main: Ngrams | None = None) -> None:
         self._main = main or MAIN

@@ -79,7 +79,7 @@ def losses_by_hand(anatomy: Anatomy, model, kind: str) -> torch.Tensor:
             if kind == "exit":
                 drafted = [(1, model.heads.logits(anatomy, out.hidden_states[2][0, at]), at + 1)]
             else:
-                every = model.heads.logits(anatomy, final[at])
+                every = model.heads.spread(anatomy, model.heads.row_scores(anatomy, final[at]))
                 drafted = [(j, every[j - 1], at + 1 + j) for j in (1, 2)]
             for column, logits, place in [(0, out.logits[0, at], at + 1), *drafted]:
                 if place < len(ids):

@@ -236,7 +236,7 @@ def test_drafts_keep_to_the_draft_vocabulary() -> None:
     state = torch.randn(anatomy.hidden_size, device=anatomy.device)
     for projection in ("shared", "own"):
         medusa = MedusaHeads(anatomy, HeadCard("medusa", 2, projection, draft_vocabulary=20), ids).to(anatomy.device)
-        logits = medusa.logits(anatomy, state)
+        logits = medusa.spread(anatomy, medusa.row_scores(anatomy, state))
         assert logits.isfinite().nonzero()[:, 1].tolist() == [*range(40, 60)] * 2
         # With its map at zero a head is the model's own; so is a copy of the head's rows.
         torch.testing.assert_close(logits[:, ids], anatomy.head_logits(state)[ids].expand(2, -1))

@@ -44,13 +44,22 @@ class Pauses:
 
 
 class LevelDrafter(Drafter):
-    """Grows a tree from the ``source``'s ``logits`` ``[depths, vocab]`` of the row that was accepted last.
+    """Grows a tree from the ``source``'s ``logits`` ``[depths, drafted]`` of the row that was accepted last.
+
+    ``ids`` ``[drafted]`` are the tokens that they are of; None: all.
 
     Raises ValueError at once when the full tree that the settings ask for is too large.
     """
 
-    def __init__(self, source: Synchronized, logits: Callable[[int], Tensor], deepest: int, params: LevelTree) -> None:
-        self._source = source
+    def __init__(
+        self,
+        source: Synchronized,
+        logits: Callable[[int], Tensor],
+        ids: Tensor | None,
+        deepest: int,
+        params: LevelTree,
+    ) -> None:
+        self._source, self._ids = source, ids
         self._logits, self._params = logits, params
         self._depth = min(params.depth or deepest, deepest)
         self._row = 0
@@ -77,14 +86,18 @@ class LevelDrafter(Drafter):
     def _grown(self, depth: int) -> Draft:
         with self.passing(self._source.synchronize):
             logits = self._logits(self._row)
-        levels = likeliest(logits[:depth], self._params.width)
+        levels = likeliest(logits[:depth], self._params.width, self._ids)
         return tree.full(levels) if self._params.tree == "full" else tree.best_first(levels, self._params.budget)
 
 
-def likeliest(logits: Tensor, width: int) -> list[Level]:
-    """The ``width`` likeliest tokens with their probabilities, for every row of logits ``[rows, vocab]``."""
-    top = logits.softmax(-1).topk(width, -1)
+def likeliest(logits: Tensor, width: int, ids: Tensor | None = None) -> list[Level]:
+    """The ``width`` likeliest tokens with their probabilities, for every row of logits ``[rows, drafted]``.
+
+    ``ids`` ``[drafted]`` are the tokens that these are of; None: the row is the whole vocabulary.
+    """
+    top = logits.softmax(-1).topk(min(width, logits.shape[-1]), -1)
+    found = top.indices if ids is None else ids[top.indices]
     return [
         list(zip(tokens, values, strict=True))
-        for tokens, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        for tokens, values in zip(found.tolist(), top.values.tolist(), strict=True)
     ]

@@ -11,4 +11,4 @@ class MedusaDrafter(LevelDrafter):
     """Reads the heads of the row that was accepted last. Raises ValueError for a full tree that is too large."""
 
     def __init__(self, source: MedusaSource, params: Medusa) -> None:
-        super().__init__(source, source.medusa_logits, source.medusa_depth, params)
+        super().__init__(source, source.medusa_logits, source.medusa_ids, source.medusa_depth, params)
