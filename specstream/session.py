@@ -30,9 +30,8 @@ def run_session(
         if lane is Lane.BASELINE and (not baseline or should_stop()):
             continue
         lanes[lane] = []
-        with closing(
-            engine.generate(prompt, params, sampling, should_stop)
-        ) as events:  # now, not when the frame is freed
+        # Closed at once where the session is closed early, not when its frame is freed.
+        with closing(engine.generate(prompt, params, sampling, should_stop)) as events:
             for event in events:
                 lanes[lane].append(event)
                 yield lane, event

@@ -18,6 +18,7 @@ from specstream.drafters import Drafter
 from specstream.drafters.early_exit import EarlyExitDrafter
 from specstream.drafters.levels import likeliest
 from specstream.drafters.medusa import MedusaDrafter
+from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Draft, Step
 from specstream.heads import ExitHead, Heads, MedusaHeads
 from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Sampling, Standard, Streaming
@@ -228,6 +229,26 @@ def test_medusa_grows_the_trees_of_streaming() -> None:
         assert (draft.tokens, draft.parents) == (want.tokens, want.parents)
     with pytest.raises(ValueError, match="584 nodes"):
         MedusaDrafter(target, Medusa(tree="full", width=8))
+
+
+def test_the_tokens_of_drafts_are_those_of_the_draft_vocabulary() -> None:
+    anatomy, whole = tiny.model_with_adapter("llama")
+    ids = torch.arange(40, 60)
+    streams = adapters.Adapter(anatomy, replace(whole.card, draft_vocabulary=20), ids).to(tiny.DEVICE)
+    streams.load_state_dict({n: w for n, w in whole.state_dict().items()} | {"vocabulary": ids})
+    medusa = randomised(MedusaHeads(anatomy, HeadCard("medusa", COUNT, "shared", draft_vocabulary=20), ids))
+    target = ModelTarget(anatomy, streams, True, Heads(medusa))
+    drafters = (StreamingDrafter(target, Streaming(budget=9, width=3, streams="in-pass"), []),
+                MedusaDrafter(target, Medusa(budget=9, width=3)))  # fmt: skip
+    target.prefill(PROMPT)
+    for drafter, part, logits in zip(
+        drafters, (streams, medusa), (target.stream_logits(0), target.medusa_logits(0)), strict=True
+    ):
+        assert logits.shape[-1] == 20
+        draft = drafter.propose(9)
+        want = tree.best_first(likeliest(part.spread(anatomy, logits), 3), 9)
+        assert (draft.tokens, draft.parents) == (want.tokens, want.parents)
+        assert draft.probs == pytest.approx(want.probs) and set(draft.tokens) <= set(range(40, 60))
 
 
 def test_drafts_keep_to_the_draft_vocabulary() -> None:
