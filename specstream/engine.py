@@ -264,7 +264,7 @@ def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, h
     if loaded:
         loaded.merge_main(parts)
         loaded.ready(parts)
-    if loaded and parts.device.type == "cpu":  # where streams run alone by default
+    if loaded and Streaming().on(parts.device.type).streams == "deferred":  # streams run alone
         loaded.merge_copies(parts, half)
     if loaded and packs:
         loaded.pack_head(packs)
