@@ -131,7 +131,7 @@ def visit(
         open_tab(page, tab)
     yield page
     page.close()
-    assert not problems
+    assert not problems, problems
 
 
 def overhear(page: Page, selector: str) -> Callable[[], list[str]]:

@@ -86,6 +86,7 @@ def player(page: Page) -> Locator:
 
 
 def ask(page: Page, text: str) -> None:
+    expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()  # the run before is over
     prompt(page).fill(text)
     prompt(page).press("Control+Enter")
 
@@ -110,6 +111,7 @@ def test_a_conversation_goes_on_over_a_reload_until_a_new_one_is_begun(browser: 
             expect(page.locator(".ss-pending")).to_have_count(0)
             assert said.nth(2 * turn - 2).inner_text() == message and prompt(page).input_value() == ""
         status(page, "^Done")
+        expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
         texts = said.all_inner_texts()
         assert texts[3] == player(page).locator(".ss-method").inner_text().strip()
         page.reload()
