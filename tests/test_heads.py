@@ -235,7 +235,7 @@ def test_the_tokens_of_drafts_are_those_of_the_draft_vocabulary() -> None:
     anatomy, whole = tiny.model_with_adapter("llama")
     ids = torch.arange(40, 60)
     streams = adapters.Adapter(anatomy, replace(whole.card, draft_vocabulary=20), ids).to(tiny.DEVICE)
-    streams.load_state_dict({n: w for n, w in whole.state_dict().items()} | {"vocabulary": ids})
+    streams.load_state_dict(whole.state_dict() | {"vocabulary": ids})
     medusa = randomised(MedusaHeads(anatomy, HeadCard("medusa", COUNT, "shared", draft_vocabulary=20), ids))
     target = ModelTarget(anatomy, streams, True, Heads(medusa))
     drafters = (StreamingDrafter(target, Streaming(budget=9, width=3, streams="in-pass"), []),

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from docs.scripts.figures import write
+from specstream.bench.outside import REFERENCES
 from specstream.bench.results import suite
 from specstream.bench.tables import COLUMNS, cost_table, differences, table, tuning_table
+from specstream.params import Medusa, Standard, Streaming
 from specstream.tasks import task as task_named
 
 PAGE = Path(__file__).resolve().parent.parent / "benchmarks.md"
@@ -26,14 +28,14 @@ SHOWN = ("method", "tokens/s", "tokens per step", "step cost", "speed-up (95 %)"
 WIDTHS, THRESHOLDS = range(1, 7), (0, 0.02)  # the paper's k; its threshold is not given, this one paid best here
 SWEEP = ",".join(f"streaming:tree=full:depth=2:width={k}:prune={p}" for p in THRESHOLDS for k in WIDTHS)
 
-OURS, PLAIN = "Speculative Streaming", "Standard decoding"
+OURS, PLAIN = Streaming.label, Standard.label
 # What "In short" compares, as (words, the faster, the slower).
 PAIRS = (
     ("streaming over standard decoding", OURS, PLAIN),
     ("streaming that copies too, over standard decoding", f"{OURS}, copy after 2", PLAIN),
-    ("standard decoding over transformers' generate", PLAIN, "transformers generate"),
-    ("streaming over transformers with prompt lookup", OURS, "transformers prompt lookup"),
-    ("streaming over Medusa heads", OURS, "Medusa heads"),
+    ("standard decoding over transformers' generate", PLAIN, REFERENCES["hf"]),
+    ("streaming over transformers with prompt lookup", OURS, REFERENCES["hf-prompt-lookup"]),
+    ("streaming over Medusa heads", OURS, Medusa.label),
 )
 
 Report = dict[str, Any]
