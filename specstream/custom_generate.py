@@ -31,6 +31,7 @@ from specstream.loop import Run, decode
 from specstream.params import DraftModel, EarlyExit, Medusa, Method, PromptLookup, Sampling, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget
+from specstream.tasks import copy_after
 
 # These keep a state from call to call, and would see tokens that are only drafted.
 STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
@@ -117,6 +118,8 @@ def decoder(
     second = pairing.usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
     streams = isinstance(chosen, Streaming)
+    if isinstance(chosen, Streaming) and loaded:
+        chosen = chosen.on(parts.device.type, copy_after(loaded.card.task))
     needs: dict[type[Method], tuple[Any, str]] = {
         Streaming: (loaded, NO_STREAMS),
         Medusa: (beside.medusa, NO_MEDUSA),

@@ -46,7 +46,7 @@ from specstream.params import (
 )
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
-from specstream.tasks import task
+from specstream.tasks import copy_after, task
 from specstream.text import NOTHING_BEFORE, TextStream, chat_prompt, encode, token_text
 
 log = logging.getLogger(__name__)
@@ -152,11 +152,18 @@ class Engine:
         method, sampling = method or self.default_method(), sampling or Sampling()
         if reason := self.info.unavailable.get(method.name):
             raise MethodUnavailable(reason)
+        method = self.settled(method)
         ids = self.encode(prompt)
         with self.lock:
             run = self.new_run(ids, method, sampling)
             yield Started(method.name, len(ids), {"method": method.to_dict(), "sampling": sampling.to_dict()})
             yield from decode(run, should_stop)
+
+    def settled(self, method: Method) -> Method:
+        """The method with what its settings leave to the device and the adapter decided."""
+        if not isinstance(method, Streaming):
+            return method
+        return method.on(self.info.device, copy_after(self.info.task))
 
     def default_method(self) -> Method:
         return Standard() if Streaming.name in self.info.unavailable else Streaming()

@@ -65,7 +65,8 @@ class Draft:
     ``probs[i]`` is the drafter's probability of the token at its depth.
     ``fate`` and ``target_probs`` are filled after verification; ``target_probs[i]`` is the target's probability
     (temperature 1) of the token after its parent, or None where the parent was not reached.
-    ``texts`` are the tokens for display. All tuples have one entry per node.
+    ``texts`` are the tokens for display. All tuples have one entry per node. ``copied`` says that the tokens are from
+    the text before, and not what the method predicts.
     """
 
     tokens: tuple[int, ...] = ()
@@ -74,6 +75,7 @@ class Draft:
     fate: tuple[Fate, ...] = ()
     target_probs: tuple[float | None, ...] = ()
     texts: tuple[str, ...] = ()
+    copied: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -199,9 +201,9 @@ def from_dict(data: dict[str, Any]) -> Event:
 
 def draft_from_dict(data: dict[str, Any]) -> Draft:
     """A Draft from plain lists."""
-    values = {name: tuple(items) for name, items in data.items()}
+    values = {name: tuple(items) for name, items in data.items() if name != "copied"}
     values["fate"] = tuple(Fate(f) for f in values.get("fate", ()))
-    return Draft(**values)
+    return Draft(**values, copied=data.get("copied", False))
 
 
 def _plain(value: Any) -> Any:

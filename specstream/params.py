@@ -141,11 +141,12 @@ class Streaming(LevelTree):
         ("auto", "in-pass", "deferred"),
     )
     lookup: int = number(
-        0,
+        -1,
         "Copy after",
         "Where the last tokens, this many, occurred before in the text, draft what followed them instead of asking the "
-        "streams; 0: never copy. A copy is as long as the budget; depth, width, tree and pause don't concern it.",
-        0,
+        "streams; 0: never copy; -1: as suits the adapter's task, 2 for chat, else 0. A copy is as long as the budget; "
+        "depth, width, tree and pause don't concern it.",
+        -1,
         8,
     )
     prune: float = number(
@@ -157,11 +158,14 @@ class Streaming(LevelTree):
         0.01,
     )
 
-    def on(self, device: str) -> Streaming:
-        """The same with "auto" decided for a device. Nobody has measured it on "mps": there it is as published."""
-        if self.streams != "auto":
-            return self
-        return replace(self, streams="deferred" if device in ("cpu", "cuda") else "in-pass")
+    def on(self, device: str, copy_after: int = 0) -> Streaming:
+        """The same with what is left open decided: streams by the device, copies as the adapter's task has them.
+
+        Nobody has measured streams on "mps": there they are as published.
+        """
+        faster = "deferred" if device in ("cpu", "cuda") else "in-pass"
+        streams = faster if self.streams == "auto" else self.streams
+        return replace(self, streams=streams, lookup=copy_after if self.lookup < 0 else self.lookup)
 
 
 @dataclass(frozen=True)

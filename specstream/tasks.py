@@ -13,7 +13,8 @@ class Task:
 
     ``template`` holds the input columns in braces. ``inputs`` and ``outputs`` are the dataset's column names; the first
     of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
-    ``metric`` the name of the task's quality metric (``specstream.quality``), empty without references.
+    ``metric`` the name of the task's quality metric (``specstream.quality``), empty without references. Streaming
+    copies after ``copy_after`` tokens that occurred before, unless it is told otherwise; 0: streams alone are faster.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Task:
     hub: str
     licence: str
     metric: str = ""
+    copy_after: int = 0
 
     def prompt(self, text: str) -> str:
         """The prompt for one input typed by a user. Tasks with several columns take them separated by a blank line."""
@@ -85,9 +87,14 @@ TASKS: dict[str, Task] = {
             "CC BY-NC-SA 4.0",
             "rouge",
         ),
-        Task("chat", "Chat", "{prompt}", ("prompt",), (), "", ""),
+        Task("chat", "Chat", "{prompt}", ("prompt",), (), "", "", copy_after=2),
     )
 }
+
+
+def copy_after(name: str) -> int:
+    """``Task.copy_after`` of an adapter's task; 0 for an unknown one."""
+    return TASKS[name].copy_after if name in TASKS else 0
 
 
 def task(name: str) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,22 @@ def test_every_method_writes_the_same_text() -> None:
         assert [(r["identical"], r["total"], r["differences"]) for r in out] == [(2, 2, [])] * 3
         assert out[0]["speedup"] == out[0]["ideal_speedup"] == out[0]["step_cost"] == 1
         assert out[0]["waste"] == 0 and out[0]["rows_per_token"] == 1
+
+
+def test_copies_that_come_with_the_task_are_told() -> None:
+    loaded = toy.load_toy(pace=0)
+    shown = [bench.Ours(loaded, m) for m in (Streaming(), Streaming(lookup=2))]
+    assert [(c.label, c.settings["lookup"]) for c in shown] == [
+        ("Speculative Streaming", 0),
+        ("Speculative Streaming, copy after 2", 2),
+    ]
+    loaded.info = replace(loaded.info, task="chat")
+    shown = [bench.Ours(loaded, m) for m in (Streaming(), Streaming(lookup=0), PromptLookup())]
+    assert [(c.label, c.settings.get("lookup")) for c in shown] == [
+        ("Speculative Streaming, copy after 2", 2),
+        ("Speculative Streaming, copy after 0", 0),
+        ("Prompt lookup", None),
+    ]
 
 
 def test_stopped_in_the_middle_the_complete_prompts_are_the_result() -> None:

@@ -125,6 +125,18 @@ def walk_back(page: Page, text: str) -> None:
     expect(player(page).locator(".ss-where")).to_have_text(f"1 of {last}")
 
 
+def test_a_step_whose_draft_was_copied_says_so(page: Page) -> None:
+    open_settings(page, more=True)
+    page.get_by_label("Copy after", exact=True).first.fill("2")
+    generate(page, prompt="name[The Mill], name[The Mill], name[The")
+    wait_until_done(page)
+    player(page).get_by_role("slider", name="Step").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    expect(player(page).locator(".ss-caption")).to_contain_text("copied from the text before")
+    expect(player(page).locator(".ss-detail")).to_contain_text("copied token")
+
+
 def test_charts_appear_after_the_run(page: Page) -> None:
     generate(page)
     wait_until_done(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import LogitsProcessor, MaxTimeCriteria, StoppingCriteria, Sto
 from specstream import adapters
 from specstream.anatomy import dissect
 from specstream.custom_generate import NotSupported, decoder
+from specstream.drafters import streaming
+from specstream.drafters.streaming import copying
 from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Streaming
 from tests import tiny
 from tests.test_heads import bare, random_heads, saved
@@ -47,6 +50,19 @@ def test_streams_equal_generate(mode: str, tmp_path: Path) -> None:
     theirs, ours = both(model, function)
     assert ours == theirs
     assert (theirs == plain) == (mode == "lossless")  # a shared adapter's weights are in the model now
+
+
+@pytest.mark.parametrize(("task", "copies"), [("e2e", set()), ("chat", {2})])
+def test_streams_for_chat_copy_too(
+    task: str, copies: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Streaming] = []
+    monkeypatch.setattr(streaming, "copying", lambda params: asked.append(params) or copying(params))
+    model = tiny.tiny("llama")
+    adapter = tiny.random_adapter(dissect(tiny.tiny("llama")), mode="lossless")
+    adapters.save(adapter, tmp_path, replace(adapter.card, task=task))
+    theirs, ours = both(model, decoder(model, adapter=tmp_path))
+    assert ours == theirs and {params.lookup for params in asked} == copies
 
 
 @pytest.mark.parametrize("method", [Medusa(), EarlyExit(confidence=0)])

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -356,6 +357,23 @@ def test_norms_become_one_call_only_where_that_gives_the_same(family: str, repla
         packed.pack(dissect(model))
         torch.testing.assert_close(norms[0](x), want)
     assert norms and all(("forward" in vars(norm)) == replaced for norm in norms)
+
+
+@pytest.mark.parametrize(("task", "copies"), [("e2e", False), ("chat", True), ("mine", False), ("", False)])
+def test_streaming_copies_where_the_adapters_task_gains_by_it(task: str, copies: bool) -> None:
+    engine = toy.load_toy(pace=0)
+    engine.info = replace(engine.info, task=task)
+    prompt, sampling = "Text: The Mill is a pub. The Mill", Sampling(max_new_tokens=60)
+    started, *events = engine.generate(prompt, Streaming(), sampling)
+    assert started.settings["method"] == Streaming(streams="deferred", lookup=2 if copies else 0).to_dict()
+    assert any(e.draft.copied for e in events if isinstance(e, Step)) is copies
+    assert any(e.draft and not e.draft.copied for e in events if isinstance(e, Step))
+    never = engine.generate(prompt, Streaming(lookup=0), sampling)
+    assert not any(e.draft.copied for e in never if isinstance(e, Step))
+    standard = [e for e in engine.generate(prompt, Standard(), sampling) if isinstance(e, Step)]
+    assert tiny.ids_of(standard) == tiny.ids_of([e for e in events if isinstance(e, Step)])
+    again = [from_dict(json.loads(json.dumps(to_dict(e)))) for e in events]
+    assert again == events
 
 
 def test_shared_keys_are_not_copied_for_every_head_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

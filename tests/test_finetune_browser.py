@@ -149,9 +149,9 @@ def test_bad_files_are_told_before_anything_starts(page: Page, home: Path) -> No
     assert Registry().all() == []
 
 
-def test_a_training_survives_the_page_is_stopped_and_goes_on(
-    page: Page, browser: Browser, url: str, home: Path
-) -> None:
+def test_a_training_survives_the_page_is_stopped_and_goes_on(browser: Browser, url: str, home: Path) -> None:
+    page = window(browser)  # not the fixture's: a page that goes away in the middle of an update says so on the console
+    visit(page, url)
     ask(page, home, "long", "30")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(status(page)).to_have_text(re.compile(r"A training is under way \(long\)"))
@@ -185,6 +185,7 @@ def test_a_training_survives_the_page_is_stopped_and_goes_on(
     page.get_by_role("button", name="Delete it for good").click()
     expect(status(page)).to_have_text(re.compile("Nothing was trained yet"))
     assert not (home / "adapters" / "long").exists()
+    page.close()
 
 
 def test_what_was_trained_is_used_in_the_playground(page: Page, home: Path, tmp_path: Path) -> None:

@@ -169,6 +169,6 @@ def test_what_can_not_be_tuned() -> None:
 
 def test_prediction_is_of_steps_that_all_draft_by_streams() -> None:
     given = Streaming(pause=2, lookup=3, prune=0.1, budget=7, tree="full", depth=2)
-    assert curve.steady(given) == Streaming(pause=0, prune=0.1, budget=7, tree="full", depth=2)
-    assert curve.largest(given) == Streaming(pause=0, budget=max(curve.BUDGETS), width=max(curve.WIDTHS))
+    assert curve.steady(given) == Streaming(pause=0, lookup=0, prune=0.1, budget=7, tree="full", depth=2)
+    assert curve.largest(given) == Streaming(pause=0, lookup=0, budget=max(curve.BUDGETS), width=max(curve.WIDTHS))
     assert curve.steady(PromptLookup(depth=7)) == PromptLookup(depth=7)

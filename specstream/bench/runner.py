@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from specstream.bench.cases import Case
@@ -39,13 +39,21 @@ class Ours:
 
     def __init__(self, engine: Engine, method: Method, stop: Callable[[], bool] = never) -> None:
         self._engine, self.method, self._stop = engine, method, stop
-        self.name, self.label, self.settings = method.name, method.described(), method.to_dict()
+        settled = engine.settled(method)
+        self.name, self.label, self.settings = method.name, described(method, settled), settled.to_dict()
         extra = {Streaming.name: engine.info.extra_parameters, DraftModel.name: engine.info.draft_parameters}
         extra |= engine.info.head_parameters
         self.extra_parameters = extra.get(method.name, 0)
 
     def run(self, prompt: str, sampling: Sampling) -> list[Event]:
         return list(self._engine.generate(prompt, self.method, sampling, self._stop))
+
+
+def described(method: Method, settled: Method) -> str:
+    """A method in words: what differs from its defaults, and copies also where they are the task's default."""
+    if isinstance(method, Streaming) and isinstance(settled, Streaming) and settled.lookup > 0:
+        return replace(method, lookup=settled.lookup).described()
+    return method.described()
 
 
 @dataclass

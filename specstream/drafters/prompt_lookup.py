@@ -81,4 +81,5 @@ def merged(paths: Sequence[tuple[int, ...]], votes: Sequence[tuple[int, ...]], b
         tuple(n[-1] for n in nodes),
         tuple(nodes.get(n[:-1], -1) for n in nodes),
         tuple(counts[n] / counts[n[:-1]] for n in nodes),
+        copied=True,
     )

@@ -23,8 +23,9 @@ class StreamingDrafter(LevelDrafter):
 
     def __init__(self, source: StreamSource, params: Streaming, ids: Sequence[int]) -> None:
         super().__init__(source, source.stream_logits, source.stream_ids, source.gamma, params)
-        source.prepare(params.on(source.device_type).streams == "deferred", params.prune)
-        self._copies = PromptLookupDrafter(ids, copying(params)) if params.lookup else None
+        params = params.on(source.device_type)
+        source.prepare(params.streams == "deferred", params.prune)
+        self._copies = PromptLookupDrafter(ids, copying(params)) if params.lookup > 0 else None
         self._copied = False
 
     def propose(self, room: int) -> Draft:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shlex
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -97,7 +99,7 @@ def train_adapter(request: Request, config: Config) -> Card:
     anatomy = dissect(network)
     if config.mode != "medusa" and config.layers > len(anatomy.layers):  # heads have no layers of their own
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
-    examples, held_out = _examples(request, chosen, anatomy, tokenizer, watch)
+    examples, held_out = _examples(request, config, chosen, anatomy, tokenizer, watch)
     size = anatomy.model.get_input_embeddings().num_embeddings
     if config.draft_vocabulary >= size:  # all of a small one
         config = replace(config, draft_vocabulary=0)
@@ -244,12 +246,13 @@ def _expectation(examples: list[Example], trainer: Trainer) -> str:
 
 
 def _examples(
-    request: Request, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
+    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples. The held-out ones are spread over the data."""
     watch.phase("Reading the data")
     if request.targets == "self":
-        return _own_examples(request, chosen, _Answers(request, chosen, anatomy, tokenizer, watch))
+        writer = _in_bfloat16(anatomy) if config.chosen_precision(anatomy.device.type) == "bf16" else anatomy
+        return _own_examples(request, chosen, _Answers(request, chosen, writer, tokenizer, watch))
     examples = read_examples(request.data, chosen, tokenizer, request.max_length, note=_note)
     examples = spread(examples, request.limit or len(examples))
     if not request.dev:
@@ -268,6 +271,11 @@ def _own_examples(request: Request, chosen: Task, make: _Answers) -> tuple[list[
         texts, asked = hold_out(texts, request.hold_out)
     examples = make(texts, "answers.jsonl", request.own_prompts)
     return examples, make(asked, "answers-dev.jsonl") if asked else []
+
+
+def _in_bfloat16(anatomy: Anatomy) -> Anatomy:
+    """A copy to write answers with, where training computes in that format too: most users decode in it."""
+    return dissect(copy.deepcopy(anatomy.model).to(torch.bfloat16))
 
 
 def _note(words: str) -> None:

@@ -6,7 +6,7 @@ function caption(index) {
   const times = PHASES.map((name, i) => `${name.replace("_", " ")} ${step.s[i].toFixed(1)}`).join(" · ");
   const rows = `${plural(step.r, "row")}${step.sr ? ` + ${plural(step.sr, "stream row")}` : ""}`;
   const accepted = step.d.filter((node) => node[3] === "a").length;
-  const drafted = step.d.length ? `${plural(step.d.length, "node")} drafted, ${accepted} accepted; ` : "";
+  const drafted = step.d.length ? `${plural(step.d.length, "node")} ${step.c ? "copied from the text before" : "drafted"}, ${accepted} accepted; ` : "";
   const what = index === 0 ? "the prompt pass; " : drafted;
   return `Step ${index}: ${what}${plural(step.t.length, "token")} in ${total.toFixed(1)} ms (${times} ms; ${rows})`;
 }
@@ -47,7 +47,7 @@ function drawDetail(index) {
   body.append(...order.map((node) => detailRow(step, node, nodes)));
   const own = step.t.findLast(([, depth]) => !depth);
   const chosen = own ? ` The model's own token of this step: ${quoted(own[0])} (${percent(own[2])}).` : "";
-  const title = tag("caption", "", `All ${plural(nodes.length, "drafted token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
+  const title = tag("caption", "", `All ${plural(nodes.length, step.c ? "copied token" : "drafted token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
   const headRow = tag("thead");
   headRow.append(head);
   table.append(title, headRow, body);
