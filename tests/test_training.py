@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from specstream.adapters import Adapter, Card, base_shape
 from specstream.anatomy import dissect
 from specstream.params import Sampling, Streaming
 from specstream.tasks import task
+from specstream.training import command
 from specstream.training.answers import answer_all, own_prompts
 from specstream.training.config import Config
 from specstream.training.data import (
@@ -473,6 +475,26 @@ def test_own_answers_are_those_of_standard_decoding_and_are_kept(tmp_path: Path)
     made.clear()
     assert answer((0.0, 1.0)) == examples and made == []
     assert answer((0.0,)) == examples[:3]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_answers_are_written_in_the_precision_of_the_training(
+    precision: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "one"}) + "\n")
+    anatomy, used = dissect(tiny.tiny("llama")), []
+
+    def answer(writer: Any, *rest: Any) -> list[Example]:
+        used.append(writer.dtype)
+        return answer_all(writer, *rest)
+
+    monkeypatch.setattr(command, "answer_all", answer)
+    request = command.Request("tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5)
+    watch = command._Watch(None, lambda: 0)
+    tokenizer = Letters(chat=True)
+    examples, _ = command._examples(request, Config(precision=precision), task("chat"), anatomy, tokenizer, watch)
+    assert used == [dtype] and anatomy.dtype == torch.float32 and examples[0].response
 
 
 def test_own_prompts_are_user_turns(tmp_path: Path) -> None:
