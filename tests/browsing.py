@@ -6,13 +6,15 @@ test fails. What is expected must stay: a state that passes may be over before t
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from docs.scripts.browser import chromium as chromium
 from docs.scripts.browser import installed, settle
@@ -73,6 +75,9 @@ window.fetch = async (request, ...options) => {
 };
 """
 
+# What gradio's page says of a stream that a navigation cuts off.
+CUT_OFF = re.compile("BodyStreamBuffer was aborted|Connection errored out|network error|Failed to fetch")
+
 MARKS = [
     pytest.mark.browser,
     pytest.mark.timeout(900),
@@ -113,16 +118,38 @@ def load(page: Page, address: str) -> None:
     raise TimeoutError(f"the page is never done with {page.evaluate('asked.unanswered()')}")
 
 
+def noted(page: Page, url: str) -> list[str]:
+    """Errors of a page and requests to other hosts, as they come.
+
+    What it says of its streams while it is left for another page is not among them.
+    """
+    problems: list[str] = []
+    left = threading.Event()
+
+    def said(text: str) -> None:
+        if not (left.is_set() and CUT_OFF.search(text)):
+            problems.append(text)
+
+    def asked(request: Request) -> None:
+        if request.is_navigation_request():
+            left.set()
+        if not is_local(request.url, url):
+            problems.append(request.url)
+
+    page.on("console", lambda message: said(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said(str(error)))
+    page.on("request", asked)
+    page.on("domcontentloaded", lambda _: left.clear())
+    return problems
+
+
 @contextmanager
 def visit(
     browser: Browser, url: str, tab: str, width: int = 1280, theme: str = "light", query: str = ""
 ) -> Iterator[Page]:
     """A tab in a fresh window, or what a ``query`` opens. Afterwards: a silent console, no other host asked."""
     page = window(browser, width)
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: None if is_local(request.url, url) else problems.append(request.url))
+    problems = noted(page, url)
     load(page, f"{url}?__theme={theme}{query}")
     if query:
         expect(page.get_by_role("tab", name=tab, selected=True)).to_be_visible()
@@ -130,8 +157,9 @@ def visit(
         expect(page.get_by_text("Model: toy")).to_be_visible()
         open_tab(page, tab)
     yield page
+    found = list(problems)  # closing cuts streams off too
     page.close()
-    assert not problems, problems
+    assert not found, found
 
 
 def overhear(page: Page, selector: str) -> Callable[[], list[str]]:

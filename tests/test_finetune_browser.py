@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from docs.scripts.ports import free_port
 from specstream.toy import load_toy
 from specstream.training.registry import Registry
-from tests.browsing import MARKS, is_local, open_tab, serious, unfold, window
+from tests.browsing import MARKS, noted, open_tab, serious, unfold, window
 from tests.trainings import put_training, rows, save_model
 from ui import app
 from ui.engines import TOY, Engines, load
@@ -56,14 +56,12 @@ def url(home: Path) -> Iterator[str]:
 def page(browser: Browser, url: str) -> Iterator[Page]:
     """A fresh page on the tab. Afterwards: nothing on the console, nothing asked of other hosts."""
     page = window(browser)
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: None if is_local(request.url, url) else problems.append(request.url))
+    problems = noted(page, url)
     visit(page, url)
     yield page
+    found = list(problems)  # closing cuts streams off too
     page.close()
-    assert not problems
+    assert not found, found
 
 
 def visit(page: Page, url: str) -> None:
