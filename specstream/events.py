@@ -96,6 +96,11 @@ class Started:
     prompt_tokens: int
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def copies(self) -> bool:
+        """Whether the method drafts copies of the text beside what it predicts."""
+        return self.settings.get("method", {}).get("lookup", 0) > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

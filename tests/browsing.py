@@ -139,6 +139,7 @@ def noted(page: Page, url: str) -> list[str]:
     page.on("console", lambda message: said(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said(str(error)))
     page.on("request", asked)
+    page.on("response", lambda answer: said(f"{answer.status} {answer.url}") if answer.status >= 500 else None)
     page.on("domcontentloaded", lambda _: left.clear())
     return problems
 

@@ -111,6 +111,12 @@ def test_cancel_keeps_what_is_complete(browser: Browser, url: str, pace: Pace) -
         expect(status(page)).to_have_text(re.compile("^No method is chosen"))
 
 
+def test_a_number_out_of_its_limits_is_refused_by_name(browser: Browser, url: str) -> None:
+    with visit(browser, url, "Benchmark") as page:
+        start(page, prompts=5000)
+        expect(status(page)).to_have_text("Prompts must be a whole number from 1 to 1000, not 5000.")
+
+
 def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pace: Pace) -> None:
     page = window(browser)  # a page that goes away says so on the console
     load(page, url)

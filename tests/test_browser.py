@@ -135,6 +135,7 @@ def test_a_step_whose_draft_was_copied_says_so(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     expect(player(page).locator(".ss-caption")).to_contain_text("copied from the text before")
     expect(player(page).locator(".ss-detail")).to_contain_text("copied token")
+    expect(player(page).locator(".ss-method-title")).to_have_text("Speculative Streaming, with copies")
 
 
 def test_charts_appear_after_the_run(page: Page) -> None:

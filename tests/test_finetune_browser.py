@@ -142,8 +142,19 @@ def test_bad_files_are_told_before_anything_starts(page: Page, home: Path) -> No
     page.get_by_role("option", name="Chat").click()
     page.get_by_label("The public dataset of the task").check()
     expect(page.get_by_text("Chat has no public dataset: upload a file").first).to_be_visible()
-    put(page, "Minutes", "0")
     page.get_by_role("button", name="Train", exact=True).click()
+    expect(status(page)).to_have_text(re.compile("Chat has no public dataset"))
+    assert Registry().all() == []
+
+
+def test_a_number_out_of_its_limits_is_refused_by_name(page: Page, home: Path) -> None:
+    upload(page, home / "mine.jsonl")
+    put(page, "Minutes", "-3")
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(status(page)).to_have_text(re.compile(r"^Minutes must be a number from 0 to .*, not -3"))
+    page.get_by_label("Task").locator("visible=true").first.click()  # an event without a queue reads the number too
+    page.get_by_role("option", name="Restaurant descriptions").click()
+    expect(page.get_by_text("Each row has meaning_representation")).to_be_visible()
     assert Registry().all() == []
 
 

@@ -258,10 +258,11 @@ def _prompt_fields(alone: bool) -> dict[str, Any]:
             tasks, value=known[0]["task"], label="Task", interactive=True, scale=2, min_width=240,
             info="Its example prompts are used, or its columns of your file are read.",
         )  # fmt: skip
-        count = gr.Number(8, label="Prompts", minimum=1, maximum=1000, precision=0, interactive=True, min_width=130,
-                          info="At most, from the first on.")  # fmt: skip
-        repeats = gr.Number(1, label="Repeats", minimum=1, maximum=20 if alone else 2, precision=0, interactive=True,
-                            min_width=130, info="Of each run; the median counts.")  # fmt: skip
+        whole_one = {"minimum": 1, "precision": 0, "interactive": True, "min_width": 130}
+        count = controls.Number(8, label="Prompts", maximum=1000, info="At most, from the first on.", **whole_one)
+        repeats = controls.Number(
+            1, label="Repeats", maximum=20 if alone else 2, info="Of each run; the median counts.", **whole_one
+        )
     with gr.Accordion("Your own prompts: a file with the columns of the task, or Spec-Bench's questions",
                       open=False, visible=alone):  # fmt: skip
         file = gr.File(label="Prompts, a JSON object on each line", file_types=[".jsonl", ".json"], height=160)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
+from specstream.events import Event, Finished, Lane, Reason, Started, Step, Verdict
 from specstream.params import METHODS, Method, Sampling, Standard
 from specstream.stats import RunStats, summarize
 from ui.engines import Engines, sentence
+from ui.feed import WITH_COPIES
 from ui.worker import Ask, ModelJob, Record
 
 WARM_UP = 4  # tokens that each method writes before it is measured, so that none pays for cold caches
@@ -36,7 +37,8 @@ class Entry:
 
     @property
     def label(self) -> str:
-        return METHODS[self.method].label
+        copies = any(event.copies for event in self.events if isinstance(event, Started))
+        return METHODS[self.method].label + (WITH_COPIES if copies else "")
 
     @property
     def stats(self) -> RunStats:

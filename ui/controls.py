@@ -98,6 +98,19 @@ def method_update(name: str, offer: Offer) -> Any:
     return gr.update(interactive=True, info=methods.does(name))
 
 
+class Number(gr.Number):
+    """A number that its reader checks, in a sentence that names it.
+
+    gradio refuses one out of its limits before anybody reads it, in words that don't say which field is meant.
+    """
+
+    is_template = True  # for the browser it is gradio's own
+
+    @staticmethod
+    def raise_if_out_of_bounds(*limits: Any) -> None:
+        pass
+
+
 def component(
     f: Field[Any], visible: bool = True, slider: bool = False, default: Any = None
 ) -> gr.components.Component:
@@ -114,4 +127,4 @@ def component(
     limits = {"minimum": meta["min"], "maximum": meta["max"], "step": meta["step"]}
     if slider and (meta["max"] - meta["min"]) / meta["step"] <= SLIDER_VALUES:
         return gr.Slider(value=default, **limits, **shown | {"min_width": 320})
-    return gr.Number(default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)
+    return Number(default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)

@@ -19,6 +19,7 @@ from specstream.events import Draft, Event, Fate, Finished, Lane, Reason, Starte
 from specstream.stats import PHASES
 from ui.render import tree_rows
 
+WITH_COPIES = ", with copies"
 CODES = {Fate.ACCEPTED: "a", Fate.REJECTED: "r", Fate.UNREACHED: "u", Fate.PRUNED: "p"}
 
 
@@ -40,6 +41,7 @@ class Feed:
             self.steps[lane].append(step_values(event))
         elif isinstance(event, Started) and lane is Lane.METHOD:
             self.drafter = event.method
+            self.title += WITH_COPIES if event.copies else ""
         elif isinstance(event, Finished) and self.steps[lane]:
             self._end(self.steps[lane], event)
 

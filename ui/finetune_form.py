@@ -262,7 +262,7 @@ def layout(engines: Engines) -> Form:
                 info="What they are trained for, by name; none: the model without an adapter.",
             )  # fmt: skip
             settings: dict[str, gr.components.Component] = {
-                "minutes": gr.Number(
+                "minutes": controls.Number(
                     MINUTES, minimum=0.1, step=1, label="Minutes", interactive=True,
                     info="How long to train. You can stop at any time and go on later.",
                 )
@@ -270,7 +270,7 @@ def layout(engines: Engines) -> Form:
             settings |= {n: _setting(n, slider=n == "gamma") for n in MAIN}
     with gr.Accordion("More settings", open=False), gr.Row():
         settings |= {n: _setting(n) for n in MORE}
-        answers = gr.Number(
+        answers = controls.Number(
             MOST_ANSWERS, precision=0, minimum=1, label="Prompts to answer", interactive=True, min_width=200,
             info="Where the model's own answers are learned: how many prompts it answers first.",
         )  # fmt: skip

@@ -36,6 +36,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "cost": {
         "all tokens drafted": ("--draft-vocabulary", "0"),
         "draft vocabulary": (),
+        "in float32": ("--precision", "float32"),
         "half of the positions": ("--share", "0.5"),
         "in four parts": ("--accumulate", "4"),
         "top layers, states kept": ("--tuned-layers", "top"),
