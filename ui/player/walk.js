@@ -105,7 +105,6 @@ function reset(message) {
     part(".ss-" + lane).replaceChildren();
   }
   part(".ss-detail").hidden = true;
-  part(".ss-method-title").textContent = message.title;
   const badge = part(".ss-badge");
   badge.textContent = message.note;
   badge.hidden = !message.note;
@@ -125,6 +124,7 @@ function receive(text) {
   const ended = message.done && !done;
   done = message.done;
   drafter = message.drafter;
+  part(".ss-method-title").textContent = message.title; // whether it copies is known when it has begun
   for (const lane of ["method", "baseline"]) {
     const at = message.at[lane];
     if (at > steps[lane].length) continue; // something was missed: the last message brings everything
