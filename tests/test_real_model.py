@@ -12,6 +12,7 @@ import torch
 from specstream import adapters, engine, models
 from specstream.adapters import WEIGHTS
 from specstream.anatomy import dissect
+from specstream.events import Agreement
 from specstream.params import Sampling, Standard, Streaming
 from specstream.session import run_session, token_ids
 from specstream.stats import summarize
@@ -85,11 +86,13 @@ def test_equals_transformers_generate(temperature: float) -> None:
 
 
 def test_the_default_number_format_changes_nothing() -> None:
+    """But for ties where products are rounded to bfloat16, each of which is checked in float32."""
     default = engine.load()
+    allowed = {Agreement.IDENTICAL} | ({Agreement.TIE} if default.info.dtype == "bfloat16" else set())
     for seed, text in enumerate(facts(6)):
         prompt, sampling = default.prompt("e2e", text), Sampling(max_new_tokens=48, temperature=seed % 2, seed=seed)
-        ours, standard = (list(default.generate(prompt, m, sampling)) for m in (Streaming(), Standard()))
-        assert token_ids(ours) == token_ids(standard), text
+        *_, verdict = run_session(default, prompt, Streaming(), sampling)
+        assert verdict.agreement in allowed, (text, verdict)
 
 
 SQL = (
