@@ -281,6 +281,20 @@ def test_threads_that_open_a_new_file_at_once(tmp_path: Path) -> None:
     assert failures == []
 
 
+def test_a_new_file_waits_for_who_writes_before_it_changes_the_journal(tmp_path: Path) -> None:
+    """SQLite refuses this change at once, whatever the connection's patience."""
+    path = tmp_path / "runs.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.3, other.rollback)
+    timer.start()
+    try:
+        assert RunLog(path).count() == 0
+    finally:
+        timer.join()
+        other.close()
+
+
 def test_a_recorder_may_change_threads(log: RunLog) -> None:
     recorder = log.start(INFO, "p", "", "streaming", {})
     for event in events():

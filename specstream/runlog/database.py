@@ -66,7 +66,7 @@ class LogFile:
             if switched_off("SPECSTREAM_WAL"):
                 db.disable_wal()
             else:
-                db.enable_wal()
+                _enable_wal(db)
             with self.writing(db):  # of two processes with a new file the second waits and finds everything done
                 migrations.apply(db)
 
@@ -136,6 +136,18 @@ class LogFile:
 
     def _lock_path(self, writer: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{writer}.lock")
+
+
+def _enable_wal(db: Database) -> None:
+    """Wait here as long as for any write: SQLite refuses at once a change of journal that meets another's."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return db.enable_wal()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.005)
 
 
 def _glob_escape(name: str) -> str:
