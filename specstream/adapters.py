@@ -17,6 +17,7 @@ from specstream.anatomy import Anatomy
 from specstream.lora import LoRA
 from specstream.models import catalogue
 from specstream.packed import merged_copies
+from specstream.pairs import Pairs
 from specstream.shelf import CARD, WEIGHTS, mine
 from specstream.streams import Streams
 
@@ -35,6 +36,7 @@ LIMITS = {
     "main_rank": (0, 4096),
     "exit_rank": (0, 4096),
     "draft_vocabulary": (0, 1 << 24),
+    "pair_rank": (0, 4096),
 }
 
 
@@ -90,7 +92,8 @@ class Card:
     ``base_shape`` are the base's model type, layers, hidden size and vocabulary; an adapter loads onto nothing else.
     ``gamma`` is 0 in ``plain`` mode only. ``exit_rank`` is the rank of the early-exit map o_theta that prunes drafts
     (0: none), ``draft_vocabulary`` the number of tokens that streams can draft (0: all), ``value_rotation`` the angle
-    per stream in radians that replaces stream embeddings (0: embeddings). ``main_rank`` and ``main_scale`` are of the
+    per stream in radians that replaces stream embeddings (0: embeddings), ``pair_rank`` the rank of the pair map (0:
+    none). ``main_rank`` and ``main_scale`` are of the
     LoRA that fine-tuned the model before ``lossless`` streams were trained on it (0: the base as it is). ``heads``
     describes by kind the heads that lie beside the adapter.
     """
@@ -107,6 +110,7 @@ class Card:
     exit_rank: int = 0
     draft_vocabulary: int = 0
     value_rotation: float = 0.0
+    pair_rank: int = 0
     main_rank: int = 0
     main_scale: float = 0.0
     data: str = ""
@@ -220,6 +224,8 @@ class Adapter(Drafting):
             self.streams = Streams(
                 anatomy.hidden_size, card.gamma, card.layers, card.start_rank, card.exit_rank, card.value_rotation
             )
+        width = anatomy.model.get_input_embeddings().weight.shape[1]
+        self.pairs = Pairs(width, card.gamma, card.pair_rank) if card.gamma and card.pair_rank else None
         first = len(anatomy.layers) - card.layers if card.mode == "lossless" else 0
         self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
         self.main = LoRA(anatomy, card.main_rank, card.main_scale).requires_grad_(False) if card.main_rank else None

@@ -151,6 +151,7 @@ def _stream_facts(card: Card) -> dict[str, Any]:
         "streams told apart by": f"value rotation, {card.value_rotation}" if card.value_rotation else "embeddings",
         "stream start": f"low rank, {card.start_rank}" if card.start_rank else "identity",
         "early exit": f"rank {card.exit_rank}" if card.exit_rank else "none",
+        "pair map": f"rank {card.pair_rank}" if card.pair_rank else "none",
         "draft vocabulary": f"{card.draft_vocabulary:,} tokens" if card.draft_vocabulary else "all tokens",
     }
 

@@ -149,6 +149,13 @@ class Streaming(LevelTree):
         -1,
         8,
     )
+    pairs: str = choice(
+        "on",
+        "Pairs",
+        "on: weigh the candidates of a depth by how well they follow the token above, where the adapter learned that; "
+        "off: every depth by itself (the paper).",
+        ("on", "off"),
+    )
     prune: float = number(
         0.0,
         "Pruning",

@@ -21,7 +21,7 @@ from specstream.lora import LoRA
 from specstream.masks import additive, causal_mask, tree_mask, windowed, with_streams
 from specstream.rows import Masks, TopLayers, ahead, run_below
 from specstream.streams import Carried, Plan, carry
-from specstream.tree import attention_rows, pruned
+from specstream.tree import Candidates, attention_rows, pruned
 
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
 NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
@@ -63,7 +63,8 @@ class Synchronized(Protocol):
 class StreamSource(Synchronized, Protocol):
     """A target that drafts: logits ``[gamma, drafted]`` of the streams of the row that was accepted last.
 
-    ``stream_ids`` ``[drafted]`` are the tokens that they are of; None: all.
+    ``stream_ids`` ``[drafted]`` are the tokens that they are of; None: all. ``stream_pairs`` weighs them by the token
+    above, given the logits of some depths, the root and how many candidates to find; None where there is no pair map.
 
     ``prepare`` comes before a run; it raises ValueError for a variant that the source can't do. ``device_type`` says
     where it runs ("cpu", "cuda").
@@ -74,6 +75,8 @@ class StreamSource(Synchronized, Protocol):
 
     @property
     def stream_ids(self) -> Tensor | None: ...
+    @property
+    def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None: ...
     def prepare(self, deferred: bool, prune: float) -> None: ...
     def stream_logits(self, row: int) -> Tensor: ...
 
@@ -196,6 +199,17 @@ class ModelTarget:
     def stream_ids(self) -> Tensor | None:
         """The tokens that streams can draft, None for all."""
         return self.adapter.vocabulary if self.adapter else None
+
+    @property
+    def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None:
+        """What weighs a stream's tokens by the one above, None where the adapter has no pair map."""
+        return self._weighed if self.adapter and self.adapter.pairs else None
+
+    @torch.inference_mode()
+    def _weighed(self, logits: Tensor, root: int, width: int) -> Candidates:
+        assert self.adapter is not None and self.adapter.pairs is not None, "no pair map"
+        table = self.anatomy.model.get_input_embeddings().weight
+        return self.adapter.pairs.weighed(logits, self.stream_ids, root, table, width)
 
     @torch.inference_mode()
     def medusa_logits(self, row: int) -> Tensor:

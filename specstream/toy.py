@@ -87,6 +87,7 @@ class ToyTarget:
 
     context, vocabulary, medusa_depth = CONTEXT, VOCAB, GAMMA
     stream_ids = medusa_ids = None  # all tokens
+    stream_pairs = None
 
     def __init__(self, streaming: bool, pace: float, main: Ngrams | None = None) -> None:
         self._main = main or MAIN

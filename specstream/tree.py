@@ -7,12 +7,36 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from typing import Protocol
 
 from specstream.events import Draft
 
 FULL_TREE_LIMIT = 400
 
 Level = Sequence[tuple[int, float]]  # the candidates of one depth: (token, probability), likeliest first
+
+
+class Candidates(Protocol):
+    """What may stand at each of ``len()`` depths."""
+
+    def __len__(self) -> int: ...
+
+    def after(self, depth: int, token: int | None) -> Level:
+        """The candidates of a depth, from 0 on, after the token above it; None stands above the first."""
+        ...
+
+
+class Levels:
+    """Candidates that are the same after every token."""
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        self._levels = levels
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def after(self, depth: int, token: int | None) -> Level:
+        return self._levels[depth]
 
 
 def attention_rows(parents: Sequence[int]) -> list[list[int]]:
@@ -25,29 +49,31 @@ def attention_rows(parents: Sequence[int]) -> list[list[int]]:
     return rows
 
 
-def best_first(levels: Sequence[Level], budget: int) -> Draft:
+def best_first(candidates: Candidates, budget: int) -> Draft:
     """The ``budget`` likeliest nodes by joint probability: the product of the probabilities on the path.
 
-    The tokens at a depth are the same for every parent, so the candidates form a k-ary tree that is grown lazily.
+    The candidates form a k-ary tree, which is grown lazily.
     """
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
-    heap: list[tuple[float, int, int, int, float]] = []  # (-joint, depth, rank, parent, parent's joint)
+    heap: list[tuple[float, int, int, int, float, Level]] = []  # (-joint, depth, rank, parent, its joint, siblings)
 
-    def offer(depth: int, rank: int, parent: int, above: float) -> None:
-        if depth < len(levels) and rank < len(levels[depth]):
-            heapq.heappush(heap, (-above * levels[depth][rank][1], depth, rank, parent, above))
+    def offer(depth: int, rank: int, parent: int, above: float, level: Level) -> None:
+        if rank < len(level):
+            heapq.heappush(heap, (-above * level[rank][1], depth, rank, parent, above, level))
 
-    offer(0, 0, -1, 1.0)
+    if len(candidates):
+        offer(0, 0, -1, 1.0, candidates.after(0, None))
     while heap and len(tokens) < budget:
-        joint, depth, rank, parent, above = heapq.heappop(heap)
-        token, prob = levels[depth][rank]
+        joint, depth, rank, parent, above, level = heapq.heappop(heap)
+        token, prob = level[rank]
         tokens.append(token)
         parents.append(parent)
         probs.append(prob)
-        offer(depth, rank + 1, parent, above)
-        offer(depth + 1, 0, len(tokens) - 1, -joint)
+        offer(depth, rank + 1, parent, above, level)
+        if depth + 1 < len(candidates):
+            offer(depth + 1, 0, len(tokens) - 1, -joint, candidates.after(depth + 1, token))
     return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
 
@@ -70,16 +96,16 @@ def caterpillar(levels: Sequence[Level], budget: int) -> Draft:
     )
 
 
-def full(levels: Sequence[Level]) -> Draft:
+def full(candidates: Candidates) -> Draft:
     """Every combination, as in the paper (section 3.2.2): the candidates of a depth under every node above."""
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
     above = [-1]
-    for level in levels:
+    for depth in range(len(candidates)):
         here = []
         for parent in above:
-            for token, prob in level:
+            for token, prob in candidates.after(depth, tokens[parent] if depth else None):
                 here.append(len(tokens))
                 tokens.append(token)
                 parents.append(parent)

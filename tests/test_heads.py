@@ -222,8 +222,8 @@ def test_medusa_grows_the_trees_of_streaming() -> None:
     target.prefill(PROMPT)
     levels = likeliest(reference_medusa(anatomy, beside, PROMPT), 3)
     for params, want in (
-        (Medusa(budget=9, width=3), tree.best_first(levels, 9)),
-        (Medusa(tree="full", width=3, depth=2), tree.full(levels[:2])),
+        (Medusa(budget=9, width=3), tree.best_first(tree.Levels(levels), 9)),
+        (Medusa(tree="full", width=3, depth=2), tree.full(tree.Levels(levels[:2]))),
     ):
         draft = MedusaDrafter(target, params).propose(9)
         assert (draft.tokens, draft.parents) == (want.tokens, want.parents)
@@ -246,7 +246,7 @@ def test_the_tokens_of_drafts_are_those_of_the_draft_vocabulary() -> None:
     ):
         assert logits.shape[-1] == 20
         draft = drafter.propose(9)
-        want = tree.best_first(likeliest(part.spread(anatomy, logits), 3), 9)
+        want = tree.best_first(tree.Levels(likeliest(part.spread(anatomy, logits), 3)), 9)
         assert (draft.tokens, draft.parents) == (want.tokens, want.parents)
         assert draft.probs == pytest.approx(want.probs) and set(draft.tokens) <= set(range(40, 60))
 

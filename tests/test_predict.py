@@ -68,10 +68,10 @@ def test_cutting_a_best_first_tree_is_growing_a_smaller_one() -> None:
     rng = random.Random(1)
     for _ in range(20):
         levels = [sorted(((t, rng.random()) for t in range(6)), key=lambda x: -x[1]) for _ in range(4)]
-        large = tree.best_first(levels, 2000)  # all of it
+        large = tree.best_first(tree.Levels(levels), 2000)  # all of it
         watched = trace(step(large, 1))
         budget, width, depth = rng.randint(1, 30), rng.randint(1, 6), rng.randint(1, 4)
-        small = tree.best_first([level[:width] for level in levels[:depth]], budget)
+        small = tree.best_first(tree.Levels([level[:width] for level in levels[:depth]]), budget)
         kept = [
             (large.tokens[i], watched.nodes[i][0])
             for i in range(len(large))

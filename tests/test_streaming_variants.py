@@ -383,7 +383,7 @@ def test_pauses_change_what_is_drafted_and_no_token(streams: str) -> None:
 class CountingSource:
     """Streams that always guess the token 7, and count how often they are asked."""
 
-    gamma, device_type, stream_ids, asked = 2, "cpu", None, 0
+    gamma, device_type, stream_ids, stream_pairs, asked = 2, "cpu", None, None, 0
 
     def synchronize(self) -> None:
         pass

@@ -42,11 +42,12 @@ from specstream.training.trainer import Trainer
 from tests import tiny
 
 
-def fresh(mode: str = "shared", gamma: int = 3, family: str = "llama", lora: int = 4):
+def fresh(mode: str = "shared", gamma: int = 3, family: str = "llama", lora: int = 4, pairs: int = 0):
     anatomy = dissect(tiny.tiny(family))
     anatomy.model.requires_grad_(False)
     torch.manual_seed(3)
-    card = Card("tiny", base_shape(anatomy), "e2e", mode, gamma, 2, start_rank=4, lora_rank=lora, lora_scale=2.0)
+    ranks = {"start_rank": 4, "lora_rank": lora, "pair_rank": pairs}
+    card = Card("tiny", base_shape(anatomy), "e2e", mode, gamma, 2, lora_scale=2.0, **ranks)
     adapter = Adapter(anatomy, card)
     for weight in adapter.parameters():
         torch.nn.init.normal_(weight, std=0.1)
@@ -81,15 +82,25 @@ def reference_losses(anatomy, adapter, examples: list[Example], gamma: int) -> t
             logits = torch.cat([anatomy.head_logits(main[0]), anatomy.logits(streams[0, 0])])
             for j in range(1 + gamma):
                 if at + 1 + j < len(ids):
+                    if j and adapter.pairs:
+                        logits[j] += follows(anatomy, adapter, j, ids[at + j])
                     sums[j] += F.cross_entropy(logits[j], torch.tensor(ids[at + 1 + j]))
                     counts[j] += 1
     return sums / counts
 
 
+def follows(anatomy, adapter, stream: int, above: int) -> torch.Tensor:
+    """What the pair map adds to the logits of stream 1 to gamma after the token ``above``, one token at a time."""
+    table, pairs = anatomy.model.get_input_embeddings().weight, adapter.pairs
+    x = table[above] / table[above].norm() @ pairs.before
+    return torch.stack([pairs.weight[stream - 1] * x @ (y / y.norm() @ pairs.after) for y in table])
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral-window"])
+@pytest.mark.parametrize("pairs", [0, 5])
 @pytest.mark.parametrize("mode,tuned", [("shared", "all"), ("shared", "top"), ("lossless", "all")])
-def test_batched_loss_equals_the_slow_reference(family: str, mode: str, tuned: str) -> None:
-    anatomy, adapter = fresh(mode, family=family)
+def test_batched_loss_equals_the_slow_reference(family: str, mode: str, tuned: str, pairs: int) -> None:
+    anatomy, adapter = fresh(mode, family=family, pairs=pairs)
     batch = collate(EXAMPLES, 3, 0)
     model = StreamModel(anatomy, adapter, tuned, cache=1).eval()
     sums = model(batch).detach()
@@ -166,7 +177,7 @@ def test_states_of_a_batch_computed_together_are_those_computed_one_by_one(monke
 
 @pytest.mark.parametrize("mode,tuned", [("shared", "all"), ("shared", "top"), ("lossless", "all")])
 def test_gradients_flow_only_where_they_should(mode: str, tuned: str) -> None:
-    anatomy, adapter = fresh(mode)
+    anatomy, adapter = fresh(mode, pairs=5)
     before = {n: p.clone() for n, p in anatomy.model.named_parameters()}
     model = StreamModel(anatomy, adapter, tuned)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -180,6 +191,40 @@ def test_gradients_flow_only_where_they_should(mode: str, tuned: str) -> None:
     below = {f"lora.{w}.{k}" for w in "ab" for k in adapter.lora.a if int(k.split("/")[0]) < len(anatomy.layers) - 2}
     assert silent == (below if tuned == "top" else set()) and bool(below) == (mode == "shared")
     assert (adapter.lora.first == 0) == (mode == "shared")
+
+
+def test_nothing_but_the_pair_map_is_trained_where_asked() -> None:
+    anatomy, adapter = fresh("lossless", pairs=5)
+    model = StreamModel(anatomy, adapter, "none")
+    batch = collate(EXAMPLES, 3, 0)
+    objective(model(batch)[0], model.counts(batch), 0.5, 3).backward()
+    moved = {n for n, p in adapter.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"pairs.before", "pairs.after", "pairs.weight"}
+    with pytest.raises(ValueError, match="--pair-rank"):
+        Config(tuned_layers="none")
+
+
+def test_the_pair_map_learns_what_follows_what(tmp_path: Path) -> None:
+    """Random streams know nothing of texts in which every token has one successor; the map beside them does."""
+    after = torch.randperm(tiny.VOCAB - 3, generator=torch.Generator().manual_seed(0)).tolist()
+
+    def text(first: int) -> Example:
+        ids = [first]
+        while len(ids) < 12:
+            ids.append(after[ids[-1]])
+        return Example(tuple(i + 3 for i in ids[:4]), tuple(i + 3 for i in ids[4:]))
+
+    data = [text(i) for i in range(60)]
+    settings = {"mode": "lossless", "tuned_layers": "none", "pair_rank": 32, "lr": 0.01, "alpha": 1.0, "batch": 12}
+    trained = trainer(tmp_path, epochs=30, **settings)
+    before = {n: p.clone() for n, p in trained.adapter.named_parameters()}
+    losses, hits = (trained.validate(data)[n][1:] for n in ("losses", "hits"))
+    trained.train(data, [], lambda event: None)
+    found = trained.validate(data)
+    assert all(hit < 0.1 for hit in hits) and all(hit > 0.9 for hit in found["hits"][1:])
+    assert all(now < then / 3 for now, then in zip(found["losses"][1:], losses, strict=True))
+    moved = {n for n, p in trained.adapter.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"pairs.before", "pairs.after", "pairs.weight"}
 
 
 class Letters:
@@ -208,14 +253,14 @@ def trainer(out: Path, main: int = 0, **settings) -> Trainer:
     )  # fmt: skip
     card = Card("tiny", base_shape(anatomy), "e2e", config.mode, config.gamma, config.layers, config.start_rank,
                 config.lora_rank, config.lora_scale, config.exit_rank, config.draft_vocabulary,
-                main_rank=main, main_scale=config.lora_scale if main else 0.0)  # fmt: skip
+                pair_rank=config.pair_rank, main_rank=main, main_scale=config.lora_scale if main else 0.0)  # fmt: skip
     return Trainer(anatomy, Letters(), card, config, out)
 
 
 DATA = [example(5, 4, s) for s in range(7)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"tuned_layers": "top"}, {"mode": "lossless"}])
+@pytest.mark.parametrize("settings", [{}, {"tuned_layers": "top"}, {"mode": "lossless"}, {"pair_rank": 4}])
 def test_resume_equals_an_uninterrupted_run(tmp_path: Path, settings: dict[str, str]) -> None:
     whole = trainer(tmp_path / "whole", epochs=3, **settings)
     whole.train(DATA, [], lambda event: None)
@@ -302,15 +347,23 @@ def test_the_chunked_loss_is_the_loss() -> None:
     head = torch.nn.Linear(8, 30, bias=False)
     states = torch.randn(700, 8, requires_grad=True)  # more than two chunks
     targets = torch.randint(30, (700,)).index_fill(0, torch.tensor([3, 5]), IGNORE)
-    sums = sums_of(head, states, targets)
-    (3 * sums[0]).backward()
-    plain = states.detach().clone().requires_grad_()
-    want = F.cross_entropy(head(plain), targets, ignore_index=IGNORE, reduction="sum")
-    (3 * want).backward()
-    torch.testing.assert_close(sums[0], want, atol=1e-2, rtol=1e-5)
-    torch.testing.assert_close(states.grad, plain.grad)
-    assert sums[2] == 698
-    assert sums[1] == (head(plain).argmax(-1) == targets).sum()
+    for inputs in (
+        (states,),
+        (states, torch.randn(700, 3, requires_grad=True), torch.randn(30, 3, requires_grad=True)),
+    ):
+        for tensor in inputs:
+            tensor.grad = None
+        sums = sums_of(head, states, targets, inputs[1:])
+        (3 * sums[0]).backward()
+        plain = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+        logits = head(plain[0]) + (plain[1] @ plain[2].T if len(plain) > 1 else 0)
+        want = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        (3 * want).backward()
+        torch.testing.assert_close(sums[0], want, atol=1e-2, rtol=1e-5)
+        for ours, theirs in zip(inputs, plain, strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-4)
+        assert sums[2] == 698
+        assert sums[1] == (logits.argmax(-1) == targets).sum()
 
 
 def test_a_share_of_the_rows_carries_streams() -> None:
@@ -398,8 +451,9 @@ def test_plain_mode_trains_lora_alone(tmp_path: Path) -> None:
 def test_training_begins_with_another_adapter(tmp_path: Path) -> None:
     first = trainer(tmp_path / "first", epochs=1)
     first.train(DATA, [], lambda event: None)
-    second = trainer(tmp_path / "second", epochs=1, exit_rank=2)
+    second = trainer(tmp_path / "second", epochs=1, exit_rank=2, pair_rank=4)
     second.start_from(tmp_path / "first")
+    assert not second.adapter.pairs.after.any()  # new: it changes nothing yet
     key = next(iter(first.adapter.lora.b))
     torch.testing.assert_close(second.adapter.lora.b[key], first.adapter.lora.b[key], atol=1e-3, rtol=1e-2)
     with pytest.raises(adapters.AdapterError, match="other streams or ranks"):

@@ -66,7 +66,7 @@ levels_lists = st.lists(
 
 @given(levels_lists, st.integers(1, 40))
 def test_best_first_takes_the_likeliest_nodes(levels, budget: int) -> None:
-    draft = tree.best_first(levels, budget)
+    draft = tree.best_first(tree.Levels(levels), budget)
     every = sorted(
         (
             torch.tensor([p for _, p in path], dtype=torch.float64).prod().item()
@@ -86,7 +86,7 @@ def test_best_first_takes_the_likeliest_nodes(levels, budget: int) -> None:
 
 @given(levels_lists)
 def test_full_tree_holds_every_combination(levels) -> None:
-    draft = tree.full(levels)
+    draft = tree.full(tree.Levels(levels))
     want = {tuple(t for t, _ in path) for d in range(1, len(levels) + 1) for path in itertools.product(*levels[:d])}
     paths: list[tuple[int, ...]] = []
     for token, parent in zip(draft.tokens, draft.parents, strict=True):
@@ -96,7 +96,7 @@ def test_full_tree_holds_every_combination(levels) -> None:
 
 def test_full_size_counts_its_nodes() -> None:
     levels = [[(t, 0.3) for t in range(3)]] * 3
-    assert tree.full_size(3, 3) == len(tree.full(levels)) == 39
+    assert tree.full_size(3, 3) == len(tree.full(tree.Levels(levels))) == 39
 
 
 def test_a_child_before_its_parent_is_refused() -> None:

@@ -82,12 +82,19 @@ def tiny(family: str, seed: int = 0) -> Any:
 
 
 def random_adapter(
-    anatomy: Anatomy, gamma: int = 3, layers: int = 2, mode: str = "shared", seed: int = 1, exit_rank: int = 0
+    anatomy: Anatomy,
+    gamma: int = 3,
+    layers: int = 2,
+    mode: str = "shared",
+    seed: int = 1,
+    exit_rank: int = 0,
+    pair_rank: int = 0,
 ) -> Adapter:
     """An adapter with large random weights. In shared mode its LoRA is merged into the model at once."""
     torch.manual_seed(seed)
     shape = base_shape(anatomy)
-    card = Card("tiny", shape, "e2e", mode, gamma, layers, 4, lora_rank=2, lora_scale=1.0, exit_rank=exit_rank)
+    ranks = {"lora_rank": 2, "exit_rank": exit_rank, "pair_rank": pair_rank}
+    card = Card("tiny", shape, "e2e", mode, gamma, layers, 4, lora_scale=1.0, **ranks)
     adapter = Adapter(anatomy, card).eval().to(DEVICE)
     for weight in adapter.parameters():
         nn.init.normal_(weight, std=0.1)
@@ -97,10 +104,10 @@ def random_adapter(
 
 
 def model_with_adapter(
-    family: str, gamma: int = 3, layers: int = 2, mode: str = "shared", exit_rank: int = 0
+    family: str, gamma: int = 3, layers: int = 2, mode: str = "shared", exit_rank: int = 0, pair_rank: int = 0
 ) -> tuple[Anatomy, Adapter]:
     anatomy = dissect(tiny(family))
-    return anatomy, random_adapter(anatomy, gamma, layers, mode, exit_rank=exit_rank)
+    return anatomy, random_adapter(anatomy, gamma, layers, mode, exit_rank=exit_rank, pair_rank=pair_rank)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

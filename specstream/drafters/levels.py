@@ -11,7 +11,7 @@ from specstream.drafters import Drafter
 from specstream.events import Draft
 from specstream.params import LevelTree
 from specstream.target import Synchronized
-from specstream.tree import Level
+from specstream.tree import Candidates, Level, Levels
 
 
 class Pauses:
@@ -86,8 +86,11 @@ class LevelDrafter(Drafter):
     def _grown(self, depth: int) -> Draft:
         with self.passing(self._source.synchronize):
             logits = self._logits(self._row)
-        levels = likeliest(logits[:depth], self._params.width, self._ids)
-        return tree.full(levels) if self._params.tree == "full" else tree.best_first(levels, self._params.budget)
+        found = self._candidates(logits[:depth])
+        return tree.full(found) if self._params.tree == "full" else tree.best_first(found, self._params.budget)
+
+    def _candidates(self, logits: Tensor) -> Candidates:
+        return Levels(likeliest(logits, self._params.width, self._ids))
 
 
 def likeliest(logits: Tensor, width: int, ids: Tensor | None = None) -> list[Level]:

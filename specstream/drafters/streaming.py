@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from specstream.drafters.levels import LevelDrafter
 from specstream.drafters.prompt_lookup import PromptLookupDrafter
 from specstream.events import Draft
 from specstream.params import PromptLookup, Streaming
 from specstream.target import StreamSource
+from specstream.tree import Candidates
 
 
 class StreamingDrafter(LevelDrafter):
@@ -25,8 +28,15 @@ class StreamingDrafter(LevelDrafter):
         super().__init__(source, source.stream_logits, source.stream_ids, source.gamma, params)
         params = params.on(source.device_type)
         source.prepare(params.streams == "deferred", params.prune)
+        self._text = ids
+        self._pairs = source.stream_pairs if params.pairs == "on" else None
         self._copies = PromptLookupDrafter(ids, copying(params)) if params.lookup > 0 else None
         self._copied = False
+
+    def _candidates(self, logits: Tensor) -> Candidates:
+        if self._pairs is None:
+            return super()._candidates(logits)
+        return self._pairs(logits, self._text[-1], self._params.width)
 
     def propose(self, room: int) -> Draft:
         if self._copies and not self._copied:

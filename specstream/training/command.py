@@ -336,7 +336,7 @@ def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> C
     data = request.data if request.data.startswith("hub:") else Path(request.data).name
     words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
-    shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary")}
+    shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary", "pair_rank")}
     if config.mode == "lossless" and request.start:
         shape["main_rank"], shape["main_scale"] = adapters.read_card(request.start).tuning
     if config.trains_heads:  # beside an adapter that changes nothing, unless --start names another

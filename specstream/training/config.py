@@ -33,8 +33,8 @@ class Config(Checked):
         "all",
         "Tuned layers",
         "all: LoRA is trained in all layers; top: in those that carry streams, and the others stay as they are, "
-        "which is quicker.",
-        ("all", "top"),
+        "which is quicker; none: nothing but the pair map is trained, which takes minutes.",
+        ("all", "top", "none"),
     )
     lora_scale: float = number(2.0, "LoRA scale", "Factor of the adapters' change.", 0, 100, 0.1)
     exit_rank: int = number(
@@ -51,6 +51,9 @@ class Config(Checked):
     )
     draft_vocabulary: int = number(
         8192, "Draft vocabulary", "Drafts are among this many of the likeliest tokens; 0: among all.", 0, 1 << 24
+    )
+    pair_rank: int = number(
+        0, "Pair rank", "Rank of the pair map, which weighs a drafted token by the one above it; 0: none.", 0, 4096
     )
     alpha: float = number(0.5, "Alpha", "Weight of each stream's loss; the main stream has 1.", 0, 100, 0.1)
     share: float = number(1.0, "Share", "Share of the response's tokens that carry streams in training.", 0.01, 1, 0.01)
@@ -79,8 +82,10 @@ class Config(Checked):
         super().__post_init__()
         if self.alpha <= 0 or self.lora_scale <= 0:
             raise ValueError("Alpha and LoRA scale must be above 0.")
+        if self.tuned_layers == "none" and not self.pair_rank:
+            raise ValueError("With no tuned layers there is nothing to train but a pair map: give --pair-rank.")
         if self.mode == "plain":
-            for name in ("gamma", "exit_rank", "draft_vocabulary", "probes"):
+            for name in ("gamma", "exit_rank", "draft_vocabulary", "pair_rank", "probes"):
                 object.__setattr__(self, name, 0)
 
     @property

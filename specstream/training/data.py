@@ -61,6 +61,11 @@ class Batch:
         index = self.carried[:, :, None].expand(-1, -1, self.targets.shape[2] - 1)
         return self.targets[:, :, 1:].gather(1, index)
 
+    def tokens_above(self) -> Tensor:
+        """The token before each of those ``[B, S, gamma]``."""
+        index = self.carried[:, :, None].expand(-1, -1, self.targets.shape[2] - 1)
+        return self.targets[:, :, :-1].gather(1, index)
+
 
 def read_examples(
     data: str,

@@ -27,7 +27,7 @@ from specstream.training.trainee import Trainee, decoder_call, layer_masks, rows
 
 SHAPE = (
     "base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank",
-    "draft_vocabulary", "value_rotation", "main_rank", "main_scale",
+    "draft_vocabulary", "value_rotation", "pair_rank", "main_rank", "main_scale",
 )  # fmt: skip
 CHUNK = 256  # rows of logits at a time: they and their gradient stay in the cache of a processor
 Scores = Callable[[Tensor], Tensor]
@@ -36,8 +36,8 @@ Scores = Callable[[Tensor], Tensor]
 class StreamModel(Trainee):
     """The frozen base with its adapter: streams, LoRA and early exit.
 
-    With ``tuned_layers`` "top" the LoRA below the layers with streams stays as it is. There, and in lossless mode, the
-    states that enter those layers never change: ``cache`` GB of them are kept.
+    With ``tuned_layers`` "top" the LoRA below the layers with streams stays as it is, with "none" all but the pair map.
+    There, and in lossless mode, the states that enter those layers never change: ``cache`` GB of them are kept.
     """
 
     checkpoint = "checkpoint"
@@ -47,11 +47,14 @@ class StreamModel(Trainee):
         self.adapter = adapter
         self.ahead = self.drafting = adapter.card.gamma
         self._first = len(anatomy.layers) - adapter.card.layers
-        frozen = adapter.card.mode == "lossless" or tuned_layers == "top"
+        frozen = adapter.card.mode == "lossless" or tuned_layers in ("top", "none")
         self._below = FrozenStates(self._run_below, cache) if frozen else None
         if adapter.lora and frozen:
             for weight in adapter.lora.below(self._first):
                 weight.requires_grad_(False)
+        if tuned_layers == "none":
+            for name, weight in adapter.named_parameters():
+                weight.requires_grad_(name.startswith("pairs."))
 
     def _run_below(self, ids: Tensor) -> Tensor:
         with self.tuned():
@@ -75,7 +78,11 @@ class StreamModel(Trainee):
         else:
             columns.append(sums_of(self.anatomy.head_logits, main, targets))
         drafted = self.in_vocabulary(batch.stream_targets())
-        columns += [sums_of(self._draft_logits, streams[:, :, j], drafted[:, :, j]) for j in range(streams.shape[2])]
+        pairs = self._pairs(batch)
+        columns += [
+            sums_of(self._draft_logits, streams[:, :, j], drafted[:, :, j], pairs and (pairs[0][:, :, j], pairs[1]))
+            for j in range(streams.shape[2])
+        ]
         if exits is not None:
             columns.append(sums_of(self._draft_logits, exits, self.in_vocabulary(targets)))
         return torch.stack(columns, 1)
@@ -88,6 +95,16 @@ class StreamModel(Trainee):
         if self.adapter.card.exit_rank:
             counts.append((self.in_vocabulary(first) != IGNORE).sum())
         return torch.stack(counts)
+
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The pair map's two factors: of the token above each stream's target ``[B, S, gamma, rank]``, and of every
+        token that can be drafted ``[drafted, rank]``."""
+        pairs, ids = self.adapter.pairs, self.adapter.vocabulary
+        if pairs is None:
+            return None
+        table = self.anatomy.model.get_input_embeddings().weight
+        above = pairs.above(table[batch.tokens_above().clamp_min(0)]) * pairs.weight[:, None]
+        return above, pairs.below(table if ids is None else table[ids])
 
     def _draft_logits(self, states: Tensor) -> Tensor:
         return self.adapter.draft_logits(self.anatomy, states)
@@ -147,36 +164,48 @@ def noting(anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def sums_of(scores: Scores, states: Tensor, targets: Tensor) -> Tensor:
-    """``[3]``: summed cross-entropy, hits and count of the rows that have a target."""
+def sums_of(scores: Scores, states: Tensor, targets: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """``[3]``: summed cross-entropy, hits and count of the rows that have a target.
+
+    ``pairs`` are factors whose product is added to the scores: ``[..., rank]`` of every row, and ``[drafted, rank]``.
+    """
     valid = targets != IGNORE
-    return cast(Tensor, _ChunkedLoss.apply(states[valid], targets[valid], scores))
+    above, below = (pairs[0][valid], pairs[1]) if pairs else (None, None)
+    return cast(Tensor, _ChunkedLoss.apply(scores, targets[valid], states[valid], above, below))
 
 
 class _ChunkedLoss(torch.autograd.Function):
     """Summed cross-entropy of many rows, a few at a time: the logits of all rows never exist at once.
 
-    The gradient is taken chunk by chunk in the forward pass, while the logits are at hand, and kept for the backward.
+    The gradients are taken chunk by chunk in the forward pass, while the logits are at hand, and kept for the backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, targets: Tensor, scores: Scores) -> Tensor:
+    def forward(
+        ctx: Any, scores: Scores, targets: Tensor, states: Tensor, above: Tensor | None, below: Tensor | None
+    ) -> Tensor:
         out = torch.zeros(3, device=states.device)
-        grads = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        inputs = [t for t in (states, above, below) if t is not None]
+        trained = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + i]]
+        ctx.grads = {i: torch.zeros_like(inputs[i]) for i in trained}
         for at in range(0, len(states), CHUNK):
-            with torch.set_grad_enabled(grads is not None):
-                part = states[at : at + CHUNK].detach().requires_grad_(grads is not None)
-                logits, target = scores(part), targets[at : at + CHUNK]
+            rows = slice(at, at + CHUNK)
+            with torch.set_grad_enabled(bool(trained)):
+                parts = [(t if t is below else t[rows]).detach().requires_grad_(i in trained)
+                         for i, t in enumerate(inputs)]  # fmt: skip
+                logits, target = scores(parts[0]), targets[rows]
+                if below is not None:
+                    logits = logits + parts[1] @ parts[2].T
                 loss = F.cross_entropy(logits, target, reduction="sum")
-            if grads is not None:
-                grads[at : at + CHUNK] = torch.autograd.grad(loss, part)[0]
+            grads = torch.autograd.grad(loss, [parts[i] for i in trained]) if trained else ()
+            for i, grad in zip(trained, grads, strict=True):
+                (ctx.grads[i] if inputs[i] is below else ctx.grads[i][rows]).add_(grad)
             out += torch.stack([loss.detach(), (logits.argmax(-1) == target).sum(), loss.new_tensor(len(target))])
-        ctx.grads = grads
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.grads * grad[0], None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(ctx.grads[i] * grad[0] if i in ctx.grads else None for i in range(3))
 
 
 def means(sums: Tensor) -> tuple[list[float], list[float]]:
