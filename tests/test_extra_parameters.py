@@ -72,7 +72,8 @@ def test_lora_by_hand(table) -> None:
     """Rank 16, seven maps a layer: 16 numbers per input and per output of each."""
     shapes = [(576, 1536, 192, 30), (2048, 8192, 512, 16), (4096, 14336, 1024, 32)]
     for column, (h, inner, kv, layers) in enumerate(shapes):
-        start = table["4 streams with a start map of rank 64"][column]
+        start = table["and a pair map of rank 64"][column]
+        assert start == table["4 streams with a start map of rank 64"][column] + 2 * 64 * h + 4
         per_layer = 16 * (2 * (h + h) + 2 * (h + kv) + 3 * (h + inner))
         assert table["or LoRA of rank 16 on every layer (shared)"][column] == start + layers * per_layer
         assert table["and LoRA of rank 16 on the top 6 layers (lossless)"][column] == start + 6 * per_layer
@@ -95,7 +96,7 @@ def test_the_bundled_adapter_has_that_many(script) -> None:
     card = adapters.read_card(folder)
     weights = load_file(folder / adapters.WEIGHTS)
     stored = sum(weight.numel() for name, weight in weights.items() if name != "vocabulary")
-    names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "main_rank", "exit_rank", "value_rotation")
+    names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "main_rank", "exit_rank", "value_rotation", "pair_rank")
     assert script.streams(script.model("SmolLM2-135M"), **{n: getattr(card, n) for n in names}) == stored
 
 

@@ -87,7 +87,7 @@ def test_heads_are_trained_for_an_adapter_with_settings_of_their_own(tab: FineTu
 def test_the_form_shows_what_means_something_in_a_mode(tab: FineTune, values) -> None:
     shown = finetune_form.shown(tab.form, "exit")
     assert {n for n, part in tab.form.settings.items() if part in shown and not shown[part]["visible"]} == {
-        "gamma", "lora_rank", "start_rank", "alpha",
+        "gamma", "lora_rank", "start_rank", "pair_rank", "alpha",
     }  # fmt: skip
     assert "first layers" in shown[tab.form.settings["layers"]]["info"]
     start = finetune_form.begun_with(tab.form, values(mode="medusa"))[tab.form.start]

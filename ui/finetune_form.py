@@ -41,9 +41,10 @@ BESIDE = ("medusa", "exit")  # modes that train something for an adapter that th
 BARE = "none"  # no adapter: the model as it is
 MAIN = ("gamma", "lora_rank")
 MORE = (
-    "layers", "start_rank", "exit_rank", "draft_vocabulary", "alpha", "batch", "lr", "validate_every", "probes", "seed",
+    "layers", "start_rank", "pair_rank", "exit_rank", "draft_vocabulary", "alpha", "batch", "lr", "validate_every",
+    "probes", "seed",
 )  # fmt: skip
-STREAMS_ONLY = ("lora_rank", "start_rank", "alpha")
+STREAMS_ONLY = ("lora_rank", "start_rank", "pair_rank", "alpha")
 LEFT_OUT = {"medusa": (*STREAMS_ONLY, "layers", "exit_rank"), "exit": (*STREAMS_ONLY, "gamma")}  # mean nothing there
 MINUTES = 20.0  # of a training, as it comes
 HERE = {"validate_every": 50, "probes": 4}  # where the page's defaults are not those of the command line
@@ -52,6 +53,7 @@ WORDS = {  # plainer than those of the command line, which trains other things t
     "lora_rank": "Size of what is learned on the model's layers (LoRA): more learns more and costs more; 0: nothing.",
     "layers": "How many of the top layers carry streams: more draft better and cost more.",
     "start_rank": "Size of the map that begins a stream; 0: none.",
+    "pair_rank": "Size of the map that weighs a drafted token by the one above it; 0: none.",
     "exit_rank": "Size of the early exit that drops unlikely drafts; 0: none.",
 }
 OTHER_WORDS = {  # of settings that mean something else in a mode

@@ -15,7 +15,7 @@ from specstream.adapters import Adapter, Card, HeadCard, base_shape
 from specstream.anatomy import Anatomy
 from specstream.heads import KINDS
 
-GAMMA, LAYERS, EXIT_RANK, START_RANK, LORA_RANK, HEADS = 4, 6, 8, 64, 16, 4
+GAMMA, LAYERS, EXIT_RANK, START_RANK, LORA_RANK, PAIR_RANK, HEADS = 4, 6, 8, 64, 16, 64, 4
 # From the config.json that each model is published with.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "SmolLM2-135M": (
@@ -121,11 +121,14 @@ ROWS: dict[tuple[str, str], Callable[[Anatomy, int, int], int]] = {
     (f"{GAMMA} streams with a start map of rank {START_RANK}", "γh + (1 + γ)·64h"): lambda a, h, v: streams(
         a, start_rank=START_RANK
     ),
+    (f"and a pair map of rank {PAIR_RANK}", "γ + γh + (3 + γ)·64h"): lambda a, h, v: streams(
+        a, start_rank=START_RANK, pair_rank=PAIR_RANK
+    ),
     (f"and LoRA of rank {LORA_RANK} on the top {LAYERS} layers (lossless)", ""): lambda a, h, v: streams(
-        a, start_rank=START_RANK, lora_rank=LORA_RANK, mode="lossless"
+        a, start_rank=START_RANK, pair_rank=PAIR_RANK, lora_rank=LORA_RANK, mode="lossless"
     ),
     (f"or LoRA of rank {LORA_RANK} on every layer (shared)", ""): lambda a, h, v: streams(
-        a, start_rank=START_RANK, lora_rank=LORA_RANK
+        a, start_rank=START_RANK, pair_rank=PAIR_RANK, lora_rank=LORA_RANK
     ),
     (f"Medusa, {HEADS} heads", "4(h² + hv)"): lambda a, h, v: medusa_formula(h, v),
     ("as built, with biases", "4(h² + h + hv)"): lambda a, h, v: medusa_built(h, v),
