@@ -96,7 +96,17 @@ def test_the_bundled_adapter_has_that_many(script) -> None:
     card = adapters.read_card(folder)
     weights = load_file(folder / adapters.WEIGHTS)
     stored = sum(weight.numel() for name, weight in weights.items() if name != "vocabulary")
-    names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "main_rank", "exit_rank", "value_rotation", "pair_rank")
+    names = (
+        "mode",
+        "gamma",
+        "layers",
+        "start_rank",
+        "lora_rank",
+        "main_rank",
+        "exit_rank",
+        "value_rotation",
+        "pair_rank",
+    )
     assert script.streams(script.model("SmolLM2-135M"), **{n: getattr(card, n) for n in names}) == stored
 
 

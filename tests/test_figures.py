@@ -79,6 +79,15 @@ def test_script_writes_pages_that_need_no_network(report, tmp_path: Path) -> Non
     assert 'src="plotly.min.js"' in (tmp_path / "out" / "cost.html").read_text()
 
 
+def test_the_ways_to_stream_are_told_apart() -> None:
+    def row(label: str, lookup: int, pairs: str = "on") -> dict[str, object]:
+        return {"method": "streaming", "label": label, "settings": {"lookup": lookup, "pairs": pairs}}
+
+    found = benchmarks.named([row("a", 2), row("b", 0), row("c", 2, "off")])
+    names = {n: found[n]["label"] for n in (benchmarks.OURS, benchmarks.COPYING, benchmarks.ALONE, benchmarks.UNPAIRED)}
+    assert list(names.values()) == ["a", "a", "b", "c"]
+
+
 def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> None:
     head = bench.described(toy.load_toy(pace=0)) | {"repeats": 1, "sampling": {"max_new_tokens": 24}}
     for name in ("e2e", "e2e-cost", "pruning"):

@@ -31,11 +31,13 @@ WIDTHS, THRESHOLDS = range(1, 7), (0, 0.02)  # the paper's k; its threshold is n
 SWEEP = ",".join(f"streaming:tree=full:depth=2:width={k}:prune={p}" for p in THRESHOLDS for k in WIDTHS)
 
 OURS, PLAIN, ALONE, COPYING = "default settings", Standard.label, "streams alone", "copies too"
+UNPAIRED = "no pair map"
 # What "In short" compares, as (words, the faster, the slower).
 PAIRS = (
     ("streaming over standard decoding", OURS, PLAIN),
     ("streaming that never copies, over standard decoding", ALONE, PLAIN),
     ("streaming that copies too, over standard decoding", COPYING, PLAIN),
+    ("streaming without the pair map, over standard decoding", UNPAIRED, PLAIN),
     ("standard decoding over transformers' generate", PLAIN, REFERENCES["hf"]),
     ("streaming over transformers with prompt lookup", OURS, REFERENCES["hf-prompt-lookup"]),
     ("streaming over Medusa heads", OURS, Medusa.label),
@@ -49,7 +51,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", default="sql,e2e,dialogsum,chat")
-    parser.add_argument("--methods", default="all", help="beside streaming with copies and without, always measured")
+    parser.add_argument(
+        "--methods", default="all", help="beside streaming with and without copies and pair map, always measured"
+    )
     parser.add_argument("--pruning-task", default="sql", help="empty: none")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--readme", type=Path, default=README)
@@ -58,7 +62,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     results, costs = [], []
     for task in options.tasks.split(","):
-        methods = f"{options.methods},streaming:lookup={0 if copy_after(task) else COPY_AFTER}"
+        other = f"streaming:lookup={0 if copy_after(task) else COPY_AFTER}"
+        methods = f"{options.methods},{other},streaming:pairs=off"
         results.append(measure(options, task, "bench", task, "--methods", methods))
         tuned = "streaming" if any(row["method"] == "streaming" for row in results[-1]["rows"]) else "prompt_lookup"
         costs.append(measure(options, f"{task}-cost", "cost", task, "--tune", "--method", tuned))
@@ -122,7 +127,11 @@ def named(rows: list[Report]) -> dict[str, Report]:
     """The rows by label, and those of streaming by what they show: the first has the task's default settings."""
     streaming = [row for row in rows if row["method"] == Streaming.name]
     out = {row["label"]: row for row in rows}
-    out |= {COPYING if row["settings"]["lookup"] else ALONE: row for row in streaming}
+    for row in streaming:
+        if row["settings"]["pairs"] == "off":
+            out[UNPAIRED] = row
+        else:
+            out[COPYING if row["settings"]["lookup"] else ALONE] = row
     return out | dict(zip((OURS,), streaming, strict=False))
 
 
