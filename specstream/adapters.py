@@ -251,9 +251,12 @@ class Adapter(Drafting):
             self.lora = self.lora if self.card.mode == "lossless" else None
 
     def ready(self, anatomy: Anatomy) -> None:
-        """Keep the streams' own weights in the model's number format, so that no step has to convert them."""
+        """Keep the streams' own weights in the model's number format and what the pair map says of every token, so that
+        no step computes them."""
         if self.card.gamma:
             self.streams.to(anatomy.dtype)
+        if self.pairs:
+            self.pairs.fix(anatomy.model.get_input_embeddings().weight, self.vocabulary)
 
     def merge_copies(self, anatomy: Anatomy, half: bool) -> None:
         """In lossless mode, give streams that run alone layers with the LoRA merged: it costs them nothing then.

@@ -72,7 +72,7 @@ def best_first(candidates: Candidates, budget: int) -> Draft:
         parents.append(parent)
         probs.append(prob)
         offer(depth, rank + 1, parent, above, level)
-        if depth + 1 < len(candidates):
+        if depth + 1 < len(candidates) and len(tokens) < budget:
             offer(depth + 1, 0, len(tokens) - 1, -joint, candidates.after(depth + 1, token))
     return Draft(tuple(tokens), tuple(parents), tuple(probs))
 

@@ -19,7 +19,7 @@ WIDTH = 3
 
 
 def some_pairs(pool: int, ids: bool) -> tuple[Pairs, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """A random map, logits of four depths, their tokens and an embedding table."""
+    """A random map that weighs ``pool`` times WIDTH tokens, logits of four depths, their tokens and an embedding table."""
     torch.manual_seed(pool)
     pairs = Pairs(6, 5, 4)
     pairs.POOL = pool
@@ -51,12 +51,15 @@ def slowly(pairs, logits, ids, root: int, table, pool: int) -> list[dict[int, di
 
 
 @pytest.mark.parametrize("ids", [False, True])
-@pytest.mark.parametrize("pool", [5, 50])
+@pytest.mark.parametrize("pool", [2, 20])
+@pytest.mark.parametrize("fixed", [False, True])
 @torch.no_grad()
-def test_candidates_are_weighed_by_the_token_above(pool: int, ids: bool) -> None:
+def test_candidates_are_weighed_by_the_token_above(pool: int, ids: bool, fixed: bool) -> None:
     pairs, logits, chosen, table = some_pairs(pool, ids)
+    if fixed:
+        pairs.fix(table, chosen)
     for depths in (1, 4):
-        want = slowly(pairs, logits[:depths], chosen, 9, table, pool)
+        want = slowly(pairs, logits[:depths], chosen, 9, table, pool * WIDTH)
         found = pairs.weighed(logits[:depths], chosen, 9, table, WIDTH)
         assert len(found) == depths
         for depth, level in enumerate(want):

@@ -245,7 +245,7 @@ class Letters:
         return f"user: {messages[0]['content']} end\nassistant:"
 
 
-def trainer(out: Path, main: int = 0, **settings) -> Trainer:
+def trainer(out: Path, main: int = 0, ids: torch.Tensor | None = None, **settings) -> Trainer:
     anatomy = dissect(tiny.tiny("llama"))
     config = Config(
         **{"batch": 2, "layers": 2, "start_rank": 8, "lora_rank": 8, "save_every": 1e9, "warmup": 0.0, "probes": 0,
@@ -254,7 +254,7 @@ def trainer(out: Path, main: int = 0, **settings) -> Trainer:
     card = Card("tiny", base_shape(anatomy), "e2e", config.mode, config.gamma, config.layers, config.start_rank,
                 config.lora_rank, config.lora_scale, config.exit_rank, config.draft_vocabulary,
                 pair_rank=config.pair_rank, main_rank=main, main_scale=config.lora_scale if main else 0.0)  # fmt: skip
-    return Trainer(anatomy, Letters(), card, config, out)
+    return Trainer(anatomy, Letters(), card, config, out, ids)
 
 
 DATA = [example(5, 4, s) for s in range(7)]
@@ -458,6 +458,21 @@ def test_training_begins_with_another_adapter(tmp_path: Path) -> None:
     torch.testing.assert_close(second.adapter.lora.b[key], first.adapter.lora.b[key], atol=1e-3, rtol=1e-2)
     with pytest.raises(adapters.AdapterError, match="other streams or ranks"):
         trainer(tmp_path / "third", epochs=1, start_rank=4).start_from(tmp_path / "first")
+
+
+def test_a_pair_map_leaves_all_else_of_an_adapter_as_it_is(tmp_path: Path) -> None:
+    settings = {"mode": "lossless", "draft_vocabulary": 20, "epochs": 1}
+    first = trainer(tmp_path / "first", ids=torch.arange(20, 40), **settings)
+    first.train(DATA, [], lambda event: None)
+    second = trainer(tmp_path / "second", ids=torch.arange(50, 70), tuned_layers="none", pair_rank=4, **settings)
+    second.start_from(tmp_path / "first")
+    second.train([example(5, 8, 1)], [], lambda event: None)
+    before, after = (adapters.load(tmp_path / n, first.anatomy).state_dict() for n in ("first", "second"))
+    assert set(after) - set(before) == {"pairs.before", "pairs.after", "pairs.weight"}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert "vocabulary" in before
+    head = second.adapter._head.weight
+    assert torch.equal(head, second.anatomy.head.weight[20:40])
 
 
 def test_a_further_stage_may_have_fewer_layers_and_more_streams(tmp_path: Path) -> None:

@@ -122,9 +122,13 @@ class Trainer:
 
         In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
         There may be fewer layers with streams than before, a larger rank of the map that starts them, and more streams:
-        these begin like the last one. Raises AdapterError for one of another shape.
+        these begin like the last one. Where nothing but the pair map is trained, the draft vocabulary stays too.
+        Raises AdapterError for one of another shape.
         """
-        state = _beginning(cast(Adapter, self.adapter), adapters.load(folder, self.anatomy))
+        before = adapters.load(folder, self.anatomy)
+        state = _beginning(cast(Adapter, self.adapter), before)
+        if self.config.tuned_layers == "none" and before.vocabulary is not None:
+            state["vocabulary"] = before.vocabulary  # else it follows from the data
         try:
             unknown = self.adapter.load_state_dict(state, strict=False).unexpected_keys
         except RuntimeError:  # other sizes
@@ -133,6 +137,7 @@ class Trainer:
             raise adapters.AdapterError(
                 f"The adapter in {folder} has other streams or ranks than this training: give it the same."
             )
+        self.adapter.restrict_head(self.anatomy)
         self._merge_tuning()
 
     def _merge_tuning(self) -> None:
@@ -319,7 +324,7 @@ class Trainer:
 def _beginning(adapter: Adapter, before: Adapter) -> dict[str, Tensor]:
     """The weights that a training of ``adapter`` begins with, out of those of the one before it."""
     state = before.state_dict()
-    state.pop("vocabulary", None)  # it follows from the data
+    state.pop("vocabulary", None)
     if adapter.card.mode == "lossless" and before.card.mode != "lossless":
         state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
     own = adapter.state_dict()
