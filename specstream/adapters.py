@@ -93,9 +93,8 @@ class Card:
     ``gamma`` is 0 in ``plain`` mode only. ``exit_rank`` is the rank of the early-exit map o_theta that prunes drafts
     (0: none), ``draft_vocabulary`` the number of tokens that streams can draft (0: all), ``value_rotation`` the angle
     per stream in radians that replaces stream embeddings (0: embeddings), ``pair_rank`` the rank of the pair map (0:
-    none). ``main_rank`` and ``main_scale`` are of the
-    LoRA that fine-tuned the model before ``lossless`` streams were trained on it (0: the base as it is). ``heads``
-    describes by kind the heads that lie beside the adapter.
+    none). ``main_rank`` and ``main_scale`` are of the LoRA that fine-tuned the model before ``lossless`` streams were
+    trained on it (0: the base as it is). ``heads`` describes by kind the heads that lie beside the adapter.
     """
 
     base: str
