@@ -19,7 +19,7 @@ WIDTH = 3
 
 
 def some_pairs(pool: int, ids: bool) -> tuple[Pairs, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """A random map that weighs ``pool`` times WIDTH tokens, logits of four depths, their tokens and an embedding table."""
+    """A random map that weighs ``pool`` times WIDTH tokens, logits of four depths, their tokens and embeddings."""
     torch.manual_seed(pool)
     pairs = Pairs(6, 5, 4)
     pairs.POOL = pool
