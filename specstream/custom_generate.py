@@ -118,8 +118,7 @@ def decoder(
     second = pairing.usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
     streams = isinstance(chosen, Streaming)
-    if isinstance(chosen, Streaming) and loaded:
-        chosen = chosen.on(parts.device.type, copy_after(loaded.card.task))
+    chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
     needs: dict[type[Method], tuple[Any, str]] = {
         Streaming: (loaded, NO_STREAMS),
         Medusa: (beside.medusa, NO_MEDUSA),

@@ -31,10 +31,11 @@ from specstream.events import Event, Started
 from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import PackedLinear, pack, suits
+from specstream.packed import PackedLinear, cheap_nodes, pack, suits
 from specstream.params import (
     LONGEST_PROMPT,
     METHODS,
+    NODES,
     DraftModel,
     EarlyExit,
     Medusa,
@@ -161,9 +162,7 @@ class Engine:
 
     def settled(self, method: Method) -> Method:
         """The method with what its settings leave to the device and the adapter decided."""
-        if not isinstance(method, Streaming):
-            return method
-        return method.on(self.info.device, copy_after(self.info.task))
+        return method.on(self.info.device, self.info.nodes, copy_after(self.info.task))
 
     def default_method(self) -> Method:
         return Standard() if Streaming.name in self.info.unavailable else Streaming()
@@ -239,6 +238,7 @@ def load(
         draft_parameters=pair.parameters if pair else 0,
         draft_bytes=pair.size if pair else 0,
         head_parameters=beside.parameters(),
+        nodes=cheap_nodes(parts) if parts else NODES,
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from specstream.params import NODES
+
 
 def top_layers(count: int) -> str:
     """Words for the layers that carry streams."""
@@ -22,7 +24,8 @@ class EngineInfo:
     ``parameters`` counts the base model's weights, ``extra_parameters`` what streams add (their LoRA too, but none that
     only fine-tunes the model), ``draft_parameters`` the draft model's, whose weights take ``draft_bytes``, and
     ``head_parameters`` by method those of Medusa heads and of the early exit that drafts.
-    ``tuned`` says that the adapter changes what the model writes.
+    ``tuned`` says that the adapter changes what the model writes. ``nodes`` is how many drafted nodes a pass verifies
+    for little more than none.
     """
 
     model: str
@@ -50,6 +53,7 @@ class EngineInfo:
     draft_bytes: int = 0
     head_parameters: dict[str, int] = field(default_factory=dict)
     tuned: bool = False
+    nodes: int = NODES
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

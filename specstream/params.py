@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 LONGEST_PROMPT = 50_000  # characters: longer than any context, and read in a moment
+NODES = 5  # drafted nodes that a pass verifies for little more than none, on most machines
+NODES_IN_TILES = 12  # the same where a product of bfloat16 takes sixteen rows at a time (AMX)
 
 
 def number(default: Any, label: str, help: str, low: float, high: float, step: float = 1) -> Any:
@@ -19,7 +21,11 @@ def choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any
 
 def tree_budget() -> Any:
     """The budget of every method that drafts trees: one default for all, so that they are compared alike."""
-    return number(5, "Tree budget", "Most drafted nodes that one pass verifies.", 1, 64)
+    words = (
+        "Most drafted nodes that one pass verifies; 0: as many as cost little here, "
+        f"{NODES_IN_TILES} in bfloat16 on a processor with AMX, else {NODES}."
+    )
+    return number(0, "Tree budget", words, 0, 64)
 
 
 class Checked:
@@ -64,6 +70,25 @@ class Labelled(Checked):
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         return ", ".join([self.label, *(f"{f.metadata['label'].lower()} {getattr(self, f.name)}" for f in changed)])
 
+    def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
+        """The same with what is left open decided: ``device`` runs it ("cpu", "cuda", "mps"), ``nodes`` cost little
+        there, and ``copy_after`` is what suits the adapter's task."""
+        return self
+
+
+class Treed(Labelled):
+    """A method that drafts trees of at most ``budget`` nodes; 0 leaves the number to the machine."""
+
+    budget: int
+
+    @property
+    def nodes(self) -> int:
+        """The budget; where it is left open, what suits most machines."""
+        return self.budget or NODES
+
+    def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
+        return replace(self, budget=self.budget or nodes)  # type: ignore[type-var]
+
 
 @dataclass(frozen=True)
 class Sampling(Checked):
@@ -102,7 +127,7 @@ class Standard(Labelled):
 
 
 @dataclass(frozen=True)
-class LevelTree(Labelled):
+class LevelTree(Treed):
     """The tree of a method that has one distribution per depth."""
 
     tree: str = choice(
@@ -165,14 +190,12 @@ class Streaming(LevelTree):
         0.01,
     )
 
-    def on(self, device: str, copy_after: int = 0) -> Streaming:
-        """The same with what is left open decided: streams by the device, copies as the adapter's task has them.
-
-        Nobody has measured streams on "mps": there they are as published.
-        """
+    def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
+        """As for every method. Nobody has measured streams on "mps": there they are as published."""
         faster = "deferred" if device in ("cpu", "cuda") else "in-pass"
         streams = faster if self.streams == "auto" else self.streams
-        return replace(self, streams=streams, lookup=copy_after if self.lookup < 0 else self.lookup)
+        lookup = copy_after if self.lookup < 0 else self.lookup
+        return replace(super().on(device, nodes), streams=streams, lookup=lookup)
 
 
 @dataclass(frozen=True)
@@ -184,7 +207,7 @@ class Medusa(LevelTree):
 
 
 @dataclass(frozen=True)
-class ChainTree(Labelled):
+class ChainTree(Treed):
     """The tree of a method that drafts one token after the other: a chain, and alternatives beside it."""
 
     budget: int = tree_budget()
@@ -224,7 +247,7 @@ class DraftModel(ChainTree):
 
 
 @dataclass(frozen=True)
-class PromptLookup(Labelled):
+class PromptLookup(Treed):
     """Prompt lookup: what followed the last tokens when they occurred before is the draft. Needs no training."""
 
     name: ClassVar[str] = "prompt_lookup"

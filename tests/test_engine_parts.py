@@ -26,7 +26,7 @@ from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
 from specstream.loop import decode
 from specstream.models import load_model, resolve
-from specstream.params import PromptLookup, Sampling, Standard, Streaming, method
+from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streaming, method
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
 from specstream.target import PlainTarget
@@ -326,6 +326,38 @@ def test_bfloat16_is_packed_only_where_the_processor_computes_in_it(native: bool
     assert not packed.suits(dissect(tiny.tiny("llama").half()))
 
 
+@pytest.mark.parametrize(("dtype", "tiles", "nodes"), [
+    (torch.bfloat16, True, 12), (torch.bfloat16, False, 5), (torch.float32, True, 5),
+])  # fmt: skip
+def test_more_nodes_are_drafted_where_a_product_takes_sixteen_rows_at_a_time(
+    dtype: torch.dtype, tiles: bool, nodes: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
+    linear = torch.nn.Linear(4, 4)
+    assert packed.cheap_nodes(SimpleNamespace(head=packed.PackedLinear(linear), dtype=dtype)) == nodes
+    assert packed.cheap_nodes(SimpleNamespace(head=linear, dtype=dtype)) == 5
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if hasattr(m, "budget")])
+def test_a_budget_left_open_is_the_machines_and_a_given_one_stays(name: str) -> None:
+    engine = toy.load_toy(pace=0)
+    engine.info = replace(engine.info, nodes=9)
+    assert engine.settled(method(name)).budget == 9
+    assert engine.settled(method(name, budget=3)).budget == 3
+    assert method(name).nodes == engine.settled(method(name)).on("cpu", nodes=4).budget - 4 == 5
+
+
+def test_streams_draft_as_many_nodes_as_are_cheap() -> None:
+    engine = toy.load_toy(pace=0)
+    for nodes in (2, 7):
+        engine.info = replace(engine.info, nodes=nodes)
+        started, *events = engine.generate(
+            "Text: The Mill is a pub. The Mill", Streaming(), Sampling(max_new_tokens=40)
+        )
+        assert started.settings["method"]["budget"] == nodes
+        assert max(len(e.draft) for e in events if isinstance(e, Step)) == nodes
+
+
 def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
     anatomy, _ = tiny.model_with_adapter("llama")
     attention, mlp = anatomy.layers[0].self_attn, anatomy.layers[0].mlp
@@ -365,7 +397,8 @@ def test_streaming_copies_where_the_adapters_task_gains_by_it(task: str, copies:
     engine.info = replace(engine.info, task=task)
     prompt, sampling = "Text: The Mill is a pub. The Mill", Sampling(max_new_tokens=60)
     started, *events = engine.generate(prompt, Streaming(), sampling)
-    assert started.settings["method"] == Streaming(streams="deferred", lookup=2 if copies else 0).to_dict()
+    settled = Streaming(budget=5, streams="deferred", lookup=2 if copies else 0)
+    assert started.settings["method"] == settled.to_dict()
     assert any(e.draft.copied for e in events if isinstance(e, Step)) is copies
     assert any(e.draft and not e.draft.copied for e in events if isinstance(e, Step))
     never = engine.generate(prompt, Streaming(lookup=0), sampling)

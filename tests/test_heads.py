@@ -72,7 +72,7 @@ def test_both_methods_equal_standard_and_generate(family: str) -> None:
         steps = tiny.finish(medusa_run(anatomy, beside, PROMPT, sampling, medusa))
         assert tiny.ids_of(steps) == want and len(steps[1].draft) >= 12
         steps = tiny.finish(exit_run(anatomy, beside, PROMPT, sampling, EarlyExit(confidence=0, width=3)))
-        assert tiny.ids_of(steps) == want and len(steps[1].draft) == EarlyExit().budget
+        assert tiny.ids_of(steps) == want and len(steps[1].draft) == EarlyExit().nodes
 
 
 @pytest.mark.parametrize("make", [medusa_run, exit_run])

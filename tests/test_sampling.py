@@ -194,3 +194,12 @@ def test_warpers_truncate_and_penalise() -> None:
 def test_no_limit_on_top_k_unless_asked() -> None:
     wide = torch.zeros(500)
     assert Picker(Sampling(temperature=1.0)).scores(wide, [0]).isfinite().all()
+
+
+def test_the_greedy_walk_takes_the_first_of_the_likeliest_tokens() -> None:
+    logits = torch.randn(4, 300).bfloat16().float()
+    best = logits.argmax(-1).tolist()
+    logits[:, -1] = logits.amax(-1)  # ties are common in bfloat16
+    picks = list(walk(logits, Draft(tuple(best[:3]), (-1, 0, 1), (0.5,) * 3), Picker(Sampling()), [1]))
+    assert [pick.token for pick in picks] == best == logits.argmax(-1).tolist()
+    assert next(walk(logits * torch.nan, Draft(), Picker(Sampling()), [1])).token == 0  # the loop says what is wrong

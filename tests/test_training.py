@@ -201,7 +201,7 @@ def test_nothing_but_the_pair_map_is_trained_where_asked() -> None:
     moved = {n for n, p in adapter.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {"pairs.before", "pairs.after", "pairs.weight"}
     with pytest.raises(ValueError, match="--pair-rank"):
-        Config(tuned_layers="none")
+        Config(tuned_layers="none", pair_rank=0)
 
 
 def test_the_pair_map_learns_what_follows_what(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def trainer(out: Path, main: int = 0, ids: torch.Tensor | None = None, **setting
     anatomy = dissect(tiny.tiny("llama"))
     config = Config(
         **{"batch": 2, "layers": 2, "start_rank": 8, "lora_rank": 8, "save_every": 1e9, "warmup": 0.0, "probes": 0,
-           "draft_vocabulary": 0, "precision": "float32"} | settings
+           "draft_vocabulary": 0, "pair_rank": 0, "precision": "float32"} | settings
     )  # fmt: skip
     card = Card("tiny", base_shape(anatomy), "e2e", config.mode, config.gamma, config.layers, config.start_rank,
                 config.lora_rank, config.lora_scale, config.exit_rank, config.draft_vocabulary,
@@ -473,6 +473,19 @@ def test_a_pair_map_leaves_all_else_of_an_adapter_as_it_is(tmp_path: Path) -> No
     assert "vocabulary" in before
     head = second.adapter._head.weight
     assert torch.equal(head, second.anatomy.head.weight[20:40])
+
+
+def test_a_pair_map_gets_further_streams_and_begins_anew_at_another_rank(tmp_path: Path) -> None:
+    first = trainer(tmp_path / "first", epochs=1, pair_rank=6, lr=0.05)
+    first.train(DATA, [], lambda event: None)
+    had = adapters.load(tmp_path / "first", first.anatomy).pairs
+    more = trainer(tmp_path / "more", pair_rank=6, gamma=6)
+    more.start_from(tmp_path / "first")
+    assert torch.equal(more.adapter.pairs.after, had.after) and had.after.any()
+    assert more.adapter.pairs.weight.tolist() == [*had.weight.tolist(), *had.weight.tolist()[-1:] * 2]
+    wider = trainer(tmp_path / "wider", pair_rank=9)
+    wider.start_from(tmp_path / "first")
+    assert wider.adapter.pairs.before.shape[1] == 9 and not wider.adapter.pairs.after.any()
 
 
 def test_a_further_stage_may_have_fewer_layers_and_more_streams(tmp_path: Path) -> None:

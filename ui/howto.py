@@ -143,6 +143,9 @@ def _tree(tale: Story) -> Lesson:
             "below the newest token, those of stream 2 below these, and so on.",
             f"Not every combination is kept. This tree, drafted for step {index} of the recorded run, has the "
             f"{len(draft)} nodes with the largest product of probabilities on the way down.",
+            "Streams don't know of each other's guesses. The bundled adapters therefore also weigh each token by how "
+            "well it follows the one above it (a pair map, which the paper does not have), so that few branches are "
+            "words that nobody would write in a row.",
         ),
     )
 

@@ -178,7 +178,7 @@ class Tuning(Measurement):
         """The settings, tried on every other prompt; a single prompt leaves none to try them on."""
         from specstream.bench import curve, tuning
 
-        order, stop = self.ask, self.stop.is_set
+        order, stop, method = self.ask, self.stop.is_set, engine.settled(method)
         self._tries, self._most = 0, 3 * order.repeats * (len(cases) // 2)
         self.put(Lap("Watching what is accepted", 0, self._most))
         if len(cases) > 1:

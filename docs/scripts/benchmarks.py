@@ -145,7 +145,9 @@ def times_as_fast(slow: Report | None, fast: Report | None) -> str:
 def chapter(result: Report, title: str) -> Iterator[str]:
     """How it was measured, and the table of methods."""
     row, most = result["rows"][0], result["sampling"]["max_new_tokens"]
-    yield f"\n## {title}\n\n{row['prompts']} prompts, {result['repeats']} repeats, up to {most} tokens,"
+    budgets = [r["settings"]["budget"] for r in result["rows"] if r["settings"].get("tree") == "best-first"]
+    trees = f" trees of at most {budgets[0]} nodes," if budgets else ""
+    yield f"\n## {title}\n\n{row['prompts']} prompts, {result['repeats']} repeats, up to {most} tokens,{trees}"
     yield f"adapter {result['adapter']}, commit `{result['commit']}`.\n"
     yield from table(result["rows"])
     yield from (f"\n{words}" for words in differences(result["rows"]))

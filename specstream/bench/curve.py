@@ -259,9 +259,9 @@ def _options(
 def shape_of(method: Method) -> Shape:
     """The tree that a method's settings ask for."""
     if isinstance(method, Streaming):
-        return Shape(method.budget, method.width, method.depth)
+        return Shape(method.nodes, method.width, method.depth)
     assert isinstance(method, PromptLookup)
-    return Shape(method.budget, 0, method.depth)
+    return Shape(method.nodes, 0, method.depth)
 
 
 def shaped(method: Method, shape: Shape) -> Method:

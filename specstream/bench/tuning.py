@@ -35,6 +35,7 @@ def tried(
     """
     if len(cases) < 2:
         raise ValueError("Tuning needs two prompts or more: one to choose on, one to try the choice on.")
+    method = engine.settled(method)
     ours, others = cases[::2], cases[1::2]
     traces = watched(engine, first_turns(engine, ours), method, sampling, stop)
     choice = tune(cost, traces, method)

@@ -49,9 +49,9 @@ class DraftModelDrafter(Drafter):
 
     def propose(self, room: int) -> Draft:
         self._picker.drawn.clear()
-        wanted = min(self._params.depth, self._params.budget)
+        wanted = min(self._params.depth, self._params.nodes)
         depth = min(wanted, room, self._model.context - len(self._ids))
-        return tree.caterpillar(self._levels(depth), self._params.budget) if depth > 0 else Draft()
+        return tree.caterpillar(self._levels(depth), self._params.nodes) if depth > 0 else Draft()
 
     def observe(self, row: int) -> None:
         """After the prompt pass: read the prompt too, so that its time counts as part of that pass."""

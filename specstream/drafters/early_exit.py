@@ -21,10 +21,10 @@ class EarlyExitDrafter(Drafter):
         self._source, self._ids, self._params = source, ids, params
 
     def propose(self, room: int) -> Draft:
-        depth = min(self._params.depth, self._params.budget, room)
+        depth = min(self._params.depth, self._params.nodes, room)
         if depth < 1:
             return Draft()
-        return tree.caterpillar(self._levels(depth), self._params.budget)
+        return tree.caterpillar(self._levels(depth), self._params.nodes)
 
     def observe(self, row: int) -> None:
         """Nothing to remember: what was accepted is in the target's cache."""

@@ -87,7 +87,7 @@ class LevelDrafter(Drafter):
         with self.passing(self._source.synchronize):
             logits = self._logits(self._row)
         found = self._candidates(logits[:depth])
-        return tree.full(found) if self._params.tree == "full" else tree.best_first(found, self._params.budget)
+        return tree.full(found) if self._params.tree == "full" else tree.best_first(found, self._params.nodes)
 
     def _candidates(self, logits: Tensor) -> Candidates:
         return Levels(likeliest(logits, self._params.width, self._ids))

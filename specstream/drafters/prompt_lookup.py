@@ -53,7 +53,7 @@ class PromptLookupDrafter(Drafter):
             if len(set(paths)) >= self._params.candidates:
                 break
         chosen = list(dict.fromkeys(paths))[: self._params.candidates]
-        return merged(chosen, paths, self._params.budget)
+        return merged(chosen, paths, self._params.nodes)
 
     def observe(self, row: int) -> None:
         """Nothing to remember: what was accepted is in the text."""

@@ -25,8 +25,8 @@ class StreamingDrafter(LevelDrafter):
     """
 
     def __init__(self, source: StreamSource, params: Streaming, ids: Sequence[int]) -> None:
-        super().__init__(source, source.stream_logits, source.stream_ids, source.gamma, params)
         params = params.on(source.device_type)
+        super().__init__(source, source.stream_logits, source.stream_ids, source.gamma, params)
         source.prepare(params.streams == "deferred", params.prune)
         self._text = ids
         self._pairs = source.stream_pairs if params.pairs == "on" else None

@@ -53,7 +53,7 @@ class Config(Checked):
         8192, "Draft vocabulary", "Drafts are among this many of the likeliest tokens; 0: among all.", 0, 1 << 24
     )
     pair_rank: int = number(
-        0, "Pair rank", "Rank of the pair map, which weighs a drafted token by the one above it; 0: none.", 0, 4096
+        64, "Pair rank", "Rank of the pair map, which weighs a drafted token by the one above it; 0: none.", 0, 4096
     )
     alpha: float = number(0.5, "Alpha", "Weight of each stream's loss; the main stream has 1.", 0, 100, 0.1)
     share: float = number(1.0, "Share", "Share of the response's tokens that carry streams in training.", 0.01, 1, 0.01)

@@ -122,7 +122,8 @@ class Trainer:
 
         In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
         There may be fewer layers with streams than before, a larger rank of the map that starts them, and more streams:
-        these begin like the last one. Where nothing but the pair map is trained, the draft vocabulary stays too.
+        these begin like the last one. A pair map of another rank begins new. Where nothing but the pair map is trained,
+        the draft vocabulary stays too.
         Raises AdapterError for one of another shape.
         """
         before = adapters.load(folder, self.anatomy)
@@ -329,7 +330,11 @@ def _beginning(adapter: Adapter, before: Adapter) -> dict[str, Tensor]:
         state = {re.sub(r"^lora\.", "main.", name): weight for name, weight in state.items()}
     own = adapter.state_dict()
     lowest = adapter.lora.first if adapter.lora else 0
-    return {n: _widened(n, w, own.get(n)) for n, w in state.items() if not _of_a_layer_below(lowest, n)}
+    found = {n: _widened(n, w, own.get(n)) for n, w in state.items() if not _of_a_layer_below(lowest, n)}
+    pairs = [n for n in found if n.startswith("pairs.") and n in own]
+    if any(found[n].shape != own[n].shape for n in pairs):
+        found = {n: w for n, w in found.items() if n not in pairs}
+    return found
 
 
 def _of_a_layer_below(lowest: int, name: str) -> bool:
@@ -341,9 +346,9 @@ def _of_a_layer_below(lowest: int, name: str) -> bool:
 def _widened(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
     """The weight for a training with more streams, where the last is repeated, or a larger start rank, which adds
     nothing at first. ``own`` is what the training has."""
-    if own is None or not name.startswith("streams.") or own.ndim != weight.ndim:
+    if own is None or not name.startswith(("streams.", "pairs.")) or own.ndim != weight.ndim:
         return weight
-    if name in ("streams.embedding", "streams.up") and len(own) > len(weight):
+    if name in ("streams.embedding", "streams.up", "pairs.weight") and len(own) > len(weight):
         weight = torch.cat([weight, weight[-1:].expand(len(own) - len(weight), *weight.shape[1:])])
     if name == "streams.up" and own.shape[-1] > weight.shape[-1]:
         weight = nn.functional.pad(weight, (0, own.shape[-1] - weight.shape[-1]))
