@@ -37,13 +37,13 @@ class Layer(DynamicLayer):
         self._show(end)
         return self.keys, self.values
 
-    def keep(self, prefix: int, rows: Sequence[int]) -> None:
-        """Keep the first ``prefix`` positions and, after them, ``rows`` (counted from ``prefix``); drop the rest."""
-        if rows and list(rows) != list(range(len(rows))):
-            index = torch.tensor([prefix + r for r in rows], device=self.keys.device)
+    def keep(self, prefix: int, count: int, moved: Tensor | None) -> None:
+        """Keep the first ``prefix`` positions and ``count`` after them, which are those of ``moved`` ``[count]`` where
+        that is given; drop the rest."""
+        if moved is not None:
             for buffer in self._buffers:
-                buffer[:, :, prefix : prefix + len(rows)] = buffer.index_select(2, index)
-        self._show(prefix + len(rows))
+                buffer[:, :, prefix : prefix + count] = buffer.index_select(2, moved)
+        self._show(prefix + count)
 
     def _grow(self, room: int) -> None:
         length = self.keys.shape[2]
@@ -63,6 +63,12 @@ class TreeCache(Cache):
         super().__init__(layers=[Layer() for _ in range(layers)])
 
     def keep(self, prefix: int, rows: Sequence[int], layers: slice = slice(None)) -> None:
-        """Cut layers back, whatever their length: the top layers hold other rows than the rest after a pass."""
-        for layer in self.layers[layers]:
-            layer.keep(prefix, rows)
+        """Keep the first ``prefix`` positions and, after them, ``rows`` (counted from ``prefix``); drop the rest.
+
+        Of some layers, whatever their length: the top layers hold other rows than the rest after a pass.
+        """
+        chosen = self.layers[layers]
+        in_place = list(rows) == list(range(len(rows)))
+        moved = None if in_place else torch.tensor([prefix + r for r in rows], device=chosen[0].keys.device)
+        for layer in chosen:
+            layer.keep(prefix, len(rows), moved)
