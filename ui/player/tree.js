@@ -1,6 +1,6 @@
 // The draft tree of one step: columns are depths, every leaf has a row of its own, so that no two labels can overlap.
 const SVG = "http://www.w3.org/2000/svg";
-const COLUMN = 125, BOX = 108, PAD = 8, CROWDED = 18, SMALLEST = 0.35, LARGEST = 3, READABLE = 0.85;
+const COLUMN = 125, BOX = 108, PAD = 8, CROWDED = 18, SMALLEST = 0.35, LARGEST = 3, READABLE = 0.83;
 const tree = part(".ss-tree"), svg = part(".ss-tree svg"), fit = part(".ss-fit");
 let drafter = ""; // the name of the method
 let zoom = 1, mode = "readable", extent = [0, 0]; // mode: readable (fit, but never small), fitted, chosen
