@@ -178,13 +178,13 @@ class Tuning(Measurement):
         """The settings, tried on every other prompt; a single prompt leaves none to try them on."""
         from specstream.bench import curve, tuning
 
-        order, stop, method = self.ask, self.stop.is_set, engine.settled(method)
+        order, stop = self.ask, self.stop.is_set
         self._tries, self._most = 0, 3 * order.repeats * (len(cases) // 2)
         self.put(Lap("Watching what is accepted", 0, self._most))
         if len(cases) > 1:
             return tuning.tried(engine, cost, cases, method, order.sampling, order.repeats, stop, self._tried)
         traces = curve.watched(engine, tuning.first_turns(engine, cases), method, order.sampling, stop)
-        return curve.tune(cost, traces, method).to_dict() | {"trials": []}
+        return curve.tune(cost, traces, engine.settled(method)).to_dict() | {"trials": []}
 
     def _tried(self) -> None:
         self._tries += 1

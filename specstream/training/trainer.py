@@ -344,8 +344,8 @@ def _of_a_layer_below(lowest: int, name: str) -> bool:
 
 
 def _widened(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
-    """The weight for a training with more streams, where the last is repeated, or a larger start rank, which adds
-    nothing at first. ``own`` is what the training has."""
+    """The weight for a training with more streams, where the last (in the pair map its factor) is repeated, or a larger
+    start rank, which adds nothing at first. ``own`` is what the training has."""
     if own is None or not name.startswith(("streams.", "pairs.")) or own.ndim != weight.ndim:
         return weight
     if name in ("streams.embedding", "streams.up", "pairs.weight") and len(own) > len(weight):
