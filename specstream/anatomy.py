@@ -40,6 +40,7 @@ class Anatomy:
     window: int | None
     mask_by_type: bool
     softcap: float | None
+    attention: str = "eager"
 
     @property
     def context(self) -> int:
@@ -132,6 +133,7 @@ def dissect(model: PreTrainedModel) -> Anatomy:
         window=window,
         mask_by_type=bool(types),
         softcap=getattr(config, "final_logit_softcapping", None),
+        attention=model.config._attn_implementation or "eager",
     )
 
 

@@ -30,7 +30,7 @@ from specstream.heads import Heads
 from specstream.loop import Run, decode
 from specstream.params import DraftModel, EarlyExit, Medusa, Method, PromptLookup, Sampling, Streaming
 from specstream.sampling import Picker
-from specstream.target import ModelTarget
+from specstream.target import ModelTarget, Variant
 from specstream.tasks import copy_after
 
 # These keep a state from call to call, and would see tokens that are only drafted.
@@ -117,8 +117,8 @@ def decoder(
         raise NotSupported(reason)
     second = pairing.usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
-    streams = isinstance(chosen, Streaming)
     chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
+    streams = Variant.of(chosen) if isinstance(chosen, Streaming) else None
     needs: dict[type[Method], tuple[Any, str]] = {
         Streaming: (loaded, NO_STREAMS),
         Medusa: (beside.medusa, NO_MEDUSA),
@@ -145,7 +145,7 @@ def decoder(
         target = ModelTarget(parts, loaded, streams, beside)
         sampling = Sampling(max_new_tokens=4096, seed=seed)
         picker = Processed(sampling, processors=logits_processor, sample=bool(generation_config.do_sample))
-        given = Given(target, ids, chosen, picker, ModelTarget(second, None, streaming=False) if second else None)
+        given = Given(target, ids, chosen, picker, ModelTarget(second) if second else None)
         run = HostedRun(
             target=target,
             drafter=DRAFTERS[chosen.name](given),

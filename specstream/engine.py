@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, heads, models, pairing, selftest
+from specstream import adapters, anatomy, attention, heads, models, pairing, selftest
 from specstream.adapters import Adapter
 from specstream.chat import Chat
 from specstream.drafters import Drafter, Given
@@ -31,7 +31,7 @@ from specstream.events import Event, Started
 from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import PackedLinear, cheap_nodes, pack, suits
+from specstream.packed import HalfLinear, PackedLinear, cheap_nodes, pack, packed_linear, suits
 from specstream.params import (
     LONGEST_PROMPT,
     METHODS,
@@ -46,7 +46,7 @@ from specstream.params import (
     Streaming,
 )
 from specstream.sampling import Picker
-from specstream.target import ModelTarget, PlainTarget
+from specstream.target import ModelTarget, PlainTarget, Variant
 from specstream.tasks import copy_after, task
 from specstream.text import NOTHING_BEFORE, TextStream, chat_prompt, encode, token_text
 
@@ -94,15 +94,15 @@ def _unchanged() -> Iterator[bool]:
 class Engine:
     """One loaded model. Runs are one at a time: a second ``generate`` waits for the first to end.
 
-    ``make_target(streaming)`` gives a fresh view of the model for one run, ``make_second`` one of the draft model (None
-    where none is loaded). ``float32`` is a context in which the model
-    computes in float32, to tell a numerical tie from a real mismatch; it gives False where that changes nothing.
+    ``make_target(method)`` gives a fresh view of the model for one run of a settled method, ``make_second`` one of the
+    draft model (None where none is loaded). ``float32`` is a context in which the model computes in float32, to tell a
+    numerical tie from a real mismatch; it gives False where that changes nothing.
     """
 
     info: EngineInfo
     tokenizer: Any
     eos: Collection[int]
-    make_target: Callable[[bool], Any]
+    make_target: Callable[[Method], Any]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
     make_second: Callable[[], Any] = lambda: None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -169,7 +169,7 @@ class Engine:
 
     def new_run(self, ids: list[int], method: Method, sampling: Sampling) -> Run:
         """A run that has not begun; its ``ids`` grow as it goes."""
-        target = self.make_target(isinstance(method, Streaming))
+        target = self.make_target(method)
         picker = Picker(sampling)
         drafter = DRAFTERS[method.name](Given(target, ids, method, picker, self.make_second()))
         text = TextStream(self.tokenizer, sampling.stop)
@@ -210,7 +210,7 @@ def load(
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
         parts = _made_ready(parts, loaded, beside, half)
-        reason = selftest.failure(parts, streams)
+        reason = _checked(parts, streams)
     unavailable = _unavailable(reason, streams, pair, beside)
     info = EngineInfo(
         model=model,
@@ -239,6 +239,7 @@ def load(
         draft_bytes=pair.size if pair else 0,
         head_parameters=beside.parameters(),
         nodes=cheap_nodes(parts) if parts else NODES,
+        exact=parts is not None and reason is None and selftest.exact(parts),
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None
@@ -266,7 +267,7 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
 
 def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, half: bool) -> anatomy.Anatomy:
     """Merge the LoRA of the main stream into the weights, then pack the weights."""
-    packs = functools.partial(PackedLinear, half=half) if suits(parts, half) else None
+    packs = functools.partial(packed_linear, half=half) if suits(parts, half) else None
     beside.ready(parts, packs)
     if loaded:
         loaded.merge_main(parts)
@@ -278,9 +279,17 @@ def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, h
     return pack(parts, half)
 
 
+def _checked(parts: anatomy.Anatomy, streams: Adapter | None) -> str | None:
+    """Why the model can't verify trees, None when it can; it attends exactly where that is possible."""
+    if attention.install(parts.model) and selftest.failure(parts, streams) is None:
+        return None
+    parts.model.set_attn_implementation(parts.attention)
+    return selftest.failure(parts, streams)
+
+
 def _product_of(parts: anatomy.Anatomy | None, half: bool) -> str:
     """What computes the linear maps."""
-    if parts is None or not isinstance(parts.head, PackedLinear):
+    if parts is None or not isinstance(parts.head, PackedLinear | HalfLinear):
         return "PyTorch"
     return "FBGEMM, packed" if half else "oneDNN, packed"
 
@@ -311,10 +320,11 @@ def _anatomy(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
 
 def _targets(
     network: Any, parts: Any, adapter: Adapter | None, reason: str | None, beside: Heads
-) -> Callable[[bool], Any]:
-    if reason:
-        return lambda streaming: PlainTarget(network)
-    return lambda streaming: ModelTarget(parts, adapter, streaming, beside)
+) -> Callable[[Method], Any]:
+    def target(method: Method) -> ModelTarget:
+        return ModelTarget(parts, adapter, Variant.of(method) if isinstance(method, Streaming) else None, beside)
+
+    return (lambda method: PlainTarget(network)) if reason else target
 
 
 def _eos(network: Any, tokenizer: Any) -> set[int]:
