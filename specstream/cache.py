@@ -109,6 +109,7 @@ class TreeCache(Cache):
         super().__init__(layers=[Layer(self, i) for i in range(layers)])
         self.capacity = BLOCK
         self._buffers: dict[tuple[int, ...], Buffers] = {}
+        self._slots: tuple[tuple[int, int], Tensor] | None = None
 
     def buffers(self, key: Tensor, value: Tensor) -> Buffers:
         """Room for layers whose keys and values have the shapes of ``key`` and ``value``."""
@@ -123,6 +124,12 @@ class TreeCache(Cache):
             self.capacity = -(-length // BLOCK) * BLOCK
             for buffers in self._buffers.values():
                 buffers.reserve(self.capacity)
+
+    def slots(self, start: int, rows: int) -> Tensor:
+        """The positions ``[rows]`` from ``start`` on; one tensor for all layers of a pass."""
+        if self._slots is None or self._slots[0] != (start, rows):
+            self._slots = (start, rows), torch.arange(start, start + rows)
+        return self._slots[1]
 
     def keep(self, prefix: int, rows: Sequence[int], layers: slice = slice(None)) -> None:
         """Keep the first ``prefix`` positions and, after them, ``rows`` (counted from ``prefix``); drop the rest.

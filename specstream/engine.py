@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from specstream import adapters, anatomy, attention, heads, models, pairing, selftest
 from specstream.adapters import Adapter
 from specstream.chat import Chat
+from specstream.compiled import Layers
 from specstream.drafters import Drafter, Given
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.early_exit import EarlyExitDrafter
@@ -63,6 +64,7 @@ NO_EXIT = (
     "No early exit to draft with is loaded: choose an adapter that has one, or train it beside yours "
     "(python -m specstream train --mode exit)."
 )
+NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 Progress = Callable[[str, float | None], None]
 # What drafts for a method.
 DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
@@ -85,6 +87,26 @@ class MethodUnavailable(ValueError):
     """A method can't run on the loaded model; the message says why."""
 
 
+class Turn:
+    """A lock for one run at a time. Who holds it already would wait for ever: that raises RuntimeError instead."""
+
+    def __init__(self) -> None:
+        self._lock, self._holder = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        if self._holder == threading.get_ident() and self._lock.locked():
+            raise RuntimeError("Another run of this thread is still open: read it to its end or close it first.")
+        self._lock.acquire()
+        self._holder = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        self._holder = 0
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+
 @contextmanager
 def _unchanged() -> Iterator[bool]:
     yield False
@@ -105,7 +127,8 @@ class Engine:
     make_target: Callable[[Method], Any]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
     make_second: Callable[[], Any] = lambda: None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Turn = field(default_factory=lambda: Turn())
+    layers: Layers | None = None
 
     def __post_init__(self) -> None:
         self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
@@ -159,6 +182,18 @@ class Engine:
             run = self.new_run(ids, method, sampling)
             yield Started(method.name, len(ids), {"method": method.to_dict(), "sampling": sampling.to_dict()})
             yield from decode(run, should_stop)
+
+    def refresh(self, wait: bool = False) -> None:
+        """Put compiled layers in place if they have been built, or wait until they are. Between runs to compare, never
+        inside: compiled layers round otherwise.
+
+        Raises RuntimeError while a run of this thread is open.
+        """
+        if self.layers is None or self.layers.ready:
+            return
+        with self.lock:
+            self.layers.use(wait)
+        self.info = replace(self.info, compiled=self.layers.ready, compiling=self.layers.words)
 
     def settled(self, method: Method) -> Method:
         """The method with what its settings leave to the device and the adapter decided."""
@@ -228,7 +263,6 @@ def load(
         gamma=loaded.card.gamma if loaded else 0,
         context=anatomy.context_of(network.config),
         chat=bool(getattr(tokenizer, "chat_template", None)),
-        load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
         versions=versions() | {"linear": _product_of(parts, half)},
@@ -243,7 +277,13 @@ def load(
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None
-    return Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second)
+    layers = _layers(parts, streams, source.path) if parts and not reason else None
+    engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
+    if layers and os.environ.get(NO_COMPILER) != "1":
+        layers.start()
+        engine.refresh()
+    engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)
+    return engine
 
 
 def _read_grouped_keys(device: str) -> None:
@@ -285,6 +325,17 @@ def _checked(parts: anatomy.Anatomy, streams: Adapter | None) -> str | None:
         return None
     parts.model.set_attn_implementation(parts.attention)
     return selftest.failure(parts, streams)
+
+
+def _layers(parts: anatomy.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
+    """The compiled layers, not yet in place."""
+
+    def check() -> str | None:
+        wrong = selftest.failure(parts, streams)
+        return wrong or (None if selftest.exact(parts) else "tokens would depend on what is decoded beside them")
+
+    turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
+    return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
 
 
 def _product_of(parts: anatomy.Anatomy | None, half: bool) -> str:

@@ -59,8 +59,6 @@ def additive(mask: Tensor, dtype: torch.dtype, keys: int = 0) -> Tensor:
 
     With ``keys`` the mask is widened to so many keys; none of those that are added is seen.
     """
-    out = torch.full(
-        (*mask.shape[:2], keys or mask.shape[2]), torch.finfo(dtype).min, dtype=dtype, device=mask.device
-    )
+    out = torch.full((*mask.shape[:2], keys or mask.shape[2]), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
     out[:, :, : mask.shape[2]].masked_fill_(mask, 0)
     return out[:, None]

@@ -77,6 +77,10 @@ _onednn = getattr(_onednn, "_op", None)
 _fbgemm = torch.ops.quantized.linear_dynamic_fp16.default._op
 
 
+torch.library.define("specstream::linear", "(Tensor x, Tensor packed, Tensor? bias) -> Tensor")  # for a compiler
+torch.library.register_fake("specstream::linear", lambda x, packed, bias: x.new_empty(x.shape[0], packed.shape[0]))
+
+
 def packed_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
     """A packed layer in place of a linear one. With ``half`` its weights are rounded to float16."""
     bias = None if linear.bias is None else linear.bias.detach()
@@ -88,11 +92,11 @@ class PackedPart(nn.Module):
 
     def __init__(self, shared: Shared, start: int, stop: int) -> None:
         super().__init__()
-        self._shared, self._start, self._stop = shared, start, stop
+        self.shared, self._start, self._stop = shared, start, stop
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, a view."""
-        return self._shared.of(x, self._start)[..., self._start : self._stop]
+        return self.shared.of(x, self._start)[..., self._start : self._stop]
 
 
 class Shared:
@@ -192,12 +196,16 @@ def _one_call(norm: nn.Module) -> None:
     eps = own.get("variance_epsilon", own.get("eps"))
     if not type(norm).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or eps is None:
         return
-    one = partial(nn.functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
+    one = partial(_rms_norm, norm, eps)
     x = torch.randn(2, 3, *weight.shape, dtype=weight.dtype)
     places = max(1e-5, 2 * torch.finfo(weight.dtype).eps)  # they round at other places
     with suppress(Exception):  # a foreign module may want other inputs: it stays as it is
         if torch.allclose(norm(x), one(x), rtol=places, atol=places / 10):
             setattr(norm, "forward", one)  # noqa: B010
+
+
+def _rms_norm(norm: nn.Module, eps: float, x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, eps)
 
 
 @torch.inference_mode()

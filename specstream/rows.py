@@ -50,9 +50,7 @@ class Rows:
     ``keys`` is the number of keys that attention is given, where that is more than the masks cover.
     """
 
-    def __init__(
-        self, anatomy: Anatomy, masks: Masks, positions: Tensor, rotations: Rotations, keys: int = 0
-    ) -> None:
+    def __init__(self, anatomy: Anatomy, masks: Masks, positions: Tensor, rotations: Rotations, keys: int = 0) -> None:
         self._masks = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
         self._positions, self._rotations = positions, rotations
         self._tables: dict[int, Any] = {}
