@@ -87,11 +87,14 @@ def test_a_damaged_checkpoint_is_told(name: str, harm: str, saved: Path) -> None
     assert f"damaged ({name} is" in refused(saved)
 
 
-def test_moments_of_another_shape_are_told_before_anything_is_filled(saved: Path) -> None:
+@pytest.mark.parametrize("harm", ["another shape", "missing", "of another parameter"])
+def test_bad_moments_are_told_before_anything_is_filled(harm: str, saved: Path) -> None:
     file = saved / "checkpoint" / checkpoint.OPTIMIZER
     kept = load_file(file)
     name = next(n for n in kept if n.startswith("exp_avg:"))
-    save_file(kept | {name: torch.zeros(3)}, file)
+    moment = kept.pop(name)
+    new = {"another shape": {name: torch.zeros(3)}, "missing": {}, "of another parameter": {"exp_avg:x": moment}}
+    save_file(kept | new[harm], file)
     run = trainer(saved, epochs=1)
     before = [p.clone() for p in run.adapter.parameters()]
     with pytest.raises(DataError, match="damaged"):

@@ -19,6 +19,7 @@ from specstream.adapters import AdapterError, Card
 from specstream.training.sources import DataError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+KEPT = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps for a parameter
 PICKLES = ("*.bin", "*.pkl", "*.pt")  # what earlier versions wrote
 
 
@@ -107,8 +108,9 @@ def _by_parameter(model: nn.Module, kept: dict[str, Tensor]) -> dict[int, dict[s
     out: dict[int, dict[str, Tensor]] = {}
     for key, tensor in kept.items():
         kind, _, name = key.partition(":")
-        index, shape = parameters.get(name, (-1, None))
-        if tensor.shape != (torch.Size() if kind == "step" else shape):
+        if name not in parameters or tensor.shape != (torch.Size() if kind == "step" else parameters[name][1]):
             raise Damaged(OPTIMIZER)
-        out.setdefault(index, {})[kind] = tensor
+        out.setdefault(parameters[name][0], {})[kind] = tensor
+    if any(of.keys() != KEPT for of in out.values()):
+        raise Damaged(OPTIMIZER)
     return out
