@@ -81,6 +81,8 @@ class HeadModel(Trainee):
         kind, shape = self.heads.card.kind, self.heads.card.shape()
         if replace(before, heads={}) != replace(self._card, heads={}):
             return ["adapter"]
+        if kind not in before.heads:
+            return ["heads"]
         old = before.heads[kind].shape()
         return [n for n in shape if old[n] != shape[n]]
 
