@@ -36,7 +36,7 @@ class Counting(ModelTarget):
     """A draft model that counts the rows of its passes."""
 
     def __init__(self, anatomy: Any) -> None:
-        super().__init__(anatomy, None, streaming=False)
+        super().__init__(anatomy)
         self.rows: list[int] = []
 
     def _pass(self, tokens: Any, *args: Any, **kwargs: Any) -> Tensor:

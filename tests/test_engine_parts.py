@@ -29,7 +29,7 @@ from specstream.models import load_model, resolve
 from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streaming, method
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
-from specstream.target import PlainTarget
+from specstream.target import PlainTarget, Variant
 from specstream.text import TextStream
 from tests import tiny
 from tests.test_models import save
@@ -257,7 +257,7 @@ class Liar(toy.ToyTarget):
 
 def test_a_real_mismatch_is_called_one() -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda method: Liar(None, 0)
+    engine.make_target = lambda method: Liar(Variant.of(method) if isinstance(method, Streaming) else None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "mismatch" and "real mismatch" in verdict.message
 
@@ -289,7 +289,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
             linear.weight.data = linear.weight.data.half().float()
     want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
     smaller = packed.pack(anatomy, half)
-    assert isinstance(smaller.head, packed.PackedLinear)
+    assert isinstance(smaller.head, packed.HalfLinear if half else packed.PackedLinear)
     assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
     run = tiny.streaming_run(smaller, adapter, ids, sampling)
     assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
@@ -334,7 +334,7 @@ def test_more_nodes_are_drafted_where_a_product_takes_sixteen_rows_at_a_time(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
     linear = torch.nn.Linear(4, 4)
-    assert packed.cheap_nodes(SimpleNamespace(head=packed.PackedLinear(linear), dtype=dtype)) == nodes
+    assert packed.cheap_nodes(SimpleNamespace(head=packed.packed_linear(linear), dtype=dtype)) == nodes
     assert packed.cheap_nodes(SimpleNamespace(head=linear, dtype=dtype)) == 5
 
 
@@ -366,7 +366,7 @@ def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
     with torch.inference_mode():
         want = {(n, i): getattr(m, n)(rows) for n, m in names.items() for i, rows in enumerate((x, y))}
         packed.pack(anatomy)
-        assert len({id(getattr(m, n)._shared) for n, m in names.items()}) == 2
+        assert len({id(getattr(m, n).shared) for n, m in names.items()}) == 2
         for order in (names, reversed(names), [*names, *names]):  # also one called twice, and others not at all
             for name in order:
                 for i, rows in enumerate((x, y)):
@@ -464,7 +464,7 @@ class Tied(toy.ToyTarget):
 
 def test_a_tie_is_called_one() -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda method: Tied(None, 0)
+    engine.make_target = lambda method: Tied(Variant.of(method) if isinstance(method, Streaming) else None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "tie" and "numerical tie" in verdict.message and verdict.position == 1
 
@@ -478,7 +478,7 @@ def test_a_wrong_token_at_a_tie_of_two_others_is_a_mismatch() -> None:
             return logits
 
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda method: Wrong(None, 0)
+    engine.make_target = lambda method: Wrong(Variant.of(method) if isinstance(method, Streaming) else None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "mismatch"
 
@@ -489,7 +489,7 @@ def test_numbers_that_are_not_finite_give_one_sentence() -> None:
             return super().verify(root, draft) * math.nan
 
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda method: Broken(None, 0)
+    engine.make_target = lambda method: Broken(Variant.of(method) if isinstance(method, Streaming) else None, 0)
     with pytest.raises(ValueError, match="choose float32"):
         list(engine.generate("Text:", Streaming(), Sampling()))
     assert not engine.lock.locked()
