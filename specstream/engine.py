@@ -33,7 +33,6 @@ from specstream.info import EngineInfo
 from specstream.loop import Run, decode
 from specstream.packed import PackedLinear, cheap_nodes, pack, suits
 from specstream.params import (
-    LONGEST_PROMPT,
     METHODS,
     NODES,
     DraftModel,
@@ -48,7 +47,15 @@ from specstream.params import (
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget
 from specstream.tasks import copy_after, task
-from specstream.text import NOTHING_BEFORE, TextStream, chat_prompt, encode, token_text
+from specstream.text import (
+    NOTHING_BEFORE,
+    PromptError,
+    TextStream,
+    chat_prompt,
+    encode,
+    least_tokens,
+    token_text,
+)
 
 log = logging.getLogger(__name__)
 NO_STREAMS = (
@@ -77,8 +84,8 @@ DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
 }
 
 
-class PromptError(ValueError):
-    """A prompt can't be used; the message is one sentence for the user."""
+def _too_long(context: int) -> str:
+    return f"this model's context is {context:,}: shorten it."
 
 
 class MethodUnavailable(ValueError):
@@ -122,20 +129,18 @@ class Engine:
         return task(task_name).prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt. Raises PromptError for an empty one or one that does not fit the context."""
+        """Token ids of a prompt. Raises PromptError for an empty one, one that is no text, or one that does not fit the
+        context."""
         if not prompt.strip():
             raise PromptError("The prompt is empty: type some text first.")
-        if len(prompt) > LONGEST_PROMPT:
-            raise PromptError(
-                f"The prompt has {len(prompt):,} characters; the limit is {LONGEST_PROMPT:,}: shorten it."
-            )
+        context = self.info.context
+        if least := least_tokens(self.tokenizer, prompt, context):
+            raise PromptError(f"The prompt has {least:,} tokens or more; {_too_long(context)}")
         ids = encode(self.tokenizer, prompt)
         if not ids:
             raise PromptError("The prompt holds no tokens for this model: type some text first.")
-        if len(ids) >= self.info.context:
-            raise PromptError(
-                f"The prompt has {len(ids):,} tokens; this model's context is {self.info.context:,}: shorten it."
-            )
+        if len(ids) >= context:
+            raise PromptError(f"The prompt has {len(ids):,} tokens; {_too_long(context)}")
         return ids
 
     def generate(

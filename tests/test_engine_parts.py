@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from specstream.events import Finished, Reason, Started, Step, from_dict, to_dic
 from specstream.loop import decode
 from specstream.models import load_model, resolve
 from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streaming, method
+from specstream.sampling import Picker
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
 from specstream.target import PlainTarget
@@ -267,6 +269,45 @@ def test_bad_prompts_give_one_sentence(text: str) -> None:
     with pytest.raises(ValueError) as error:
         next(toy.load_toy(pace=0).generate(text, Streaming(), Sampling()))
     assert "\n" not in str(error.value)
+
+
+def test_only_tokens_decide_whether_a_prompt_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = toy.load_toy(pace=0)
+    engine.info = replace(engine.info, context=120_000)
+    assert len(engine.encode("x" * 119_999)) == 119_999
+    with pytest.raises(ValueError, match="has 120,000 tokens; this model's context is 120,000: shorten it"):
+        engine.encode("x" * 120_000)
+    read: list[int] = []
+    monkeypatch.setattr(toy.ByteTokenizer, "__call__", lambda self, text, **_: read.append(len(text)) or few(text))
+
+    def few(text: str) -> SimpleNamespace:  # a token for every eight characters
+        return SimpleNamespace(input_ids=[1] * (len(text) // 8))
+
+    with pytest.raises(ValueError, match="has 960,000 tokens or more; this model's context is 120,000: shorten it"):
+        engine.encode("x" * 100_000_000)
+    assert read == [480_000, 1_920_000, 7_680_000]  # of a hundred million characters
+    assert len(engine.encode("x" * 900_000)) == 112_500
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300, 5e-324, 1e-7])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    def ids(events: list[Any]) -> list[int]:
+        return tiny.ids_of([e for e in events if isinstance(e, Step)])
+
+    greedy, cold = toy_events(), toy_events(temperature=temperature)
+    text = "".join(t.text for e in cold if isinstance(e, Step) for t in e.tokens)
+    assert text and ids(cold) == ids(greedy)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"top_p": 0}, {"top_p": 1e-40}, {"min_p": 1}, {"min_p": 1e-40}, {"top_k": 1}, {"temperature": 1e-6},
+     {"temperature": 5, "top_p": 0, "min_p": 1}, {"repetition_penalty": 0.5}, {"repetition_penalty": 2}],
+)  # fmt: skip
+def test_settings_at_their_limits_still_choose_among_the_likeliest(values: dict) -> None:
+    logits = torch.tensor([3.0, -50.0, 1000.0, 2.0, -math.inf])
+    picker = Picker(Sampling(**{"temperature": 0.7} | values))
+    assert {picker.pick(logits, [0] * at) for at in range(1, 20)} == {2}
 
 
 def test_importing_events_does_not_import_torch() -> None:
