@@ -214,5 +214,6 @@ def test_models_and_methods_that_do_not_fit() -> None:
         tiny.tiny("llama").generate(IDS, custom_generate=decoder(model), max_new_tokens=4)
     with pytest.raises(NotSupported, match="one sequence"):
         model.generate(IDS.repeat(2, 1), custom_generate=decoder(model), max_new_tokens=4, pad_token_id=0)
-    with pytest.raises(ValueError):
-        decoder(tiny.tiny("bloom"))
+    for family, words in (("bloom", "ALiBi"), ("falcon", "ALiBi"), ("mamba", "recurrent layers")):
+        with pytest.raises(NotSupported, match=words):
+            decoder(tiny.tiny(family))

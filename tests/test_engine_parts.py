@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.integrations import sdpa_attention
 
 from specstream import adapters, models, packed, selftest, toy
@@ -63,18 +63,46 @@ def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch
     assert "failed the tree self-test" in str(selftest.failure(anatomy, adapter))
 
 
+SMALL = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+REFUSED = {
+    "bloom": "takes no position ids (as those with ALiBi), which a draft tree needs",
+    "falcon": "takes no position ids (as those with ALiBi), which a draft tree needs",
+    "mamba": "has recurrent layers, which can't take a rejected draft back",
+}
+REFUSED_TOO = {
+    "mpt": ({"d_model": 64, "n_layers": 2, "n_heads": 4}, "ALiBi"),
+    "rwkv": ({"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64}, "recurrent layers"),
+    "lfm2": (tiny.LLAMA | {"layer_types": ["conv", "full_attention"] * 2}, "recurrent layers"),
+    "llama4_text": (tiny.LLAMA | {"intermediate_size_mlp": 96, "head_dim": 16}, "the type chunked_attention"),
+    "openai-gpt": (SMALL | {"n_embd": 64, "n_layer": 2, "n_head": 4}, "keeps no keys and values"),
+}
+
+
 @pytest.mark.parametrize("family", tiny.PLAIN_ONLY)
-def test_models_that_cannot_verify_trees_say_so_and_still_decode(family: str) -> None:
+def test_models_that_cannot_verify_trees_say_so_and_still_decode(family: str, tmp_path: Path) -> None:
     model = tiny.tiny(family)
-    try:
-        reason = selftest.failure(dissect(model), None)
-    except UnsupportedModel as error:
-        reason = str(error)
-    assert reason and len(reason) < 200
+    save(model, tmp_path)
+    engine = load(str(tmp_path), adapter="none", device="cpu", dtype="float32")
+    (note,) = engine.info.notes
+    assert REFUSED[family] in note and note.endswith(": standard decoding only.")
+    assert set(engine.info.unavailable) == set(METHODS) - {"standard"} and set(engine.info.unavailable.values()) == {note}
     sampling = Sampling(max_new_tokens=12)
     ids = tiny.prompt(9)
-    run = tiny.new_run(PlainTarget(model), StandardDrafter(), ids, sampling)
+    run = engine.new_run(list(ids), Standard(), replace(sampling, ignore_eos=True))
     assert tiny.ids_of(tiny.finish(run)) == tiny.generate_ids(model, ids, sampling)
+
+
+@pytest.mark.parametrize("family", REFUSED_TOO)
+def test_a_model_that_is_refused_is_told_why(family: str) -> None:
+    values, words = REFUSED_TOO[family]
+    with pytest.raises(UnsupportedModel, match=words):
+        dissect(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values)))
+
+
+def test_an_encoder_decoder_is_told_why() -> None:
+    config = AutoConfig.for_model("t5", vocab_size=120, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4)
+    with pytest.raises(UnsupportedModel, match="Encoder-decoder models are not supported: choose a causal language"):
+        dissect(AutoModelForSeq2SeqLM.from_config(config))
 
 
 class Bytes(toy.ByteTokenizer):

@@ -193,7 +193,7 @@ def test_endless_special_tokens_are_not_kept() -> None:
     assert len(stream._ids) < 10
 
 
-TEMPLATE = "{% for m in messages %}<sep>{{ m.role }} {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<sep>a {% endif %}"
+TEMPLATE = "{% for m in messages %}<sep>{{ m.role }} {{ m.content }}</s>{% endfor %}<sep>a "
 
 
 def chatty(kind: str, template: str = TEMPLATE) -> PreTrainedTokenizerFast:
