@@ -55,6 +55,7 @@ from specstream.text import (
     encode,
     least_tokens,
     token_text,
+    too_long,
 )
 
 log = logging.getLogger(__name__)
@@ -82,10 +83,6 @@ DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
         given.second, given.ids, given.params, given.picker, given.target.vocabulary
     ),
 }
-
-
-def _too_long(context: int) -> str:
-    return f"this model's context is {context:,}: shorten it."
 
 
 class MethodUnavailable(ValueError):
@@ -135,12 +132,12 @@ class Engine:
             raise PromptError("The prompt is empty: type some text first.")
         context = self.info.context
         if least := least_tokens(self.tokenizer, prompt, context):
-            raise PromptError(f"The prompt has {least:,} tokens or more; {_too_long(context)}")
+            raise PromptError(too_long(least, context, " or more"))
         ids = encode(self.tokenizer, prompt)
         if not ids:
             raise PromptError("The prompt holds no tokens for this model: type some text first.")
         if len(ids) >= context:
-            raise PromptError(f"The prompt has {len(ids):,} tokens; {_too_long(context)}")
+            raise PromptError(too_long(len(ids), context))
         return ids
 
     def generate(

@@ -99,6 +99,11 @@ def least_tokens(tokenizer: Any, prompt: str, context: int) -> int:
     return 0
 
 
+def too_long(tokens: int, context: int, more: str = "") -> str:
+    """The sentence that refuses a prompt of this many tokens."""
+    return f"The prompt has {tokens:,} tokens{more}; this model's context is {context:,}: shorten it."
+
+
 def _takes_bos(tokenizer: Any, prompt: str) -> bool:
     """Whether the tokenizer's own special tokens, if it has any, are still to be added."""
     bos = getattr(tokenizer, "bos_token", None)
