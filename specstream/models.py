@@ -167,15 +167,23 @@ def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
 
 def _why_not_loaded(source: ModelSource, error: Exception) -> str:
     words = str(error)
+    if out_of_memory(error):
+        return "The model does not fit into the device's memory: choose a smaller model or device cpu."
     if "trust_remote_code" in words:
         return f"The model in {source.path} needs code of its own, which is never run: choose another model."
-    if "out of memory" in words.lower():
-        return "The model does not fit into the device's memory: choose a smaller model or device cpu."
     if type(error).__name__ == "SafetensorError" or "size mismatch" in words or "ignore_mismatched_sizes" in words:
         return f"The weights in {source.path} are damaged: delete that folder and get the model again."
     if "okenizer" in words:
         return f"The tokenizer in {source.path} can't be loaded: its files are missing or damaged."
     return f"The model in {source.path} can't be loaded ({sources.first_line(error)}): choose another model."
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be allocated. PyTorch has an exception for it on a GPU, not on a CPU."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    )
 
 
 # ---- device and dtype ------------------------------------------------------------------------------------------------

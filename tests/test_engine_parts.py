@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -536,6 +537,43 @@ def test_a_tie_is_called_one() -> None:
     engine.make_target = lambda streaming: Tied(streaming, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "tie" and "numerical tie" in verdict.message and verdict.position == 1
+
+
+def refuses_memory() -> None:
+    torch.empty(1 << 55)  # on a CPU that is a plain RuntimeError
+
+
+def refuses_memory_as_on_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize("allocate", [refuses_memory, refuses_memory_as_on_a_gpu])
+def test_a_verdict_does_without_float32_where_no_memory_is_left(allocate: Any) -> None:
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda streaming: Tied(streaming, 0)
+
+    @contextmanager
+    def float32():
+        allocate()
+        yield True
+
+    engine.float32 = float32
+    *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
+    assert verdict.agreement == "tie" and "(no memory to check it in float32)" in verdict.message
+
+
+def test_other_failures_of_the_float32_check_are_not_hidden() -> None:
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda streaming: Tied(streaming, 0)
+
+    @contextmanager
+    def float32():
+        raise RuntimeError("shapes differ")
+        yield
+
+    engine.float32 = float32
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True)))
 
 
 def test_a_wrong_token_at_a_tie_of_two_others_is_a_mismatch() -> None:
