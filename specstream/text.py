@@ -24,6 +24,9 @@ class EncodedPrompt(str):
 
     ids: tuple[int, ...] = ()
 
+    def __str__(self) -> EncodedPrompt:
+        return self
+
 
 def chat_prompt(tokenizer: Any, text: str, before: Chat = NOTHING_BEFORE) -> str:
     """A user's message, with what came before it, in the model's own template; the text itself where it has none.

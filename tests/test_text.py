@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -213,6 +214,7 @@ def test_typed_control_tokens_stay_words(kind: str) -> None:
         messages = len(before.messages(evil))
         assert ids.count(real["</s>"]) == messages and ids.count(real["<sep>"]) == messages + 1
         assert isinstance(prompt, EncodedPrompt) and evil in prompt
+        assert encode(tokens, pickle.loads(pickle.dumps(str(prompt)))) == ids
     harmless = chat_prompt(tokens, "one < two")
     assert type(harmless) is str and encode(tokens, harmless) == tokens(harmless).input_ids
 
