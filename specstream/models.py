@@ -79,11 +79,21 @@ def resolve(name: str, progress: Progress = lambda words, fraction: None) -> Mod
 def here(name: str) -> ModelSource | None:
     """A model that is on this machine already: nothing is fetched. Raises ModelError for a name that can be none."""
     entry = CATALOGUE.get(name)
-    if entry is None and name and os.path.isdir(os.path.expanduser(name)):
-        return _folder(Path(name).expanduser())
+    if entry is None and (folder := sources.folder_named(name)):
+        return _folder(folder)
+    if entry is None:
+        _refuse_file(name)
     hub_id = entry.hub_id if entry else _hub_id(name)
     kept = sources.kept(sources.home() / "models" / name) if entry else None  # first, so that a model stays as it is
     return kept or sources.hub_cached(hub_id)
+
+
+def _refuse_file(name: str) -> None:
+    """Raise ModelError where a file is named."""
+    if name.lower().endswith(".gguf"):
+        raise ModelError(f"{name} can't be used as a model: {sources.GGUF}.")
+    if os.path.isfile(os.path.expanduser(name)):
+        raise ModelError(f"{name} is a file: name the folder that holds the model.")
 
 
 def layer_count(name: str) -> int:
@@ -145,11 +155,30 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[An
         )
         if report["missing_keys"]:
             raise ModelError(f"The weights in {source.path} lack {sorted(report['missing_keys'])[0]}: get them again.")
+        _check_finite(source, model)
         return model.to(device).eval(), tokenizer
     except ModelError:
         raise
     except Exception as error:  # a foreign folder can make the loader fail in any way; the user gets a sentence
         raise ModelError(_why_not_loaded(source, error)) from error
+
+
+def _check_finite(source: ModelSource, model: Any) -> None:
+    """Raise ModelError for weights that hold NaN or infinity."""
+    import torch
+
+    if name := next((name for name, weight in model.named_parameters() if not _finite(weight)), None):
+        words = "get them again" if model.dtype == torch.float32 else "choose float32, or get them again"
+        raise ModelError(f"The weights in {source.path} hold values that are not finite numbers (in {name}): {words}.")
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    """Whether all values are finite, read once: then their sum is finite too, but where it overflows."""
+    import torch
+
+    if weight.is_meta or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return True  # nothing to read, or of a kind that has no sums
+    return bool(weight.sum(dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
 
 
 def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.integrations import sdpa_attention
 
-from specstream import adapters, models, packed, selftest, toy
+from specstream import adapters, cli, heads, models, packed, selftest, shelf, toy
 from specstream.anatomy import UnsupportedModel, context_of, dissect
 from specstream.bench import outside
 from specstream.drafters.standard import StandardDrafter
@@ -86,7 +87,9 @@ def test_models_that_cannot_verify_trees_say_so_and_still_decode(family: str, tm
     engine = load(str(tmp_path), adapter="none", device="cpu", dtype="float32")
     (note,) = engine.info.notes
     assert REFUSED[family] in note and note.endswith(": standard decoding only.")
-    assert set(engine.info.unavailable) == set(METHODS) - {"standard"} and set(engine.info.unavailable.values()) == {note}
+    assert set(engine.info.unavailable) == set(METHODS) - {"standard"} and set(engine.info.unavailable.values()) == {
+        note
+    }
     sampling = Sampling(max_new_tokens=12)
     ids = tiny.prompt(9)
     run = engine.new_run(list(ids), Standard(), replace(sampling, ignore_eos=True))
@@ -175,16 +178,56 @@ def spoil(folder: Path, how: str) -> None:
         card.write_text(json.dumps(data | {"base_shape": [1]}))
     elif how == "too many layers":
         card.write_text(json.dumps(data | {"layers": 9}))
+    elif how in CARDS:
+        card.write_text(CARDS[how] if isinstance(CARDS[how], str) else json.dumps(data | CARDS[how]))
+    elif how in VOCABULARIES:
+        card.write_text(json.dumps(data | {"draft_vocabulary": 4}))
+        save_file(load_file(weights) | {"vocabulary": torch.tensor(VOCABULARIES[how], dtype=torch.int32)}, weights)
     elif how == "no weights":
         weights.unlink()
     elif how == "weights cut short":
         weights.write_bytes(weights.read_bytes()[:100])
     elif how == "weights not finite":
-        from safetensors.torch import load_file, save_file
-
         save_file({k: v * math.nan for k, v in load_file(weights).items()}, weights)
 
 
+HEADS = {"kind": "medusa", "count": 2}
+CARDS: dict[str, Any] = {
+    "a list": "[1]",
+    "nested deeply": "[" * 100_000,
+    "nested deeply inside": '{"training": ' + '{"a":' * 100_000,
+    "no text": "\udcff".encode("utf-8", "surrogatepass").decode("latin-1"),
+    "a number": "3",
+    "task is nothing": {"task": None},
+    "task is a list": {"task": ["e2e"]},
+    "base is a number": {"base": 3},
+    "date is an object": {"date": {}},
+    "licence is a number": {"licence": 4},
+    "command is a list": {"command": ["a"]},
+    "data is nothing": {"data": None},
+    "draft vocabulary too large": {"draft_vocabulary": 60000},
+    "draft vocabulary is true": {"draft_vocabulary": True},
+    "scale is NaN": {"lora_scale": math.nan},
+    "scale is infinite": {"main_scale": -math.inf},
+    "scale is huge": {"lora_scale": 1e300},
+    "scale is text": {"lora_scale": "2"},
+    "rotation is NaN": {"value_rotation": math.nan},
+    "rank is a fraction": {"lora_rank": 2.5},
+    "rank is negative": {"start_rank": -1},
+    "mode is a list": {"mode": ["shared"]},
+    "training is a list": {"training": []},
+    "metrics is text": {"metrics": "good"},
+    "shape is empty": {"base_shape": {}},
+    "shape of texts": {"base_shape": {"model_type": "llama", "num_hidden_layers": "4", "hidden_size": 64}},
+    "heads is a list": {"heads": ["medusa"]},
+    "heads without a card": {"heads": {"medusa": 3}},
+    "unknown heads": {"heads": {"hydra": HEADS}},
+    "heads of many": {"heads": {"medusa": HEADS | {"count": 1000}}},
+    "heads of another projection": {"heads": {"medusa": HEADS | {"projection": None}}},
+    "heads of too many tokens": {"heads": {"medusa": HEADS | {"draft_vocabulary": 121}}},
+    "heads made never": {"heads": {"medusa": HEADS | {"date": 3}}},
+}
+VOCABULARIES = {"unsorted": [3, 2, 5, 6], "twice": [1, 2, 2, 3], "beyond": [1, 2, 3, 120], "negative": [-1, 2, 3, 4]}
 SPOILT = [
     "no card",
     "card not JSON",
@@ -200,13 +243,72 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("how", [*SPOILT, *CARDS, *VOCABULARIES])
 def test_a_damaged_adapter_gives_one_sentence(how: str, tmp_path: Path) -> None:
     saved_adapter(tmp_path)
     spoil(tmp_path, how)
     with pytest.raises(adapters.AdapterError) as error:
-        adapters.load(tmp_path, dissect(tiny.tiny("llama")))
-    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+        anatomy = dissect(tiny.tiny("llama"))
+        adapters.load(tmp_path, anatomy)
+        heads.load(tmp_path, anatomy)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".") and len(str(error.value)) < 200
+    if how in CARDS:
+        assert str(error.value).startswith("The adapter's card is damaged: ")
+    if how in VOCABULARIES:
+        assert str(error.value).endswith("its draft vocabulary must be sorted, unique and below 120.")
+
+
+@pytest.mark.parametrize("how", ["card not JSON", *CARDS])
+def test_one_broken_folder_leaves_the_other_adapters_alone(how: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    for name in ("good", "broken"):
+        saved_adapter(tmp_path / "adapters" / name)
+    spoil(tmp_path / "adapters" / "broken", how)
+    assert shelf.mine("tiny")["good"] == adapters.find("good", "tiny") == tmp_path / "adapters" / "good"
+    cli.main(["adapters", "list"])
+    out = capsys.readouterr()
+    assert "good " in out.out and "broken" not in out.out
+    assert "error" not in out.err and out.err.count("note: ") <= 1
+
+
+@pytest.mark.parametrize("base", ["~nobody/x", "\0", "x" * 5000, "../no", "a\nb", ""])
+def test_a_base_of_any_name_leaves_the_other_adapters_alone(base: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    for name in ("good", "odd"):
+        saved_adapter(tmp_path / "adapters" / name)
+    card = tmp_path / "adapters" / "odd" / adapters.CARD
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"base": base}))
+    assert "good" in shelf.mine("tiny") and set(shelf.mine()) == {"good", "odd"}
+    with pytest.raises(adapters.AdapterError, match="There is no adapter"):
+        adapters.find(base or " ", "tiny")
+
+
+def test_an_adapter_is_written_beside_the_old_one_and_swapped(tmp_path: Path, monkeypatch) -> None:
+    card = saved_adapter(tmp_path)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    with pytest.raises(TypeError):
+        adapters.write_card(tmp_path, replace(card, training={"a": object()}))
+    monkeypatch.setattr(adapters, "save_file", lambda state, file: file.write_bytes(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        adapters.save(tiny.random_adapter(dissect(tiny.tiny("llama"))), tmp_path, card)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+    opened = (tmp_path / adapters.CARD).open()
+    adapters.write_card(tmp_path, replace(card, date="today"))
+    assert opened.read() == before[adapters.CARD].decode()  # who reads the old one reads all of it
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("adapter_config.json", "holds a PEFT adapter, which has no streams. Merge it into its base model"),
+        ("config.json", "it holds a model. Give it as the model"),
+        ("x", "the file card.json is missing"),
+    ],
+)
+def test_a_folder_that_is_no_adapter_is_told_what_it_is(file: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(adapters.AdapterError, match=f"There is no adapter in .*: .*{words}.*\\.$"):
+        adapters.read_card(tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
