@@ -13,6 +13,7 @@ from specstream.runlog.rows import dumps
 from specstream.runlog.store import RunLog
 from specstream.stats import PHASES
 
+FORMULA = tuple("=+-@\t\r＝＋－＠")
 STEP_COLUMNS = ("run_id", "lane", "step", "text", "tokens", "drafted", "accepted", "rows", "stream_rows") + tuple(
     f"{phase}_seconds" for phase in PHASES
 )
@@ -67,6 +68,9 @@ def _steps(events: list[Event]) -> Iterator[Step]:
 
 
 def _cell(value: Any) -> Any:
+    """A value for a table. A text that a spreadsheet would compute as a formula begins with an apostrophe instead."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA) else value
     return dumps(value) if isinstance(value, dict | list) else value
 
 
@@ -74,4 +78,4 @@ def _step_cells(run_id: str, lane: Lane, step: Step) -> list[Any]:
     accepted = sum(fate is Fate.ACCEPTED for fate in step.draft.fate)
     text = "".join(token.text for token in step.tokens)
     counts = [len(step.tokens), len(step.draft), accepted, step.rows, step.stream_rows]
-    return [run_id, str(lane), step.index, text, *counts, *(step.seconds.get(phase, "") for phase in PHASES)]
+    return [run_id, str(lane), step.index, _cell(text), *counts, *(step.seconds.get(phase, "") for phase in PHASES)]
