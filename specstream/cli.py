@@ -733,9 +733,7 @@ def evaluate(json_file: Path | None, against: Path | None, **options: Any) -> No
             click.echo(line)
 
 
-def _evaluate(
-    json_file: Path | None, against: Path | None, data: str, split: str, task_name: str, limit: int, **options: Any
-) -> Any:
+def _evaluate(json_file: Path | None, data: str, split: str, task_name: str, limit: int, **options: Any) -> Any:
     from tqdm import tqdm
 
     from specstream import quality
