@@ -32,6 +32,7 @@ MODES = ("shared", "lossless", "plain")
 PROJECTIONS = ("shared", "own")
 SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
 LIMITS: dict[str, tuple[float, float]] = {
+    "format": (FORMAT, FORMAT),
     "gamma": (0, 16),
     "layers": (1, 1000),
     "start_rank": (0, 4096),
@@ -134,8 +135,8 @@ class Card:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise AdapterError(f"The adapter is of format {self.format!r}; this version reads format {FORMAT}.")
+        if isinstance(self.format, int) and self.format != FORMAT:
+            raise AdapterError(f"The adapter is of format {self.format}; this version reads format {FORMAT}.")
         _check_fields(self, LIMITS)
         object.__setattr__(self, "heads", {k: _head_card(k, v) for k, v in self.heads.items()})
         _check_choice("mode", self.mode, MODES)

@@ -58,7 +58,7 @@ def _hint(tokenizer: Any, text: str, before: Chat) -> str:
         _render(tokenizer, Chat(system="You are a helpful assistant.").messages(text))
     except Exception:  # with a system prompt it refuses too
         return "start a new conversation" if before.turns else "choose another model, or another task than chat"
-    return "give a system prompt"
+    return "give a system prompt, or choose another model"
 
 
 def _types_control_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> bool:

@@ -219,6 +219,8 @@ CARDS: dict[str, Any] = {
     "metrics is text": {"metrics": "good"},
     "shape is empty": {"base_shape": {}},
     "shape of texts": {"base_shape": {"model_type": "llama", "num_hidden_layers": "4", "hidden_size": 64}},
+    "format is nothing": {"format": None},
+    "format is true": {"format": True},
     "heads is a list": {"heads": ["medusa"]},
     "heads without a card": {"heads": {"medusa": 3}},
     "unknown heads": {"heads": {"hydra": HEADS}},

@@ -237,7 +237,7 @@ NEVER = "{{ raise_exception('Tools only') }}"
             Chat(system="x"),
             r"refuses this conversation \(System role not supported\): leave the system prompt",
         ),
-        (NEEDS, Chat(), r"\(A system message is needed\): give a system prompt\."),
+        (NEEDS, Chat(), r"\(A system message is needed\): give a system prompt, or choose another model\."),
         (ONE_TURN, Chat(turns=(("a", "b"),)), r"\(One turn only\): start a new conversation\."),
         (NEVER, Chat(), r"\(Tools only\): choose another model, or another task than chat\."),
     ],
