@@ -150,7 +150,7 @@ class Card:
         if any(type(self.base_shape.get(name)) is not kind for name, kind in kinds.items()):
             raise _damaged(f"base_shape must give {', '.join(SHAPE)}")
         most = self.base_shape["vocab_size"]
-        if any(part.draft_vocabulary > most for part in (self, *self.heads.values())):
+        if max(self.draft_vocabulary, *(head.draft_vocabulary for head in self.heads.values()), 0) > most:
             raise _damaged(f"draft_vocabulary must be at most {most}, all tokens of the base model")
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from specstream.events import Event, Fate, Lane, Step, to_dict
 from specstream.runlog.database import new_id
@@ -19,14 +19,14 @@ STEP_COLUMNS = ("run_id", "lane", "step", "text", "tokens", "drafted", "accepted
 )
 
 
-def write_jsonl(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -> None:
+def write_jsonl(log: RunLog, out: IO[str], ids: Iterable[str] | None = None) -> None:
     """One JSON object per run: all its columns, and ``events`` by lane. Without ``ids``: all runs."""
     for run in _runs(log, ids):
         lanes = {str(lane): [to_dict(e) for e in log.events(run["id"], lane)] for lane in Lane}
         out.write(dumps(run | {"events": lanes}) + "\n")
 
 
-def write_runs_csv(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -> None:
+def write_runs_csv(log: RunLog, out: IO[str], ids: Iterable[str] | None = None) -> None:
     """One row per run; nested values are JSON. Open ``out`` with ``newline=""``."""
     writer = csv.writer(out)
     names: list[str] = []
@@ -37,7 +37,7 @@ def write_runs_csv(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -
         writer.writerow(_cell(run[name]) for name in names)
 
 
-def write_steps_csv(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -> None:
+def write_steps_csv(log: RunLog, out: IO[str], ids: Iterable[str] | None = None) -> None:
     """One row per step of both lanes. Open ``out`` with ``newline=""``."""
     writer = csv.writer(out)
     writer.writerow(STEP_COLUMNS)
