@@ -24,7 +24,7 @@ class EncodedPrompt(str):
 
     ids: tuple[int, ...] = ()
 
-    def __str__(self) -> EncodedPrompt:
+    def __str__(self) -> EncodedPrompt:  # a plain text would lose them
         return self
 
 
@@ -39,11 +39,11 @@ def chat_prompt(tokenizer: Any, text: str, before: Chat = NOTHING_BEFORE) -> str
     messages = before.messages(text)
     try:
         prompt = _render(tokenizer, messages)
-        return _with_plain_words(tokenizer, messages, prompt) if _types_control_tokens(tokenizer, messages) else prompt
     except Exception as error:  # a template is a program of the model's makers and may fail in any way
         words = " ".join(str(error).split()).rstrip(".")
         hint = _hint(tokenizer, text, before)
         raise PromptError(f"The model's chat template refuses this conversation ({words}): {hint}.") from error
+    return _with_plain_words(tokenizer, messages, prompt) if _types_control_tokens(tokenizer, messages) else prompt
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
@@ -67,10 +67,14 @@ def _types_control_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> boo
 
 
 def _with_plain_words(tokenizer: Any, messages: list[dict[str, str]], text: str) -> EncodedPrompt:
+    """The prompt ``text`` of messages that hold control tokens. Raises PromptError where they can't be but tokens."""
     prompt = EncodedPrompt(text)
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
-    )
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+        )
+    except ValueError as error:
+        raise PromptError("The message holds a control token that this model can't read as text: remove it.") from error
     prompt.ids = (*(tokenizer("").input_ids if _takes_bos(tokenizer, text) else ()), *ids)
     return prompt
 
