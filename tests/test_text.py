@@ -219,6 +219,15 @@ def test_typed_control_tokens_stay_words(kind: str) -> None:
     assert type(harmless) is str and encode(tokens, harmless) == tokens(harmless).input_ids
 
 
+def test_a_control_token_that_can_not_be_words_is_refused() -> None:
+    tokens = chatty("byte-level")
+    tokens.add_tokens([AddedToken("two", special=True)])  # the merges make it of ordinary letters too
+    with pytest.raises(
+        ValueError, match="^The message holds a control token that this model can't read as text: remove"
+    ):
+        chat_prompt(tokens, "one two")
+
+
 REFUSES = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
 )
