@@ -27,15 +27,18 @@ EVERYTHING = "all"  # among the methods of a benchmark
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit; no traceback for anything that a user can cause."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # None where it is closed
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an encoding such as latin-1 lacks is shown by its number
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(sys.argv[1:] if args is None else args)
-        sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has had enough
-        _close_output()
         code = 0
+    try:
+        sys.stdout.flush()
+    except OSError:  # that is known by now; the interpreter would try once more when it ends
+        _close_output()
     if code:
         sys.exit(code)
 
@@ -45,6 +48,7 @@ def _run(args: list[str]) -> int:
     try:
         with cli.make_context("python -m specstream", list(args)) as context:  # cli.main makes a closed pipe an error
             cli.invoke(context)
+        sys.stdout.flush()
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -65,7 +69,7 @@ def _run(args: list[str]) -> int:
 
 
 def _close_output() -> None:
-    """Let what is still to be written to a closed pipe vanish, also when the interpreter ends."""
+    """Let what can't be written vanish."""
     with suppress(OSError, ValueError):  # not a file of the system, in a test
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
@@ -251,7 +255,7 @@ def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> N
     type=click.Path(path_type=Path),
     help="Write one JSON object per prompt, - for standard output.",
 )
-@click.option("--stop", multiple=True, help="A stop string; may be given several times.")
+@click.option("--stop", multiple=True, help="A stop string, or a special token by name; may be given several times.")
 @params_options(Sampling)
 @method_options
 def generate(
@@ -383,7 +387,7 @@ def _same_file(one: Path, other: Path) -> bool:
 )
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
-@click.option("--stop", multiple=True, help="A stop string; may be given several times.")
+@click.option("--stop", multiple=True, help="A stop string, or a special token by name; may be given several times.")
 @params_options(Sampling)
 @method_options
 def bench(

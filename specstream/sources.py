@@ -78,7 +78,7 @@ def incomplete(folder: Path) -> str | None:
         shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except FileNotFoundError:
         shards = {"model.safetensors"}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return f"its {INDEX} is damaged"
     if missing := sorted(str(s) for s in shards if not (folder / str(s)).is_file()):
         return (
@@ -104,7 +104,7 @@ def kept(folder: Path) -> ModelSource | None:
     try:
         record = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
         return None if incomplete(folder) else ModelSource(folder, str(record["origin"]), str(record["revision"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

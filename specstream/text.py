@@ -171,7 +171,8 @@ class TextStream:
 
     def _begun(self, text: str) -> int:
         """How many characters at the end could be the start of a stop string."""
-        return max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        starts = (s[:n] for s in self._stop for n in range(1, min(len(s), len(text) + 1)))
+        return max((len(start) for start in starts if text.endswith(start)), default=0)
 
     def _move_on(self) -> None:
         del self._ids[: self._context]

@@ -352,6 +352,18 @@ def test_a_pipe_that_is_closed_early_is_no_error(args: list[str], log: RunLog) -
     assert (process.returncode, errors) == (0, b"") or (args == ["runs"] and process.returncode == 0)
 
 
+@pytest.mark.parametrize("args", [["models", "list"], ["runs", "show", "ID", "--db", "DB"]])
+def test_output_that_can_not_be_written(args: list[str], log: RunLog) -> None:
+    args = [{"DB": str(log.path), "ID": log.ids()[0]}.get(a, a) for a in args]
+    with open("/dev/full", "w") as full:
+        process = specstream(*args, stdout=full)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.decode() == "error: [Errno 28] No space left on device\n"
+    command = f"exec {sys.executable} -m specstream {' '.join(args)} >&-"
+    closed = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, check=False)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
 def test_no_memory_is_one_sentence(toy_engine, monkeypatch, capsys) -> None:
     def allocate(*_: Any, **__: Any) -> None:
         torch.empty(1 << 55)

@@ -110,6 +110,13 @@ def test_what_is_kept_is_used_and_says_where_it_came_from(asked: list[str], llam
     assert asked == []
 
 
+@pytest.mark.parametrize("file", [sources.SOURCE, sources.INDEX])
+def test_a_record_that_is_nested_too_deep_is_damaged(asked: list[str], llama: Path, file: str) -> None:
+    (store(llama) / file).write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="wheel failed"):
+        resolve(DEFAULT)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", sources.SOURCE])
 def test_an_incomplete_kept_model_is_not_used(asked: list[str], llama: Path, missing: str) -> None:
     (store(llama) / missing).unlink()

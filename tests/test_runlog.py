@@ -646,7 +646,7 @@ def test_no_cell_of_a_table_is_a_formula(log: RunLog, start: str) -> None:
     assert tables["runs"][0]["tokens"] == "3" and tables["steps"][1]["text"].endswith("!")
 
 
-@pytest.mark.parametrize("path", [":memory:", "./:memory:"])
+@pytest.mark.parametrize("path", [":memory:", "./:memory:", "file::memory:?cache=shared"])
 def test_a_log_in_memory_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPECSTREAM_DB", path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -185,6 +186,14 @@ def test_a_stop_that_is_complete_when_the_run_ends_is_cut_off() -> None:
     mark = ids_of("byte-level", "\ufffd")
     assert [stream.push(token) for token in mark] == [("", False)] * len(mark)
     assert stream.flush() == ""
+
+
+def test_a_very_long_stop_costs_nothing() -> None:
+    stream = TextStream(tokenizer("byte-level"), ("one " * 500_000,))
+    ids = ids_of("byte-level", "two one one")
+    started = time.perf_counter()
+    assert "".join(stream.push(i)[0] for i in ids) + stream.flush() == "two one one"
+    assert time.perf_counter() - started < 1
 
 
 def test_endless_special_tokens_are_not_kept() -> None:

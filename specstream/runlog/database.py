@@ -54,7 +54,7 @@ class LogFile:
     """
 
     def __init__(self, path: Path) -> None:
-        if path.name == MEMORY:
+        if MEMORY in path.name:
             raise RunLogError(f"{MEMORY} keeps nothing: choose a file with SPECSTREAM_DB, or set SPECSTREAM_LOG=off.")
         self.path = path
         self._mutex = threading.Lock()
