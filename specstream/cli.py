@@ -70,7 +70,7 @@ def _run(args: list[str]) -> int:
 
 def _close_output() -> None:
     """Let what can't be written vanish."""
-    with suppress(OSError, ValueError):  # not a file of the system, in a test
+    with suppress(OSError, ValueError, AttributeError):  # closed, or not a file of the system, in a test
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())
