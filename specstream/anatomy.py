@@ -42,6 +42,7 @@ class Anatomy:
     window: int | None
     mask_by_type: bool
     softcap: float | None
+    attention: str = "eager"
 
     @property
     def context(self) -> int:
@@ -142,6 +143,7 @@ def dissect(model: PreTrainedModel) -> Anatomy:
         window=window,
         mask_by_type=bool(types),
         softcap=getattr(config, "final_logit_softcapping", None),
+        attention=model.config._attn_implementation or "eager",
     )
 
 

@@ -1,4 +1,4 @@
-"""The key-value cache of one run: room reserved ahead, accepted rows moved in place."""
+"""The key-value cache of one run: buffers that grow in blocks, accepted rows moved in place."""
 
 from __future__ import annotations
 
@@ -6,69 +6,139 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin
 
-FIRST_ROOM = 256
+BLOCK = 64  # capacity grows by so many positions: passes keep their shape for as long
 
 
-class Layer(DynamicLayer):
-    """Keys and values of one layer ``[1, heads, length, head_dim]``, as views of a buffer that doubles when full.
+class Buffers:
+    """Keys ``[layers, 1, heads, head_dim, capacity]`` and values ``[layers, 1, heads, capacity, head_dim]`` of all
+    layers with these shapes: one tensor each, so that rows of all layers are moved by one call. Zero where unused."""
 
-    Full length for sliding-window layers too: a window cache drops tokens that a rejected draft must give back. The
-    window is in the attention mask instead.
+    def __init__(self, layers: int, key: Tensor, value: Tensor, capacity: int) -> None:
+        self.keys = key.new_zeros(layers, 1, key.shape[1], key.shape[3], capacity)
+        self.values = value.new_zeros(layers, 1, value.shape[1], capacity, value.shape[3])
+
+    def reserve(self, capacity: int) -> None:
+        more = capacity - self.keys.shape[-1]
+        self.keys, self.values = pad(self.keys, (0, more)), pad(self.values, (0, 0, 0, more))
+
+    def move(self, start: int, places: Tensor, layers: slice) -> None:
+        """Copy the positions ``places`` to those from ``start`` on."""
+        end = start + len(places)
+        self.keys[layers, ..., start:end] = self.keys[layers].index_select(4, places)
+        self.values[layers, ..., start:end, :] = self.values[layers].index_select(3, places)
+
+
+class Layer(CacheLayerMixin):
+    """One layer of a TreeCache. Attention is given the whole buffers: its mask says what is seen.
+
+    Full length for sliding-window layers too: a window cache drops tokens that a rejected draft must give back.
     """
 
+    is_sliding = False
+
+    def __init__(self, cache: TreeCache, index: int) -> None:
+        self._cache, self._index = cache, index
+        self._buffers: Buffers | None = None
+        self.length = 0
+        super().__init__()
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self._buffers = [t.new_empty(*t.shape[:2], 0, t.shape[3]) for t in (key_states, value_states)]
-        self._show(0)
+        self._buffers = self._cache.buffers(key_states, value_states)
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
+        """Append keys and values ``[1, heads, rows, head_dim]``; gives the whole buffers in that form."""
+        start = self.append(key_states.shape[2])
+        if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
-        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        if end > self._buffers[0].shape[2]:
-            self._grow(max(end, 2 * start, FIRST_ROOM))
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = new
-        self._show(end)
-        return self.keys, self.values
+        keys, values = self.whole()
+        keys[..., start : self.length] = key_states.transpose(2, 3)
+        values[:, :, start : self.length] = value_states
+        return keys.transpose(2, 3), values
 
-    def keep(self, prefix: int, count: int, moved: Tensor | None) -> None:
-        """Keep the first ``prefix`` positions and ``count`` after them, which are those of ``moved`` ``[count]`` where
-        that is given; drop the rest."""
-        if moved is not None:
-            for buffer in self._buffers:
-                buffer[:, :, prefix : prefix + count] = buffer.index_select(2, moved)
-        self._show(prefix + count)
+    def append(self, rows: int) -> int:
+        """Count in rows that are written elsewhere; gives the position of the first."""
+        start, self.length = self.length, self.length + rows
+        assert self.length <= self._cache.capacity, "rows without room: reserve it before the pass"
+        return start
 
-    def _grow(self, room: int) -> None:
-        length = self.keys.shape[2]
-        for i, old in enumerate(self._buffers):
-            new = old.new_empty(*old.shape[:2], room, old.shape[3])
-            new[:, :, :length] = old[:, :, :length]
-            self._buffers[i] = new
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Keys ``[1, heads, head_dim, capacity]`` and values ``[1, heads, capacity, head_dim]``."""
+        assert self._buffers is not None
+        return self._buffers.keys[self._index], self._buffers.values[self._index]
 
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (b[:, :, :length] for b in self._buffers)
+    @property
+    def keys(self) -> Tensor | None:  # type: ignore[override]
+        """Keys so far, ``[1, heads, length, head_dim]``."""
+        return self.whole()[0][..., : self.length].transpose(2, 3) if self._buffers else None
+
+    @keys.setter
+    def keys(self, _: Tensor | None) -> None:
+        """The base class sets it to None."""
+
+    @property
+    def values(self) -> Tensor | None:  # type: ignore[override]
+        """Values so far, ``[1, heads, length, head_dim]``."""
+        return self.whole()[1][:, :, : self.length] if self._buffers else None
+
+    @values.setter
+    def values(self, _: Tensor | None) -> None:
+        """The base class sets it to None."""
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._cache.capacity, 0
+
+    def get_max_length(self) -> int:
+        return -1
 
 
 class TreeCache(Cache):
-    """A cache whose every layer can be cut back to an accepted path."""
+    """A cache whose every layer can be cut back to an accepted path. ``capacity`` is the number of keys that a mask
+    covers."""
 
     def __init__(self, layers: int) -> None:
-        super().__init__(layers=[Layer() for _ in range(layers)])
+        super().__init__(layers=[Layer(self, i) for i in range(layers)])
+        self.capacity = BLOCK
+        self._buffers: dict[tuple[int, ...], Buffers] = {}
+        self._slots: tuple[tuple[int, int], Tensor] | None = None
+
+    def buffers(self, key: Tensor, value: Tensor) -> Buffers:
+        """Room for layers whose keys and values have the shapes of ``key`` and ``value``."""
+        shape = (key.shape[1], key.shape[3], value.shape[1], value.shape[3])
+        if shape not in self._buffers:
+            self._buffers[shape] = Buffers(len(self.layers), key, value, self.capacity)
+        return self._buffers[shape]
+
+    def reserve(self, length: int) -> None:
+        """Have room for ``length`` positions in every layer."""
+        if length > self.capacity:
+            self.capacity = -(-length // BLOCK) * BLOCK
+            for buffers in self._buffers.values():
+                buffers.reserve(self.capacity)
+
+    def slots(self, start: int, rows: int) -> Tensor:
+        """The positions ``[rows]`` from ``start`` on; one tensor for all layers of a pass."""
+        if self._slots is None or self._slots[0] != (start, rows):
+            self._slots = (start, rows), torch.arange(start, start + rows)
+        return self._slots[1]
 
     def keep(self, prefix: int, rows: Sequence[int], layers: slice = slice(None)) -> None:
         """Keep the first ``prefix`` positions and, after them, ``rows`` (counted from ``prefix``); drop the rest.
 
         Of some layers, whatever their length: the top layers hold other rows than the rest after a pass.
         """
-        chosen = self.layers[layers]
-        in_place = list(rows) == list(range(len(rows)))
-        moved = None if in_place else torch.tensor([prefix + r for r in rows], device=chosen[0].keys.device)
-        for layer in chosen:
-            layer.keep(prefix, len(rows), moved)
+        if list(rows) != list(range(len(rows))):
+            for buffers in self._buffers.values():
+                places = torch.tensor([prefix + r for r in rows], device=buffers.keys.device)
+                buffers.move(prefix, places, layers)
+        for layer in self.layers[layers]:
+            layer.length = prefix + len(rows)

@@ -31,7 +31,7 @@ from specstream.heads import Heads
 from specstream.loop import Run, decode
 from specstream.params import DraftModel, EarlyExit, Medusa, Method, PromptLookup, Sampling, Streaming
 from specstream.sampling import Picker
-from specstream.target import ModelTarget
+from specstream.target import ModelTarget, Variant
 from specstream.tasks import copy_after
 from specstream.text import too_long
 
@@ -120,8 +120,8 @@ def decoder(
         raise NotSupported(reason)
     second = pairing.usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
-    streams = isinstance(chosen, Streaming)
     chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
+    streams = Variant.of(chosen) if isinstance(chosen, Streaming) else None
     needs: dict[type[Method], tuple[Any, str]] = {
         Streaming: (loaded, NO_STREAMS),
         Medusa: (beside.medusa, NO_MEDUSA),
@@ -149,7 +149,7 @@ def decoder(
         seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
         target = ModelTarget(parts, loaded, streams, beside)
         picker = Processed(Sampling(seed=seed), processors=logits_processor, sample=bool(generation_config.do_sample))
-        given = Given(target, ids, chosen, picker, ModelTarget(second, None, streaming=False) if second else None)
+        given = Given(target, ids, chosen, picker, ModelTarget(second) if second else None)
         run = HostedRun(
             target=target,
             drafter=DRAFTERS[chosen.name](given),

@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, heads, models, pairing, selftest
+from specstream import adapters, anatomy, attention, heads, models, pairing, selftest
 from specstream.adapters import Adapter
 from specstream.chat import Chat
+from specstream.compiled import Layers
 from specstream.drafters import Drafter, Given
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.early_exit import EarlyExitDrafter
@@ -31,7 +32,7 @@ from specstream.events import Event, Started
 from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import PackedLinear, cheap_nodes, pack, suits
+from specstream.packed import HalfLinear, PackedLinear, cheap_nodes, pack, packed_linear, suits
 from specstream.params import (
     METHODS,
     NODES,
@@ -45,7 +46,7 @@ from specstream.params import (
     Streaming,
 )
 from specstream.sampling import Picker
-from specstream.target import ModelTarget, PlainTarget
+from specstream.target import ModelTarget, PlainTarget, Variant
 from specstream.tasks import copy_after, task
 from specstream.text import (
     NOTHING_BEFORE,
@@ -71,6 +72,7 @@ NO_EXIT = (
     "No early exit to draft with is loaded: choose an adapter that has one, or train it beside yours "
     "(python -m specstream train --mode exit)."
 )
+NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 Progress = Callable[[str, float | None], None]
 # What drafts for a method.
 DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
@@ -89,6 +91,26 @@ class MethodUnavailable(ValueError):
     """A method can't run on the loaded model; the message says why."""
 
 
+class Turn:
+    """A lock for one run at a time. Who holds it already would wait for ever: that raises RuntimeError instead."""
+
+    def __init__(self) -> None:
+        self._lock, self._holder = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        if self._holder == threading.get_ident() and self._lock.locked():
+            raise RuntimeError("Another run of this thread is still open: read it to its end or close it first.")
+        self._lock.acquire()
+        self._holder = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        self._holder = 0
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+
 @contextmanager
 def _unchanged() -> Iterator[bool]:
     yield False
@@ -98,18 +120,19 @@ def _unchanged() -> Iterator[bool]:
 class Engine:
     """One loaded model. Runs are one at a time: a second ``generate`` waits for the first to end.
 
-    ``make_target(streaming)`` gives a fresh view of the model for one run, ``make_second`` one of the draft model (None
-    where none is loaded). ``float32`` is a context in which the model
-    computes in float32, to tell a numerical tie from a real mismatch; it gives False where that changes nothing.
+    ``make_target(method)`` gives a fresh view of the model for one run of a settled method, ``make_second`` one of the
+    draft model (None where none is loaded). ``float32`` is a context in which the model computes in float32, to tell a
+    numerical tie from a real mismatch; it gives False where that changes nothing.
     """
 
     info: EngineInfo
     tokenizer: Any
     eos: Collection[int]
-    make_target: Callable[[bool], Any]
+    make_target: Callable[[Method], Any]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
     make_second: Callable[[], Any] = lambda: None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Turn = field(default_factory=lambda: Turn())
+    layers: Layers | None = None
 
     def __post_init__(self) -> None:
         self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
@@ -162,6 +185,18 @@ class Engine:
             yield Started(method.name, len(ids), {"method": method.to_dict(), "sampling": sampling.to_dict()})
             yield from decode(run, should_stop)
 
+    def refresh(self, wait: bool = False) -> None:
+        """Put compiled layers in place if they have been built, or wait until they are. Between runs to compare, never
+        inside: compiled layers round otherwise.
+
+        Raises RuntimeError while a run of this thread is open.
+        """
+        if self.layers is None or self.layers.ready:
+            return
+        with self.lock:
+            self.layers.use(wait)
+        self.info = replace(self.info, compiled=self.layers.ready, compiling=self.layers.words)
+
     def settled(self, method: Method) -> Method:
         """The method with what its settings leave to the device and the adapter decided."""
         return method.on(self.info.device, self.info.nodes, copy_after(self.info.task))
@@ -171,7 +206,7 @@ class Engine:
 
     def new_run(self, ids: list[int], method: Method, sampling: Sampling) -> Run:
         """A run that has not begun; its ``ids`` grow as it goes."""
-        target = self.make_target(isinstance(method, Streaming))
+        target = self.make_target(method)
         picker = Picker(sampling)
         drafter = DRAFTERS[method.name](Given(target, ids, method, picker, self.make_second()))
         text = TextStream(self.tokenizer, sampling.stop)
@@ -212,7 +247,7 @@ def load(
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
         parts = _made_ready(parts, loaded, beside, half)
-        reason = selftest.failure(parts, streams)
+        reason = _checked(parts, streams)
     unavailable = _unavailable(reason, streams, pair, beside)
     info = EngineInfo(
         model=model,
@@ -230,7 +265,6 @@ def load(
         gamma=loaded.card.gamma if loaded else 0,
         context=anatomy.context_of(network.config),
         chat=bool(getattr(tokenizer, "chat_template", None)),
-        load_seconds=time.perf_counter() - started,
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
         versions=versions() | {"linear": _product_of(parts, half)},
@@ -241,10 +275,17 @@ def load(
         draft_bytes=pair.size if pair else 0,
         head_parameters=beside.parameters(),
         nodes=cheap_nodes(parts) if parts else NODES,
+        exact=parts is not None and reason is None and selftest.exact(parts),
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None
-    return Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second)
+    layers = _layers(parts, streams, source.path) if parts and not reason else None
+    engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
+    if layers and os.environ.get(NO_COMPILER) != "1":
+        layers.start()
+        engine.refresh()
+    engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)
+    return engine
 
 
 def _read_grouped_keys(device: str) -> None:
@@ -268,7 +309,7 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
 
 def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, half: bool) -> anatomy.Anatomy:
     """Merge the LoRA of the main stream into the weights, then pack the weights."""
-    packs = functools.partial(PackedLinear, half=half) if suits(parts, half) else None
+    packs = functools.partial(packed_linear, half=half) if suits(parts, half) else None
     beside.ready(parts, packs)
     if loaded:
         loaded.merge_main(parts)
@@ -280,9 +321,28 @@ def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, h
     return pack(parts, half)
 
 
+def _checked(parts: anatomy.Anatomy, streams: Adapter | None) -> str | None:
+    """Why the model can't verify trees, None when it can; it attends exactly where that is possible."""
+    if attention.install(parts.model) and selftest.failure(parts, streams) is None:
+        return None
+    parts.model.set_attn_implementation(parts.attention)
+    return selftest.failure(parts, streams)
+
+
+def _layers(parts: anatomy.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
+    """The compiled layers, not yet in place."""
+
+    def check() -> str | None:
+        wrong = selftest.failure(parts, streams)
+        return wrong or (None if selftest.exact(parts) else "tokens would depend on what is decoded beside them")
+
+    turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
+    return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
+
+
 def _product_of(parts: anatomy.Anatomy | None, half: bool) -> str:
     """What computes the linear maps."""
-    if parts is None or not isinstance(parts.head, PackedLinear):
+    if parts is None or not isinstance(parts.head, PackedLinear | HalfLinear):
         return "PyTorch"
     return "FBGEMM, packed" if half else "oneDNN, packed"
 
@@ -313,10 +373,11 @@ def _anatomy(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
 
 def _targets(
     network: Any, parts: Any, adapter: Adapter | None, reason: str | None, beside: Heads
-) -> Callable[[bool], Any]:
-    if reason:
-        return lambda streaming: PlainTarget(network)
-    return lambda streaming: ModelTarget(parts, adapter, streaming, beside)
+) -> Callable[[Method], Any]:
+    def target(method: Method) -> ModelTarget:
+        return ModelTarget(parts, adapter, Variant.of(method) if isinstance(method, Streaming) else None, beside)
+
+    return (lambda method: PlainTarget(network)) if reason else target
 
 
 def _eos(network: Any, tokenizer: Any) -> set[int]:

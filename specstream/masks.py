@@ -54,7 +54,11 @@ def with_streams(mask: Tensor, nodes: Tensor, gamma: int) -> Tensor:
     return out
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[B, 1, q, k]`` in ``dtype``: 0 where seen, the lowest finite number elsewhere (never -inf: eager gives NaN)."""
-    out = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return out.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
+def additive(mask: Tensor, dtype: torch.dtype, keys: int = 0) -> Tensor:
+    """``[B, 1, q, k]`` in ``dtype``: 0 where seen, the lowest finite number elsewhere (never -inf: eager gives NaN).
+
+    With ``keys`` the mask is widened to so many keys; none of those that are added is seen.
+    """
+    out = torch.full((*mask.shape[:2], keys or mask.shape[2]), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
+    out[:, :, : mask.shape[2]].masked_fill_(mask, 0)
+    return out[:, None]

@@ -5,6 +5,8 @@ torch, transformers and huggingface_hub are imported inside the functions, so th
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -155,6 +157,7 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[An
         )
         if report["missing_keys"]:
             raise ModelError(f"The weights in {source.path} lack {sorted(report['missing_keys'])[0]}: get them again.")
+        _check_tokens(source, tokenizer, model.get_input_embeddings().weight.shape[0])
         _check_finite(source, model)
         return model.to(device).eval(), tokenizer
     except ModelError:
@@ -192,6 +195,42 @@ def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
     if config.model_type not in CAUSAL or (declared and not known & set(declared)):
         what = declared[0] if declared else config.model_type
         raise ModelError(f"The model in {source.path} is a {what}, not a causal language model: choose another one.")
+
+
+def _check_tokens(source: ModelSource, tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer with tokens that the embedding has no row for: texts that hold one end in an IndexError.
+
+    Special tokens that no prompt needs (Gemma's for images) are taken out of it instead, so that they are read as text.
+    """
+    over = {token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if not over:
+        return
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    if tokenizer.is_fast and over <= special and not any(_in_prompts(tokenizer, token) for token in over):
+        _take_out(tokenizer, over)
+        return
+    raise ModelError(
+        f"The tokenizer in {source.path} has {rows + len(over):,} tokens, but the model has rows for {rows:,} "
+        f"(none for {sorted(over)[0]!r}): take the tokenizer that belongs to the model, or resize its embeddings."
+    )
+
+
+def _in_prompts(tokenizer: Any, token: str) -> bool:
+    """Whether the chat template writes a special token, by itself or by its role, or the tokenizer adds it to texts."""
+    roles = [role for role, of in tokenizer.special_tokens_map.items() if of == token]
+    written = any(word in str(tokenizer.chat_template or "") for word in (token, *roles))
+    return written or tokenizer.convert_tokens_to_ids(token) in tokenizer("").input_ids
+
+
+def _take_out(tokenizer: Any, tokens: set[str]) -> None:
+    """Remove special tokens from a tokenizer, which the library has no way to do."""
+    for role in [role for role, of in tokenizer.special_tokens_map.items() if of in tokens]:
+        setattr(tokenizer, role, None)
+    backend = tokenizer.backend_tokenizer
+    rules = json.loads(backend.to_str())
+    rules["added_tokens"] = [t for t in rules["added_tokens"] if t["content"] not in tokens]
+    tokenizer._tokenizer = type(backend).from_str(json.dumps(rules))
+    logging.getLogger(__name__).warning("The model has no row for %s: it is read as text.", ", ".join(sorted(tokens)))
 
 
 def _why_not_loaded(source: ModelSource, error: Exception) -> str:

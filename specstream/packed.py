@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -26,48 +26,65 @@ from specstream.params import NODES, NODES_IN_TILES
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
 
-Product = Callable[[Tensor], Tensor]
-
-
-def _as_it_is(weight: Tensor, bias: Tensor | None) -> Product:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    multiply = torch.ops.mkldnn._linear_pointwise.default._op
-    kind = weight.dtype
-
-    def product(x: Tensor) -> Tensor:
-        if x.dtype == kind:
-            return multiply(x, packed, bias, "none", [], "")
-        wide = packed.to_dense().to(x.dtype)  # a check in float32
-        return nn.functional.linear(x, wide, None if bias is None else bias.to(x.dtype))
-
-    return product
-
-
-def _in_float16(weight: Tensor, bias: Tensor | None) -> Product:
-    packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-    multiply = torch.ops.quantized.linear_dynamic_fp16.default._op  # without Python's checks for fake tensors
-    return lambda x: multiply(x, packed)
-
-
-def _product(weight: Tensor, bias: Tensor | None, half: bool) -> Product:
-    return (_in_float16 if half else _as_it_is)(weight, bias)
+LEAST = 4  # rows of a pass: one row alone is slower than four, and a matmul of one row rounds otherwise than of more
 
 
 class PackedLinear(nn.Module):
-    """``y = W x + b`` like the ``nn.Linear`` that it replaces. Its weights can no longer be read or moved.
+    """``y = W x + b`` like the ``nn.Linear`` that it replaces, by oneDNN, in the weights' own number format.
 
-    With ``half`` the weights are rounded to float16.
+    Its weights can no longer be read or moved. Every row gets the same bits whatever rows are beside it.
     """
 
-    def __init__(self, linear: nn.Linear, half: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        bias = None if linear.bias is None else linear.bias.detach()
-        self._product = _product(linear.weight.detach(), bias, half)
+        self.out_features, self.in_features = weight.shape
+        self.dtype, self.bias = weight.dtype, bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        return self._product(x)
+        if torch.compiler.is_exporting():
+            flat = torch.ops.specstream.linear(x.flatten(0, -2), self.packed, self.bias)
+            return flat.view(*x.shape[:-1], self.out_features)
+        if x.dtype != self.dtype:  # a check in float32
+            return self._unpacked(x)
+        if x.numel() == self.in_features:  # a single row
+            several = x.reshape(1, -1).expand(LEAST, -1)
+            return _onednn(several, self.packed, self.bias, "none", [], "")[:1].view(*x.shape[:-1], -1)
+        return cast(Tensor, _onednn(x, self.packed, self.bias, "none", [], ""))
+
+    def _unpacked(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.packed.to_dense().to(x.dtype), bias)
+
+
+class HalfLinear(nn.Module):
+    """The same by FBGEMM: float32 rows, and weights rounded to float16, which are half as many bytes to read."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        return cast(Tensor, _fbgemm(x, self.packed))
+
+
+# Without Python's checks for fake tensors. Absent from builds without oneDNN or FBGEMM: ``works`` finds out.
+_onednn = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+_onednn = getattr(_onednn, "_op", None)
+_fbgemm = torch.ops.quantized.linear_dynamic_fp16.default._op
+
+
+torch.library.define("specstream::linear", "(Tensor x, Tensor packed, Tensor? bias) -> Tensor")  # for a compiler
+torch.library.register_fake("specstream::linear", lambda x, packed, bias: x.new_empty(x.shape[0], packed.shape[0]))
+
+
+def packed_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
+    """A packed layer in place of a linear one. With ``half`` its weights are rounded to float16."""
+    bias = None if linear.bias is None else linear.bias.detach()
+    return (HalfLinear if half else PackedLinear)(linear.weight.detach(), bias)
 
 
 class PackedPart(nn.Module):
@@ -75,11 +92,11 @@ class PackedPart(nn.Module):
 
     def __init__(self, shared: Shared, start: int, stop: int) -> None:
         super().__init__()
-        self._shared, self._start, self._stop = shared, start, stop
+        self.shared, self._start, self._stop = shared, start, stop
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, a view."""
-        return self._shared.of(x, self._start)[..., self._start : self._stop]
+        return self.shared.of(x, self._start)[..., self._start : self._stop]
 
 
 class Shared:
@@ -88,8 +105,8 @@ class Shared:
     Each takes it once: called again, a map computes anew, so that rows changed in place are never missed.
     """
 
-    def __init__(self, product: Product, parts: int) -> None:
-        self._product, self._parts = product, parts
+    def __init__(self, linear: nn.Module, parts: int) -> None:
+        self.linear, self._parts = linear, parts
         self._rows: Tensor | None = None
         self._out: Tensor | None = None
         self._taken: set[int] = set()
@@ -97,7 +114,7 @@ class Shared:
     def of(self, x: Tensor, part: int) -> Tensor:
         """The whole product ``[..., all outputs]`` of these very rows."""
         if self._rows is not x or part in self._taken:
-            self._rows, self._out, self._taken = x, self._product(x), set()
+            self._rows, self._out, self._taken = x, self.linear(x), set()
         out = cast(Tensor, self._out)
         self._taken.add(part)
         if len(self._taken) == self._parts:
@@ -111,15 +128,15 @@ def works(half: bool = False, dtype: torch.dtype = torch.float32) -> bool:
     linear, x = nn.Linear(48, 64, dtype=dtype), torch.randn(1, 3, 48, dtype=dtype)
     rounding = 1e-2 if half else max(1e-4, 3 * torch.finfo(dtype).eps)
     try:
-        return torch.allclose(PackedLinear(linear, half)(x), linear(x), atol=rounding)
-    except (AttributeError, RuntimeError, NotImplementedError):
+        return torch.allclose(packed_linear(linear, half)(x), linear(x), atol=rounding)
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
 
 
 def cheap_nodes(anatomy: Anatomy) -> int:
     """How many drafted nodes a pass of this model, packed or not, verifies for little more than none: in packed
     bfloat16 on a processor with AMX, sixteen rows take hardly longer than one."""
-    packed = isinstance(anatomy.head, PackedLinear)
+    packed = isinstance(anatomy.head, PackedLinear | HalfLinear)
     tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
     return NODES_IN_TILES if packed and tiles and anatomy.dtype == torch.bfloat16 else NODES
 
@@ -144,7 +161,7 @@ def pack(anatomy: Anatomy, half: bool = False) -> Anatomy:
         _one_call(module)
     if not isinstance(anatomy.head, nn.Linear):
         return anatomy
-    head = PackedLinear(anatomy.head, half)
+    head = packed_linear(anatomy.head, half)
     anatomy.model.set_output_embeddings(head)
     return replace(anatomy, head=head)
 
@@ -179,12 +196,16 @@ def _one_call(norm: nn.Module) -> None:
     eps = own.get("variance_epsilon", own.get("eps"))
     if not type(norm).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or eps is None:
         return
-    one = partial(nn.functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
+    one = partial(_rms_norm, norm, eps)
     x = torch.randn(2, 3, *weight.shape, dtype=weight.dtype)
     places = max(1e-5, 2 * torch.finfo(weight.dtype).eps)  # they round at other places
     with suppress(Exception):  # a foreign module may want other inputs: it stays as it is
         if torch.allclose(norm(x), one(x), rtol=places, atol=places / 10):
             setattr(norm, "forward", one)  # noqa: B010
+
+
+def _rms_norm(norm: nn.Module, eps: float, x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, eps)
 
 
 @torch.inference_mode()
@@ -233,12 +254,12 @@ def _replace(owners: Sequence[Owner], half: bool) -> None:
     linears = [getattr(module, name) for module, name in owners]
     if len(linears) == 1:
         module, name = owners[0]
-        setattr(module, name, PackedLinear(linears[0], half))
+        setattr(module, name, packed_linear(linears[0], half))
         return
     biases = [torch.zeros(m.out_features, dtype=m.weight.dtype) if m.bias is None else m.bias for m in linears]
     bias = torch.cat(biases) if any(m.bias is not None for m in linears) else None
-    product = _product(torch.cat([m.weight for m in linears]), bias, half)
-    shared, start = Shared(product, len(linears)), 0
+    weight = torch.cat([m.weight for m in linears])
+    shared, start = Shared((HalfLinear if half else PackedLinear)(weight, bias), len(linears)), 0
     for (module, name), linear in zip(owners, linears, strict=True):
         setattr(module, name, PackedPart(shared, start, start + linear.out_features))
         start += linear.out_features

@@ -35,7 +35,7 @@ class Pair:
 
     def target(self) -> ModelTarget:
         """A fresh view of it for one run."""
-        return ModelTarget(self.parts, None, streaming=False)
+        return ModelTarget(self.parts)
 
 
 def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, half: bool = False) -> Pair:

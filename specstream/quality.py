@@ -123,7 +123,7 @@ def read_items(engine: Engine, data: str, split: str, chosen: Task, limit: int) 
     Raises DataError naming a bad row.
     """
     rows = sources.task_rows(data, split, chosen, limit)
-    return [Item(prompt_of(engine, chosen, row), row.references) for row in rows]
+    return [Item(prompt_of(engine, chosen, row, data), row.references) for row in rows]
 
 
 def evaluate(
@@ -186,12 +186,12 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
 def read_result(file: Path) -> dict[str, Any]:
     """A result that ``evaluate`` wrote. Raises QualityError."""
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding=sources.TEXT))
         if result["rows"] and {"prompt", "text", "scores"} <= set(result["rows"][0]) and "quality" in result:
             return dict(result)
     except OSError as error:
         raise QualityError(f"{file} can't be read ({error.strerror}).") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise QualityError(f"{file} is not a result of the command evaluate: make one with evaluate --json {file.name}.")
 

@@ -45,10 +45,13 @@ class Rotations:
 
 
 class Rows:
-    """Rows put through the top layers: what each sees (``masks`` by layer type) and its position ``[B, rows]``."""
+    """Rows put through the top layers: what each sees (``masks`` by layer type) and its position ``[B, rows]``.
 
-    def __init__(self, anatomy: Anatomy, masks: Masks, positions: Tensor, rotations: Rotations) -> None:
-        self._masks = {t: additive(m, anatomy.dtype) for t, m in masks.items()}
+    ``keys`` is the number of keys that attention is given, where that is more than the masks cover.
+    """
+
+    def __init__(self, anatomy: Anatomy, masks: Masks, positions: Tensor, rotations: Rotations, keys: int = 0) -> None:
+        self._masks = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
         self._positions, self._rotations = positions, rotations
         self._tables: dict[int, Any] = {}
 
@@ -94,12 +97,12 @@ class TopLayers:
 
         return hook
 
-    def run(self, states: Tensor, masks: Masks, positions: Tensor) -> Tensor:
-        """States ``[B, rows, hidden]`` at layer N - count to those after the last layer.
+    def run(self, states: Tensor, masks: Masks, positions: Tensor, keys: int) -> Tensor:
+        """States ``[B, rows, hidden]`` at layer N - count to those after the last layer; the cache has ``keys`` places.
 
         The cache of these layers holds the rows afterwards: the caller drops them.
         """
-        rows = Rows(self._anatomy, masks, positions, self._rotations)
+        rows = Rows(self._anatomy, masks, positions, self._rotations, keys)
         for layer, (index, call) in zip(self._layers, self._calls.items(), strict=True):
             call = rows.arrange(call, self._anatomy.layer_types[index])
             out = layer(**call | {"hidden_states": states})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from specstream.adapters import Adapter
 from specstream.anatomy import Anatomy
+from specstream.attention import using
 from specstream.events import Draft
-from specstream.target import ModelTarget
+from specstream.target import ModelTarget, Variant
 
 log = logging.getLogger(__name__)
 # Largest logit difference that rounding explains, as a share of the logits' spread. A wrong mask or position changes
@@ -45,14 +47,11 @@ def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
     """Largest difference, in spreads of the logits: of node logits in a tree pass from logits of each path alone, of
     the logits that we make of the last layer's states, for the streams, from the model's own, and of deferred streams
     from those of the pass. NaN if any is."""
-    vocab = anatomy.model.get_input_embeddings().num_embeddings
-    tokens = torch.randint(vocab, (PROMPT + 1 + NODES,), generator=torch.Generator().manual_seed(0)).tolist()
-    prompt, root, drafted = tokens[:PROMPT], tokens[PROMPT], tokens[PROMPT + 1 :]
-    target = ModelTarget(anatomy, adapter, streaming=adapter is not None)
+    prompt, root, draft = _sample(anatomy)
+    target = ModelTarget(anatomy, adapter, Variant() if adapter else None)
     target.prefill(prompt)
-    draft = Draft(tuple(drafted), PARENTS, (1.0,) * NODES)
     got = target.verify(root, draft)
-    gaps = [_gap(got[row], _alone(anatomy, [*prompt, root, *path])) for row, path in enumerate(_paths(drafted))]
+    gaps = [_gap(got[row], _alone(anatomy, [*prompt, root, *path])) for row, path in enumerate(_paths(draft.tokens))]
     gaps.append(_head_gap(anatomy, prompt))
     if adapter:
         gaps.append(_deferred_gap(target.stream_logits(PATH[-1]), anatomy, adapter, prompt, root, draft))
@@ -63,8 +62,7 @@ def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
 def _deferred_gap(
     streams: Tensor, anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: int, draft: Draft
 ) -> float:
-    target = ModelTarget(anatomy, adapter, streaming=True)
-    target.prepare(deferred=True, prune=0.0)
+    target = ModelTarget(anatomy, adapter, Variant(deferred=True))
     target.prefill(prompt)
     target.verify(root, draft)
     target.keep(PATH)
@@ -87,7 +85,14 @@ def _head_gap(anatomy: Anatomy, ids: list[int]) -> float:
     return _gap(anatomy.logits(states[0].view(1, len(ids), -1)[0, -1:])[0], want)
 
 
-def _paths(drafted: list[int]) -> list[list[int]]:
+def _sample(anatomy: Anatomy) -> tuple[list[int], int, Draft]:
+    """A prompt, the root after it, and a tree below that."""
+    vocab = anatomy.model.get_input_embeddings().num_embeddings
+    tokens = torch.randint(vocab, (PROMPT + 1 + NODES,), generator=torch.Generator().manual_seed(0)).tolist()
+    return tokens[:PROMPT], tokens[PROMPT], Draft(tuple(tokens[PROMPT + 1 :]), PARENTS, (1.0,) * NODES)
+
+
+def _paths(drafted: Sequence[int]) -> list[list[int]]:
     paths: list[list[int]] = [[]]
     for node, parent in enumerate(PARENTS):
         paths.append([*paths[parent + 1], drafted[node]])
@@ -95,8 +100,28 @@ def _paths(drafted: list[int]) -> list[list[int]]:
 
 
 def _alone(anatomy: Anatomy, ids: list[int]) -> Tensor:
-    out = anatomy.model(input_ids=torch.tensor([ids], device=anatomy.device), use_cache=False)
+    """By the model's own forward with the library's attention."""
+    with using(anatomy.model, anatomy.attention):
+        out = anatomy.model(input_ids=torch.tensor([ids], device=anatomy.device), use_cache=False)
     return out.logits[0, -1].float()
+
+
+@torch.inference_mode()
+def exact(anatomy: Anatomy) -> bool:
+    """Whether a token has the same bits as a node of a tree as in standard decoding, on this machine."""
+    prompt, root, draft = _sample(anatomy)
+    tree, plain = ModelTarget(anatomy), ModelTarget(anatomy)
+    for target in (tree, plain):
+        target.prefill(prompt)
+    logits = tree.verify(root, draft)
+    tree.keep(PATH)
+    equal = True
+    for row, token in zip(PATH, [root, *(draft.tokens[row - 1] for row in PATH[1:])], strict=True):
+        equal &= torch.equal(logits[row], plain.verify(token, Draft())[0])
+        plain.keep([0])
+    for ours, theirs in zip(tree.cache.layers, plain.cache.layers, strict=True):
+        equal &= torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+    return equal
 
 
 def _gap(got: Tensor, want: Tensor) -> float:

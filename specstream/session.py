@@ -25,6 +25,7 @@ def run_session(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Item]:
     """Events of the method, then of standard decoding when ``baseline``; the last item is the Verdict."""
+    engine.refresh()
     lanes: dict[Lane, list[Event]] = {}
     for lane, params in ((Lane.METHOD, method), (Lane.BASELINE, Standard())):
         if lane is Lane.BASELINE and (not baseline or should_stop()):

@@ -107,12 +107,13 @@ class Plan:
     """One pass: what its rows are and what they see.
 
     ``masks`` holds, per layer type, a boolean ``[B, n, k]`` over the n token rows; ``positions`` is ``[B, n]``;
-    ``nodes`` ``[B, S]`` are the rows that carry streams.
+    ``nodes`` ``[B, S]`` are the rows that carry streams. ``keys`` as of Rows.
     """
 
     masks: Masks
     positions: Tensor
     nodes: Tensor
+    keys: int = 0
 
     def narrowed(self, rows: Sequence[int]) -> Plan:
         """The plan of these rows alone, all of which carry streams."""
@@ -125,7 +126,7 @@ class Plan:
             return mask[:, index][:, :, keys]
 
         nodes = torch.arange(len(rows), device=device).expand(len(self.nodes), -1)
-        return Plan({t: narrow(m) for t, m in self.masks.items()}, self.positions[:, index], nodes)
+        return Plan({t: narrow(m) for t, m in self.masks.items()}, self.positions[:, index], nodes, self.keys)
 
 
 class Carried:
@@ -236,7 +237,7 @@ class _Pass:
 
     def _rows(self, plan: Plan) -> Rows:
         if not self.attach:
-            return Rows(self.anatomy, plan.masks, plan.positions, self.rotations)
+            return Rows(self.anatomy, plan.masks, plan.positions, self.rotations, plan.keys)
         gamma = self.streams.gamma
         masks = {t: with_streams(m, plan.nodes, gamma) for t, m in plan.masks.items()}
         beside = ahead(plan.positions.gather(1, plan.nodes), gamma, self.anatomy.context)

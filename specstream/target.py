@@ -5,25 +5,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specstream.adapters import Adapter
-from specstream.anatomy import FULL, SLIDING, Anatomy, context_of
+from specstream.anatomy import FULL, SLIDING, Anatomy, bind, context_of
 from specstream.cache import TreeCache
 from specstream.events import Draft
 from specstream.heads import Heads
 from specstream.lora import LoRA
 from specstream.masks import additive, causal_mask, tree_mask, windowed, with_streams
+from specstream.packed import LEAST
+from specstream.params import Streaming
 from specstream.rows import Masks, TopLayers, ahead, run_below
 from specstream.streams import Carried, Plan, carry
 from specstream.tree import Candidates, attention_rows, pruned
 
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
+TILE = 16  # rows of a pass off the CPU come in multiples of it: libraries choose another kernel for another number
 NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
 
 
@@ -65,19 +69,14 @@ class StreamSource(Synchronized, Protocol):
 
     ``stream_ids`` ``[drafted]`` are the tokens that they are of; None: all. ``stream_pairs`` weighs them by the token
     above, given the logits of some depths, the root and how many candidates to find; None where there is no pair map.
-
-    ``prepare`` comes before a run; it raises ValueError for a variant that the source can't do. ``device_type`` says
-    where it runs ("cpu", "cuda").
     """
 
     gamma: int
-    device_type: str
 
     @property
     def stream_ids(self) -> Tensor | None: ...
     @property
     def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None: ...
-    def prepare(self, deferred: bool, prune: float) -> None: ...
     def stream_logits(self, row: int) -> Tensor: ...
 
 
@@ -110,41 +109,54 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-class ModelTarget:
-    """A stock Hugging Face causal LM. With an adapter, and ``streaming`` on, it drafts by streams; with ``heads``, by
-    these.
+@dataclass(frozen=True)
+class Variant:
+    """How a target streams.
 
-    State belongs to one run: ``prefill`` begins it, ``release`` ends it.
+    ``deferred``: streams of the accepted row alone, computed after ``keep``; else those of every row, right after its
+    pass (the paper). ``prune`` is the early-exit probability below which a node is dropped with all below it; 0 keeps
+    all.
     """
 
-    def __init__(self, anatomy: Anatomy, adapter: Adapter | None, streaming: bool, heads: Heads | None = None) -> None:
-        self.anatomy, self.adapter = anatomy, adapter if streaming else None
+    deferred: bool = False
+    prune: float = 0.0
+
+    @classmethod
+    def of(cls, params: Streaming) -> Variant:
+        """As settled settings of the method have it."""
+        return cls(params.streams == "deferred", params.prune)
+
+
+class ModelTarget:
+    """A stock Hugging Face causal LM. With ``streams`` it drafts by those of its adapter; with ``heads``, by these.
+
+    State belongs to one run: ``prefill`` begins it, ``release`` ends it. Raises ValueError for a variant that prunes
+    with an adapter that has no early exit.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        adapter: Adapter | None = None,
+        streams: Variant | None = None,
+        heads: Heads | None = None,
+    ) -> None:
+        if streams and streams.prune and adapter and not adapter.streams.exit_rank:
+            raise ValueError(NO_EXIT)
+        self.anatomy, self.adapter = anatomy, adapter if streams else None
+        self.variant = streams or Variant()
         self.heads = heads or Heads()
         self.medusa_depth = self.heads.medusa.card.count if self.heads.medusa else 0
         self.gamma = self.adapter.card.gamma if self.adapter else 0
-        self.device_type = anatomy.device.type
         self.context = anatomy.context
         self.stream_rows = 0
         self.pruned: Collection[int] = frozenset()
         self.length = 0  # committed positions in the cache
         self.cache: TreeCache | None = None
-        self._deferred, self._threshold = False, 0.0
         self._top: TopLayers | None = None
         self._carried: Carried | None = None
         self._deferred_rows = 0
         self._states = torch.empty(0)  # of the last pass, after the final norm
-
-    def prepare(self, deferred: bool, prune: float) -> None:
-        """Choose the variant of the runs to come.
-
-        In the pass (the paper) every row carries streams; deferred, a short pass of its own computes them for the
-        accepted row. ``prune`` is the early-exit probability below which a node is dropped with all below it; 0 keeps
-        all. Raises ValueError when the adapter has no early exit.
-        """
-        assert self.adapter is not None, "no streams"
-        if prune and not self.adapter.streams.exit_rank:
-            raise ValueError(NO_EXIT)
-        self._deferred, self._threshold = deferred, prune
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
@@ -161,8 +173,7 @@ class ModelTarget:
             positions = range(self.length, self.length + len(chunk))
             mask = causal_mask(len(chunk), self.length)
             last = chunk is chunks[-1]
-            with self._recorded() if last else nullcontext():
-                states = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [])
+            states = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [])
             self.keep(range(len(chunk)))
         self._states = states[-1:]
         return self.anatomy.head_logits(self._states)
@@ -174,11 +185,17 @@ class ModelTarget:
         Returns logits, float32 ``[1 + nodes, vocab]``, without those of ``pruned`` nodes.
         """
         rows = [root, *draft.tokens]
-        positions = [self.length, *(self.length + d for d in draft.depths())]
-        mask = tree_mask(attention_rows(draft.parents), self.length)
-        states = self._states = self._pass(rows, positions, mask, range(len(rows)), draft)
-        scored = self._carried.rows if self._carried else None
-        return self.anatomy.head_logits(states if scored is None else states[scored])
+        fill = self._padded(len(rows)) - len(rows)  # rows that nobody asks for, as other roots
+        positions = [self.length, *(self.length + d for d in draft.depths()), *[self.length] * fill]
+        seen = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
+        mask = tree_mask(seen, self.length)
+        states = self._states = self._pass(rows + [root] * fill, positions, mask, range(len(rows)), draft)
+        scored = [row for row in range(len(rows)) if row - 1 not in self.pruned]
+        return self.anatomy.head_logits(states)[scored]
+
+    def _padded(self, rows: int) -> int:
+        """How many rows a pass of so many has."""
+        return max(rows, LEAST) if self.anatomy.device.type == "cpu" else -(-rows // TILE) * TILE
 
     @torch.inference_mode()
     def stream_logits(self, row: int) -> Tensor:
@@ -189,7 +206,7 @@ class ModelTarget:
         """
         assert self.adapter is not None and self._carried is not None, "no pass with streams yet"
         place = self._carried.place(row)
-        if self._deferred:
+        if self.variant.deferred:
             states = self._late_streams(self._carried.main[:, place : place + 1])
         else:
             states = self._carried.states[0, place]
@@ -242,13 +259,15 @@ class ModelTarget:
 
     def _first_layers(self, layers: int, token: int, position: int) -> Tensor:
         """State ``[1, hidden]`` after the first ``layers`` layers of one row that sees all of their cache."""
+        assert self.cache is not None, "no run"
+        self.cache.reserve(position + 1)
         where = torch.tensor([[position]], device=self.anatomy.device)
         mask = causal_mask(1, position).to(where.device)
         states = run_below(
             self.anatomy,
             layers,
             input_ids=torch.tensor([[token]], device=where.device),
-            attention_mask=self._model_masks(self._masks(mask, where, position), 1),
+            attention_mask=self._model_masks(self._masks(mask, where, position)),
             position_ids=where,
             past_key_values=self.cache,
             use_cache=True,
@@ -302,32 +321,58 @@ class ModelTarget:
         draft: Draft | None = None,
     ) -> Tensor:
         """States ``[n, hidden]`` after the final norm; those of pruned rows mean nothing."""
+        assert self.cache is not None, "no run"
         device, anatomy = self.anatomy.device, self.anatomy
+        self.cache.reserve(self.length + len(tokens))
         where = torch.tensor([list(positions)], device=device)
         masks = self._masks(mask.to(device), where, self.length)
-        plan = Plan(masks, where, torch.tensor([list(nodes)], device=device))
+        plan = Plan(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
         self.pruned = frozenset()
-        with self._carry(plan, draft) if self.adapter and nodes else nullcontext() as carried:
+        noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
+        with noted as carried, self._recorded() if carried else nullcontext():
             out = anatomy.decoder(
                 input_ids=torch.tensor([list(tokens)], device=device),
-                attention_mask=self._model_masks(masks, len(tokens)),
+                attention_mask=self._model_masks(masks),
                 position_ids=where,
                 past_key_values=self.cache,
                 use_cache=True,
             )
         self._carried = carried
         self.stream_rows, self._deferred_rows = self._deferred_rows, 0
-        if carried and not self._deferred:
-            self.stream_rows += carried.states[0, :, :, 0].numel()
+        if carried and not self.variant.deferred:
+            self._add_streams(carried, plan)
         return out.last_hidden_state[0]
 
     @contextmanager
-    def _carry(self, plan: Plan, draft: Draft | None) -> Iterator[Carried]:
+    def _noted(self, plan: Plan, draft: Draft | None) -> Iterator[Carried]:
+        """While open, a pass notes the states at layer N - N_s from which its rows' streams begin, and prunes."""
         assert self.adapter is not None
-        streams = self.adapter.streams
-        prune = (lambda states: self._survivors(states, draft)) if self._threshold and draft else None
-        with carry(self.anatomy, streams, plan, self._stream_lora, prune, attach=not self._deferred) as carried:
+        if self.variant.prune and draft:
+            prune = lambda states: self._survivors(states, draft)  # noqa: E731
+            with carry(self.anatomy, self.adapter.streams, plan, survivors=prune, attach=False) as carried:
+                yield carried
+            return
+        carried = Carried()
+
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+            carried.main = bind(module, args, kwargs)["hidden_states"][:, plan.nodes[0]]
+
+        hook = self.anatomy.layers[self._first].register_forward_pre_hook(note, with_kwargs=True)
+        try:
             yield carried
+        finally:
+            hook.remove()
+
+    def _add_streams(self, carried: Carried, plan: Plan) -> None:
+        """The streams of all rows that carry some, in the top layers and after the pass itself: no token's numbers
+        depend on whether there are streams."""
+        assert self.cache is not None
+        kept = plan if carried.rows is None else plan.narrowed(carried.rows)
+        keys = {t: m.gather(1, kept.nodes[:, :, None].expand(-1, -1, m.shape[2])) for t, m in kept.masks.items()}
+        states = self._stream_states(carried.main, keys, kept.positions.gather(1, kept.nodes))
+        self.cache.keep(self.length, range(kept.positions.shape[1]), slice(self._first, None))
+        carried.states = states[None]
+        self.stream_rows += states.shape[0] * self.gamma
 
     @property
     def _stream_lora(self) -> LoRA | None:
@@ -336,42 +381,62 @@ class ModelTarget:
         return self.adapter.lora if self.adapter.card.mode == "lossless" else None
 
     def _survivors(self, states: Tensor, draft: Draft) -> list[int]:
-        """Rows that go on, from states ``[1, n, hidden]`` at layer N - N_s: the root, and nodes that are likely enough
-        after their parent."""
+        """Rows that go on, from states ``[1, n, hidden]`` at layer N - N_s: all but the pruned nodes, and of these and
+        the padding as many as a pass needs."""
+        self.pruned = self._unlikely(states, draft)
+        order = sorted(range(states.shape[1]), key=lambda row: row - 1 in self.pruned or row > len(draft))
+        return sorted(order[: self._padded(len(draft) + 1 - len(self.pruned))])
+
+    def _unlikely(self, states: Tensor, draft: Draft) -> frozenset[int]:
+        """The nodes that the early exit finds too unlikely after their parent, and those below them."""
         assert self.adapter is not None
         rows = sorted({p + 1 for p in draft.parents})  # leaves need no early exit
         logits = self.adapter.logits(self.anatomy, self.adapter.streams.exit_states(states[0, rows]))
         above = [rows.index(p + 1) for p in draft.parents]
         logprobs = logits[above, list(draft.tokens)] - logits.logsumexp(-1)[above]
-        self.pruned = pruned(draft.parents, (logprobs >= math.log(self._threshold)).tolist())
-        return [row for row in range(len(draft) + 1) if row - 1 not in self.pruned]
+        return pruned(draft.parents, (logprobs >= math.log(self.variant.prune)).tolist())
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
-        """While open, a pass is recorded that deferred streams can follow."""
-        with ExitStack() as stack:
-            if self._deferred:
-                assert self.adapter is not None
-                self._top = TopLayers(self.anatomy, len(self.anatomy.layers) - self._first, self.adapter.merged)
-                stack.enter_context(self._top.recorded())
+        """While open, the first pass of a run is recorded, so that streams can go through the top layers alone."""
+        if self.adapter is None or self._top is not None:
+            yield
+            return
+        self._top = TopLayers(self.anatomy, len(self.anatomy.layers) - self._first, self.adapter.merged)
+        with self._top.recorded():
             yield
 
     def _late_streams(self, main: Tensor) -> Tensor:
         """States ``[gamma, hidden]`` of the streams of the row kept last, from its state ``[1, 1, hidden]`` at layer
-        N - N_s, by a pass through the top layers. What the row saw is just what the cache holds."""
-        assert self.adapter is not None and self.cache is not None and self._top is not None, "no run"
+        N - N_s. What the row saw is just what the cache holds."""
+        assert self.cache is not None
         where = torch.tensor([[self.length - 1]], device=main.device)
         row = self._masks(causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
-        masks = {t: with_streams(m, torch.zeros_like(where), self.gamma)[:, 1:] for t, m in row.items()}
-        merged, streams = self.adapter.merged, self.adapter.streams
-        lora = None if merged else self._stream_lora
-        layers = merged or self.anatomy.layers[self._first :]
-        with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(layers, 0):
-            start = streams.start(main).flatten(1, 2)
-            out = self._top.run(start, masks, ahead(where, self.gamma, self.context))
+        states = self._stream_states(main, row, where)[0]
         self.cache.keep(self.length, [], slice(self._first, None))
         self._deferred_rows += self.gamma
-        return out[0]
+        return states
+
+    def _stream_states(self, main: Tensor, masks: Masks, positions: Tensor) -> Tensor:
+        """States ``[S, gamma, hidden]`` of the streams of S rows after the last layer, by a pass of the top ones.
+
+        ``main`` ``[1, S, hidden]`` are the rows' states at layer N - N_s, ``masks`` ``[1, S, keys]`` what each sees of
+        the top layers' cache, ``positions`` ``[1, S]``. The cache holds the streams afterwards: the caller drops them.
+        """
+        assert self.adapter is not None and self.cache is not None and self._top is not None, "no run"
+        count, first = main.shape[1], self.anatomy.layers[self._first :]
+        merged, streams = self.adapter.merged, self.adapter.streams
+        held = next(iter(masks.values())).shape[2]
+        rows = count * self.gamma
+        self.cache.reserve(held + rows)
+        index = torch.arange(count, device=main.device)[None]
+        seen = {t: with_streams(m, index, self.gamma)[:, count:] for t, m in masks.items()}
+        lora = None if merged else self._stream_lora
+        with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(merged or first, 0):
+            start = streams.start(main).flatten(1, 2)
+            places = ahead(positions, self.gamma, self.context)
+            out = self._top.run(start, seen, places, self.cache.capacity)
+        return out[0].unflatten(0, (count, self.gamma))
 
     def _masks(self, mask: Tensor, positions: Tensor, prefix: int) -> Masks:
         masks = {FULL: mask}
@@ -380,10 +445,9 @@ class ModelTarget:
             masks[SLIDING] = windowed(mask, positions, keys, self.anatomy.window)
         return {t: masks[t] for t in set(self.anatomy.layer_types)}
 
-    def _model_masks(self, masks: Masks, rows: int) -> Any:
-        if rows == 1 and not self.anatomy.window:
-            return None  # one row sees everything: without a mask attention takes its fast path
-        floats = {t: additive(m, self.anatomy.dtype) for t, m in masks.items()}
+    def _model_masks(self, masks: Masks) -> Any:
+        assert self.cache is not None
+        floats = {t: additive(m, self.anatomy.dtype, self.cache.capacity) for t, m in masks.items()}
         return floats if self.anatomy.mask_by_type else floats[self.anatomy.layer_types[0]]
 
 

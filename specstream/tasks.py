@@ -38,6 +38,7 @@ class Task:
         for column in self.inputs:
             if not isinstance(row.get(column), str) or not row[column].strip():
                 raise ValueError(f"the column {column!r} is missing or empty")
+            check_characters(column, row[column])
         return self.template.format(**{c: row[c].strip() for c in self.inputs})
 
     def references(self, row: Mapping[str, Any]) -> list[str]:
@@ -48,10 +49,19 @@ class Task:
                 texts = [value] if isinstance(value, str) else value
                 if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
                     raise ValueError(f"the column {column!r} must be a text or a list of texts")
+                check_characters(column, *texts)
                 return texts
         if self.outputs:
             raise ValueError(f"the column {self.outputs[0]!r} is missing or empty")
         return []
+
+
+def check_characters(column: str, *texts: str) -> None:
+    """Raise ValueError for half of a surrogate pair, which JSON can spell (``"\\ud83d"``) and no tokenizer takes."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the column {column!r} holds half a character (a lone surrogate)") from None
 
 
 TASKS: dict[str, Task] = {

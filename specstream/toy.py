@@ -20,7 +20,8 @@ from specstream import tree
 from specstream.engine import Engine, versions
 from specstream.events import Draft
 from specstream.info import EngineInfo
-from specstream.target import never
+from specstream.params import Streaming
+from specstream.target import Variant, never
 
 EOS = 256
 VOCAB = 257
@@ -89,19 +90,15 @@ class ToyTarget:
     stream_ids = medusa_ids = None  # all tokens
     stream_pairs = None
 
-    def __init__(self, streaming: bool, pace: float, main: Ngrams | None = None) -> None:
+    def __init__(self, streams: Variant | None, pace: float, main: Ngrams | None = None) -> None:
         self._main = main or MAIN
-        self.gamma = GAMMA if streaming else 0
-        self.device_type = "cpu"
+        self.gamma = GAMMA if streams else 0
         self.stream_rows = 0
         self.pruned: frozenset[int] = frozenset()
         self._pace = pace
-        self._deferred, self._threshold = False, 0.0
+        self._deferred, self._threshold = (streams.deferred, streams.prune) if streams else (False, 0.0)
         self._kept: list[int] = []
         self._paths: list[list[int]] = []
-
-    def prepare(self, deferred: bool, prune: float) -> None:
-        self._deferred, self._threshold = deferred, prune
 
     def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
         self._kept = list(ids)
@@ -193,6 +190,6 @@ def load_toy(pace: float = 0.04) -> Engine:
         info,
         ByteTokenizer(),
         {EOS},
-        lambda streaming: ToyTarget(streaming, pace),
-        make_second=lambda: ToyTarget(False, pace / DRAFT_SPEED, EXIT),
+        lambda method: ToyTarget(Variant.of(method) if isinstance(method, Streaming) else None, pace),
+        make_second=lambda: ToyTarget(None, pace / DRAFT_SPEED, EXIT),
     )

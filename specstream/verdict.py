@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from specstream.engine import Engine
-from specstream.events import Agreement, Draft, Event, Step, Verdict
+from specstream.events import Agreement, Draft, Event, Started, Step, Verdict
 from specstream.models import out_of_memory
+from specstream.params import Method, Standard, method
 from specstream.sampling import Picker
 from specstream.verify import walk
 
@@ -78,7 +79,7 @@ def _step_agrees(engine: Engine, prompt: list[int], ours: list[Event], a: list[i
     if not start:
         return True  # the prompt pass has no tree
     prefix = prompt + a[:start]
-    target = engine.make_target(step.stream_rows > 0)
+    target = engine.make_target(_method(ours))
     try:
         target.prefill(prefix[:-1])
         picks = [p.token for p in walk(target.verify(prefix[-1], step.draft), step.draft, picker, prefix)]
@@ -90,9 +91,17 @@ def _step_agrees(engine: Engine, prompt: list[int], ours: list[Event], a: list[i
     )
 
 
+def _method(events: list[Event]) -> Method:
+    """The settled method of a run; standard decoding for outside references, which have no settings here."""
+    for event in events:
+        if isinstance(event, Started) and "method" in event.settings:
+            return method(event.method, **event.settings["method"])
+    return Standard()
+
+
 def row_logits(engine: Engine, prefix: list[int], stepwise: bool) -> Tensor:
     """Logits ``[vocab]`` after ``prefix``, computed in one pass or with its last token in a pass of its own."""
-    target = engine.make_target(False)
+    target = engine.make_target(Standard())
     try:
         if not stepwise or len(prefix) < 2:
             return target.prefill(prefix)[-1].cpu()

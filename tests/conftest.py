@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # playwright is for those tests that need it
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["SPECSTREAM_NO_COMPILER"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes that each compute with all cores hold each other up
     os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -19,6 +19,7 @@ from specstream.params import PromptLookup, Sampling, Standard, Streaming
 from specstream.runlog import RunLog, RunLogError
 from specstream.session import token_ids
 from specstream.stats import RunStats
+from specstream.training.sources import DataError
 from tests import test_models, tiny
 
 SHORT = Sampling(max_new_tokens=30)
@@ -250,14 +251,14 @@ def test_a_file_of_questions_is_known_by_its_turns(questions: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("line", "words"), [("{", "line 1: not JSON"), ('{"turns": []}', "list of texts"), ("", "holds no questions")]
+    ("line", "words"), [("{", "line 1: not valid JSON"), ('{"turns": []}', "list of texts"), ("", "holds no questions")]
 )
 def test_bad_question_files(line: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text(line)
-    with pytest.raises(cases.CaseError, match=words):
+    with pytest.raises(DataError, match=words):
         bench.spec_bench(file)
-    with pytest.raises(cases.CaseError, match="can't be read"):
+    with pytest.raises(DataError, match="can't be read"):
         bench.spec_bench(tmp_path / "none.jsonl")
 
 

@@ -55,7 +55,7 @@ def relative(model: Any, noise: float = 0.05) -> Any:
 
 
 def draft_run(anatomy: Any, second: Any, sampling: Sampling, params: DraftModel = EAGER, ids: Any = PROMPT) -> Run:
-    target = ModelTarget(anatomy, None, streaming=False)
+    target = ModelTarget(anatomy)
     run = tiny.new_run(target, None, list(ids), sampling)
     run.drafter = DraftModelDrafter(second, run.ids, params, run.picker, target.vocabulary)
     return run
@@ -144,7 +144,7 @@ def test_the_draft_models_cache_holds_what_was_kept(family: str, drafts: str) ->
         assert second.length == len(run.drafter._read)
         unread = 2 if len(step.draft) or not step.index else 3  # the newest token, the last draft; at the end a step
         assert right >= len(run.ids) - unread
-        fresh = ModelTarget(second.anatomy, None, streaming=False)
+        fresh = ModelTarget(second.anatomy)
         fresh.prefill(run.ids[:right])
         for ours, plain in zip(second.cache.layers, fresh.cache.layers, strict=True):
             torch.testing.assert_close(ours.keys[:, :, :right], plain.keys, atol=2e-5, rtol=1e-4)

@@ -392,7 +392,7 @@ class Liar(toy.ToyTarget):
 
 def test_a_real_mismatch_is_called_one() -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda streaming: Liar(streaming, 0)
+    engine.make_target = lambda method: Liar(None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "mismatch" and "real mismatch" in verdict.message
 
@@ -638,7 +638,7 @@ class Tied(toy.ToyTarget):
 
 def test_a_tie_is_called_one() -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda streaming: Tied(streaming, 0)
+    engine.make_target = lambda method: Tied(None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "tie" and "numerical tie" in verdict.message and verdict.position == 1
 
@@ -689,7 +689,7 @@ def test_a_wrong_token_at_a_tie_of_two_others_is_a_mismatch() -> None:
             return logits
 
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda streaming: Wrong(streaming, 0)
+    engine.make_target = lambda method: Wrong(None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "mismatch"
 
@@ -700,7 +700,7 @@ def test_numbers_that_are_not_finite_give_one_sentence() -> None:
             return super().verify(root, draft) * math.nan
 
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda streaming: Broken(streaming, 0)
+    engine.make_target = lambda method: Broken(None, 0)
     with pytest.raises(ValueError, match="choose float32"):
         list(engine.generate("Text:", Streaming(), Sampling()))
     assert not engine.lock.locked()

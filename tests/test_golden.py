@@ -13,7 +13,7 @@ from specstream.drafters.streaming import StreamingDrafter
 from specstream.events import Draft, Fate, Origin, Reason
 from specstream.params import Sampling, Streaming
 from specstream.sampling import Picker
-from specstream.target import ModelTarget
+from specstream.target import ModelTarget, Variant
 from tests import tiny
 
 PROMPT = tiny.prompt(21)  # longer than the sliding window
@@ -102,7 +102,7 @@ class Oracle(Drafter):
 
 
 def oracle_run(anatomy, adapter, sampling, want, rate, seed=0, eos=()):
-    target = ModelTarget(anatomy, adapter, streaming=True)
+    target = ModelTarget(anatomy, adapter, Variant())
     oracle = Oracle(target, want, rate, seed, len(PROMPT))
     oracle.run = tiny.new_run(target, oracle, PROMPT, sampling, eos)
     return oracle.run
@@ -130,7 +130,7 @@ def test_cache_after_every_step_is_that_of_a_plain_run(family: str) -> None:
 
     def check(run, step) -> None:
         cached = run.ids[:-1]
-        plain = ModelTarget(anatomy, None, streaming=False)
+        plain = ModelTarget(anatomy)
         plain.prefill(cached)
         assert run.target.length == len(cached)
         for ours, theirs in zip(run.target.cache.layers, plain.cache.layers, strict=True):
@@ -178,7 +178,7 @@ def test_pass_with_streams_leaves_node_logits_alone() -> None:
         anatomy, adapter = tiny.model_with_adapter("llama", mode=mode)
         logits = []
         for streaming in (False, True):
-            target = ModelTarget(anatomy, adapter, streaming)
+            target = ModelTarget(anatomy, adapter, Variant() if streaming else None)
             target.prefill(PROMPT)
             logits.append(target.verify(7, Draft((8, 9, 10), (-1, 0, -1), (1.0,) * 3)))
         torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
@@ -243,7 +243,9 @@ def test_an_abandoned_run_leaves_the_next_one_sound() -> None:
 def test_long_prompts_in_chunks_and_cache_growth() -> None:
     cache = TreeCache(1)
     first, more = torch.randn(1, 2, 300, 4), torch.randn(1, 2, 5, 4)
+    cache.reserve(300)
     cache.layers[0].update(first, first)
+    cache.reserve(305)
     cache.layers[0].update(more, more)
     cache.keep(300, [0, 3, 4])
     torch.testing.assert_close(cache.layers[0].keys, torch.cat([first, more[:, :, [0, 3, 4]]], 2))
@@ -258,6 +260,6 @@ def test_long_prompts_in_chunks_and_cache_growth() -> None:
 
 def test_full_tree_too_large_is_refused() -> None:
     anatomy, adapter = tiny.model_with_adapter("llama", gamma=4)
-    target = ModelTarget(anatomy, adapter, streaming=True)
+    target = ModelTarget(anatomy, adapter, Variant())
     with pytest.raises(ValueError, match="smaller width or depth"):
         StreamingDrafter(target, Streaming(tree="full", width=8), [])

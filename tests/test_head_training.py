@@ -195,7 +195,7 @@ def test_from_the_command_line_to_one_engine_with_every_method(tmp_path: Path, c
     assert "no checkpoint" in train("--mode", "exit", "--start", str(streams), "--out", str(tmp_path / "x"), "--resume")
     assert "after layer 1 to 3" in train("--mode", "exit", *beside, "--layers", "4")
     loaded = engine.load(model, str(out), "cpu", "float32")
-    h = loaded.make_target(False).anatomy.hidden_size
+    h = loaded.make_target(Standard()).anatomy.hidden_size
     assert loaded.info.head_parameters == {"medusa": 3 * (h * h + h), "early_exit": 2 * h * h}
     assert {"standard", "streaming", "medusa", "early_exit"}.isdisjoint(loaded.info.unavailable)
     for temperature in (0.0, 1.0):
@@ -220,7 +220,7 @@ def test_heads_that_know_a_text_by_heart_are_accepted_whole(kind: str, tmp_path:
     run = trainer_of(kind, tmp_path, None, batch=1, epochs=150, probes=1, validate_every=150)
     card = run.train([text], [text], lambda event: None)
     beside = heads.load(tmp_path, anatomy)
-    target = ModelTarget(anatomy, None, False, beside)
+    target = ModelTarget(anatomy, heads=beside)
     running = tiny.new_run(target, None, prompt, Sampling(max_new_tokens=25))
     depth = 2 if kind == "medusa" else 4
     running.drafter = (

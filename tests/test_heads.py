@@ -24,7 +24,7 @@ from specstream.heads import ExitHead, Heads, MedusaHeads
 from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.stats import summarize
-from specstream.target import ModelTarget
+from specstream.target import ModelTarget, Variant
 from tests import tiny
 
 PROMPT = tiny.prompt(21)  # longer than the sliding window
@@ -47,12 +47,12 @@ def random_heads(anatomy: Anatomy, projection: str = "shared", vocabulary: int =
 
 
 def medusa_run(anatomy, beside, ids, sampling, params=None, eos=()):
-    target = ModelTarget(anatomy, None, False, beside)
+    target = ModelTarget(anatomy, heads=beside)
     return tiny.new_run(target, MedusaDrafter(target, replace(params or Medusa(), pause=0)), ids, sampling, eos)
 
 
 def exit_run(anatomy, beside, ids, sampling, params=None, eos=()):
-    run = tiny.new_run(ModelTarget(anatomy, None, False, beside), None, ids, sampling, eos)
+    run = tiny.new_run(ModelTarget(anatomy, heads=beside), None, ids, sampling, eos)
     run.drafter = EarlyExitDrafter(run.target, run.ids, params or EarlyExit(confidence=0))
     return run
 
@@ -152,7 +152,7 @@ def test_drafts_are_those_of_a_pass_without_a_cache(family: str) -> None:
     beside = random_heads(anatomy, "own" if family == "qwen2" else "shared")
     sampling = Sampling(max_new_tokens=30)
     want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
-    run = tiny.new_run(ModelTarget(anatomy, None, False, beside), None, PROMPT, sampling)
+    run = tiny.new_run(ModelTarget(anatomy, heads=beside), None, PROMPT, sampling)
     run.drafter = Watched(run, beside, want)
     steps = tiny.finish(run)
     assert tiny.ids_of(steps) == want
@@ -161,7 +161,7 @@ def test_drafts_are_those_of_a_pass_without_a_cache(family: str) -> None:
 
 def test_the_exit_leaves_the_cache_as_it_was() -> None:
     anatomy = dissect(tiny.tiny("llama"))
-    target = ModelTarget(anatomy, None, False, random_heads(anatomy))
+    target = ModelTarget(anatomy, heads=random_heads(anatomy))
     target.prefill(PROMPT)
     before = [(layer.keys.clone(), layer.values.clone()) for layer in target.cache.layers]
     with pytest.raises(KeyboardInterrupt), target.early_exit() as logits_after:
@@ -218,7 +218,7 @@ def test_a_caterpillar_keeps_to_its_budget_and_to_the_likeliest() -> None:
 def test_medusa_grows_the_trees_of_streaming() -> None:
     anatomy = dissect(tiny.tiny("llama"))
     beside = random_heads(anatomy)
-    target = ModelTarget(anatomy, None, False, beside)
+    target = ModelTarget(anatomy, heads=beside)
     target.prefill(PROMPT)
     levels = likeliest(reference_medusa(anatomy, beside, PROMPT), 3)
     for params, want in (
@@ -237,7 +237,7 @@ def test_the_tokens_of_drafts_are_those_of_the_draft_vocabulary() -> None:
     streams = adapters.Adapter(anatomy, replace(whole.card, draft_vocabulary=20), ids).to(tiny.DEVICE)
     streams.load_state_dict(whole.state_dict() | {"vocabulary": ids})
     medusa = randomised(MedusaHeads(anatomy, HeadCard("medusa", COUNT, "shared", draft_vocabulary=20), ids))
-    target = ModelTarget(anatomy, streams, True, Heads(medusa))
+    target = ModelTarget(anatomy, streams, Variant(), Heads(medusa))
     drafters = (StreamingDrafter(target, Streaming(budget=9, width=3, streams="in-pass"), []),
                 MedusaDrafter(target, Medusa(budget=9, width=3)))  # fmt: skip
     target.prefill(PROMPT)

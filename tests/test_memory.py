@@ -50,7 +50,7 @@ def network(engines: Engines) -> Any:
     """A weak reference to the weights that the engine runs on, after it has run."""
     with engines.lend(threading.Event(), print) as engine:
         list(engine.generate("1 2 3", Standard(), Sampling(max_new_tokens=3)))
-        return weakref.ref(engine), weakref.ref(engine.make_target(False).anatomy.layers)
+        return weakref.ref(engine), weakref.ref(engine.make_target(Standard()).anatomy.layers)
 
 
 def test_what_a_folder_needs_is_its_parameters_times_bytes_and_its_cache(folder: Path) -> None:

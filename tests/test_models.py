@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import errors
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from specstream import models, packed, sources
 from specstream.models import DEFAULT, ModelError, choose_device, choose_dtype, load_model, resolve
@@ -468,6 +468,84 @@ def test_a_damaged_config_is_one_sentence(llama: Path, tmp_path: Path, text: str
     with pytest.raises(ModelError, match="can't be loaded") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def retokenized(llama: Path, folder: Path, change: Any) -> Path:
+    """The tiny model, whose rows are numbered to 119, with a changed tokenizer."""
+    copy(llama, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    change(tokenizer)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def in_template(tokenizer: Any) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = "<turn>{{ messages[0]['content'] }}"
+
+
+def by_role(tokenizer: Any) -> None:
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.chat_template = "{{ messages[0]['content'] + eos_token }}"
+
+
+def added_to_texts(tokenizer: Any) -> None:
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    text, begin = (
+        {kind: {"id": name, "type_id": 0}} for kind, name in (("Sequence", "A"), ("SpecialToken", "<begin>"))
+    )
+    tokens = {"<begin>": {"id": "<begin>", "ids": [tiny.VOCAB], "tokens": ["<begin>"]}}
+    rules["post_processor"] = {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text]}
+    rules["post_processor"]["special_tokens"] = tokens
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(rules))
+
+
+LARGER = {
+    "a word": lambda tokenizer: tokenizer.add_tokens(["<new>"]),
+    "a token of the template": in_template,
+    "a token that the template has by its role": by_role,
+    "a token that begins texts": added_to_texts,
+}
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(
+    name: str, llama: Path, tmp_path: Path
+) -> None:
+    folder = retokenized(llama, tmp_path / "larger", LARGER[name])
+    with pytest.raises(
+        ModelError, match=r"larger has 121 tokens, but the model has rows for 120 \(none for '<"
+    ) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_tokenizer_of_a_larger_model_is_refused(llama: Path, tmp_path: Path) -> None:
+    folder = copy(llama, tmp_path / "other")
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    rules["model"]["vocab"] |= {str(i): i for i in range(120, 50_000)}
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    with pytest.raises(ModelError, match="other has 50,000 tokens, but the model has rows for 120"):
+        load(folder)
+
+
+def test_a_special_token_that_nothing_needs_is_read_as_text(llama: Path, tmp_path: Path, caplog: Any) -> None:
+    """Gemma's tokenizer has one for images, for which its models of text have no row."""
+    folder = retokenized(
+        llama, tmp_path / "image", lambda t: t.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    )
+    assert AutoTokenizer.from_pretrained(folder)("5 <image> 7").input_ids == [5, 120, 7]
+    model, tokenizer = load(folder)
+    ids = tokenizer("5 <image> 7").input_ids
+    assert ids[0] == 5 and ids[-1] == 7 and max(ids) < 120 and len(tokenizer) == 120
+    assert model(torch.tensor([ids])).logits.shape[-1] == 120
+    assert "no row for <image>" in caplog.text
+
+
+def test_an_end_of_text_without_a_row_is_none(llama: Path, tmp_path: Path) -> None:
+    folder = retokenized(llama, tmp_path / "end", lambda t: t.add_special_tokens({"eos_token": "<end>"}))
+    assert load(folder)[1].eos_token_id is None
 
 
 def test_a_model_without_a_tokenizer(llama: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ EAGER = PromptLookup(shortest=1, budget=12, candidates=4)
 
 def lookup_run(anatomy, ids, sampling, params=EAGER, eos=()):
     ids = list(ids)
-    run = tiny.new_run(ModelTarget(anatomy, None, streaming=False), None, ids, sampling, eos)
+    run = tiny.new_run(ModelTarget(anatomy), None, ids, sampling, eos)
     run.drafter = PromptLookupDrafter(run.ids, params)
     return run
 

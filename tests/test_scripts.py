@@ -14,7 +14,7 @@ from torch import nn
 from docs.scripts import llama_cpp, new_names, products
 from specstream import packed
 from specstream.tasks import task
-from specstream.training.data import read_prompts
+from specstream.training.sources import task_rows
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 
@@ -60,7 +60,7 @@ def test_new_names_keep_all_but_the_names(tmp_path: Path) -> None:
     source.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     done = CliRunner().invoke(new_names.main, [str(source), str(target), "--count", "20", "--seed", "1"])
     assert done.exit_code == 0, done.output
-    prompts = read_prompts(str(target), task("e2e"))
+    prompts = [row.prompt for row in task_rows(str(target), "", task("e2e"), answers=False)]
     assert len(prompts) == 22 and all(m in p for m, p in zip(meanings, prompts, strict=False))
     for prompt in prompts[2:]:
         assert "Mill]" not in prompt and "Avalon" not in prompt and "Cocum" not in prompt

@@ -21,7 +21,7 @@ from specstream.params import Sampling, Streaming
 from specstream.rows import TopLayers
 from specstream.stats import summarize
 from specstream.streams import Plan, Streams
-from specstream.target import ModelTarget
+from specstream.target import ModelTarget, Variant
 from tests import tiny
 from tests.test_golden import PROMPT, Oracle
 
@@ -102,21 +102,19 @@ class RandomlyPruned(ModelTarget):
         super().__init__(*args)
         self._chance, self._rate = random.Random(2), rate
 
-    def _survivors(self, states: Tensor, draft: Draft) -> list[int]:
+    def _unlikely(self, states: Tensor, draft: Draft) -> set[int]:
         gone = {n for n in range(len(draft)) if self._chance.random() < self._rate}
         for node, parent in enumerate(draft.parents):
             if parent in gone:
                 gone.add(node)
-        self.pruned = gone
-        return [0, *(n + 1 for n in range(len(draft)) if n not in gone)]
+        return gone
 
 
 def guided(
     anatomy: Any, adapter: Any, sampling: Sampling, want: list[int], deferred: bool = False, rate: float = 0.0
 ) -> Run:
     """A run whose drafts hold the true continuation; ``rate`` of its nodes are pruned by chance."""
-    target = RandomlyPruned(anatomy, adapter, True, rate=rate)
-    target.prepare(deferred, prune=0.5 if rate else 0.0)
+    target = RandomlyPruned(anatomy, adapter, Variant(deferred, prune=0.5 if rate else 0.0), rate=rate)
     guide = Guide(target, want, 0.2, 0, len(PROMPT))
     guide.run = tiny.new_run(target, guide, PROMPT, sampling)
     return guide.run
@@ -132,7 +130,7 @@ def test_cache_after_pruned_steps_is_that_of_a_plain_run(family: str, deferred: 
 
     def check(run: Run, step: Step) -> None:
         cached = run.ids[:-1]
-        plain = ModelTarget(anatomy, None, streaming=False)
+        plain = ModelTarget(anatomy)
         plain.prefill(cached)
         for ours, theirs in zip(run.target.cache.layers, plain.cache.layers, strict=True):
             torch.testing.assert_close(ours.keys, theirs.keys, atol=2e-5, rtol=1e-4)
@@ -153,11 +151,10 @@ def test_survivors_score_and_draft_as_without_the_pruned_rows(family: str, mode:
     smaller = Draft((8, 10, 12), (-1, -1, 1), (1.0,) * 3)
 
     class Fixed(ModelTarget):
-        def _survivors(self, states: Tensor, draft: Draft) -> list[int]:
-            return [0, 1, 3, 5]
+        def _unlikely(self, states: Tensor, draft: Draft) -> set[int]:
+            return {1, 3}
 
-    pruning, plain = Fixed(anatomy, adapter, True), ModelTarget(anatomy, adapter, True)
-    pruning.prepare(False, 0.5)
+    pruning, plain = Fixed(anatomy, adapter, Variant(prune=0.5)), ModelTarget(anatomy, adapter, Variant())
     for target in (pruning, plain):
         target.prefill(PROMPT)
     torch.testing.assert_close(pruning.verify(7, draft), plain.verify(7, smaller), atol=1e-5, rtol=1e-4)
@@ -179,8 +176,7 @@ def test_pruning_follows_the_early_exit_of_the_parent() -> None:
         likely[node] = float(probs[draft.tokens[node]])
         paths[node] = [*paths[parent], draft.tokens[node]]
     for threshold in sorted(likely.values()):
-        target = ModelTarget(anatomy, adapter, True)
-        target.prepare(False, threshold * 1.01)
+        target = ModelTarget(anatomy, adapter, Variant(prune=threshold * 1.01))
         target.prefill(PROMPT)
         logits = target.verify(7, draft)
         kept = {-1}
@@ -251,7 +247,7 @@ def test_top_layers_alone_give_what_the_model_gives() -> None:
         states = anatomy.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
     mask = torch.ones(1, len(PROMPT), len(PROMPT), device=tiny.DEVICE).tril().bool()
     with torch.no_grad():
-        out = top.run(states[2], {"full_attention": mask}, torch.arange(len(PROMPT), device=tiny.DEVICE)[None])
+        out = top.run(states[2], {"full_attention": mask}, torch.arange(len(PROMPT), device=tiny.DEVICE)[None], 0)
         torch.testing.assert_close(anatomy.normed(out), states[-1], atol=1e-5, rtol=1e-4)
 
 
@@ -383,12 +379,9 @@ def test_pauses_change_what_is_drafted_and_no_token(streams: str) -> None:
 class CountingSource:
     """Streams that always guess the token 7, and count how often they are asked."""
 
-    gamma, device_type, stream_ids, stream_pairs, asked = 2, "cpu", None, None, 0
+    gamma, stream_ids, stream_pairs, asked = 2, None, None, 0
 
     def synchronize(self) -> None:
-        pass
-
-    def prepare(self, deferred: bool, prune: float) -> None:
         pass
 
     def stream_logits(self, row: int) -> Tensor:

@@ -21,7 +21,7 @@ from specstream.events import Step
 from specstream.loop import Run, decode
 from specstream.params import Sampling, Streaming
 from specstream.sampling import Picker
-from specstream.target import ModelTarget
+from specstream.target import ModelTarget, Variant
 from specstream.text import TextStream
 
 # Where the models of the engine's tests are: SPECSTREAM_TEST_DEVICE=cuda runs these tests on a GPU.
@@ -134,8 +134,8 @@ def streaming_run(
     eos: Sequence[int] = (),
 ) -> Run:
     """Without pauses unless ``params`` say so: random streams gain nothing, and would hardly draft."""
-    target = ModelTarget(anatomy, adapter, streaming=True)
-    params = params or Streaming(streams="in-pass")
+    params = (params or Streaming(streams="in-pass")).on(anatomy.device.type)
+    target = ModelTarget(anatomy, adapter, Variant.of(params))
     params = replace(params, pause=0) if params.pause == Streaming().pause else params
     run = new_run(target, None, ids, sampling, eos)
     run.drafter = StreamingDrafter(target, params, run.ids)
@@ -143,7 +143,7 @@ def streaming_run(
 
 
 def standard_run(anatomy: Anatomy, ids: list[int], sampling: Sampling, eos: Sequence[int] = ()) -> Run:
-    return new_run(ModelTarget(anatomy, None, streaming=False), StandardDrafter(), ids, sampling, eos)
+    return new_run(ModelTarget(anatomy), StandardDrafter(), ids, sampling, eos)
 
 
 def finish(run: Run, check: Callable[[Run, Step], None] | None = None) -> list[Step]:

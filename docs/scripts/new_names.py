@@ -15,6 +15,8 @@ from pathlib import Path
 
 import click
 
+from specstream.training.sources import read_rows
+
 # The words of the patterns below, by their letter.
 WORDS = {
     "a": (
@@ -63,8 +65,7 @@ def renamed(meaning: str, rng: random.Random) -> str:
 @click.option("--count", default=4000, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(source: Path, target: Path, count: int, seed: int) -> None:
-    rows = (json.loads(line) for line in source.read_text(encoding="utf-8").splitlines())
-    known = list(dict.fromkeys(row["meaning_representation"] for row in rows))
+    known = list(dict.fromkeys(row["meaning_representation"] for _, row in read_rows(source)))
     rng = random.Random(seed)
     new = [renamed(rng.choice(known), rng) for _ in range(count)]
     lines = (json.dumps({"meaning_representation": m}, ensure_ascii=False) for m in (*known, *new))

@@ -100,6 +100,7 @@ def bench(
     ``booked`` with the rows so far after each prompt. Once ``stop`` is true, the prompts that are complete are the
     result.
     """
+    engine.refresh(wait=True)
     rows = [Row(Ours(engine, Standard(), stop)), *(Row(c) for c in contenders if c.name != Standard.name)]
     _warm_up(engine, cases, rows, sampling, stop)
     memory, turn = PeakMemory(engine.info.device), 0

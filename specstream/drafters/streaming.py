@@ -20,14 +20,11 @@ class StreamingDrafter(LevelDrafter):
     With ``lookup`` it copies instead where the end of ``ids``, the committed tokens as they grow, occurred before: that
     costs no pass. Where nothing of a copy was accepted, the streams have the next turn.
 
-    Raises ValueError at once when the full tree that the settings ask for is too large, or when they ask for pruning
-    and the source can't.
+    ``params`` are settled for the device. Raises ValueError at once when the full tree that they ask for is too large.
     """
 
     def __init__(self, source: StreamSource, params: Streaming, ids: Sequence[int]) -> None:
-        params = params.on(source.device_type)
         super().__init__(source, source.stream_logits, source.stream_ids, source.gamma, params)
-        source.prepare(params.streams == "deferred", params.prune)
         self._text = ids
         self._pairs = source.stream_pairs if params.pairs == "on" else None
         self._copies = PromptLookupDrafter(ids, copying(params)) if params.lookup > 0 else None

@@ -13,6 +13,7 @@ import torch
 from specstream.anatomy import Anatomy
 from specstream.text import chat_prompt, encode
 from specstream.training.data import DataError, Example
+from specstream.training.lines import end_line, whole_rows
 
 # Tokens of the rows computed together, prompts and answers. On a GPU a step takes hardly longer for more rows.
 TOKENS, GPU_TOKENS = 16_384, 131_072
@@ -82,10 +83,13 @@ def answer_all(
     done: Callable[[int, int], None],
 ) -> list[Example]:
     """Answer every prompt at every temperature and write the answers to ``file``, a row each; those that are there
-    already are kept. ``tuned`` is opened while the model runs: it puts the LoRA on. Raises DataError."""
-    have = {(e["prompt"], e["temperature"]): e for e in _read(file)}
+    already are kept, and what can't be read is answered again. ``tuned`` is opened while the model runs: it puts the
+    LoRA on."""
+    size = anatomy.model.get_input_embeddings().num_embeddings
+    have = {(e["prompt"], e["temperature"]): e for e in whole_rows(file) if _is_answer(e, size)}
     wanted = [(p, t) for t in temperatures for p in sorted(prompts, key=len) if (p, t) not in have]
     total, made = len(wanted), 0
+    end_line(file)
     with file.open("a", encoding="utf-8") as out, tuned():
         for group in _groups(tokenizer, wanted, most, _room(anatomy)):
             ids = [encode(tokenizer, p) for p, _ in group]
@@ -118,10 +122,9 @@ def _groups(tokenizer: Any, wanted: list[tuple[str, float]], most: int, room: in
         yield group
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    except ValueError:
-        raise DataError(f"{file} is damaged: delete it to make the answers again.") from None
+def _is_answer(row: dict[str, Any], size: int) -> bool:
+    """Whether a row is an answer in tokens of a vocabulary of ``size``."""
+    prompt, temperature, answer = (row.get(name) for name in ("prompt", "temperature", "answer"))
+    if not isinstance(prompt, str) or not isinstance(temperature, int | float) or not isinstance(answer, list):
+        return False
+    return all(isinstance(token, int) and 0 <= token < size for token in answer)

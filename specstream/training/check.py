@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specstream.tasks import Task
-from specstream.training.sources import DataError, parse_row
+from specstream.training.sources import TEXT, DataError, parse_row
 
 SHOWN = 5  # bad rows that are named
 MOST_HELD_OUT = 32
@@ -33,7 +33,7 @@ def check_file(path: Path, task: Task, answers: bool) -> Checked:
     prompts: set[str] = set()
     problems: list[str] = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=TEXT) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,9 +41,9 @@ from specstream.training.data import (
     spread,
 )
 from specstream.training.heads import ExitModel, MedusaModel, check_out, head_model
+from specstream.training.lines import whole_rows
 from specstream.training.probe import BUDGET
 from specstream.training.progress import Event, Writer
-from specstream.training.sources import read_rows
 from specstream.training.trainer import Trainer
 
 METHOD_OF = {MEDUSA: Medusa.name, EXIT: EarlyExit.name}
@@ -84,10 +85,12 @@ def train_adapter(request: Request, config: Config) -> Card:
     if not chosen.outputs and request.targets == "references":
         raise DataError(f"The task {chosen.name} has no references to train on: give --targets self.")
     for name in (request.data, request.dev):
-        if name and not name.startswith(sources.HUB):
-            next(read_rows(Path(name)), None)  # a bad path is told before the model is loaded
+        if name and not name.startswith(sources.HUB) and not Path(name).is_fifo():  # a pipe is read once
+            next(sources.read_rows(Path(name)), None)  # a bad path is told before the model is loaded
     request = replace(request, start=_start(request, config))
+    _make(request.out)
     where, _ = models.choose_device(request.device)
+    config.chosen_precision(where)  # refuses one that the device does not have
     watch = _Watch(request.progress, PeakMemory(where).read)
     source = models.resolve(request.model, watch.phase)
     watch.phase("Loading the model")
@@ -168,6 +171,17 @@ def stop_wish() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _make(out: Path) -> None:
+    """Make the folder of the adapter before hours are spent on what goes there. Raises DataError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except FileExistsError:
+        raise DataError(f"{out} is a file: give --out a folder.") from None
+    except OSError as error:
+        raise DataError(f"The folder {out} can't be written ({error.strerror}): give --out another one.") from None
 
 
 def _start(request: Request, config: Config) -> Path | None:
@@ -253,20 +267,27 @@ def _examples(
     if request.targets == "self":
         writer = _in_bfloat16(anatomy) if config.chosen_precision(anatomy.device.type) == "bf16" else anatomy
         return _own_examples(request, chosen, _Answers(request, chosen, writer, tokenizer, watch))
-    examples = read_examples(request.data, chosen, tokenizer, request.max_length, note=_note)
+    longest = min(request.max_length, anatomy.context)
+    examples = read_examples(request.data, chosen, tokenizer, longest, note=_note)
     examples = spread(examples, request.limit or len(examples))
     if not request.dev:
         return hold_out(examples, request.hold_out, lambda e: e.prompt)
-    held_out = read_examples(request.dev, chosen, tokenizer, request.max_length, "validation", _note)
+    held_out = read_examples(request.dev, chosen, tokenizer, longest, "validation", _note)
     return examples, spread(held_out, HELD_OUT)
 
 
 def _own_examples(request: Request, chosen: Task, make: _Answers) -> tuple[list[Example], list[Example]]:
     """The same with the model's own answers."""
-    texts = read_prompts(request.data, chosen)
+    longest = min(request.max_length, make.anatomy.context - request.max_answer)
+    if longest < 1:
+        raise DataError(
+            f"An answer of {request.max_answer} tokens leaves no room for a prompt in this model's context of "
+            f"{make.anatomy.context}: give a smaller --max-answer."
+        )
+    texts = read_prompts(request.data, chosen, make.tokenizer, longest, note=_note)
     texts = spread(texts, request.limit or len(texts))
     if request.dev:
-        asked = spread(read_prompts(request.dev, chosen, "validation"), HELD_OUT)
+        asked = spread(read_prompts(request.dev, chosen, make.tokenizer, longest, "validation", _note), HELD_OUT)
     else:
         texts, asked = hold_out(texts, request.hold_out)
     examples = make(texts, "answers.jsonl", request.own_prompts)
@@ -294,7 +315,6 @@ class _Answers:
 
     def __call__(self, texts: list[str], name: str, own: int = 0) -> list[Example]:
         request = self.request
-        request.out.mkdir(parents=True, exist_ok=True)
         if own:
             texts = list(dict.fromkeys([*texts, *self._own_prompts(own)]))
         prompts = [chat_prompt(self.tokenizer, t) if self.task.name == "chat" else t for t in texts]
@@ -311,7 +331,7 @@ class _Answers:
     def _own_prompts(self, count: int) -> list[str]:
         """Prompts by the model itself; made once and kept."""
         file = self.request.out / "own-prompts.jsonl"
-        have = [row["prompt"] for _, row in read_rows(file)] if file.is_file() else []
+        have = [text for row in whole_rows(file) if isinstance(text := row.get("prompt"), str)]
         if len(have) >= count:
             return have[:count]
         with tqdm(total=count, desc="prompts", file=sys.stderr) as bar:

@@ -94,9 +94,11 @@ class Config(Checked):
         return self.mode in ("medusa", "exit")
 
     def chosen_precision(self, device: str) -> str:
-        """The name that accelerate takes: "no", "bf16" or "fp16"."""
+        """The name that accelerate takes: "no", "bf16" or "fp16". Raises ValueError for float16 on a processor."""
         import torch  # inside: the command line reads the fields without it
 
+        if self.precision == "float16" and device == "cpu":
+            raise ValueError("A processor does not train in float16: choose precision auto, float32 or bfloat16.")
         if self.precision != "auto":
             return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[self.precision]
         if device == "cuda":

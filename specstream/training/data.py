@@ -77,8 +77,8 @@ def read_examples(
 ) -> list[Example]:
     """Every (prompt, reference) pair of a file, or of a split of a dataset on the Hub (``hub:NAME``).
 
-    Rows longer than ``max_length`` tokens are left out, and ``note`` is told how many. Raises DataError naming the
-    line of a bad row, and for data without a usable row.
+    Rows longer than ``max_length`` tokens are left out, and ``note`` is told how many and which is the first. Raises
+    DataError naming the line of a bad row, and for data without a usable row.
     """
     out: list[Example] = []
     too_long: list[int] = []
@@ -86,17 +86,33 @@ def read_examples(
         pairs = [_encode(row.prompt, reference, tokenizer) for reference in row.references]
         too_long += [row.number] * any(len(e) > max_length for e in pairs)
         out += [e for e in pairs if len(e) <= max_length]
-    if too_long:
-        rows = "1 row is" if len(too_long) == 1 else f"{len(too_long)} rows are"
-        note(f"{data}: {rows} longer than {max_length} tokens and left out, the first in line {too_long[0]}.")
-    if not out:
-        raise DataError(f"{data} holds no examples" + (f" of at most {max_length} tokens." if too_long else "."))
+    _tell_too_long(data, too_long, max_length, len(out), note)
     return out
 
 
-def read_prompts(data: str, task: Task, split: str = "train") -> list[str]:
-    """The different prompts of a file or dataset, in its order. Raises DataError naming the line of a bad row."""
-    return list(dict.fromkeys(row.prompt for row in sources.task_rows(data, split, task, answers=False)))
+def read_prompts(
+    data: str,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    split: str = "train",
+    note: Callable[[str], None] = lambda words: None,
+) -> list[str]:
+    """The different prompts of a file or dataset, in its order; the rest is as for ``read_examples``."""
+    rows = list(sources.task_rows(data, split, task, answers=False))
+    lengths = {prompt: len(tokenizer(prompt).input_ids) for prompt in dict.fromkeys(row.prompt for row in rows)}
+    out = [prompt for prompt, length in lengths.items() if length <= max_length]
+    _tell_too_long(data, [row.number for row in rows if lengths[row.prompt] > max_length], max_length, len(out), note)
+    return out
+
+
+def _tell_too_long(data: str, lines: list[int], max_length: int, left: int, note: Callable[[str], None]) -> None:
+    """Tell how many rows were left out, and raise DataError where none is left."""
+    if lines:
+        rows = "1 row is" if len(lines) == 1 else f"{len(lines)} rows are"
+        note(f"{data}: {rows} longer than {max_length} tokens and left out, the first in line {lines[0]}.")
+    if not left:
+        raise DataError(f"{data} holds no examples" + (f" of at most {max_length} tokens." if lines else "."))
 
 
 def _encode(prompt: str, reference: str, tokenizer: PreTrainedTokenizerBase) -> Example:
@@ -154,8 +170,9 @@ def _carried(examples: list[Example], share: float, rng: random.Random) -> Tenso
 
 
 def spread(items: list[Item], count: int) -> list[Item]:
-    """At most ``count`` items at equal distances."""
-    return items[:: max(1, len(items) // count)][:count]
+    """At most ``count`` items at equal distances, from all of the list."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def hold_out(
@@ -168,9 +185,9 @@ def hold_out(
     keys = list(dict.fromkeys(map(key, items)))
     if count >= len(keys):
         raise DataError(f"{count} rows can't be held out of {len(keys)} different ones: hold out fewer.")
-    chosen = set(spread(keys, count)) if count else set()
+    chosen = set(spread(keys, count))
     rest = [item for item in items if key(item) not in chosen]
-    return rest, spread([item for item in items if key(item) in chosen], count) if count else []
+    return rest, spread([item for item in items if key(item) in chosen], count)
 
 
 def draft_vocabulary(examples: Iterable[Example], size: int, vocabulary: int) -> Tensor:

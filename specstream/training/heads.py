@@ -81,6 +81,8 @@ class HeadModel(Trainee):
         kind, shape = self.heads.card.kind, self.heads.card.shape()
         if replace(before, heads={}) != replace(self._card, heads={}):
             return ["adapter"]
+        if kind not in before.heads:
+            return ["heads"]
         old = before.heads[kind].shape()
         return [n for n in shape if old[n] != shape[n]]
 
@@ -122,7 +124,7 @@ class MedusaModel(HeadModel):
         return torch.cat([(batch.targets[:, :, :1] != IGNORE).sum((0, 1)), (drafted != IGNORE).sum((0, 1))])
 
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
-        target = ModelTarget(self.anatomy, None, False, Heads(medusa=self.heads))
+        target = ModelTarget(self.anatomy, heads=Heads(medusa=self.heads))
         return target, MedusaDrafter(target, Medusa(budget=budget, pause=0))
 
 
@@ -157,7 +159,7 @@ class ExitModel(HeadModel):
         return torch.stack([(first != IGNORE).sum(), (self.in_vocabulary(first) != IGNORE).sum()])
 
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
-        target = ModelTarget(self.anatomy, None, False, Heads(exit=self.heads))
+        target = ModelTarget(self.anatomy, heads=Heads(exit=self.heads))
         return target, EarlyExitDrafter(target, ids, EarlyExit(budget=budget, confidence=0))
 
 

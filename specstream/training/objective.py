@@ -20,7 +20,7 @@ from specstream.drafters.streaming import StreamingDrafter
 from specstream.params import Streaming
 from specstream.rows import run_below, starting_at
 from specstream.streams import Plan, carry
-from specstream.target import ModelTarget, Target
+from specstream.target import ModelTarget, Target, Variant
 from specstream.training.data import IGNORE, Batch
 from specstream.training.frozen import FrozenStates
 from specstream.training.trainee import Trainee, decoder_call, layer_masks, rows_of
@@ -110,8 +110,9 @@ class StreamModel(Trainee):
         return self.adapter.draft_logits(self.anatomy, states)
 
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
-        target = ModelTarget(self.anatomy, self.adapter, streaming=True)
-        return target, StreamingDrafter(target, Streaming(budget=budget, pause=0), ids)
+        params = Streaming(budget=budget, pause=0).on(self.anatomy.device.type)
+        target = ModelTarget(self.anatomy, self.adapter, Variant.of(params))
+        return target, StreamingDrafter(target, params, ids)
 
     def tuned(self) -> AbstractContextManager[Any]:
         if self.adapter.card.mode == "lossless" or not self.adapter.lora:  # what tuned the base is merged into it

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from specstream.training.lines import end_line
+
 Event = dict[str, Any]
 PACE = 1.0  # seconds between lines of one kind, so that a long training leaves a short file
 
@@ -26,6 +28,7 @@ class Writer:
 
     def __init__(self, file: Path, memory: Callable[[], int] = lambda: 0) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        end_line(file)
         self._file, self._memory = file, memory
         self._due = 0.0
         self._held: list[Event] = []

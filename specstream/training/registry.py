@@ -306,7 +306,8 @@ class Registry:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a training can go on where it stood."""
-    return any(found.is_dir() for found in folder.glob("checkpoint*"))  # heads name theirs after their kind
+    found = folder.glob("checkpoint*")  # heads name theirs after their kind; one that ends in .new is incomplete
+    return any(f.is_dir() and f.suffix != ".new" for f in found)
 
 
 def last_words(folder: Path) -> str:

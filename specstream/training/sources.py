@@ -13,6 +13,7 @@ from specstream.sources import first_line, hub_reachable
 from specstream.tasks import Task
 
 HUB = "hub:"
+TEXT = "utf-8-sig"  # UTF-8 whose byte-order mark, which some editors write, is no part of the text
 CONVERTED = "refs/convert/parquet"  # the Hub's own copy, as plain tables, of a dataset that comes as a program
 
 
@@ -65,8 +66,15 @@ def task_rows(data: str, split: str, task: Task, limit: int = 0, answers: bool =
     ``data`` and ``split`` are those of ``rows``. Raises DataError with the number of a bad row, and for data without
     any.
     """
+    yield from by_task(rows(data, split), data, task, limit, answers)
+
+
+def by_task(
+    numbered: Iterator[tuple[int, dict[str, Any]]], data: str, task: Task, limit: int = 0, answers: bool = True
+) -> Iterator[TaskRow]:
+    """``task_rows`` of rows that are being read already from ``data``."""
     number = 0
-    for number, row in islice(rows(data, split), limit or None):
+    for number, row in islice(numbered, limit or None):
         try:
             yield TaskRow(number, row, task.row_prompt(row), task.references(row) if answers else [])
         except ValueError as error:
@@ -76,9 +84,12 @@ def task_rows(data: str, split: str, task: Task, limit: int = 0, answers: bool =
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every row of a JSONL file. Raises DataError for a bad row or an unreadable file."""
+    """Line number and object of every row of a JSONL file, or of a pipe, which can be read once.
+
+    Raises DataError for a bad row or an unreadable file.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=TEXT) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, _numbered(path, number, line)
@@ -103,6 +114,8 @@ def parse_row(line: str) -> dict[str, Any]:
         raise DataError(f"not valid JSON ({error.msg})") from None
     except RecursionError:
         raise DataError("not valid JSON (nested too deep)") from None
+    except ValueError:  # Python reads no integer of thousands of digits
+        raise DataError("a number in it has too many digits") from None
     if not isinstance(row, dict):
         raise DataError("expected an object with columns")
     return row

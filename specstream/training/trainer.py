@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from specstream import adapters, modelcard
 from specstream.adapters import Adapter, Card, Drafting
 from specstream.anatomy import Anatomy
+from specstream.training import checkpoint
 from specstream.training.config import Config
 from specstream.training.data import Batch, DataError, Example, batches, collate, spread
 from specstream.training.objective import StreamModel, means, objective
@@ -44,12 +45,6 @@ class Progress:
     best: float = -math.inf
     best_step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
 
 Report = Callable[[dict[str, Any]], None]
@@ -86,7 +81,6 @@ class Trainer:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.progress)
         self.parts = config.accumulate * self.accelerator.num_processes
         if config.batch < self.parts:
             raise ValueError(f"--batch is {config.batch}: it must be at least {self.parts}, one row for every part.")
@@ -104,15 +98,19 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the checkpoint in ``out``; False when there is none.
 
-        Raises DataError when the checkpoint was made with other settings that change what is trained.
+        Raises DataError when the checkpoint was made with other settings that change what is trained, and when it is
+        damaged or of an earlier version.
         """
         name = self._plain_model.checkpoint
-        checkpoint = next((c for n in (name, f"{name}.old") if (c := self.out / n).is_dir()), None)
-        if checkpoint is None:
+        folder = next((f for n in (name, f"{name}.old") if (f := self.out / n).is_dir()), None)
+        if folder is None:
             return False
-        if changed := self._plain_model.changed(adapters.read_card(checkpoint)):
+        if changed := self._plain_model.changed(checkpoint.read_card(folder)):
             raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
-        self.accelerator.load_state(str(checkpoint))
+        state = checkpoint.load(folder, self._plain_model, self.optimizer, self._state())
+        self.progress = Progress(**state["progress"])
+        if scaler := self.accelerator.scaler:
+            scaler.load_state_dict(state["scaler"])
         self.adapter.restrict_head(self.anatomy)
         self._merge_tuning()
         return True
@@ -217,7 +215,7 @@ class Trainer:
         rate = self._set_rate()
         sums = self._gradients(parts)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm) and not self._scaled_too_high(sums):
             raise DataError("The loss is not a finite number any more: train with a smaller learning rate.")
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -226,6 +224,12 @@ class Trainer:
         losses, hits = means(sums)
         self.progress.seconds += self._agreed(time.monotonic() - started)
         return {"losses": losses, "hits": hits, "lr": rate}
+
+    def _scaled_too_high(self, sums: Tensor) -> bool:
+        """Whether infinite gradients come from the factor that lifts float16's small ones: the optimizer then skips the
+        step, and the factor is halved. They don't where the losses are infinite too, or the factor is below 1."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and bool(sums[0].isfinite().all()) and scaler.get_scale() >= 1
 
     def _gradients(self, parts: list[Batch]) -> Tensor:
         """Gradients of the whole batch; its sums ``[3, columns]`` over all processes."""
@@ -289,19 +293,20 @@ class Trainer:
             self._save_adapter({k: v for k, v in found.items() if k not in ("step", "seconds")})
 
     def save_checkpoint(self) -> None:
+        """Have the first process write the whole state, while the others wait."""
+        if self.accelerator.is_main_process:
+            self._write_checkpoint()
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self) -> None:
         """Write the whole state beside the old one, then swap, so that a crash leaves one of the two whole.
 
         Before any validation the adapter itself is written as well: it is the newest there is.
         """
         name = self._plain_model.checkpoint
         new, current, old = (self.out / n for n in (f"{name}.new", name, f"{name}.old"))
-        if self.accelerator.is_main_process:
-            shutil.rmtree(new, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(new))
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
+        shutil.rmtree(new, ignore_errors=True)
+        checkpoint.save(new, self._plain_model, self.optimizer, self._state())
         adapters.write_card(new, self._card({}))
         if current.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -310,6 +315,11 @@ class Trainer:
         shutil.rmtree(old, ignore_errors=True)
         if not self.progress.history:
             self._save_adapter({})
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors."""
+        scaler = self.accelerator.scaler
+        return {"progress": asdict(self.progress)} | ({"scaler": scaler.state_dict()} if scaler else {})
 
     def _save_adapter(self, metrics: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
