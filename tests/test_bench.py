@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,6 +225,15 @@ def test_turns_go_through_the_chat_template() -> None:
     case = cases.Case(("a", "b"), ready=False)
     assert case.prompt(Loaded(), []) == "user:a|"
     assert case.prompt(Loaded(), ["x"]) == "user:a|assistant:x|user:b|"
+
+
+def test_a_chat_template_that_refuses_is_told_in_one_sentence() -> None:
+    def refuse(messages, **_) -> str:
+        raise RuntimeError("A system message is needed")
+
+    loaded = SimpleNamespace(tokenizer=SimpleNamespace(chat_template="x", apply_chat_template=refuse))
+    with pytest.raises(ValueError, match=r"refuses this conversation \(A system message is needed\): choose another"):
+        cases.Case(("a", "b"), ready=False).prompt(loaded, [])
 
 
 def test_a_file_of_questions_is_known_by_its_turns(questions: Path, tmp_path: Path) -> None:

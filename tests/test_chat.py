@@ -52,6 +52,7 @@ def test_a_conversation_survives_json_and_damage_is_a_new_one() -> None:
         "[]",
         '{"id": 1, "system": "", "turns": []}',
         '{"id": "", "system": "", "turns": [1]}',
+        "[" * 100_000,
     ):
         assert Chat.from_json(damaged) == Chat()
     with pytest.raises(ValueError, match="start a new one"):

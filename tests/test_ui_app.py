@@ -426,7 +426,7 @@ def test_generate_by_program(client: Client, engines: Engines) -> None:
     ("values", "words"),
     [
         (("", "raw"), "The prompt is empty"),
-        (("x" * 100_000, "raw"), "100,000 characters"),
+        (("x" * 100_000, "raw"), "tokens or more; this model's context"),
         (("a", "poems"), "Unknown task 'poems'"),
         (("a", "raw", "magic"), "Unknown method 'magic'"),
         (("a", "raw", "streaming", {"temperature": 9}), "Temperature must be a number"),
