@@ -284,23 +284,25 @@ def test_damaged_and_dead_trainings_are_told(tab: FineTune, registry) -> None:
 
 
 @pytest.mark.parametrize(
-    "host, headers, key, may",
+    "local, host, headers, key, may",
     [
-        ("127.0.0.1", {}, "other", True),
-        ("127.0.0.1", {"x-forwarded-for": "8.8.8.8"}, "other", False),
-        ("192.168.0.7", {}, "other", False),
-        ("192.168.0.7", {}, "me", True),
-        ("192.168.0.7", {}, "", False),
+        (True, "127.0.0.1", {}, "other", True),
+        (False, "127.0.0.1", {}, "other", False),  # what a proxy on the same machine looks like
+        (False, "127.0.0.1", {}, "me", True),
+        (True, "127.0.0.1", {"x-forwarded-for": "8.8.8.8"}, "other", False),
+        (True, "192.168.0.7", {}, "other", False),
+        (True, "192.168.0.7", {}, "me", True),
+        (True, "192.168.0.7", {}, "", False),
     ],
 )
-def test_who_may_stop_a_training(host: str, headers: dict, key: str, may: bool, registry) -> None:
+def test_who_may_stop_a_training(local: bool, host: str, headers: dict, key: str, may: bool, registry) -> None:
     put_training(registry.root, "mine")
     put_training(registry.root, "nobodys", owner="")
     request: Any = SimpleNamespace(client=SimpleNamespace(host=host), headers=headers)
     training = registry.get("mine")
-    assert training and finetune.owns(training, key, request) is may
+    assert training and finetune.owns(training, key, request, local) is may
     nobodys = registry.get("nobodys")
-    assert nobodys and finetune.owns(nobodys, "", request) is (host == "127.0.0.1" and not headers)
+    assert nobodys and finetune.owns(nobodys, "", request, local) is (local and host == "127.0.0.1" and not headers)
 
 
 def test_the_zip_holds_the_adapter_and_nothing_else(registry, tmp_path: Path) -> None:

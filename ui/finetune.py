@@ -123,12 +123,13 @@ class FineTune:
         }
 
 
-def owns(training: Training, owner: str | None, request: gr.Request) -> bool:
-    """Who may stop a training, go on with it and delete it: the browser that began it, and whoever sits at the machine
-    that the page runs on."""
-    headers = request.headers or {}
+def owns(training: Training, owner: str | None, request: gr.Request, local: bool) -> bool:
+    """Who may stop a training, resume and delete it: the browser that began it, and whoever sits at the machine.
+
+    ``local`` says that the page was started for this machine alone: a proxy's requests come from it too.
+    """
     host = getattr(request.client, "host", "")
-    if host in ("127.0.0.1", "::1") and "x-forwarded-for" not in headers:
+    if local and host in ("127.0.0.1", "::1") and "x-forwarded-for" not in (request.headers or {}):
         return True
     return bool(owner) and training.plan is not None and training.plan.owner == owner
 
@@ -180,15 +181,15 @@ def wire(tab: FineTune, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines:
     """Connect the tab to the trainings on this machine, and to the Playground."""
     registry = Registry()
     finetune_form.wire(tab.form, demo, registry)
-    _wire_trainings(tab, opened, registry)
+    _wire_trainings(tab, opened, registry, engines.rules.local)
     _wire_adapter(tab, tabs, registry, engines, play)
 
 
-def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry) -> None:
-    """Begin, watch, stop, go on, delete."""
+def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bool) -> None:
+    """Begin, watch, stop, resume, delete."""
 
     def look(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
-        return tab.shown(registry, name, by, seen, lambda t: owns(t, owner, request))
+        return tab.shown(registry, name, by, seen, lambda t: owns(t, owner, request, local))
 
     def anew(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
         active = registry.active()
@@ -207,7 +208,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry) -> None:
         def handler(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
             found = registry.get(name or "")
             try:
-                if found is not None and not owns(found, owner, request):
+                if found is not None and not owns(found, owner, request, local):
                     raise RegistryError(f"{found.name} was begun in another browser: it can be changed there only.")
                 if found is not None:
                     work(found.name)
