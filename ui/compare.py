@@ -19,7 +19,7 @@ from ui import charts, controls, race, render, visitor
 from ui.contest import Contest, Entry, Lap, Prepared
 from ui.controls import Controls
 from ui.engines import Engines
-from ui.files import downloads
+from ui.files import downloads, place
 from ui.jobs import Jobs
 from ui.methods import Offer
 from ui.playground import MOST_WAITING, check_prompt, examples, task_choices
@@ -207,7 +207,7 @@ def results(tab: Compare, progress: Progress, ask: Ask, folder: Path, base: str)
     """The race, the table, the chart and the file; nothing where nothing was measured."""
     if not progress.entries:
         return {}
-    file = folder / f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.html"
+    file = place(folder, f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.html")
     file.write_text(race.share(progress.entries, ask.prompt, list(about(progress.info, ask)), base), encoding="utf-8")
     return {
         tab.race: race.message(progress.entries),

@@ -16,6 +16,7 @@ from specstream.tasks import TASKS
 from specstream.training.check import Checked
 from specstream.training.config import Config
 from specstream.training.registry import Registry, State, Training, has_checkpoint
+from ui.files import place
 from ui.render import NOTHING, number
 
 README = "README.md"
@@ -171,7 +172,7 @@ def model_card(training: Training) -> str:
 
 def pack(training: Training, folder: Path) -> Path:
     """The adapter as a zip file: its weights, its card and its README.md."""
-    file = folder / f"{training.name}.zip"
+    file = place(folder, f"{training.name}.zip")
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for part in (*sorted(training.folder.glob("*.safetensors")), training.folder / shelf.CARD,
                      training.folder / README):  # fmt: skip
