@@ -18,11 +18,12 @@ from specstream.runlog import RunLogError
 from ui import controls, figures, render, results, visitor
 from ui.controls import Controls
 from ui.engines import Engines, State
-from ui.files import downloads
+from ui.files import downloads, place
 from ui.jobs import Jobs
 from ui.measure import Benchmark, Lap, Measurement, Order, Report, Result, Tuning
 from ui.methods import Offer
 from ui.playground import MOST_WAITING, Playground, examples, task_choices
+from ui.rules import Rules
 from ui.worker import Notice
 
 TAB = "benchmark"
@@ -231,7 +232,7 @@ def layout(engines: Engines) -> BenchmarkTab:
     alone = not engines.rules.demo  # strangers who share a machine give no files and load no second model
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            parts = _prompt_fields(alone)
+            parts = _prompt_fields(engines.rules)
             settings = controls.each_method("Settings: length, temperature, each method", {"max_new_tokens": 64})
             tuned, pace, tune = _tuning_fields()
             earlier, upload = _earlier_fields(alone)
@@ -250,7 +251,7 @@ def layout(engines: Engines) -> BenchmarkTab:
     return BenchmarkTab(form, _results(run, tune, cancel, status, bar), upload)
 
 
-def _prompt_fields(alone: bool) -> dict[str, Any]:
+def _prompt_fields(rules: Rules) -> dict[str, Any]:
     known = examples()
     tasks = [(label, name) for label, name in task_choices()]
     with gr.Row():
@@ -261,10 +262,10 @@ def _prompt_fields(alone: bool) -> dict[str, Any]:
         whole_one = {"minimum": 1, "precision": 0, "interactive": True, "min_width": 130}
         count = controls.Number(8, label="Prompts", maximum=1000, info="At most, from the first on.", **whole_one)
         repeats = controls.Number(
-            1, label="Repeats", maximum=20 if alone else 2, info="Of each run; the median counts.", **whole_one
+            1, label="Repeats", maximum=rules.most_repeats, info="Of each run; the median counts.", **whole_one
         )
     with gr.Accordion("Your own prompts: a file with the columns of the task, or Spec-Bench's questions",
-                      open=False, visible=alone):  # fmt: skip
+                      open=False, visible=not rules.demo):  # fmt: skip
         file = gr.File(label="Prompts, a JSON object on each line", file_types=[".jsonl", ".json"], height=160)
     return {"task": task, "file": file, "count": count, "repeats": repeats}
 
@@ -431,7 +432,7 @@ def ended(shown: Shown, progress: Progress, others: Sequence[Report], folder: Pa
 def written(report: Report, folder: Path) -> Path:
     """A result as a file, in the form of the command line's."""
     kind = "bench" if "rows" in report else "cost"
-    file = folder / f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.json"
+    file = place(folder, f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.json")
     file.write_text(json.dumps(report, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 
@@ -458,6 +459,7 @@ class Earlier:
         who = self._rules.seen_by(values[self._tab.form.key] or "")
         logged = [self._runlog.benchmark(key, who) for key in values[self._tab.form.earlier] or []]
         files = [Path(file) for file in values[self._tab.upload] or []]
+        self._rules.check_files(*files)
         return [*(r | {"name": results.named(r)} for r in logged), *(read(file) for file in files)]
 
     def shown(self, values: Mapping[Any, Any]) -> list[Report]:

@@ -65,6 +65,12 @@ class Measurement(ModelJob):
     ask: Order
     grace = GRACE
 
+    def check(self) -> None:
+        """Raises Refused for what the rules do not allow."""
+        super().check()
+        self._engines.rules.check_measurement(self.ask.repeats, self.ask.references)
+        self._engines.rules.check_files(self.ask.file)
+
     def _cases(self, engine: Any) -> Sequence[Any]:
         """The prompts with their template. Raises ValueError naming a bad line of the file."""
         from specstream import bench  # imports torch: only now, in the worker

@@ -83,9 +83,13 @@ class ModelJob(Job):
     def use(self, engine: Any) -> None:
         """What is done with the model."""
 
+    def check(self) -> None:
+        """Raises Refused for what the rules do not allow: a form's own limits hold for its honest users only."""
+        self._engines.rules.check_run(len(self.ask.prompt), self.ask.sampling)
+
     def work(self) -> None:
         try:
-            self._engines.rules.check_run(len(self.ask.prompt), self.ask.sampling)
+            self.check()
             with self._engines.lend(self.stop, self._say) as engine:
                 self.use(engine)
         except Stopped:
@@ -103,10 +107,13 @@ class Run(ModelJob):
     ask: Ask
     patience = 0.15  # a step of a large model may take seconds: Stop does not wait for it
 
+    def check(self) -> None:
+        """Of a chat everything that was said counts."""
+        self._engines.rules.check_run(self.ask.characters, self.ask.sampling)
+
     def use(self, engine: Any) -> None:
         self._say("Running")
         ask = self.ask
-        self._engines.rules.check_run(ask.characters, ask.sampling)  # of a chat everything that was said counts
         info, items = self._session(engine)
         first = next(items)  # refusals come before the first event: they are no runs, and not logged
         record = Record(self._runlog, self._say)
