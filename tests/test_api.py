@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import urllib.error
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from gradio_client import Client
 
@@ -93,6 +95,38 @@ def test_settings_name_what_generate_takes(url: str) -> None:
     assert set(known["methods"]) == set(METHODS) and known["tasks"]["e2e"]
     assert known["sampling"]["temperature"]["max"] == 5
     assert known["methods"]["streaming"]["settings"]["budget"]["default"] == Streaming().budget
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ([], "The prompt must be a text, not null."),
+        ([None], "The prompt must be a text, not null."),
+        ([7], "The prompt must be a text, not 7."),
+        (["Hi", None], "The task must be a text, not null."),
+        (["Hi", "poems"], "Unknown task 'poems'"),
+        (["Hi", "raw", ["streaming"]], 'The method must be a text, not ["streaming"].'),
+        (["Hi", "raw", "magic"], "Unknown method 'magic'"),
+        (["Hi", "raw", "streaming", 5], "The settings must be an object of names and values, not 5."),
+        (["Hi", "raw", "streaming", {"name": "x"}], "Speculative Streaming has no setting name."),
+        (["Hi", "raw", "streaming", {"temprature": 1}], "has no setting temprature"),
+        (["Hi", "raw", "streaming", {"temperature": "hot"}], "Temperature must be a number from 0 to 5"),
+        (["Hi", "raw", "streaming", {"max_new_tokens": 10**400}], "Max new tokens must be a whole number"),
+        (["Hi", "raw", "streaming", {"ignore_eos": "no"}], "Ignore end of text must be true or false"),
+        (["Hi", "raw", "streaming", {"stop": "x"}], "Stop strings must be a list of texts"),
+        (["Hi", "raw", "streaming", None, "yes"], 'Compare must be true or false, not "yes".'),
+    ],
+)
+def test_a_call_that_cannot_be_made_says_in_one_sentence_why(
+    url: str, arguments: list[Any], sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with httpx.Client(base_url=url, timeout=60) as client:
+        call = client.post("/gradio_api/call/generate", json={"data": arguments})
+        told = client.get(f"/gradio_api/call/generate/{call.json()['event_id']}").text
+    assert "event: error" in told
+    said = json.loads(told.rsplit("data: ", 1)[1])["error"]
+    assert sentence in said and "\n" not in said
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_demo_caps_the_runs_of_programs_too(tmp_path: Path) -> None:

@@ -20,9 +20,18 @@ A language model drafts for itself: extra streams guess several tokens ahead, an
 once. The text stays what the model alone would write; it arrives in fewer passes."""
 
 
+class Page(gr.Blocks):
+    """Gradio's page, in which programs may leave out the last arguments of a call: these have their defaults."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        if block_fn.api_visibility == "public":
+            inputs += [part.value for part in block_fn.inputs[len(inputs) :]]
+        super().validate_inputs(block_fn, inputs)
+
+
 def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
     """The page over an engine and a log. ``runlog`` None: runs are not kept, which ``warning`` explains at the top."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
+    with Page(title=TITLE, analytics_enabled=False) as demo:
         gr.Markdown(INTRO, elem_classes="ss-intro")
         if engines.rules.demo:
             gr.HTML(render.status(engines.rules.words))

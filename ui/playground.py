@@ -15,7 +15,7 @@ import gradio as gr
 
 from specstream.chat import Chat
 from specstream.info import EngineInfo
-from specstream.params import LONGEST_PROMPT, METHODS, Standard, Streaming
+from specstream.params import METHODS, Standard, Streaming
 from specstream.runlog import RunLogError
 from specstream.tasks import TASKS
 from ui import chat, controls, history, methods, model_panel, recording, render, runview, suit, visitor
@@ -122,11 +122,9 @@ class Playground:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises ValueError for a prompt that no model here could take."""
+    """Raises ValueError for an empty prompt. Whether one is too long is for the model to say, which counts tokens."""
     if not prompt.strip():
         raise ValueError("The prompt is empty: type some text or choose an example first.")
-    if len(prompt) > LONGEST_PROMPT:
-        raise ValueError(f"The prompt has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} fit: shorten it.")
 
 
 def examples() -> list[dict[str, str]]:
