@@ -155,9 +155,9 @@ def test_the_endpoints_are_tools_of_an_mcp_server(tmp_path: Path) -> None:
 async def call_tool(url: str) -> tuple[dict[str, Any], str]:
     """The tools by name with what they take, and what the one that generates answers."""
     from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
-    async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
+    async with streamable_http_client(url) as (read, write, _), ClientSession(read, write) as session:
         await session.initialize()
         tools = {tool.name: tool.inputSchema for tool in (await session.list_tools()).tools}
         generate = next(name for name in tools if name.endswith("generate"))

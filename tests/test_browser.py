@@ -367,7 +367,7 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
     browser: Browser, url: str, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Job, "grace", 120)  # a slow machine needs longer to load a page than a visitor's patience
-    page = window(browser)  # not the fixture's: a page that goes away in the middle of a run says so on the console
+    page = window(browser)
     load(page, url)
     endless(page, pace, "name[Otter Hall]")
     begun, seen = player(page).locator(".ss-method").inner_text(), player(page).locator(".ss-method .ss-tok").count()
@@ -382,6 +382,27 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
     expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log: .*stopped"))
     assert player(page).locator(".ss-method").inner_text().startswith(begun)
     page.close()
+
+
+def test_leaving_in_the_middle_of_a_run_is_no_error(page: Page, pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``visit`` asserts that nothing is said on the console."""
+    monkeypatch.setattr(Job, "grace", 120)
+    endless(page, pace, "name[Heron House]")
+    page.reload()
+    expect(player(page)).to_have_attribute("data-state", "running")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible()
+
+
+def test_a_link_that_leads_nowhere_leaves_the_run_alone(page: Page, pace: Pace) -> None:
+    """A download is such a link, and so is one that the visitor takes back: the page stays, so its streams must."""
+    endless(page, pace, "name[Heron House]")
+    page.route("**/nowhere", lambda route: route.fulfill(status=204))
+    page.evaluate("location.href = '/nowhere'")
+    seen = player(page).locator(".ss-method .ss-tok").count()
+    expect(player(page).locator(".ss-method .ss-tok").nth(seen + 5)).to_be_visible()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible()
 
 
 def compare_methods(page: Page, tokens: int = 40) -> None:
@@ -428,7 +449,7 @@ def shows_without_network(browser: Browser, file: Path, texts: list[str], url: s
     page.goto(file.as_uri())
     expect(page.locator(".ss-race")).to_have_attribute("data-state", "over")
     assert page.locator(".ss-lane .ss-text").all_inner_texts() == texts
-    assert asked == [file.as_uri()]
+    assert asked == [file.as_uri()] and "beforeunload" not in file.read_text()
     assert (page.locator(".ss-grid a").first.get_attribute("href") or "").startswith(url + "?run=")
     context.close()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-from ui import api, benchmark, compare, finetune, howto, playground, render, sessions, theme
+from ui import api, benchmark, compare, finetune, first_script, howto, playground, render, sessions, theme
 from ui.engines import Engines
 from ui.rules import OPEN, Rules
 
@@ -68,6 +69,7 @@ def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
         "theme": look(),
         "css": theme.variables() + STYLE.read_text(encoding="utf-8"),
         "head": KEYS.read_text(encoding="utf-8"),
+        "app_kwargs": {"middleware": [Middleware(first_script.FirstScript)]},
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,

@@ -50,7 +50,7 @@ class Rules:
             )
 
     def check_measurement(self, repeats: int, references: Sequence[str]) -> None:
-        """Raises Refused for a benchmark with more repeats than are allowed, or in a demo with other libraries' code."""
+        """Raises Refused for a benchmark with too many repeats, or in a demo with methods of other libraries."""
         if repeats > self.most_repeats:
             raise Refused(f"Here a benchmark makes each run at most {self.most_repeats} times: choose fewer repeats.")
         if references and self.demo:
