@@ -57,13 +57,15 @@ def choice(training: Training) -> tuple[str, str]:
 def under_way(training: Training) -> str:
     """One sentence for everyone on a training that runs."""
     left = training.progress.left
-    rest = f"{duration(left)} left" if left is not None else _phase(training)
+    rest = f"about {duration(left)} left" if left is not None else _phase(training)
     return f"A training is under way ({training.name}): {rest}."
 
 
 def _phase(training: Training) -> str:
     """What is being done before the time to go is known."""
     progress = training.progress
+    if progress.closing:
+        return "its time is used up, and the adapter is being tried on held-out rows"
     if progress.begun:
         return "the first steps are being made"
     share = "" if progress.share is None else f" {progress.share:.0%}"
