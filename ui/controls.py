@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
@@ -91,11 +91,21 @@ def method_box(name: str) -> gr.Checkbox:
     return gr.Checkbox(True, label=params.METHODS[name].label, info=methods.does(name), interactive=True)
 
 
-def method_update(name: str, offer: Offer) -> Any:
-    """A method's box: free, or disabled with the reason."""
+def method_update(name: str, offer: Offer, wished: Collection[str]) -> Any:
+    """A method's box: as the visitor wished, or disabled with the reason."""
     if reason := offer.reason(name):
         return gr.update(value=False, interactive=False, info=reason)
-    return gr.update(interactive=True, info=methods.does(name))
+    return gr.update(value=name in wished, interactive=True, info=methods.does(name))
+
+
+def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:
+    """Remember what the visitor ticks. A box that is disabled meanwhile keeps its wish: the method may come back."""
+
+    def ticked(name: str) -> Callable[[list[str], bool], list[str]]:
+        return lambda before, now: [*(n for n in before if n != name), *([name] if now else [])]
+
+    for name, box in boxes.items():
+        box.input(ticked(name), [wished, box], wished, queue=False, show_progress="hidden", api_visibility="private")
 
 
 class Number(gr.Number):

@@ -256,11 +256,11 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
             return refused(tab, error)
         return {tabs: gr.update(selected="playground")} | play.panel.show(choice)
 
-    def follow(name: str | None, method: str) -> Iterator[Updates]:
+    def follow(name: str | None, wish: str) -> Iterator[Updates]:
         found = registry.get(name or "")
         if found and found.plan:
             for state in engines.watch():
-                yield play.loaded(state, engines.offer, found.plan.task, method)
+                yield play.loaded(state, engines.offer, found.plan.task, wish)
 
     def pack(name: str | None) -> Updates:
         found = registry.get(name or "")
@@ -269,6 +269,6 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
         return {tab.copy: str(trainview.pack(found, folder))}
 
     tab.use.click(use, tab.listing, [tabs, tab.status, *play.form], **QUIET).then(
-        follow, [tab.listing, play.method], play.form, concurrency_limit=None, **QUIET
+        follow, [tab.listing, play.wish], play.form, concurrency_limit=None, **QUIET
     )  # a step of its own: of two updates that arrive together the page may lose the first, which changes the tab
     tab.zip.click(pack, tab.listing, [tab.copy, tab.status], **QUIET).success(None, js=FETCH, api_visibility="private")

@@ -12,6 +12,7 @@ import gradio as gr
 
 from specstream import memory
 from specstream.models import DEFAULT, catalogue, layer_count
+from specstream.stats import counted
 from specstream.tasks import TASKS, task
 from specstream.training.check import MOST_HELD_OUT, Checked, check_file
 from specstream.training.config import Config
@@ -175,7 +176,7 @@ class BadRows(ValueError):
 
     def __init__(self, checked: Checked) -> None:
         total = checked.rows + checked.bad
-        super().__init__(f"{checked.bad:,} of {total:,} rows can't be used: nothing was begun.")
+        super().__init__(f"{checked.bad:,} of {counted(total, 'row')} can't be used: nothing was begun.")
         self.checked = checked
 
 
@@ -218,7 +219,7 @@ def check_layers(model: str, config: Config) -> None:
     have = layer_count(model)
     most = have - (config.mode == "exit")
     if have and config.layers > most:
-        raise ValueError(f"{model} has {have} layers: choose 1 to {most} for Layers, not {config.layers}.")
+        raise ValueError(f"{model} has {counted(have, 'layer')}: choose 1 to {most} for Layers, not {config.layers}.")
 
 
 def tuned_by(adapter: str, model: str) -> bool:

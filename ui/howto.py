@@ -16,10 +16,9 @@ import gradio as gr
 from specstream.events import Fate, Lane, Origin, Step
 from specstream.info import EngineInfo, top_layers
 from specstream.params import METHODS
-from specstream.stats import RunStats
+from specstream.stats import RunStats, step_cost
 from ui import howto_pictures as pictures
 from ui import recording
-from ui.insights import step_cost
 from ui.recording import Recording
 from ui.render import number
 from ui.theme import depth_class
@@ -72,8 +71,8 @@ class Story:
 
     @property
     def cost(self) -> float:
-        """Median time of a step over that of a plain step."""
-        return step_cost(self.steps, self.plain) or 1.0
+        """Mean time of a step divided by that of a standard step."""
+        return step_cost(self.stats[Lane.BASELINE], self.stats[Lane.METHOD]) or 1.0
 
 
 def story(recorded: Recording) -> Story:

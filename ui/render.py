@@ -8,7 +8,8 @@ from html import escape
 from specstream.events import Agreement, Draft, Verdict
 from specstream.info import EngineInfo
 from specstream.memory import Need, gigabytes
-from specstream.stats import RunStats
+from specstream.params import Standard
+from specstream.stats import RunStats, counted
 from ui.theme import DEEPEST, depth_class
 
 NOTHING = "–"
@@ -53,7 +54,7 @@ def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) 
     share = "" if saved is None else f"{saved / stats.decode_tokens:.0%} of {stats.decode_tokens}"
     standard = baseline.tokens_per_second if baseline else None
     tiles = (
-        ("Speed-up", number(speedup, 2, "×"), _speedup_words(speedup)),
+        ("Speed-up", number(speedup, 2, "×"), _speedup_words(stats, speedup)),
         ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),
         ("Tokens per step", number(stats.tokens_per_step, 2), "a step is one pass of the model; standard: 1"),
         ("Model calls saved", NOTHING if saved is None else f"{saved:,}", share or "against one call per token"),
@@ -61,7 +62,9 @@ def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) 
     return f'<dl class="ss-tiles">{"".join(_tile(*tile) for tile in tiles)}</dl>'
 
 
-def _speedup_words(speedup: float | None) -> str:
+def _speedup_words(stats: RunStats, speedup: float | None) -> str:
+    if stats.method == Standard.name:
+        return "this is standard decoding, which counts as 1"
     return "wall time of standard decoding / this run" if speedup else "measured once standard decoding has run"
 
 
@@ -113,7 +116,7 @@ def pending() -> str:
 
 def model_card(info: EngineInfo, more: Iterable[tuple[str, str]] = ()) -> str:
     """What is loaded, where it runs and why, ``more`` names and values, and what it can't do."""
-    adapter = f"{info.adapter}, {info.gamma} streams" if info.gamma else "none (no streams)"
+    adapter = f"{info.adapter}, {counted(info.gamma, 'stream')}" if info.gamma else "none (no streams)"
     size = f"{_millions(info.draft_parameters)} parameters, {info.draft_bytes / 1e6:,.0f} MB"
     draft_model = [("Draft model", f"{info.draft_model}, {size}")] if info.draft_bytes else []
     rows = (

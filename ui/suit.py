@@ -48,6 +48,12 @@ def mismatch(task: str, info: EngineInfo) -> str:
     return f"The loaded adapter was trained for “{trained}”: on other tasks the model {worse}."
 
 
+def hint(task: str, info: EngineInfo | None) -> str:
+    """The same sentence as HTML, for a tab without the button."""
+    words = mismatch(task, info) if info else ""
+    return render.sentences([words] if words else [])
+
+
 def layout() -> Suit:
     """Lay out the hint, out of sight."""
     with gr.Row(visible=False, elem_classes="ss-suit") as group:

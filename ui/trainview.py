@@ -12,6 +12,7 @@ from typing import Any
 
 from specstream import memory, shelf
 from specstream.info import top_layers
+from specstream.stats import counted
 from specstream.tasks import TASKS
 from specstream.training.check import Checked
 from specstream.training.config import Config
@@ -85,7 +86,7 @@ def status(training: Training) -> tuple[str, str]:
         case State.STOPPED:
             return f"Stopped {at}: Go on continues exactly there.", "plain"
         case State.FINISHED:
-            return f"Finished: {progress.step:,} steps in {duration(progress.seconds)}.", "good"
+            return f"Finished: {counted(progress.step, 'step')} in {duration(progress.seconds)}.", "good"
         case State.DIED:
             again = "continues from what was saved" if has_checkpoint(training.folder) else "begins it again"
             return f"The training ended too early. {training.reason} Go on {again}.", "bad"
@@ -99,7 +100,7 @@ def numbers(training: Training) -> Iterator[tuple[str, str, str]]:
     count, _, name = streams(training)
     drafting = last[1 : 1 + max(count, 1)]
     loss = sum(drafting) / len(drafting) if drafting else None
-    of = f"{progress.rows:,} rows, {progress.held_out} held out" if progress.rows else "rows are being read"
+    of = f"{counted(progress.rows, 'row')}, {progress.held_out:,} held out" if progress.rows else "rows are being read"
     yield "Steps", f"{progress.step:,}", of
     yield (
         f"Loss of the {name}s" if count else "Loss of the exit",
@@ -127,7 +128,7 @@ def _left(training: Training) -> str:
 
 def _spent(training: Training) -> str:
     budget = training.plan.minutes if training.plan else 0
-    return f"{training.progress.seconds / 60:.1f} of {budget:g} minutes used"
+    return f"{training.progress.seconds / 60:.1f} of {budget:g} {'minute' if budget == 1 else 'minutes'} used"
 
 
 def facts(training: Training) -> Iterator[tuple[str, str]]:
@@ -188,16 +189,16 @@ def pack(training: Training, folder: Path) -> Path:
 
 def usable(checked: Checked) -> str:
     """How many rows of a file there are, and what happens to them."""
-    held = f"{checked.held_out} of their prompts are held out to measure tokens per step."
+    are = "1 of their prompts is" if checked.held_out == 1 else f"{checked.held_out:,} of their prompts are"
+    held = f"{are} held out to measure tokens per step."
     few = "They are too few to hold some out, so tokens per step is not measured on the way."
-    rows = "1 row" if checked.rows == 1 else f"{checked.rows:,} rows"
-    return f"{rows} can be used. {held if checked.held_out else few}"
+    return f"{counted(checked.rows, 'row')} can be used. {held if checked.held_out else few}"
 
 
 def unusable(checked: Checked) -> list[str]:
     """What is wrong with a file: nothing is left out silently."""
     more = checked.bad - len(checked.problems)
-    rest = [f"{more:,} more rows have such faults."] if more else []
+    rest = ["1 more row has such a fault." if more == 1 else f"{more:,} more rows have such faults."] if more else []
     return [*checked.problems, *rest, "Correct the file and upload it again."]
 
 
@@ -213,7 +214,7 @@ def expectation(registry: Registry, model: str, config: Config) -> str:
         weights = words.format(memory.gigabytes(wanted.weights) if wanted else "")
         return f"How many steps fit into the time is seen once the training runs. {weights} {free}"
     rate = past.progress.step / past.progress.seconds
-    rows = "" if _batch(past) == config.batch else f" of {_batch(past)} rows"
+    rows = "" if _batch(past) == config.batch else f" of {counted(_batch(past), 'row')}"
     took = f"It took up to {memory.gigabytes(past.progress.memory)} of memory;" if past.progress.memory else "Memory:"
     return (
         f"The last training of this model here ({past.name}) made {60 * rate:,.0f} steps{rows} a minute: about "

@@ -14,6 +14,7 @@ from specstream.params import Method, Sampling
 from ui import zerogpu
 from ui.engines import Engines, Stopped, sentence
 from ui.jobs import Job
+from ui.suit import mismatch
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,11 @@ class ModelJob(Job):
             self._say("Stopped before it began")
         except Exception as error:
             self.put(failure(error))
+
+    def _say_mismatch(self, engine: Any, task: str) -> None:
+        """What is measured on a task that the adapter was not trained for is no measure of it."""
+        if words := mismatch(task, engine.info):
+            self._say(words, lasting=True)
 
     def _say(self, words: str, lasting: bool = False) -> None:
         self.put(Notice(words, lasting=lasting))
