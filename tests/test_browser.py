@@ -247,6 +247,20 @@ def test_refused_settings_and_prompts_are_told_in_the_page(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).first.fill("x" * 100_000)
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile(r"The prompt has [\d,]+ (characters|tokens)"))
+    open_settings(page)
+    for label, words in (
+        ("Tree budget", "from 0 to 64, not 500"),
+        ("Max new tokens", "not 99999"),
+        ("Temperature", "not 9"),
+    ):
+        field = page.get_by_label(label, exact=True).locator("visible=true").first
+        before, wrong = field.input_value(), words.rsplit(" ", 1)[1]
+        field.fill(wrong)
+        field.blur()
+        page.get_by_role("button", name="Run", exact=True).click()
+        expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile(words))
+        expect(field).to_have_value(wrong)  # what was typed is not changed silently
+        field.fill(before)
     generate(page, tokens=20)
     wait_until_done(page)
 
@@ -354,10 +368,11 @@ def test_what_was_drafted_below_the_end_of_the_text_is_told_so(page: Page, url: 
 
 
 def test_a_link_to_a_run_shows_it_at_once(page: Page, browser: Browser, url: str) -> None:
-    generate(page, tokens=20)
-    wait_until_done(page)
     open_sessions(page)
-    run = page.get_by_role("gridcell").filter(has_text=re.compile("^01[0-9A-Z]{20,}$")).first.inner_text()
+    page.get_by_label("Search").fill("ends inside its tree")
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
+    page.get_by_role("gridcell").filter(has_text="ends inside").first.click()
+    run = page.locator("#opened-run .ss-facts dd").first.inner_text().split(",")[0]
     with visit(browser, url, "Sessions", query=f"&run={run}") as linked:
         shown = linked.locator("#opened-run")
         expect(shown.locator(".ss-facts").first).to_be_in_viewport()

@@ -143,9 +143,8 @@ def test_evaluate(toy_engine, data: Path, tmp_path: Path, capsys: pytest.Capture
         assert row["text"] == row["text"].strip() and row["text"].endswith(".") and row["reason"] == "eos"
         assert row["scores"] == rouge(row["text"], REFERENCES)
     mean = sum(row["scores"]["rouge1"] for row in result["rows"]) / 3
-    low, high = result["quality"]["rouge1"]["interval"]
-    assert result["quality"]["rouge1"]["mean"] == pytest.approx(mean) and low <= mean <= high
-    assert f"ROUGE-1: {mean:.2f} (95 %: {low:.2f} to {high:.2f})" in capsys.readouterr().out
+    assert result["quality"]["rouge1"] == {"mean": pytest.approx(mean), "interval": [None, None]}  # three are too few
+    assert f"ROUGE-1: {mean:.2f}\n" in capsys.readouterr().out
 
 
 def test_methods_write_the_same_texts_and_a_comparison_says_so(toy_engine, data, tmp_path, capsys) -> None:
@@ -203,7 +202,7 @@ def test_two_files_are_compared_without_decoding(tmp_path: Path, capsys: pytest.
     for name, scores in (("a", [50.0, 70.0, 90.0, 60.0, 80.0]), ("b", [40.0, 70.0, 95.0, 60.0, 80.0])):
         (tmp_path / f"{name}.json").write_text(json.dumps(result_of(scores)))
     assert run(["--json", str(tmp_path / "a.json"), "--against", str(tmp_path / "b.json")]) == 0
-    assert "exact match: +1.67 (95 %: -5.00 to +10.00)" in capsys.readouterr().out
+    assert "exact match: +1.00 (95 %: " in capsys.readouterr().out
 
 
 BAD = {

@@ -524,7 +524,8 @@ def words(found: Mapping[str, Any]) -> str:
     """A result of the log in one line."""
     count = counted(found["prompts"], "prompt") if found["prompts"] else "cost of a step"
     when = str(found["measured_utc"])[:16].replace("T", " ")
-    return f"{when}, {found['task'] or 'no task'}, {count}, {found['model']} + {found['adapter']}"
+    model, adapter = (render.model_name(found[name]) for name in ("model", "adapter"))
+    return f"{when}, {found['task'] or 'no task'}, {count}, {model} + {adapter}"
 
 
 def read(file: Path) -> Report:

@@ -19,7 +19,6 @@ WITHOUT_LIMITS = {
     "stop": {"label": "Stop strings", "help": "The run ends where one of these appears; one to a line."},
     "ignore_eos": {"label": "Ignore end of text", "help": "Go on after the model's own end of text."},
 }
-SLIDER_VALUES = 130  # with more values than this a slider can't be set exactly
 
 Key = tuple[str, str]  # (method name or "sampling", field name)
 
@@ -58,7 +57,7 @@ def layout(method: str) -> Controls:
     known += [(name, f) for name, kind in params.METHODS.items() for f in fields(kind)]
     main = [(owner, f) for owner, f in known if f.name in MAIN]
     with gr.Row():
-        parts |= {(owner, f.name): component(f, shown(owner), slider=True) for owner, f in main}
+        parts |= {(owner, f.name): component(f, shown(owner)) for owner, f in main}
     rest = [(owner, f) for owner, f in known if f.name not in MAIN]
     with gr.Accordion("More settings", open=False):
         with gr.Row():
@@ -121,10 +120,8 @@ class Number(gr.Number):
         pass
 
 
-def component(
-    f: Field[Any], visible: bool = True, slider: bool = False, default: Any = None
-) -> gr.components.Component:
-    """One field: its kind follows from the metadata. ``slider`` where the range is short enough to set it exactly."""
+def component(f: Field[Any], visible: bool = True, default: Any = None) -> gr.components.Component:
+    """One field: its kind follows from the metadata. No sliders: they change what is typed out of their limits."""
     default = f.default if default is None else default
     meta: Mapping[str, Any] = f.metadata or WITHOUT_LIMITS[f.name]
     shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200, "visible": visible}
@@ -135,6 +132,4 @@ def component(
     if isinstance(f.default, tuple):
         return gr.Textbox("\n".join(default), lines=2, max_lines=4, **shown)
     limits = {"minimum": meta["min"], "maximum": meta["max"], "step": meta["step"]}
-    if slider and (meta["max"] - meta["min"]) / meta["step"] <= SLIDER_VALUES:
-        return gr.Slider(value=default, **limits, **shown | {"min_width": 320})
     return Number(default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)

@@ -10,8 +10,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-from gradio.utils import get_upload_folder
-
 ROOM = 256 << 20  # bytes that all files together may take
 YOUNG = 60.0  # seconds in which a file is surely fetched: no younger one makes room for another
 _one_at_a_time = threading.Lock()
@@ -20,6 +18,8 @@ _one_at_a_time = threading.Lock()
 @cache
 def downloads() -> Path:
     """The folder of this process, gone when it ends. Gradio serves files from there as they are, without a copy."""
+    from gradio.utils import get_upload_folder  # inside: modules without gradio write files too
+
     parent = Path(get_upload_folder())
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="specstream-", dir=parent)).resolve()

@@ -218,6 +218,12 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
 
         return handler
 
+    def settled(name: str | None) -> Updates:
+        """A form that is corrected is refused no longer."""
+        active = registry.active()
+        shown = active or registry.get(name or "")
+        return tab.told(shown, active) if shown else {tab.status: render.status(trainview.NONE_YET)}
+
     def stop(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
         active = registry.active()
         return act(registry.stop)(active.name if active else name, by, owner, seen, request)
@@ -227,6 +233,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
     tab.timer.tick(look, looking, shown, trigger_mode="once", **QUIET)
     tab.listing.input(look, looking, shown, **QUIET)
     tab.by.input(look, looking, shown, **QUIET)
+    gr.on(tab.form.changes, settled, tab.listing, tab.status, trigger_mode="always_last", **QUIET)
     tab.train.click(train, {*tab.form.inputs, tab.by}, shown, **QUIET)
     tab.stop.click(stop, looking, shown, **QUIET)
     tab.go_on.click(act(registry.resume), looking, shown, **QUIET)

@@ -96,6 +96,13 @@ class Form:
         own = [self.model, self.task, self.source, self.file, self.mode, self.start, self.top]
         return {*own, self.answers, self.name, self.owner, *self.settings.values()}
 
+    @property
+    def changes(self) -> list[Any]:
+        """Whatever the visitor corrects."""
+        typed = [self.name.change, self.answers.change, *(part.change for part in self.settings.values())]
+        picked = [part.input for part in (self.model, self.task, self.source, self.mode, self.top)]
+        return [*picked, *typed, self.file.change, self.start.change]
+
     def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
         """What the form asks for. Raises ValueError with one sentence."""
         checked, config, base = self.check(values), self.config(values), self.base(values)
@@ -270,7 +277,7 @@ def layout(engines: Engines) -> Form:
                     info="How long to train. You can stop at any time and go on later.",
                 )
             }  # fmt: skip
-            settings |= {n: _setting(n, slider=n == "gamma") for n in MAIN}
+            settings |= {n: _setting(n) for n in MAIN}
     with gr.Accordion("More settings", open=False), gr.Row():
         settings |= {n: _setting(n) for n in MORE}
         answers = controls.Number(
@@ -289,9 +296,9 @@ def layout(engines: Engines) -> Form:
     return Form(model, tasks, source, file, mode, start, top, answers, name, settings, hint, owner)
 
 
-def _setting(name: str, slider: bool = False) -> gr.components.Component:
+def _setting(name: str) -> gr.components.Component:
     f = next(f for f in fields(Config) if f.name == name)
-    part = controls.component(f, slider=slider, default=HERE.get(name))
+    part = controls.component(f, default=HERE.get(name))
     part.info = _words(name, "shared")
     return part
 

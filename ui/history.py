@@ -11,7 +11,7 @@ from specstream.events import Agreement, Lane, Verdict
 from specstream.params import METHODS
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
 from ui.files import place
-from ui.render import NOTHING, number
+from ui.render import NOTHING, model_name, number
 from ui.view import View, replay
 
 HEADERS = (
@@ -29,7 +29,7 @@ def row(run: Mapping[str, Any]) -> list[str]:
         "★" if run["star"] else "",
         run["started_utc"][:16].replace("T", " "),
         shorten(run["prompt"]),
-        run["model"],
+        model_name(run["model"]),
         method_label(run["method"]),
         NOTHING if run["tokens"] is None else str(run["tokens"]),
         number(run["tokens_per_second"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -13,6 +14,7 @@ from specstream.stats import RunStats, counted
 from ui.theme import DEEPEST, depth_class
 
 NOTHING = "–"
+PATH = re.compile(r"[/~.]|[A-Za-z]:[/\\]")  # how the path of a folder begins, and no name of a model
 KEYS = "Ctrl-Enter runs, Esc stops, ← and → step"
 
 WORDS = {
@@ -149,10 +151,15 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
 
 
+def model_name(model: str) -> str:
+    """A model's name; of a folder the last part of its path, which would not fit on a line."""
+    return model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] if PATH.match(model) else model
+
+
 def model_line(info: EngineInfo) -> str:
     """What is loaded in one line of plain text."""
-    adapter = f" + {info.adapter}" if info.gamma else ", no adapter"
-    return f"{info.model}{adapter} on {info.device}, {info.dtype}"
+    adapter = f" + {model_name(info.adapter)}" if info.gamma else ", no adapter"
+    return f"{model_name(info.model)}{adapter} on {info.device}, {info.dtype}"
 
 
 def sentences(texts: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from specstream.bench.tables import COLUMNS, SPEC_BENCH, differences
 from specstream.params import METHODS
 from specstream.stats import counted
 from specstream.tasks import TASKS
+from ui.render import model_name
 
 Report = Mapping[str, Any]
 
@@ -92,8 +93,11 @@ def named(report: Report) -> str:
 
 def measured(report: Report) -> str:
     """On what it was measured, in one line."""
-    adapter = f" + {report['adapter']}" if report["adapter"] not in ("", "none") else ", no adapter"
-    parts = [f"{report['model']}{adapter}, {report['dtype']} on {report['device']}", report["machine"]["processor"]]
+    adapter = f" + {model_name(report['adapter'])}" if report["adapter"] not in ("", "none") else ", no adapter"
+    parts = [
+        f"{model_name(report['model'])}{adapter}, {report['dtype']} on {report['device']}",
+        report["machine"]["processor"],
+    ]
     if "repeats" in report:
         most = report["sampling"]["max_new_tokens"]
         parts += [

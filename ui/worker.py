@@ -14,7 +14,7 @@ from specstream.params import Method, Sampling
 from ui import zerogpu
 from ui.engines import Engines, Stopped, sentence
 from ui.jobs import Job
-from ui.suit import mismatch
+from ui.methods import mismatch
 
 log = logging.getLogger(__name__)
 
