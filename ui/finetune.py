@@ -25,6 +25,8 @@ INTRO = (
     "machine with the Playground and gives way to it: while both work, each is slower."
 )
 FETCH = "() => setTimeout(() => document.querySelector('#adapter-zip').click(), 200)"
+REFUSED = "ss-refused"
+CORRECTED = f"(status) => status.includes('{REFUSED}') ? '' : status"  # a form that is corrected is refused no longer
 Updates = dict[Any, Any]
 
 
@@ -218,12 +220,6 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
 
         return handler
 
-    def settled(name: str | None) -> Updates:
-        """A form that is corrected is refused no longer."""
-        active = registry.active()
-        shown = active or registry.get(name or "")
-        return tab.told(shown, active) if shown else {tab.status: render.status(trainview.NONE_YET)}
-
     def stop(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
         active = registry.active()
         return act(registry.stop)(active.name if active else name, by, owner, seen, request)
@@ -233,7 +229,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
     tab.timer.tick(look, looking, shown, trigger_mode="once", **QUIET)
     tab.listing.input(look, looking, shown, **QUIET)
     tab.by.input(look, looking, shown, **QUIET)
-    gr.on(tab.form.changes, settled, tab.listing, tab.status, trigger_mode="always_last", **QUIET)
+    gr.on(tab.form.changes, None, tab.status, tab.status, js=CORRECTED, api_visibility="private")
     tab.train.click(train, {*tab.form.inputs, tab.by}, shown, **QUIET)
     tab.stop.click(stop, looking, shown, **QUIET)
     tab.go_on.click(act(registry.resume), looking, shown, **QUIET)
@@ -245,7 +241,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
 def refused(tab: FineTune, error: ValueError) -> Updates:
     """What was asked for is not done: why, beside the buttons and as a notice."""
     gr.Warning(str(error))
-    return {tab.status: render.status(str(error), "bad")}
+    return {tab.status: render.status(str(error), f"bad {REFUSED}")}
 
 
 def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Engines, play: Playground) -> None:
