@@ -241,7 +241,9 @@ def test_a_lossless_training_has_no_loss_of_the_model_itself(tab: FineTune, regi
 
 def test_a_stopped_training_can_go_on_by_its_owner_only(tab: FineTune, registry) -> None:
     put_training(registry.root, "my-sql", stopped=True)
-    assert "Stopped at step 20, after 50% of its time: Go on" in shown(tab, registry)["status"]
+    assert "Stopped before anything was saved: Resume begins it again" in shown(tab, registry)["status"]
+    (registry.root / "my-sql" / "checkpoint").mkdir()
+    assert "Stopped at step 20, after 50% of its time: Resume" in shown(tab, registry)["status"]
     assert shown(tab, registry)["go_on"]["interactive"]
     others = shown(tab, registry, mine=False)
     assert not others["go_on"]["interactive"] and not others["delete"]["interactive"] and others["use"]["interactive"]
@@ -274,9 +276,9 @@ def test_damaged_and_dead_trainings_are_told(tab: FineTune, registry) -> None:
     (dead / "progress.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     (dead / "output.log").write_text("note: x\nerror: The loss is <b>not finite</b>.\n")
     words = shown(tab, registry, "dead")["status"]
-    assert "ended too early. The loss is &lt;b&gt;not finite&lt;/b&gt;. Go on begins it again." in words
+    assert "ended too early. The loss is &lt;b&gt;not finite&lt;/b&gt;. Resume begins it again." in words
     (dead / "checkpoint").mkdir()
-    assert "Go on continues from what was saved." in shown(tab, registry, "dead")["status"]
+    assert "Resume continues from what was saved." in shown(tab, registry, "dead")["status"]
     bad = put_training(registry.root, "bad")
     (bad / "training.json").write_text("{")
     found = shown(tab, registry, "bad")

@@ -190,7 +190,7 @@ def test_a_training_survives_the_page_is_stopped_and_goes_on(browser: Browser, u
     expect(status(page)).to_have_text(re.compile("Stopped at step"))
     stopped = steps(page)
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled()
-    page.get_by_role("button", name="Go on", exact=True).click()
+    page.get_by_role("button", name="Resume", exact=True).click()
     expect(status(page)).to_have_text(re.compile("A training is under way"))
     wait_for_steps(page, stopped)
     training = Registry().get("long")

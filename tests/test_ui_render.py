@@ -83,7 +83,7 @@ def test_everything_from_outside_is_escaped() -> None:
 def test_legend_has_a_colour_and_words_for_every_depth() -> None:
     html = render.legend(3)
     assert [f"d{d}" in html for d in range(5)] == [True, True, True, True, False]
-    assert "the model&#x27;s own" in html and "drafted, depth 3" in html
+    assert "chosen by the model" in html and "drafted, depth 3" in html
     assert "depth 5+" in render.legend(9) and "depth 5+" not in render.legend(5)
 
 
@@ -112,11 +112,11 @@ def test_speedup_is_a_dash_until_it_is_measured() -> None:
     assert "1.50×" in after
 
 
-def test_counters_count_calls_saved_against_one_call_per_token() -> None:
+def test_counters_count_passes_against_one_for_each_token() -> None:
     stats = summarize([step(0, token("a")), step(1, token("b", 1), token("c", 2), token("d")), step(2, token("e"))])
     assert stats.calls_saved == 2
     html = render.counters(stats, None, None)
-    assert ">2<" in html and "50% of 4" in html and ">2.00<" in html
+    assert ">3<" in html and "instead of 5" in html and ">2.00<" in html
 
 
 def test_acceptance_bars_show_rates_and_dashes() -> None:

@@ -38,7 +38,7 @@ def add(engines: Engines, runlog: Any) -> None:
         """Let the loaded model continue a prompt, to the end, and say how fast it was.
 
         Args:
-            prompt: The text as it is; the task's template is put round it.
+            prompt: The text as typed; the task says how it is wrapped before the model sees it.
             task: A task by name, or raw for none.
             method: How to decode, by name: the text is the same with every method, only the speed differs.
             settings: Those of the page's form by name, for example {"max_new_tokens": 64}; see /settings.
@@ -57,7 +57,7 @@ def add(engines: Engines, runlog: Any) -> None:
         """Let the loaded model continue a prompt and hear of it while it writes.
 
         Args:
-            prompt: The text as it is; the task's template is put round it.
+            prompt: The text as typed; the task says how it is wrapped before the model sees it.
             task: A task by name, or raw for none.
             method: How to decode, by name.
             settings: Those of the page's form by name; see /settings.

@@ -255,5 +255,5 @@ def about(info: EngineInfo | None, ask: Ask) -> Iterator[tuple[str, str]]:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())
     defaults = params.Sampling().to_dict()
     changed = {name: value for name, value in ask.sampling.to_dict().items() if value != defaults[name]}
-    yield "Settings", ", ".join(f"{name} {value}" for name, value in changed.items()) or "as they come"
+    yield "Settings", ", ".join(f"{name} {value}" for name, value in changed.items()) or "default settings"
     yield "Measured", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, one method after the other"

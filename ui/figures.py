@@ -65,7 +65,7 @@ def speedup(reports: Sequence[Report]) -> go.Figure:
 
 
 def calls(reports: Sequence[Report]) -> go.Figure:
-    """Tokens per step against the speed-up of the steps. On the line a step costs what a plain step does."""
+    """Tokens per step against the speed-up of the steps. On the line a step costs what a standard step does."""
     figure = _figure("Fewer calls against less time", "tokens per step", "speed-up of the steps")
     longest, several = 1.0, _several(reports)
     for place, (label, rows) in enumerate(_by_label(reports).items()):

@@ -20,7 +20,7 @@ TAB = "finetune"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 PACE = 2.0  # seconds between looks at a training under way
 INTRO = (
-    "Teach a model to draft for itself: its streams are trained on examples of one task. What comes of it is a small "
+    "Teach a model to draft for itself: its streams are trained on examples of one task. The result is a small "
     "adapter, and the model itself is not changed on disk. A training goes on when this page is closed. It shares this "
     "machine with the Playground and gives way to it: while both work, each is slower."
 )
@@ -157,7 +157,7 @@ def layout(engines: Engines) -> FineTune:
             gains = _plot("Tokens per step on held-out prompts")
         with gr.Row():
             use = gr.Button("Use it in the Playground", size="sm", interactive=False, min_width=180)
-            go_on = gr.Button("Go on", size="sm", interactive=False, min_width=100)
+            go_on = gr.Button("Resume", size="sm", interactive=False, min_width=100)
             pack = gr.Button("Download as zip", size="sm", interactive=False, min_width=150)
             delete = gr.Button("Delete", size="sm", interactive=False, min_width=100)
         with gr.Row(visible=False) as sure:

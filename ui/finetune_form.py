@@ -257,7 +257,7 @@ def layout(engines: Engines) -> Form:
             )  # fmt: skip
             tasks = gr.Dropdown(
                 [(t.label, name) for name, t in TASKS.items()], value="e2e", label="Task", interactive=True,
-                info="The form of the examples, and the template that is put round them.",
+                info="What the examples look like, and how each is wrapped before the model sees it.",
             )  # fmt: skip
             source = gr.Radio(
                 SOURCES, value=PUBLIC, label="Examples", info=columns("e2e", answers=True), interactive=True

@@ -146,7 +146,7 @@ def waste_html(stats: RunStats) -> str:
         "pass that checks many tokens at once, and pays off where a pass costs little more for more rows."
     )
     return _card(
-        "Waste meter", words, f'<div class="ss-meter" aria-hidden="true">{bar}</div><ul class="ss-keys">{items}</ul>'
+        "Wasted work", words, f'<div class="ss-meter" aria-hidden="true">{bar}</div><ul class="ss-keys">{items}</ul>'
     )
 
 

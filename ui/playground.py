@@ -151,7 +151,7 @@ def layout(engines: Engines) -> Playground:
             prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
             task = gr.Dropdown(
                 task_choices(), value=known[0]["task"], label="Task", interactive=True,
-                info="The template that is put round the prompt.",
+                info="How your prompt is wrapped before the model sees it.",
             )  # fmt: skip
         with gr.Column(scale=1, min_width=320):
             method = gr.Radio(

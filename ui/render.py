@@ -37,7 +37,7 @@ def status(text: str, tone: str = "plain") -> str:
 
 def legend(depths: int) -> str:
     """What the colours of tokens mean, for trees of this many levels."""
-    items = [_swatch(0, "the model's own")]
+    items = [_swatch(0, "chosen by the model")]
     shown = min(depths, DEEPEST)
     for depth in range(1, shown + 1):
         deeper = "+" if depth == DEEPEST and depths > DEEPEST else ""
@@ -52,14 +52,14 @@ def _swatch(depth: int, words: str) -> str:
 
 def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) -> str:
     """The four numbers of a run. The speed-up is shown only when it was measured."""
-    saved = stats.calls_saved
-    share = "" if saved is None else f"{saved / stats.decode_tokens:.0%} of {stats.decode_tokens}"
+    passes = f"{stats.steps + 1:,}" if stats.tokens else NOTHING
+    instead = f"instead of {stats.tokens:,}" if stats.tokens else "standard decoding: one for each token"
     standard = baseline.tokens_per_second if baseline else None
     tiles = (
         ("Speed-up", number(speedup, 2, "×"), _speedup_words(stats, speedup)),
         ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),
         ("Tokens per step", number(stats.tokens_per_step, 2), "a step is one pass of the model; standard: 1"),
-        ("Model calls saved", NOTHING if saved is None else f"{saved:,}", share or "against one call per token"),
+        ("Passes of the model", passes, instead),
     )
     return f'<dl class="ss-tiles">{"".join(_tile(*tile) for tile in tiles)}</dl>'
 

@@ -162,7 +162,7 @@ def owner(key: str | None, own: bool) -> str | None:
 def _where(place: int, shown: int, total: int, narrowed: bool) -> str:
     if total:
         return f"Runs {place + 1} to {place + shown} of {total:,}. Choose one to walk through it."
-    return "No run matches." if narrowed else EMPTY
+    return "No runs match your filters." if narrowed else EMPTY
 
 
 def layout() -> Sessions:

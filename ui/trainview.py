@@ -84,12 +84,14 @@ def status(training: Training) -> tuple[str, str]:
         case State.STOPPING:
             return "Stopping: the step under way is ended and everything is saved.", "busy"
         case State.STOPPED:
-            return f"Stopped {at}: Go on continues exactly there.", "plain"
+            if not has_checkpoint(training.folder):
+                return "Stopped before anything was saved: Resume begins it again.", "plain"
+            return f"Stopped {at}: Resume continues exactly there.", "plain"
         case State.FINISHED:
             return f"Finished: {counted(progress.step, 'step')} in {duration(progress.seconds)}.", "good"
         case State.DIED:
             again = "continues from what was saved" if has_checkpoint(training.folder) else "begins it again"
-            return f"The training ended too early. {training.reason} Go on {again}.", "bad"
+            return f"The training ended too early. {training.reason} Resume {again}.", "bad"
     return f"{training.reason} It can only be deleted.", "bad"
 
 

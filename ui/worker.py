@@ -31,7 +31,7 @@ class Wish(Protocol):
 
 @dataclass(frozen=True)
 class Ask:
-    """What a visitor wants to run. ``prompt`` is the text as typed; the task's template is put round it."""
+    """What a visitor wants to run. ``prompt`` is the text as typed, which the task's template wraps."""
 
     prompt: str
     task: str
