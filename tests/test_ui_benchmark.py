@@ -203,6 +203,7 @@ def faster(tuned: dict[str, Any], chosen: float, given: float) -> dict[str, Any]
     [
         (1.5, 1.2, "Recommended on this machine", True),
         (1.1, 1.3, "Keep your settings", False),
+        (1.50, 1.52, "Recommended on this machine", True),  # as fast, but for noise
         (0.88, 0.8, "Standard decoding is faster on this machine", False),
     ],
 )

@@ -14,6 +14,8 @@ from typing import Any
 
 from specstream.events import Draft, Fate, Step
 
+NOISE = 1.05  # a ratio of two measurements of the same thing
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -111,11 +113,13 @@ def merit(prediction: Prediction) -> tuple[float, ...]:
 def fastest_tried(tuned: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The settings to use, of a tuning as ``bench.tuning.tried`` gives it: those that were measured fastest.
 
-    They are the predicted ones where nothing was tried. None where standard decoding is faster than all of them.
+    The choice stays unless others were faster by more than ``NOISE``, and where nothing was tried. None where standard
+    decoding is faster than all of them.
     """
     tried = [(t["measured"], t["settings"]) for t in tuned["trials"] if t["measured"]]
-    speedup, settings = max(tried or [(tuned["predicted"]["speedup"], tuned["settings"])], key=lambda pair: pair[0])
-    return settings if speedup > 1 else None
+    first, *others = tried or [(tuned["predicted"]["speedup"], tuned["settings"])]
+    best = max([first, *(other for other in others if other[0] > NOISE * first[0])], key=lambda pair: pair[0])
+    return best[1] if best[0] > 1 else None
 
 
 def shapes(budgets: Sequence[int], widths: Sequence[int], depths: Sequence[int]) -> list[Shape]:
