@@ -132,6 +132,7 @@ def exact(anatomy: Anatomy) -> bool:
     for row, token in zip(PATH, [root, *(draft.tokens[row - 1] for row in PATH[1:])], strict=True):
         equal &= torch.equal(logits[row], plain.verify(token, Draft())[0])
         plain.keep([0])
+    assert tree.cache is not None and plain.cache is not None
     for ours, theirs in zip(tree.cache.layers, plain.cache.layers, strict=True):
         equal &= torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
     return equal
