@@ -74,7 +74,7 @@ class Layer(CacheLayerMixin):
         return self._buffers.keys[self._index], self._buffers.values[self._index]
 
     @property
-    def keys(self) -> Tensor | None:  # type: ignore[override]
+    def keys(self) -> Tensor | None:
         """Keys so far, ``[1, heads, length, head_dim]``."""
         return self.whole()[0][..., : self.length].transpose(2, 3) if self._buffers else None
 
