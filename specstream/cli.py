@@ -1,4 +1,4 @@
-"""The command line: generate, bench, cost, evaluate, train, adapters, runs, models. Errors are one line."""
+"""The command line: generate, bench, cost, invariance, evaluate, train, adapters, runs, models. Errors are one line."""
 
 from __future__ import annotations
 
@@ -419,6 +419,24 @@ def cost(
     for line in lines:
         click.echo(line)
     click.echo(json.dumps(report, ensure_ascii=False))
+
+
+@cli.command()
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
+def invariance(device: str, json_file: Path | None) -> None:
+    """Print which operations give a row the same bits whatever is decoded beside it, on this machine."""
+    from specstream import invariance as bits
+    from specstream.bench.machine import machine
+    from specstream.models import choose_device
+
+    _check_writable(json_file)
+    where, _ = choose_device(device)
+    click.echo(bits.heading(where) + "\n")
+    found = list(bits.findings(where))
+    _write_lines(json_file, iter([{"machine": machine(), "device": where, "operations": bits.report(found)}]))
+    for line in (*bits.table(found), "", bits.verdict(found)):
+        click.echo(line)
 
 
 def _adapter_task(task_name: str | None) -> str | None:
