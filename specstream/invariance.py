@@ -219,11 +219,16 @@ def by_places(operation: Attention, inputs: Sequence[Tensor]) -> Tally:
     for gap in (1, 2, 7, 32):
         places = torch.arange(KEYS) + gap * (torch.arange(KEYS) - (KEYS - LAST)).clamp_min(0)
         room = -(-(int(places[-1]) + 1) // BLOCK) * BLOCK
-        others = [_random(1, SHARED, room, DIM).to(x) for x in (key, value)]
-        for whole, x in zip(others, (key, value), strict=True):
-            whole[:, :, places] = x
-        seen += _different(operation(query, *others, _seen(room, places, query)), together)
+        keys, values = (_spread(x, places, room) for x in (key, value))
+        seen += _different(operation(query, keys, values, _seen(room, places, query)), together)
     return seen
+
+
+def _spread(x: Tensor, places: Tensor, room: int) -> Tensor:
+    """``x`` at these places among others ``[1, SHARED, room, DIM]``."""
+    whole = _random(1, SHARED, room, DIM).to(x)
+    whole[:, :, places] = x
+    return whole
 
 
 def _beside(operation: Attention, counts: Sequence[int], inputs: Sequence[Tensor]) -> Tally:
@@ -264,9 +269,8 @@ def _attention(
     def over(check: Callable[[Sequence[Tensor]], Tally], samples: int) -> Tally:
         return sum((check(_inputs(dtype, device, seed)) for seed in range(samples)), Tally())
 
-    beside, apart = partial(_beside, operation, counts), partial(by_places, operation)
-    yield Operation(f"{name}: other rows beside it", used, lambda: over(beside, 1))
-    yield Operation(f"{name}: keys at other places", used, lambda: over(apart, SAMPLES))
+    yield Operation(f"{name}: other rows beside it", used, lambda: over(partial(_beside, operation, counts), 1))
+    yield Operation(f"{name}: keys at other places", used, lambda: over(partial(by_places, operation), SAMPLES))
 
 
 def _inputs(dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
