@@ -303,6 +303,7 @@ def _check_writable(file: Path | None) -> None:
     help="Rows of --data to use; 0 is all. Of spec-bench: in each category.",
 )
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
+@click.option("--memory", is_flag=True, help="Measure each method's memory too, in a process that loads it alone.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
 @click.option("--stop", multiple=True, help="A stop string; may be given several times.")
 @params_options(Sampling)
@@ -319,6 +320,7 @@ def bench(
     task_name: str,
     limit: int,
     repeats: int,
+    memory: bool,
     json_file: Path | None,
     stop: tuple[str, ...],
     **values: Any,
@@ -351,6 +353,9 @@ def bench(
     total = benchmark.runs_of(cases, contenders, repeats)
     with tqdm(total=total, unit="run", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         rows = benchmark.bench(engine, cases, contenders, sampling, repeats, lambda: bar.update() and None)
+    if memory:
+        loaded = engine.info.adapter if adapter == "auto" else adapter
+        _measure_memory(rows, engine, cases, sampling, loaded, device, dtype, draft_model)
     results = benchmark.result_rows(rows, benchmark.task_of(cases, task_name))
     report = benchmark.described(engine) | {"repeats": repeats, "sampling": sampling.to_dict(), "rows": results}
     if json_file:  # first: standard output may be a pipe that ends early
@@ -359,6 +364,21 @@ def bench(
     for line in (*benchmark.table(results), *benchmark.categories(results), *benchmark.differences(results)):
         click.echo(line)
     click.echo(json.dumps(report, ensure_ascii=False))
+
+
+def _measure_memory(
+    rows: Any, engine: Any, cases: Any, sampling: Sampling, adapter: str, device: str, dtype: str, draft_model: str
+) -> None:
+    """Of our own methods: transformers' are called from a process that holds our engine too."""
+    from specstream.bench.memory import Request, measured, picked
+
+    prompts = picked([case.prompt(engine, []) for case in cases])
+    for row in rows:
+        if (contender := row.contender).ours:
+            _progress(f"Measuring the memory of {contender.label}", None)
+            what = (contender.name, contender.settings, sampling.to_dict(), prompts)
+            row.memory = measured(Request(engine.info.model, adapter, device, dtype, draft_model, *what))
+    _progress_done()
 
 
 @cli.command()

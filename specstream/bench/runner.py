@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from specstream.bench.cases import Case
-from specstream.bench.machine import PeakMemory
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Verdict
 from specstream.params import DraftModel, Method, Sampling, Standard, Streaming
@@ -72,7 +71,7 @@ class Row:
 
     contender: Contender
     asked: list[Asked] = field(default_factory=list)
-    peak_memory: int = 0
+    memory: dict[str, int] = field(default_factory=dict)  # as ``bench.memory`` measures it; empty: it was not
 
     @property
     def runs(self) -> list[RunStats]:
@@ -103,7 +102,7 @@ def bench(
     engine.refresh(wait=True)
     rows = [Row(Ours(engine, Standard(), stop)), *(Row(c) for c in contenders if c.name != Standard.name)]
     _warm_up(engine, cases, rows, sampling, stop)
-    memory, turn = PeakMemory(engine.info.device), 0
+    turn = 0
     for case in cases:
         answers: list[str] = []
         while len(answers) < len(case.turns):
@@ -111,7 +110,7 @@ def bench(
             taken: list[list[list[Event]]] = [[] for _ in rows]
             for index in _order(len(rows), turn, repeats):
                 if not stop():
-                    taken[index].append(_measured(rows[index], prompt, sampling, memory))
+                    taken[index].append(rows[index].contender.run(prompt, sampling))
                     done()
             if stop():  # the last run may have been cut short
                 return rows
@@ -145,13 +144,6 @@ def _warm_up(
         for row in rows:
             if not stop():
                 row.contender.run(prompt, Sampling(**sampling.to_dict() | short))
-
-
-def _measured(row: Row, prompt: str, sampling: Sampling, memory: PeakMemory) -> list[Event]:
-    memory.start()
-    events = row.contender.run(prompt, sampling)
-    row.peak_memory = max(row.peak_memory, memory.read())
-    return events
 
 
 def _book(
