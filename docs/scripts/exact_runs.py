@@ -36,7 +36,8 @@ FORMATS = ("bfloat16", "float16", "float32")
 VISIT = 5  # cases of one model before the next is loaded
 MODES = ("shared", "lossless")  # of tiny models, in turn
 TEMPERATURES, PENALTIES = (0.0, 0.7, 1.3), (1.0, 1.0, 1.15)
-TINY_PROMPTS = (1, 7, 21, 60, 64, 130)  # tokens: below and above a sliding window, at the borders of the cache's blocks
+# Numbers: below and above a sliding window, at the borders of the cache's blocks. Some tokenizers take two for one.
+TINY_PROMPTS = (1, 7, 21, 31, 60, 90)
 FACTS = "name[{}], eatType[{}], food[{}], customer rating[{}], area[{}], near[Harbour Hall]"
 TABLE = "CREATE TABLE {} ({} VARCHAR, town VARCHAR, built INTEGER, visitors INTEGER)\n\n{}"
 TALK = (
