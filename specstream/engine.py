@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, attention, heads, models, pairing, selftest
+from specstream import adapters, anatomy, attention, devices, heads, models, pairing, selftest
 from specstream.adapters import Adapter
 from specstream.chat import Chat
 from specstream.compiled import Layers
@@ -32,11 +32,10 @@ from specstream.events import Event, Started
 from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import HalfLinear, PackedLinear, cheap_nodes, pack, packed_linear, suits
+from specstream.packed import HalfLinear, PackedLinear, pack, packed_linear, suits
 from specstream.params import (
     LONGEST_PROMPT,
     METHODS,
-    NODES,
     DraftModel,
     EarlyExit,
     Medusa,
@@ -226,14 +225,14 @@ def load(
     folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
     """
     started = time.perf_counter()
-    where, device_reason = models.choose_device(device)
-    kind, dtype_reason = models.choose_dtype(dtype, where)
+    where, device_reason = devices.choose_device(device)
+    kind, dtype_reason = devices.choose_dtype(dtype, where)
     _read_grouped_keys(where)
     folder = adapters.find(adapter, model)
     source = models.resolve(model, progress)
     progress("Loading the model", None)
-    half = models.packs(kind, where)
-    network, tokenizer = models.load_model(source, where, torch.float32 if half else kind)
+    kind, half = devices.loaded_in(kind, where)
+    network, tokenizer = models.load_model(source, where, kind)
     parameters = sum(p.numel() for p in network.parameters())
     parts, reason = _anatomy(network)
     half = half and parts is not None  # nothing is packed of a model whose parts are not known
@@ -247,6 +246,7 @@ def load(
         parts = _made_ready(parts, loaded, beside, half)
         reason = _checked(parts, streams)
     unavailable = _unavailable(reason, streams, pair, beside)
+    nodes, nodes_reason = devices.cheap_nodes(network.dtype, _is_packed(parts))
     info = EngineInfo(
         model=model,
         source=source.origin,
@@ -272,7 +272,8 @@ def load(
         draft_parameters=pair.parameters if pair else 0,
         draft_bytes=pair.size if pair else 0,
         head_parameters=beside.parameters(),
-        nodes=cheap_nodes(parts) if parts else NODES,
+        nodes=nodes,
+        nodes_reason=nodes_reason,
         exact=parts is not None and reason is None and selftest.exact(parts),
     )
     targets = _targets(network, parts, streams, reason, beside)
@@ -338,9 +339,13 @@ def _layers(parts: anatomy.Anatomy, streams: Adapter | None, folder: Path) -> La
     return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
 
 
+def _is_packed(parts: anatomy.Anatomy | None) -> bool:
+    return parts is not None and isinstance(parts.head, PackedLinear | HalfLinear)
+
+
 def _product_of(parts: anatomy.Anatomy | None, half: bool) -> str:
     """What computes the linear maps."""
-    if parts is None or not isinstance(parts.head, PackedLinear | HalfLinear):
+    if not _is_packed(parts):
         return "PyTorch"
     return "FBGEMM, packed" if half else "oneDNN, packed"
 

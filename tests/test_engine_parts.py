@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import sdpa_attention
 
-from specstream import adapters, models, packed, selftest, toy
+from specstream import adapters, devices, packed, selftest, toy
 from specstream.anatomy import UnsupportedModel, context_of, dissect
 from specstream.bench import outside
 from specstream.drafters.standard import StandardDrafter
@@ -296,7 +296,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
 
 
 needs_bfloat16 = pytest.mark.skipif(
-    not (models.computes_bfloat16("cpu") and packed.works(dtype=torch.bfloat16)),
+    not (devices.computes_bfloat16("cpu") and packed.works(dtype=torch.bfloat16)),
     reason="this processor does not compute in bfloat16",
 )
 
@@ -324,18 +324,6 @@ def test_bfloat16_is_packed_only_where_the_processor_computes_in_it(native: bool
     assert packed.suits(dissect(tiny.tiny("llama").bfloat16())) == (native and packed.works(dtype=torch.bfloat16))
     assert packed.suits(dissect(tiny.tiny("llama"))) == packed.works()
     assert not packed.suits(dissect(tiny.tiny("llama").half()))
-
-
-@pytest.mark.parametrize(("dtype", "tiles", "nodes"), [
-    (torch.bfloat16, True, 12), (torch.bfloat16, False, 5), (torch.float32, True, 5),
-])  # fmt: skip
-def test_more_nodes_are_drafted_where_a_product_takes_sixteen_rows_at_a_time(
-    dtype: torch.dtype, tiles: bool, nodes: int, monkeypatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
-    linear = torch.nn.Linear(4, 4)
-    assert packed.cheap_nodes(SimpleNamespace(head=packed.PackedLinear(linear), dtype=dtype)) == nodes
-    assert packed.cheap_nodes(SimpleNamespace(head=linear, dtype=dtype)) == 5
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if hasattr(m, "budget")])

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from specstream import adapters, anatomy, models, packed
+from specstream import adapters, anatomy, devices, models, packed
 from specstream.bench.tables import REFERENCES
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
@@ -165,7 +165,7 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     Where ours has float16 weights to compute with in float32, it has them too, as the float32 that transformers would
     compute in.
     """
-    kind, half = _kind(dtype, device)
+    kind, half = devices.loaded_in(getattr(torch, dtype), device)
     network, _ = models.load_model(models.resolve(name), device, kind)
     folder = adapters.find(adapter, name)
     if folder or half:
@@ -177,12 +177,6 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     return network
 
 
-def _kind(dtype: str, device: str) -> tuple[torch.dtype, bool]:
-    """The dtype to load a model in, and whether float16 stands for rounded weights only."""
-    half = models.packs(getattr(torch, dtype), device)
-    return (torch.float32 if half else getattr(torch, dtype)), half
-
-
 def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> Reference:
     if name == "hf":
         return Reference(name, engine, model)
@@ -190,9 +184,8 @@ def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> 
         settings = {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
         return Reference(name, engine, model, settings, options=lambda: settings)
     info = engine.info
-    helper, tokenizer = models.load_model(
-        models.resolve(str(assistant)), info.device, _kind(info.dtype, info.device)[0]
-    )
+    kind, _ = devices.loaded_in(getattr(torch, info.dtype), info.device)
+    helper, tokenizer = models.load_model(models.resolve(str(assistant)), info.device, kind)
     fresh = copy.deepcopy(helper.generation_config)
     same = tokenizer.get_vocab() == engine.tokenizer.get_vocab()
     both = {} if same else {"tokenizer": engine.tokenizer, "assistant_tokenizer": tokenizer}

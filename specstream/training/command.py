@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from specstream import adapters, models
+from specstream import adapters, devices, models
 from specstream.adapters import Adapter, Card, HeadCard, base_shape
 from specstream.anatomy import Anatomy, dissect
 from specstream.bench.machine import PeakMemory
@@ -89,12 +89,12 @@ def train_adapter(request: Request, config: Config) -> Card:
             next(sources.read_rows(Path(name)), None)  # a bad path is told before the model is loaded
     request = replace(request, start=_start(request, config))
     _make(request.out)
-    where, _ = models.choose_device(request.device)
+    where, _ = devices.choose_device(request.device)
     config.chosen_precision(where)  # refuses one that the device does not have
     watch = _Watch(request.progress, PeakMemory(where).read)
     source = models.resolve(request.model, watch.phase)
     watch.phase("Loading the model")
-    network, tokenizer = models.load_model(source, where, models.choose_dtype("float32", where)[0])
+    network, tokenizer = models.load_model(source, where, torch.float32)
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"The tokenizer of {request.model} has no end-of-text token to end answers with: choose another."
