@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; without it the start asks other hosts
 
@@ -39,11 +40,19 @@ def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **
     from ui import app, rules  # after the environment is set
     from ui.engines import Engines
 
-    engines = Engines(choice | ({"model": rules.TOY} if toy else {}), rules=rules.chosen(demo))
+    allowed = rules.chosen(demo, local=for_this_machine())
+    engines = Engines(choice | ({"model": rules.TOY} if toy else {}), rules=allowed)
     page = app.build(engines, *open_log(db))
     serve(page, host, port, app.launch_options(engines.rules))
     engines.load()  # in the background, and only now: its imports would slow the start of the page
     page.block_thread()
+
+
+def for_this_machine() -> bool:
+    """Whether the page is for this machine alone: neither a host nor a share was asked for, and this is no Space."""
+    named = click.get_current_context().get_parameter_source("host") is not ParameterSource.DEFAULT
+    shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"
+    return not (named or shared or os.environ.get("SPACE_ID"))
 
 
 def serve(page: Any, host: str, port: int, options: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from specstream.models import catalogue
 from specstream.packed import merged_copies
 from specstream.pairs import Pairs
 from specstream.shelf import CARD, WEIGHTS, mine
+from specstream.sources import PEFT, folder_named
 from specstream.streams import Streams
 
 FORMAT = 1
@@ -28,7 +30,9 @@ BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "adapters"
 
 MODES = ("shared", "lossless", "plain")
 PROJECTIONS = ("shared", "own")
-LIMITS = {
+SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+LIMITS: dict[str, tuple[float, float]] = {
+    "format": (FORMAT, FORMAT),
     "gamma": (0, 16),
     "layers": (1, 1000),
     "start_rank": (0, 4096),
@@ -37,11 +41,20 @@ LIMITS = {
     "exit_rank": (0, 4096),
     "draft_vocabulary": (0, 1 << 24),
     "pair_rank": (0, 4096),
+    "lora_scale": (-1000, 1000),
+    "main_scale": (-1000, 1000),
+    "value_rotation": (0, 7),
+}
+HEAD_KINDS = ("medusa", "exit")
+HEAD_LIMITS: dict[str, tuple[float, float]] = {
+    "count": (1, 16),
+    "layers": (0, 1000),
+    "rank": (0, 1 << 16),
+    "draft_vocabulary": (0, 1 << 24),
 }
 
 
-HEAD_KINDS = ("medusa", "exit")
-HEAD_LIMITS = {"count": (1, 16), "layers": (0, 1000), "rank": (0, 1 << 16), "draft_vocabulary": (0, 1 << 24)}
+_KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "dict": dict}
 
 
 class AdapterError(ValueError):
@@ -71,9 +84,9 @@ class HeadCard:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in HEAD_KINDS or self.projection not in PROJECTIONS:
-            raise AdapterError(f"The adapter's card names unknown heads ({self.kind!r}, {self.projection!r}).")
-        _check_limits(self, HEAD_LIMITS)
+        _check_fields(self, HEAD_LIMITS)
+        _check_choice("the kind of heads", self.kind, HEAD_KINDS)
+        _check_choice("projection", self.projection, PROJECTIONS)
 
     @property
     def file(self) -> str:
@@ -122,22 +135,23 @@ class Card:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "heads", {k: _head_card(k, v) for k, v in self.heads.items()})
-        if self.format != FORMAT:
+        if isinstance(self.format, int) and self.format != FORMAT:
             raise AdapterError(f"The adapter is of format {self.format}; this version reads format {FORMAT}.")
-        if self.mode not in MODES:
-            raise AdapterError(f"The adapter's card names an unknown mode {self.mode!r}.")
+        _check_fields(self, LIMITS)
+        object.__setattr__(self, "heads", {k: _head_card(k, v) for k, v in self.heads.items()})
+        _check_choice("mode", self.mode, MODES)
         if (self.gamma == 0) != (self.mode == "plain"):
-            raise AdapterError(
-                f"The adapter's card names {self.gamma} streams and the mode {self.mode}: it is damaged."
-            )
-        _check_limits(self, LIMITS)
-        if not isinstance(self.value_rotation, int | float) or not 0 <= self.value_rotation < 7:
-            raise AdapterError("The adapter's card is damaged: value_rotation must be an angle in radians.")
-        if not all(isinstance(s, int | float) for s in (self.lora_scale, self.main_scale)):
-            raise AdapterError("The adapter's card is damaged: lora_scale and main_scale must be numbers.")
-        if not isinstance(self.base_shape, dict):
-            raise AdapterError("The adapter's card is damaged: base_shape must be an object.")
+            raise _damaged(f"it names {self.gamma} streams and the mode {self.mode}")
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        """The shape of the base, and the draft vocabularies within it."""
+        kinds = {name: str if name == "model_type" else int for name in SHAPE}
+        if any(type(self.base_shape.get(name)) is not kind for name, kind in kinds.items()):
+            raise _damaged(f"base_shape must give {', '.join(SHAPE)}")
+        most = self.base_shape["vocab_size"]
+        if max(self.draft_vocabulary, *(head.draft_vocabulary for head in self.heads.values()), 0) > most:
+            raise _damaged(f"draft_vocabulary must be at most {most}, all tokens of the base model")
 
     @property
     def tuning(self) -> tuple[int, float]:
@@ -145,17 +159,44 @@ class Card:
         return (self.main_rank, self.main_scale) if self.mode == "lossless" else (self.lora_rank, self.lora_scale)
 
 
-def _head_card(kind: str, value: HeadCard | dict[str, Any]) -> HeadCard:
+def _damaged(what: str) -> AdapterError:
+    return AdapterError(f"The adapter's card is damaged: {what}.")
+
+
+def _head_card(kind: str, value: Any) -> HeadCard:
     if isinstance(value, HeadCard):
         return value
+    if not isinstance(value, dict):
+        raise _damaged(f"the card of the heads {kind} must be an object, not {_short(value)}")
     return HeadCard(**{f.name: value[f.name] for f in fields(HeadCard) if f.name in value} | {"kind": kind})
 
 
-def _check_limits(card: Any, limits: dict[str, tuple[int, int]]) -> None:
-    for name, (low, high) in limits.items():
-        value = getattr(card, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise AdapterError(f"The adapter's card gives {name} as {value!r}: it must be from {low} to {high}.")
+def _check_fields(card: Any, limits: dict[str, tuple[float, float]]) -> None:
+    """Raise AdapterError for a field of a card that is of another kind than its annotation, or out of its limits."""
+    words = {str: "a text", dict: "an object"}
+    for f in fields(card):
+        value, kind = getattr(card, f.name), _KINDS[str(f.type).partition("[")[0]]
+        if kind in words and not isinstance(value, kind):
+            raise _damaged(f"{f.name} must be {words[kind]}, not {_short(value)}")
+        if f.name in limits:
+            _check_number(f.name, value, *limits[f.name], kind)
+
+
+def _check_number(name: str, value: Any, low: float, high: float, kind: type) -> None:
+    number = isinstance(value, kind if kind is int else int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # not finite: in no limits
+        what = "a whole number" if kind is int else "a number"
+        raise _damaged(f"{name} must be {what} from {low} to {high}, not {_short(value)}")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise _damaged(f"{name} must be {' or '.join(choices)}, not {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    words = repr(value)
+    return words if len(words) <= 40 else f"{words[:40]}..."
 
 
 class Drafting(nn.Module):
@@ -306,7 +347,8 @@ def save_weights(part: Drafting, file: Path, dtype: torch.dtype = torch.float16)
         k: v.detach().to(dtype if v.is_floating_point() else torch.int32).cpu().contiguous()
         for k, v in part.state_dict().items()
     }
-    save_file(state, file)
+    with _replacing(file) as new:
+        save_file(state, new)
 
 
 def files(card: Card) -> list[str]:
@@ -316,20 +358,45 @@ def files(card: Card) -> list[str]:
 
 def write_card(folder: Path, card: Card) -> None:
     """Write a card alone."""
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with _replacing(folder / CARD) as new:
+        new.write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of ``file``: nobody finds one half written, whatever happens."""
+    new = file.with_name(f"{file.name}.new")
+    try:
+        yield new
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def read_card(folder: Path) -> Card:
     """The card of an adapter folder. Raises AdapterError when it is missing or damaged."""
     try:
         data = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        return Card(**{f.name: data[f.name] for f in fields(Card) if f.name in data})
     except FileNotFoundError:
-        raise AdapterError(f"There is no adapter in {folder}: the file {CARD} is missing.") from None
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        if isinstance(error, AdapterError):
-            raise
-        raise AdapterError(f"The adapter's card {folder / CARD} can't be read: it is damaged.") from None
+        raise AdapterError(f"There is no adapter in {folder}: {_instead(folder)}.") from None
+    except OSError as error:
+        raise AdapterError(f"The adapter's card {folder / CARD} can't be read ({error.strerror}).") from None
+    except (ValueError, RecursionError):
+        raise _damaged("it is not a JSON object") from None
+    if not isinstance(data, dict):
+        raise _damaged("it is not a JSON object")
+    if missing := [f.name for f in fields(Card) if f.name not in data and f.default is f.default_factory is MISSING]:
+        raise _damaged(f"it gives no {missing[0]}")
+    return Card(**{f.name: data[f.name] for f in fields(Card) if f.name in data})
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a card holds, and what to do with it."""
+    if (folder / PEFT).is_file():
+        return "it holds a PEFT adapter, which has no streams. Merge it into its base model and give that as the model"
+    if (folder / "config.json").is_file():
+        return "it holds a model. Give it as the model"
+    return f"the file {CARD} is missing"
 
 
 def load(folder: Path, anatomy: Anatomy) -> Adapter:
@@ -351,6 +418,7 @@ def read_weights(part: Part, file: Path, anatomy: Anatomy) -> Part:
     try:
         state = load_file(file)
         part.load_state_dict({k: v.float() if v.is_floating_point() else v.long() for k, v in state.items()})
+        _check_vocabulary(part, anatomy)
         part.restrict_head(anatomy)
     except FileNotFoundError:
         raise AdapterError(f"The adapter in {file.parent} is incomplete: the file {file.name} is missing.") from None
@@ -359,6 +427,15 @@ def read_weights(part: Part, file: Path, anatomy: Anatomy) -> Part:
     if not all(bool(p.isfinite().all()) for p in part.parameters()):
         raise AdapterError(f"The adapter's weights {file} hold values that are not finite numbers.")
     return part.to(device=anatomy.device).eval()
+
+
+def _check_vocabulary(part: Drafting, anatomy: Anatomy) -> None:
+    """Raise AdapterError unless the ids that can be drafted are the model's, sorted and each there once."""
+    ids, size = part.vocabulary, anatomy.model.get_input_embeddings().num_embeddings
+    if ids is not None and not (ids[0] >= 0 and ids[-1] < size and bool((ids.diff() > 0).all())):
+        raise AdapterError(
+            f"The adapter's weights are damaged: its draft vocabulary must be sorted, unique and below {size}."
+        )
 
 
 def bundled(model: str) -> dict[str, Path]:
@@ -382,7 +459,7 @@ def find(name: str, model: str) -> Path | None:
     have = mine(model) | have
     if name in have:
         return have[name]
-    if name.strip() and (folder := Path(name).expanduser()).is_dir():
+    if folder := folder_named(name):
         return folder
     if name.startswith("hub:"):
         from specstream import sharing  # inside, for it reads cards from here

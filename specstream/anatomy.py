@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 KNOWN_LAYER_TYPES = {FULL, SLIDING}
+RECURRENT = {"linear_attention", "conv", "hybrid", "hybrid_sliding", "mamba", "recurrent"}
 
 
 class UnsupportedModel(ValueError):
@@ -92,32 +94,40 @@ def context_of(config: Any) -> int:
     return int(stated)
 
 
-def _refuse(model: PreTrainedModel, config: Any, types: tuple[str, ...]) -> None:
+def _refuse(model: PreTrainedModel, config: Any, types: Collection[str]) -> None:
     """Raise UnsupportedModel for kinds of models that can't verify a tree."""
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModel("Encoder-decoder models are not supported: choose a causal language model.")
-    if set(types) - KNOWN_LAYER_TYPES or getattr(model, "_is_stateful", False):
+    if getattr(model, "_is_stateful", False) or RECURRENT & set(types):
         raise UnsupportedModel(
             "This model has recurrent layers, which can't take a rejected draft back: standard decoding only."
         )
-    alibi = getattr(config, "alibi", False) or "position_ids" not in inspect.signature(model.forward).parameters
-    if alibi:
+    if unknown := sorted(set(types) - KNOWN_LAYER_TYPES):
         raise UnsupportedModel(
-            "This model takes no position ids (ALiBi), which a draft tree needs: standard decoding only."
+            f"This model has layers of the type {unknown[0]}, which can't verify a draft tree: standard decoding only."
         )
+    takes = inspect.signature(model.forward).parameters
+    if "past_key_values" not in takes:
+        raise UnsupportedModel(
+            "This model keeps no keys and values between passes, which a draft needs: standard decoding only."
+        )
+    if "position_ids" not in takes or _uses_alibi(config):
+        raise UnsupportedModel(
+            "This model takes no position ids (as those with ALiBi), which a draft tree needs: standard decoding only."
+        )
+
+
+def _uses_alibi(config: Any) -> bool:
+    """Whether attention is biased by distance in the sequence: configs differ in how they say so."""
+    return bool(getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False))
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:
     """Find the parts of ``model``. Raises UnsupportedModel with the reason when something is missing."""
     config = model.config.get_text_config(decoder=True)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModel("Encoder-decoder models are not supported: choose a causal language model.")
-    layers = _layers(model, config.num_hidden_layers)
     types = tuple(getattr(config, "layer_types", None) or ())
-    if set(types) - KNOWN_LAYER_TYPES:
-        raise UnsupportedModel(
-            f"Layers of type {', '.join(sorted(set(types) - KNOWN_LAYER_TYPES))} can't be rolled back."
-        )
+    _refuse(model, config, types)
+    layers = _layers(model, config.num_hidden_layers)
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     default = SLIDING if window else FULL
     decoder = model.get_decoder()

@@ -83,7 +83,7 @@ class Layer(CacheLayerMixin):
         """The base class sets it to None."""
 
     @property
-    def values(self) -> Tensor | None:  # type: ignore[override]
+    def values(self) -> Tensor | None:
         """Values so far, ``[1, heads, length, head_dim]``."""
         return self.whole()[1][:, :, : self.length] if self._buffers else None
 

@@ -60,5 +60,5 @@ class Chat:
         """A conversation from JSON text; a new one where there is none, or none that can be read."""
         try:
             return cls.from_dict(json.loads(text or ""))
-        except ValueError:
+        except (ValueError, RecursionError):
             return cls()

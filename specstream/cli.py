@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -16,27 +21,67 @@ from specstream.params import METHODS, Method, Sampling, Streaming, method, pars
 from specstream.training.config import Config
 
 Command = Callable[..., Any]
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 EVERYTHING = "all"  # among the methods of a benchmark
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit; no traceback for anything that a user can cause."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # None where it is closed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an encoding such as latin-1 lacks is shown by its number
+            stream.reconfigure(errors="backslashreplace")
     try:
-        cli.main(args=args, prog_name="python -m specstream", standalone_mode=False)
+        code = _run(sys.argv[1:] if args is None else args)
+    except BrokenPipeError:  # whoever reads has had enough
+        code = 0
+    try:
+        sys.stdout.flush()
+    except OSError:  # that is known by now; the interpreter would try once more when it ends
+        _close_output()
+    if code:
+        sys.exit(code)
+
+
+def _run(args: list[str]) -> int:
+    """Run a command. Returns the exit code, and says what went wrong in one line."""
+    try:
+        with cli.make_context("python -m specstream", list(args)) as context:  # cli.main makes a closed pipe an error
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        sys.exit(2)
+        return 2
     except click.ClickException as error:
-        _fail(error.format_message().replace("\n", " "), 2)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("stopped", 130)
+        return _failed(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt, EOFError):
+        return _failed("stopped", 130)
     except BrokenPipeError:
-        sys.exit(0)
+        raise
     except (ValueError, OSError) as error:
-        _fail(_sentence(error), 1)
+        return _failed(_sentence(error), 1)
     except Exception as error:  # whatever else goes wrong, in code of others or in ours: no traceback for a user
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
-        _fail(f"something went wrong ({type(error).__name__}: {_sentence(error)})", 1)
+        return _failed(_unexpected(error), 1)
+    return 0
+
+
+def _close_output() -> None:
+    """Let what can't be written vanish."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or not a file of the system, in a test
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+
+
+def _unexpected(error: Exception) -> str:
+    from specstream.models import out_of_memory
+
+    if out_of_memory(error):
+        return "there is not enough memory for this: choose a smaller model, a shorter prompt or fewer tokens."
+    return f"something went wrong ({type(error).__name__}: {_sentence(error)})"
 
 
 def _sentence(error: Exception) -> str:
@@ -45,9 +90,29 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _fail(words: str, code: int) -> None:
-    click.echo(f"error: {words}", err=True)
-    sys.exit(code)
+def _failed(words: str, code: int) -> int:
+    click.echo(f"error: {_one_line(words)}", err=True)
+    return code
+
+
+def _note(words: Any) -> None:
+    click.echo(f"note: {_one_line(words)}", err=True)
+
+
+def _one_line(words: Any) -> str:
+    """Text from elsewhere as one line."""
+    return _harmless(" ".join(str(words).split()))
+
+
+def _harmless(text: str) -> str:
+    """Text that can't steer a terminal: control characters, and those that turn the direction, are spelled out."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON for standard output, in ASCII where that has no other characters."""
+    unicode = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    return _harmless(json.dumps(value, ensure_ascii=not unicode, indent=indent))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -126,7 +191,7 @@ def _load(model: str, adapter: str, device: str, dtype: str, draft_model: str, t
     finally:
         _progress_done()
     for note in engine.info.notes:
-        click.echo(f"note: {note}", err=True)
+        _note(note)
     return engine
 
 
@@ -190,7 +255,7 @@ def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> N
     type=click.Path(path_type=Path),
     help="Write one JSON object per prompt, - for standard output.",
 )
-@click.option("--stop", multiple=True, help="A stop string; may be given several times.")
+@click.option("--stop", multiple=True, help="A stop string, or a special token by name; may be given several times.")
 @params_options(Sampling)
 @method_options
 def generate(
@@ -212,7 +277,7 @@ def generate(
     _need_one(prompt, data, task_name)
     sampling = Sampling(**_pick(Sampling, values), stop=stop)
     chosen = _method(method_name, values) if method_name else None
-    _check_writable(json_file)
+    _check_writable(json_file, data=data)
     engine = _load(model, adapter, device, dtype, draft_model, task_name)
     if data is not None:
         from specstream.bench.cases import read_prompts
@@ -226,7 +291,7 @@ def generate(
 
 
 def _generate_one(engine: Any, prompt: str, chosen: Method, sampling: Sampling, echo: bool) -> dict[str, Any]:
-    from specstream.events import Finished, Step
+    from specstream.events import Finished, Reason, Step
     from specstream.session import token_ids
     from specstream.stats import summarize
 
@@ -237,11 +302,13 @@ def _generate_one(engine: Any, prompt: str, chosen: Method, sampling: Sampling, 
         new += event.tail if isinstance(event, Finished) else ""
         parts.append(new)
         if echo:
-            click.echo(new, nl=False)
+            click.echo(_harmless(new) if sys.stdout.isatty() else new, nl=False)
     stats = summarize(events)
     if echo:
         click.echo()
         click.echo(_summary(stats), err=True)
+    if stats.reason is Reason.CONTEXT:
+        _note(f"the text ends here because the model's context of {engine.info.context:,} tokens is full.")
     text = "".join(parts)
     return {
         "prompt": prompt,
@@ -266,20 +333,36 @@ def _write_lines(file: Path | None, results: Iterator[dict[str, Any]]) -> None:
         for _ in results:
             pass
         return
-    with click.open_file(str(file), "w", encoding="utf-8") as out:
+    # JSON spells half of a surrogate pair as this way to treat errors does.
+    with click.open_file(str(file), "w", encoding="utf-8", errors="backslashreplace") as out:
         for result in results:
             out.write(json.dumps(result, ensure_ascii=False) + "\n")
             out.flush()
 
 
-def _check_writable(file: Path | None) -> None:
-    """Refuse an output that can't be written before the work starts, not after."""
+def _check_writable(file: Path | None, **read: Path | str | None) -> None:
+    """Refuse an output that can't be written, or that is one of the files to ``read``, before the work starts."""
     if file is None or file == Path("-"):
         return
+    _check_apart("--json", file, **read)
     if not file.parent.is_dir():
         raise ValueError(f"The folder {file.parent} of the output file does not exist: make it first.")
     with file.open("a", encoding="utf-8"):
         pass
+
+
+def _check_apart(option: str, written: Path, **read: Path | str | None) -> None:
+    """Refuse to write over what is read. ``read`` are files by the names of their options."""
+    for name, file in read.items():
+        if file is not None and _same_file(written, Path(file)):
+            raise ValueError(f"--{name} and {option} name the same file, which would be overwritten: name another one.")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether two names mean the same file, by way of links too."""
+    if one.is_file() and other.is_file():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 @cli.command()
@@ -304,7 +387,7 @@ def _check_writable(file: Path | None) -> None:
 )
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
-@click.option("--stop", multiple=True, help="A stop string; may be given several times.")
+@click.option("--stop", multiple=True, help="A stop string, or a special token by name; may be given several times.")
 @params_options(Sampling)
 @method_options
 def bench(
@@ -333,7 +416,7 @@ def bench(
     names = list(dict.fromkeys(n.strip() for n in methods.split(",") if n.strip()))
     sampling = Sampling(**_pick(Sampling, values), stop=stop)
     _methods([n for n in names if n != EVERYTHING], values)  # refuses what is wrong before the model is loaded
-    _check_writable(json_file)
+    _check_writable(json_file, data=data)
     engine = _load(model, adapter, device, dtype, draft_model, _adapter_task(task_name))
     everything = EVERYTHING in names
     names = [name for n in names for name in (_everything(engine.info, assistant) if n == EVERYTHING else [n])]
@@ -358,7 +441,7 @@ def bench(
     _log_benchmark(report)
     for line in (*benchmark.table(results), *benchmark.categories(results), *benchmark.differences(results)):
         click.echo(line)
-    click.echo(json.dumps(report, ensure_ascii=False))
+    click.echo(_json(report))
 
 
 @cli.command()
@@ -401,7 +484,7 @@ def cost(
     sampling, chosen = Sampling(**_pick(Sampling, values)), _method(method_name, values)
     if tune:
         curve.largest(chosen)  # refuses a method without a tree before a minute is spent
-    _check_writable(json_file)
+    _check_writable(json_file, data=data)
     engine = _load(model, adapter, device, dtype, draft_model, _adapter_task(task_name))
     if tune and method_name in engine.info.unavailable:
         raise ValueError(engine.info.unavailable[method_name])
@@ -418,7 +501,7 @@ def cost(
     _log_benchmark(report)
     for line in lines:
         click.echo(line)
-    click.echo(json.dumps(report, ensure_ascii=False))
+    click.echo(_json(report))
 
 
 def _adapter_task(task_name: str | None) -> str | None:
@@ -435,7 +518,7 @@ def _log_benchmark(report: dict[str, Any]) -> None:
     try:
         RunLog().add_benchmark(report)
     except RunLogError as error:
-        click.echo(f"note: {error}", err=True)
+        _note(error)
 
 
 @cli.command()
@@ -496,6 +579,8 @@ def train(task: str, data: str | None, out: Path | None, resume: bool, **values:
     from specstream.training.command import Request, default_data, summary, train_adapter
 
     config = Config(**_pick(Config, values))
+    if progress := values["progress"]:
+        _check_apart("--progress", progress, data=data, dev=values["dev"])
     request = Request(
         task=task,
         data=data or default_data(task),
@@ -552,7 +637,7 @@ def runs_list(db: Path | None, limit: int, sort: str, **filters: Any) -> None:
     log = _open_log(db)
     for run in log.runs(limit=limit, sort=sort, **filters):
         speed = f"{run['speedup']:.2f}x" if run["speedup"] else "-"
-        prompt = " ".join(run["prompt"].split())[:50]
+        prompt = _one_line(run["prompt"][:400])[:50]
         line = f"{run['id']}  {run['started_utc'][:19]}  {run['status']:11}  {run['method']:9}  {speed:>6}"
         click.echo(f"{line}  {run['agreement'] or '-':9}  {prompt}")
     click.echo(f"{log.count(**filters)} runs in {log.path}", err=True)
@@ -563,7 +648,7 @@ def runs_list(db: Path | None, limit: int, sort: str, **filters: Any) -> None:
 @db_option
 def runs_show(run_id: str, db: Path | None) -> None:
     """One run with all that is known of it, as JSON."""
-    click.echo(json.dumps(_open_log(db).run(run_id), ensure_ascii=False, indent=2))
+    click.echo(_json(_open_log(db).run(run_id), indent=2))
 
 
 @runs.command("export")
@@ -577,7 +662,8 @@ def runs_export(run_id: str, form: str, db: Path | None, **filters: Any) -> None
 
     log = _open_log(db)
     ids = log.ids(**filters) if run_id == "all" else [log.run(run_id)["id"]]
-    (write_jsonl if form == "jsonl" else write_runs_csv)(log, sys.stdout, ids)
+    with click.open_file("-", "w", encoding="utf-8") as out:
+        (write_jsonl if form == "jsonl" else write_runs_csv)(log, out, ids)
 
 
 @runs.command("delete")
@@ -640,6 +726,8 @@ def evaluate(json_file: Path | None, against: Path | None, **options: Any) -> No
     data, task_name = options["data"], options["task_name"]
     if (data is None) != (task_name is None) or (data is None and not (json_file and against)):
         raise click.UsageError("Give --data and --task; or --json and --against to compare two earlier results.")
+    if data and json_file:
+        _check_apart("--json", json_file, against=against)
     other = quality.read_result(against) if against else None
     result = _evaluate(json_file, **options) if data else quality.read_result(Path(str(json_file)))
     for line in quality.result_lines(result):
@@ -658,7 +746,7 @@ def _evaluate(json_file: Path | None, data: str, split: str, task_name: str, lim
     quality.scorer(task(task_name))  # before the work starts, not after
     sampling, name = Sampling(**_pick(Sampling, options)), options["method_name"]
     chosen = _method(name, options) if name else None
-    _check_writable(json_file)
+    _check_writable(json_file, data=data)
     names = ("model", "adapter", "device", "dtype", "draft_model")
     engine = _load(**{name: options[name] for name in names}, task_name=task_name)
     items = quality.read_items(engine, data, split, task(task_name), limit)
@@ -687,11 +775,11 @@ def adapters_list() -> None:
         try:
             card = read_card(folder)
         except AdapterError as error:
-            click.echo(f"note: {error}", err=True)
+            _note(f"{folder}: {error}")
             continue
         size = sum(file.stat().st_size for f in files(card) if (file := folder / f).is_file()) / 1e6
         line = f"{name:24} {card.base:16} {card.task:10} {card.mode:8} {card.gamma:2} streams  {size:5.1f} MB"
-        click.echo("  ".join(filter(None, (line, *card.heads, card.licence))))
+        click.echo(_one_line("  ".join(filter(None, (line, *card.heads, card.licence)))))
 
 
 @adapters.command("push")

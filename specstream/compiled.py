@@ -146,7 +146,7 @@ def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], N
     layers = [*enumerate(anatomy.layers), *enumerate(copies, first)]
     replaced = [(i, layer) for i, layer in layers if shapes(layer) == form["shapes"]]
     for index, layer in replaced:
-        layer.forward = CompiledLayer(run, form, layer, index)  # type: ignore[assignment]
+        layer.forward = CompiledLayer(run, form, layer, index)
 
     def detach() -> None:
         for _, layer in replaced:
@@ -270,7 +270,7 @@ class _Traced(nn.Module):
     def forward(
         self, states: Tensor, extras: list[Tensor], keys: Tensor, values: Tensor, slots: Tensor, weights: list[Tensor]
     ) -> Tensor:
-        layer, where, names, constants = self._layer
+        layer, where, names, constants = vars(self)["_layer"]
         for (module, name), weight in zip(where, weights, strict=True):
             if name in module._parameters:
                 module._parameters[name] = weight
@@ -309,6 +309,7 @@ def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
     layer = anatomy.layers[0]
     target = ModelTarget(anatomy)
     target.prefill([1] * LEAST)
+    assert target.cache is not None
     target.cache.reserve(EXAMPLE_KEYS)
     hook = layer.register_forward_hook(lambda m, args, kwargs, out: calls.append((args, kwargs, out)), with_kwargs=True)
     target.verify(1, Draft((1,) * nodes, (-1,) * nodes, (1.0,) * nodes))
@@ -333,7 +334,7 @@ def _build(folder: Path, dtype: torch.dtype, out: Path) -> None:
     form["dtype"] = str(dtype).removeprefix("torch.")
     for module, name in places(layer):
         if name == "packed":
-            setattr(module, name, torch.empty(module.out_features, module.in_features, dtype=dtype))
+            setattr(module, name, torch.empty(module.packed.shape, dtype=dtype))  # type: ignore[arg-type]
     weights = [torch.empty_like(getattr(module, name)) for module, name in places(layer)]
     given = [kwargs[n] if at is None else kwargs[n][at] for n, at in extras]
     keys, values = cache.layers[0].whole()

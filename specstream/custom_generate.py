@@ -8,6 +8,7 @@ with other random numbers; ``torch.manual_seed`` repeats it.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from specstream.params import DraftModel, EarlyExit, Medusa, Method, PromptLooku
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, Variant
 from specstream.tasks import copy_after
+from specstream.text import too_long
 
 # These keep a state from call to call, and would see tokens that are only drafted.
 STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
@@ -59,7 +61,8 @@ class Processed(Picker):
 
     def warped(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
         ids = torch.tensor([list(prefix)], device=logits.device)
-        return self.processors(ids, logits.float()[None])[0]
+        scores = logits.to(torch.float32, copy=True)  # a processor may write into it
+        return self.processors(ids, scores[None])[0]
 
 
 class Silent:
@@ -74,7 +77,7 @@ class Silent:
 
 @dataclass
 class HostedRun(Run):
-    """A run that ends where transformers' stopping criteria say so."""
+    """A run that ends where transformers' stopping criteria say so, however long that is, or at the model's context."""
 
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
     longest: int = 0
@@ -85,7 +88,7 @@ class HostedRun(Run):
     def _end(self, token: int, stopped: bool) -> Reason | None:
         if bool(self.criteria(torch.tensor([self.ids]), None).any()):
             return Reason.LENGTH if len(self.ids) >= self.longest else Reason.EOS
-        return super()._end(token, stopped)
+        return Reason.CONTEXT if len(self.ids) >= self.target.context else None
 
 
 def decoder(
@@ -140,11 +143,12 @@ def decoder(
         if model is not parts.model:
             raise NotSupported("This decoder was made for another model: make one for this model.")
         _refuse(input_ids, logits_processor, generation_config, kwargs)
+        if input_ids.shape[1] >= parts.context:
+            raise NotSupported(too_long(input_ids.shape[1], parts.context))
         ids = input_ids[0].tolist()
         seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
         target = ModelTarget(parts, loaded, streams, beside)
-        sampling = Sampling(max_new_tokens=4096, seed=seed)
-        picker = Processed(sampling, processors=logits_processor, sample=bool(generation_config.do_sample))
+        picker = Processed(Sampling(seed=seed), processors=logits_processor, sample=bool(generation_config.do_sample))
         given = Given(target, ids, chosen, picker, ModelTarget(second) if second else None)
         run = HostedRun(
             target=target,
@@ -158,6 +162,9 @@ def decoder(
             longest=generation_config.max_length,
         )
         _drive(run, input_ids, streamer, kwargs.get("streamer"))
+        if run.reason is Reason.CONTEXT:
+            end = f"The text ends at {len(run.ids):,} tokens, the model's context"
+            warnings.warn(f"{end}, before the {run.longest:,} that were asked for.", stacklevel=2)
         out = torch.tensor([run.ids], device=input_ids.device)
         return GenerateDecoderOnlyOutput(sequences=out) if generation_config.return_dict_in_generate else out
 

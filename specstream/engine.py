@@ -34,7 +34,6 @@ from specstream.info import EngineInfo
 from specstream.loop import Run, decode
 from specstream.packed import HalfLinear, PackedLinear, pack, packed_linear, suits
 from specstream.params import (
-    LONGEST_PROMPT,
     METHODS,
     DraftModel,
     EarlyExit,
@@ -48,7 +47,16 @@ from specstream.params import (
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, PlainTarget, Variant
 from specstream.tasks import copy_after, task
-from specstream.text import NOTHING_BEFORE, TextStream, chat_prompt, encode, token_text
+from specstream.text import (
+    NOTHING_BEFORE,
+    PromptError,
+    TextStream,
+    chat_prompt,
+    encode,
+    least_tokens,
+    token_text,
+    too_long,
+)
 
 log = logging.getLogger(__name__)
 NO_STREAMS = (
@@ -76,10 +84,6 @@ DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
         given.second, given.ids, given.params, given.picker, given.target.vocabulary
     ),
 }
-
-
-class PromptError(ValueError):
-    """A prompt can't be used; the message is one sentence for the user."""
 
 
 class MethodUnavailable(ValueError):
@@ -144,20 +148,18 @@ class Engine:
         return task(task_name).prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt. Raises PromptError for an empty one or one that does not fit the context."""
+        """Token ids of a prompt. Raises PromptError for an empty one, one that is no text, or one that does not fit the
+        context."""
         if not prompt.strip():
             raise PromptError("The prompt is empty: type some text first.")
-        if len(prompt) > LONGEST_PROMPT:
-            raise PromptError(
-                f"The prompt has {len(prompt):,} characters; the limit is {LONGEST_PROMPT:,}: shorten it."
-            )
+        context = self.info.context
+        if least := least_tokens(self.tokenizer, prompt, context):
+            raise PromptError(too_long(least, context, " or more"))
         ids = encode(self.tokenizer, prompt)
         if not ids:
             raise PromptError("The prompt holds no tokens for this model: type some text first.")
-        if len(ids) >= self.info.context:
-            raise PromptError(
-                f"The prompt has {len(ids):,} tokens; this model's context is {self.info.context:,}: shorten it."
-            )
+        if len(ids) >= context:
+            raise PromptError(too_long(len(ids), context))
         return ids
 
     def generate(

@@ -85,7 +85,7 @@ class Run:
             picks, texts = self._accept(draft, logits)
             logprobs = logits[[p.place for p in picks]].log_softmax(-1)
             if logprobs[:, 0].isnan().any():
-                raise NotFinite("The model's numbers are not finite any more: choose float32 as its number format.")
+                raise NotFinite("The model's numbers are not finite any more: choose float32, or another model.")
             judged = verify.judge(draft, picks, logprobs, self.target.pruned)
             draft = replace(judged, texts=tuple(map(self.show, draft.tokens)))
             tokens = self._tokens(draft, picks, texts, logprobs)

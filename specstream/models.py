@@ -81,11 +81,21 @@ def resolve(name: str, progress: Progress = lambda words, fraction: None) -> Mod
 def here(name: str) -> ModelSource | None:
     """A model that is on this machine already: nothing is fetched. Raises ModelError for a name that can be none."""
     entry = CATALOGUE.get(name)
-    if entry is None and name and os.path.isdir(os.path.expanduser(name)):
-        return _folder(Path(name).expanduser())
+    if entry is None and (folder := sources.folder_named(name)):
+        return _folder(folder)
+    if entry is None:
+        _refuse_file(name)
     hub_id = entry.hub_id if entry else _hub_id(name)
     kept = sources.kept(sources.home() / "models" / name) if entry else None  # first, so that a model stays as it is
     return kept or sources.hub_cached(hub_id)
+
+
+def _refuse_file(name: str) -> None:
+    """Raise ModelError where a file is named."""
+    if name.lower().endswith(".gguf"):
+        raise ModelError(f"{name} can't be used as a model: {sources.GGUF}.")
+    if os.path.isfile(os.path.expanduser(name)):
+        raise ModelError(f"{name} is a file: name the folder that holds the model.")
 
 
 def layer_count(name: str) -> int:
@@ -148,11 +158,30 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[An
         if report["missing_keys"]:
             raise ModelError(f"The weights in {source.path} lack {sorted(report['missing_keys'])[0]}: get them again.")
         _check_tokens(source, tokenizer, model.get_input_embeddings().weight.shape[0])
+        _check_finite(source, model)
         return model.to(device).eval(), tokenizer
     except ModelError:
         raise
     except Exception as error:  # a foreign folder can make the loader fail in any way; the user gets a sentence
         raise ModelError(_why_not_loaded(source, error)) from error
+
+
+def _check_finite(source: ModelSource, model: Any) -> None:
+    """Raise ModelError for weights that hold NaN or infinity."""
+    import torch
+
+    if name := next((name for name, weight in model.named_parameters() if not _finite(weight)), None):
+        words = "get them again" if model.dtype == torch.float32 else "choose float32, or get them again"
+        raise ModelError(f"The weights in {source.path} hold values that are not finite numbers (in {name}): {words}.")
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    """Whether all values are finite. A finite norm says so in one quick pass; that of huge values overflows."""
+    import torch
+
+    if weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
+        return True  # nothing to read, or of a kind that has no norm
+    return bool(torch.linalg.vector_norm(weight, dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
 
 
 def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
@@ -206,12 +235,20 @@ def _take_out(tokenizer: Any, tokens: set[str]) -> None:
 
 def _why_not_loaded(source: ModelSource, error: Exception) -> str:
     words = str(error)
+    if out_of_memory(error):
+        return "The model does not fit into the device's memory: choose a smaller model or device cpu."
     if "trust_remote_code" in words:
         return f"The model in {source.path} needs code of its own, which is never run: choose another model."
-    if "out of memory" in words.lower():
-        return "The model does not fit into the device's memory: choose a smaller model or device cpu."
     if type(error).__name__ == "SafetensorError" or "size mismatch" in words or "ignore_mismatched_sizes" in words:
         return f"The weights in {source.path} are damaged: delete that folder and get the model again."
     if "okenizer" in words:
         return f"The tokenizer in {source.path} can't be loaded: its files are missing or damaged."
     return f"The model in {source.path} can't be loaded ({sources.first_line(error)}): choose another model."
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be allocated. PyTorch has an exception for it on a GPU, not on a CPU."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    )

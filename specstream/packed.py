@@ -71,9 +71,9 @@ class HalfLinear(nn.Module):
 
 
 # Without Python's checks for fake tensors. Absent from builds without oneDNN or FBGEMM: ``works`` finds out.
-_onednn = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+_onednn: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
 _onednn = getattr(_onednn, "_op", None)
-_fbgemm = torch.ops.quantized.linear_dynamic_fp16.default._op
+_fbgemm: Any = torch.ops.quantized.linear_dynamic_fp16.default._op
 
 
 torch.library.define("specstream::linear", "(Tensor x, Tensor packed, Tensor? bias) -> Tensor")  # for a compiler
@@ -196,7 +196,8 @@ def _one_call(norm: nn.Module) -> None:
 
 
 def _rms_norm(norm: nn.Module, eps: float, x: Tensor) -> Tensor:
-    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, eps)
+    weight = cast(Tensor, norm.weight)
+    return nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 
 @torch.inference_mode()

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-LONGEST_PROMPT = 50_000  # characters: longer than any context, and read in a moment
 NODES = 5  # drafted nodes that a pass verifies for little more than none, on most machines
+COLDEST = 1e-6  # a lower temperature is greedy: logits divided by it are no float32 numbers any more
 NODES_IN_TILES = 12  # the same where a product of bfloat16 takes sixteen rows at a time (AMX)
 
 
@@ -116,6 +116,8 @@ class Sampling(Checked):
         if not all(isinstance(s, str) for s in self.stop):
             raise ValueError("Stop strings must be texts.")
         object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 @dataclass(frozen=True)

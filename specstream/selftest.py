@@ -14,7 +14,9 @@ from specstream.adapters import Adapter
 from specstream.anatomy import Anatomy
 from specstream.attention import using
 from specstream.events import Draft
-from specstream.target import ModelTarget, Variant
+from specstream.masks import causal_mask
+from specstream.streams import Plan, carry
+from specstream.target import ModelTarget, Variant, model_masks, seen
 
 log = logging.getLogger(__name__)
 # Largest logit difference that rounding explains, as a share of the logits' spread. A wrong mask or position changes
@@ -45,8 +47,8 @@ def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
 @torch.inference_mode()
 def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
     """Largest difference, in spreads of the logits: of node logits in a tree pass from logits of each path alone, of
-    the logits that we make of the last layer's states, for the streams, from the model's own, and of deferred streams
-    from those of the pass. NaN if any is."""
+    the logits that we make of the last layer's states, for the streams, from the model's own, and of streams from those
+    that the pass itself carries. NaN if any is."""
     prompt, root, draft = _sample(anatomy)
     target = ModelTarget(anatomy, adapter, Variant() if adapter else None)
     target.prefill(prompt)
@@ -54,21 +56,32 @@ def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
     gaps = [_gap(got[row], _alone(anatomy, [*prompt, root, *path])) for row, path in enumerate(_paths(draft.tokens))]
     gaps.append(_head_gap(anatomy, prompt))
     if adapter:
-        gaps.append(_deferred_gap(target.stream_logits(PATH[-1]), anatomy, adapter, prompt, root, draft))
+        gaps.append(_streams_gap(anatomy, adapter, prompt, root, draft))
     target.release()
     return float(torch.tensor(gaps).max())
 
 
-def _deferred_gap(
-    streams: Tensor, anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: int, draft: Draft
-) -> float:
+def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: int, draft: Draft) -> float:
+    """Of the streams of an accepted path from those that a single pass over the same text carries, as in training."""
     target = ModelTarget(anatomy, adapter, Variant(deferred=True))
     target.prefill(prompt)
     target.verify(root, draft)
     target.keep(PATH)
     deferred = target.stream_logits(PATH[-1])
     target.release()
-    return _gap(deferred, streams)
+    ids = torch.tensor([[*prompt, root, *(draft.tokens[row - 1] for row in PATH[1:])]], device=anatomy.device)
+    rows = ids.shape[1]
+    positions = torch.arange(rows, device=anatomy.device)[None]
+    plan = Plan(seen(anatomy, causal_mask(rows, 0).to(positions.device), positions, 0), positions, positions[:, -1:])
+    lora = adapter.lora if adapter.card.mode == "lossless" else None
+    with carry(anatomy, adapter.streams, plan, lora) as carried:
+        anatomy.decoder(
+            input_ids=ids,
+            attention_mask=model_masks(anatomy, plan.masks),
+            position_ids=positions,
+            use_cache=False,
+        )
+    return _gap(deferred, adapter.draft_logits(anatomy, carried.states[0, 0]))
 
 
 def _head_gap(anatomy: Anatomy, ids: list[int]) -> float:
@@ -119,6 +132,7 @@ def exact(anatomy: Anatomy) -> bool:
     for row, token in zip(PATH, [root, *(draft.tokens[row - 1] for row in PATH[1:])], strict=True):
         equal &= torch.equal(logits[row], plain.verify(token, Draft())[0])
         plain.keep([0])
+    assert tree.cache is not None and plain.cache is not None
     for ours, theirs in zip(tree.cache.layers, plain.cache.layers, strict=True):
         equal &= torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
     return equal

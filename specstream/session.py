@@ -9,7 +9,7 @@ from specstream.engine import Engine
 from specstream.events import Agreement, Event, Finished, Lane, Reason, Started, Step, Verdict
 from specstream.params import Method, Sampling, Standard, method
 from specstream.sampling import Picker
-from specstream.stats import speedup, summarize
+from specstream.stats import counted, speedup, summarize
 from specstream.verdict import difference
 
 Item = tuple[Lane, Event] | Verdict
@@ -54,6 +54,8 @@ def verdict(
     engine: Engine, prompt: str, sampling: Sampling, ours: list[Event], standard: list[Event] | None
 ) -> Verdict:
     """Compare a run with standard decoding, token for token; a difference is looked into."""
+    if standard is None and _is_standard(ours):
+        return Verdict(Agreement.UNKNOWN, 0, "This is standard decoding, which the other methods are compared with.")
     if standard is None:
         return Verdict(Agreement.UNKNOWN, 0, "Standard decoding was not run, so there is nothing to compare with.")
     a, b = token_ids(ours), token_ids(standard)
@@ -61,13 +63,20 @@ def verdict(
     if _stopped(ours) or _stopped(standard):
         a, b = a[:shorter], b[:shorter]
         if a == b:
-            return Verdict(Agreement.UNKNOWN, shorter, f"Stopped early; the first {shorter} tokens are identical.")
+            return Verdict(
+                Agreement.UNKNOWN,
+                shorter,
+                f"Stopped early: identical as far as both runs got ({counted(shorter, 'token')}).",
+            )
     ratio = speedup(summarize(standard), summarize(ours))
     if a != b and not _exact(ours, sampling):
         return Verdict(Agreement.UNKNOWN, 0, SAMPLED, speedup=ratio)
     if a == b:
         return Verdict(
-            Agreement.IDENTICAL, len(a), f"Identical to standard decoding, all {len(a)} tokens.", speedup=ratio
+            Agreement.IDENTICAL,
+            len(a),
+            f"Identical to standard decoding, token for token ({counted(len(a), 'token')}).",
+            speedup=ratio,
         )
     return difference(engine, engine.encode(prompt), ours, a, b, Picker(sampling), ratio)
 
@@ -77,6 +86,10 @@ def _exact(events: list[Event], sampling: Sampling) -> bool:
     settings here."""
     started = (e for e in events if isinstance(e, Started) and "method" in e.settings)
     return all(method(e.method, **e.settings["method"]).exact(sampling) for e in started)
+
+
+def _is_standard(events: list[Event]) -> bool:
+    return any(isinstance(event, Started) and event.method == Standard.name for event in events)
 
 
 def _stopped(events: list[Event]) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 import platformdirs
 
 from specstream.models import catalogue
+from specstream.sources import ADAPTER, folder_named
 
-WEIGHTS, CARD = "adapter.safetensors", "card.json"
+WEIGHTS, CARD = ADAPTER, "card.json"
 
 
 def home() -> Path:
@@ -36,9 +37,9 @@ def base(folder: Path) -> str | None:
     """The base model that the card of an adapter names; None without an adapter that can be read."""
     try:
         found = json.loads((folder / CARD).read_text(encoding="utf-8"))["base"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return found if isinstance(found, str) and (folder / WEIGHTS).is_file() else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, str) and (folder / WEIGHTS).is_file() else None
 
 
 def same_model(one: str, other: str) -> bool:
@@ -51,5 +52,5 @@ def _full(model: str) -> str:
     known = {entry.name: entry.hub_id for entry in catalogue()}
     if model in known:
         return known[model]
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
+    folder = folder_named(model)
+    return str(folder.resolve()) if folder else model

@@ -29,6 +29,9 @@ SOURCE = "source.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
 STALE = 24 * 3600.0  # seconds after which an unfinished download is given up
+ADAPTER = "adapter.safetensors"  # the weights of an adapter of this program
+PEFT = "adapter_config.json"  # what tells a folder of the library peft
+GGUF = "GGUF is not read: name the Hub id, or the folder, of the model that it was made from"
 HUB_WAIT = 5.0  # seconds for the Hub to answer at all
 
 
@@ -61,19 +64,39 @@ def home() -> Path:
     return Path(os.environ.get("SPECSTREAM_HOME") or platformdirs.user_cache_path("specstream"))
 
 
+def folder_named(name: str) -> Path | None:
+    """The folder of this name, which may be any text and begin with ``~``; None where there is none."""
+    path = os.path.expanduser(name)
+    return Path(path) if os.path.isdir(path) else None
+
+
 def incomplete(folder: Path) -> str | None:
     """What is missing for a model that can be loaded, in words; None when its files are all there."""
     if not (folder / "config.json").is_file():
-        return "it has no config.json"
+        return _other_kind(folder) or "it has no config.json"
     try:
         shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except FileNotFoundError:
         shards = {"model.safetensors"}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return f"its {INDEX} is damaged"
     if missing := sorted(str(s) for s in shards if not (folder / str(s)).is_file()):
-        return f"it has no safetensors weights ({missing[0]} is missing, and pickled weights are never loaded)"
+        return (
+            _other_kind(folder)
+            or f"it has no safetensors weights ({missing[0]} is missing, and pickled weights are never loaded)"
+        )
     return None
+
+
+def _other_kind(folder: Path) -> str:
+    """What a folder that is no model holds instead, and what to do with it; empty where that is not known."""
+    if (folder / PEFT).is_file():
+        return "it holds a PEFT adapter. Merge it into its base model (merge_and_unload), save that and name its folder"
+    if (folder / ADAPTER).is_file():
+        return "it holds an adapter of this program. Give it as the adapter, and its base as the model"
+    if next(folder.glob("*.[gG][gG][uU][fF]"), None):
+        return f"it holds GGUF weights. {GGUF}"
+    return ""
 
 
 def kept(folder: Path) -> ModelSource | None:
@@ -81,7 +104,7 @@ def kept(folder: Path) -> ModelSource | None:
     try:
         record = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
         return None if incomplete(folder) else ModelSource(folder, str(record["origin"]), str(record["revision"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -125,6 +148,7 @@ def from_hub(hub_id: str, progress: Progress) -> ModelSource:
     except Exception as error:  # whatever the network, the Hub or the disk can do to a download
         raise ModelError(f"The download of {hub_id} failed ({first_line(error)}): try again.") from error
     if problem := incomplete(folder):
+        problem = GGUF if "gguf" in hub_id.lower() else problem
         raise ModelError(f"The model {hub_id} can't be used: {problem}.")
     return _snapshot(hub_id, folder)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from specstream.events import Event, Fate, Finished, Origin, Reason, Started, Step
 
+Interval = tuple[float, float] | tuple[None, None]
+SAMPLES, FEWEST = 2000, 5  # draws of a bootstrap, and values that it takes at least
 PHASES = ("draft", "draft_pass", "verify", "accept", "keep")
 
 
@@ -147,12 +150,33 @@ def speedup(standard: RunStats, method: RunStats) -> float | None:
     return (standard.seconds / standard.tokens) / (method.seconds / method.tokens)
 
 
-def mean_interval(
-    values: Sequence[float], samples: int = 2000, seed: int = 0
-) -> tuple[float, float] | tuple[None, None]:
-    """95 % bootstrap interval of the mean, by resampling the values; (None, None) for fewer than two."""
-    if len(values) < 2:
+def step_cost(standard: RunStats, method: RunStats) -> float | None:
+    """Mean time of a step of the method / that of standard decoding, prompt passes left out."""
+    if not (standard.steps and method.steps and standard.decode_seconds > 0):
+        return None
+    return (method.decode_seconds / method.steps) / (standard.decode_seconds / standard.steps)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 token, 1,200 tokens."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def bootstrap(
+    statistic: Callable[[Sequence[int]], float | None], size: int, samples: int = SAMPLES, seed: int = 0
+) -> Interval:
+    """95 % interval of a statistic of ``size`` values (given by index), by drawing them anew with replacement.
+
+    (None, None) for fewer than ``FEWEST`` values, from which no interval can be told.
+    """
+    if size < FEWEST:
         return None, None
     rng = random.Random(seed)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(samples))
-    return means[int(0.025 * samples)], means[int(0.975 * samples)]
+    drawn = (statistic(rng.choices(range(size), k=size)) for _ in range(samples))
+    values = sorted(v for v in drawn if v is not None and math.isfinite(v))
+    return (values[int(0.025 * len(values))], values[int(0.975 * len(values))]) if values else (None, None)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """95 % bootstrap interval of the mean; (None, None) for fewer than ``FEWEST`` values."""
+    return bootstrap(lambda picked: statistics.fmean(values[i] for i in picked), len(values))

@@ -187,8 +187,8 @@ class ModelTarget:
         rows = [root, *draft.tokens]
         fill = self._padded(len(rows)) - len(rows)  # rows that nobody asks for, as other roots
         positions = [self.length, *(self.length + d for d in draft.depths()), *[self.length] * fill]
-        seen = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
-        mask = tree_mask(seen, self.length)
+        visible = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
+        mask = tree_mask(visible, self.length)
         states = self._states = self._pass(rows + [root] * fill, positions, mask, range(len(rows)), draft)
         scored = [row for row in range(len(rows)) if row - 1 not in self.pruned]
         return self.anatomy.head_logits(states)[scored]
@@ -267,7 +267,7 @@ class ModelTarget:
             self.anatomy,
             layers,
             input_ids=torch.tensor([[token]], device=where.device),
-            attention_mask=self._model_masks(self._masks(mask, where, position)),
+            attention_mask=model_masks(self.anatomy, seen(self.anatomy, mask, where, position), self.cache.capacity),
             position_ids=where,
             past_key_values=self.cache,
             use_cache=True,
@@ -325,14 +325,14 @@ class ModelTarget:
         device, anatomy = self.anatomy.device, self.anatomy
         self.cache.reserve(self.length + len(tokens))
         where = torch.tensor([list(positions)], device=device)
-        masks = self._masks(mask.to(device), where, self.length)
+        masks = seen(anatomy, mask.to(device), where, self.length)
         plan = Plan(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
         self.pruned = frozenset()
         noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
         with noted as carried, self._recorded() if carried else nullcontext():
             out = anatomy.decoder(
                 input_ids=torch.tensor([list(tokens)], device=device),
-                attention_mask=self._model_masks(masks),
+                attention_mask=model_masks(anatomy, masks, self.cache.capacity),
                 position_ids=where,
                 past_key_values=self.cache,
                 use_cache=True,
@@ -372,7 +372,7 @@ class ModelTarget:
         states = self._stream_states(carried.main, keys, kept.positions.gather(1, kept.nodes))
         self.cache.keep(self.length, range(kept.positions.shape[1]), slice(self._first, None))
         carried.states = states[None]
-        self.stream_rows += states.shape[0] * self.gamma
+        self.stream_rows += (plan.nodes.shape[1] - len(self.pruned)) * self.gamma
 
     @property
     def _stream_lora(self) -> LoRA | None:
@@ -411,7 +411,7 @@ class ModelTarget:
         N - N_s. What the row saw is just what the cache holds."""
         assert self.cache is not None
         where = torch.tensor([[self.length - 1]], device=main.device)
-        row = self._masks(causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
+        row = seen(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
         states = self._stream_states(main, row, where)[0]
         self.cache.keep(self.length, [], slice(self._first, None))
         self._deferred_rows += self.gamma
@@ -430,25 +430,29 @@ class ModelTarget:
         rows = count * self.gamma
         self.cache.reserve(held + rows)
         index = torch.arange(count, device=main.device)[None]
-        seen = {t: with_streams(m, index, self.gamma)[:, count:] for t, m in masks.items()}
+        wider = {t: with_streams(m, index, self.gamma)[:, count:] for t, m in masks.items()}
         lora = None if merged else self._stream_lora
         with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(merged or first, 0):
             start = streams.start(main).flatten(1, 2)
             places = ahead(positions, self.gamma, self.context)
-            out = self._top.run(start, seen, places, self.cache.capacity)
+            out = self._top.run(start, wider, places, self.cache.capacity)
         return out[0].unflatten(0, (count, self.gamma))
 
-    def _masks(self, mask: Tensor, positions: Tensor, prefix: int) -> Masks:
-        masks = {FULL: mask}
-        if self.anatomy.window:
-            keys = torch.cat([torch.arange(prefix, device=mask.device)[None], positions], 1)
-            masks[SLIDING] = windowed(mask, positions, keys, self.anatomy.window)
-        return {t: masks[t] for t in set(self.anatomy.layer_types)}
 
-    def _model_masks(self, masks: Masks) -> Any:
-        assert self.cache is not None
-        floats = {t: additive(m, self.anatomy.dtype, self.cache.capacity) for t, m in masks.items()}
-        return floats if self.anatomy.mask_by_type else floats[self.anatomy.layer_types[0]]
+def seen(anatomy: Anatomy, mask: Tensor, positions: Tensor, prefix: int) -> Masks:
+    """By layer type what rows at ``positions`` ``[1, n]`` after ``prefix`` keys see, from a mask ``[1, n, keys]``
+    without a window."""
+    masks = {FULL: mask}
+    if anatomy.window:
+        keys = torch.cat([torch.arange(prefix, device=mask.device)[None], positions], 1)
+        masks[SLIDING] = windowed(mask, positions, keys, anatomy.window)
+    return {t: masks[t] for t in set(anatomy.layer_types)}
+
+
+def model_masks(anatomy: Anatomy, masks: Masks, keys: int = 0) -> Any:
+    """Masks in the form that the model's forward takes: additive, one or one for each layer type."""
+    floats = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
+    return floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]]
 
 
 class PlainTarget:

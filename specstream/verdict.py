@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from specstream.engine import Engine
 from specstream.events import Agreement, Draft, Event, Started, Step, Verdict
+from specstream.models import out_of_memory
 from specstream.params import Method, Standard, method
 from specstream.sampling import Picker
 from specstream.verify import walk
@@ -63,7 +63,9 @@ def _in_float32(
                 return "", True
             rows.append(row_logits(engine, prompt + a[:at], False))
             return ", checked in float32", _step_agrees(engine, prompt, ours, a, at, picker)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         return " (no memory to check it in float32)", True
 
 

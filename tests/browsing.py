@@ -6,15 +6,13 @@ test fails. What is expected must stay: a state that passes may be over before t
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, Page, expect
 
 from docs.scripts.browser import chromium as chromium
 from docs.scripts.browser import installed, settle
@@ -75,9 +73,6 @@ window.fetch = async (request, ...options) => {
 };
 """
 
-# What gradio's page says of a stream that a navigation cuts off.
-CUT_OFF = re.compile("BodyStreamBuffer was aborted|Connection errored out|network error|Failed to fetch")
-
 MARKS = [
     pytest.mark.browser,
     pytest.mark.timeout(900),
@@ -119,28 +114,13 @@ def load(page: Page, address: str) -> None:
 
 
 def noted(page: Page, url: str) -> list[str]:
-    """Errors of a page and requests to other hosts, as they come.
-
-    What it says of its streams while it is left for another page is not among them.
-    """
+    """Errors of a page and requests to other hosts, as they come."""
     problems: list[str] = []
-    left = threading.Event()
-
-    def said(text: str) -> None:
-        if not (left.is_set() and CUT_OFF.search(text)):
-            problems.append(text)
-
-    def asked(request: Request) -> None:
-        if request.is_navigation_request():
-            left.set()
-        if not is_local(request.url, url):
-            problems.append(request.url)
-
+    said = problems.append
     page.on("console", lambda message: said(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said(str(error)))
-    page.on("request", asked)
+    page.on("request", lambda asked: None if is_local(asked.url, url) else said(asked.url))
     page.on("response", lambda answer: said(f"{answer.status} {answer.url}") if answer.status >= 500 else None)
-    page.on("domcontentloaded", lambda _: left.clear())
     return problems
 
 
@@ -158,9 +138,8 @@ def visit(
         expect(page.get_by_text("Model: toy")).to_be_visible()
         open_tab(page, tab)
     yield page
-    found = list(problems)  # closing cuts streams off too
     page.close()
-    assert not found, found
+    assert not problems, problems
 
 
 def overhear(page: Page, selector: str) -> Callable[[], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import urllib.error
@@ -95,6 +96,41 @@ def test_settings_name_what_generate_takes(url: str) -> None:
     assert known["methods"]["streaming"]["settings"]["budget"]["default"] == Streaming().budget
 
 
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ([], "The prompt must be a text, not null."),
+        ([None], "The prompt must be a text, not null."),
+        ([7], "The prompt must be a text, not 7."),
+        (["Hi", None], "The task must be a text, not null."),
+        (["Hi", "poems"], "Unknown task 'poems'"),
+        (["Hi", "raw", ["streaming"]], 'The method must be a text, not ["streaming"].'),
+        (["Hi", "raw", "magic"], "Unknown method 'magic'"),
+        (["Hi", "raw", "streaming", 5], "The settings must be an object of names and values, not 5."),
+        (["Hi", "raw", "streaming", {"name": "x"}], "Speculative Streaming has no setting name."),
+        (["Hi", "raw", "streaming", {"temprature": 1}], "has no setting temprature"),
+        (["Hi", "raw", "streaming", {"temperature": "hot"}], "Temperature must be a number from 0 to 5"),
+        (["Hi", "raw", "streaming", {"max_new_tokens": 10**400}], "Max new tokens must be a whole number"),
+        (["Hi", "raw", "streaming", {"ignore_eos": "no"}], "Ignore end of text must be true or false"),
+        (["Hi", "raw", "streaming", {"stop": "x"}], "Stop strings must be a list of texts"),
+        (["Hi", "raw", "streaming", None, "yes"], 'Compare must be true or false, not "yes".'),
+    ],
+)
+def test_a_call_that_cannot_be_made_says_in_one_sentence_why(
+    url: str, arguments: list[Any], sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    endpoint = f"{url}/gradio_api/call/generate"
+    body = json.dumps({"data": arguments}).encode()
+    with urllib.request.urlopen(urllib.request.Request(endpoint, body, {"Content-Type": "application/json"})) as call:
+        event = json.load(call)["event_id"]
+    with urllib.request.urlopen(f"{endpoint}/{event}") as answer:
+        told = answer.read().decode()
+    assert "event: error" in told
+    said = json.loads(told.rsplit("data: ", 1)[1])["error"]
+    assert sentence in said and "\n" not in said
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_demo_caps_the_runs_of_programs_too(tmp_path: Path) -> None:
     page = serve(tmp_path, DEMO)
     client = Client(page.local_url, verbose=False)
@@ -121,9 +157,9 @@ def test_the_endpoints_are_tools_of_an_mcp_server(tmp_path: Path) -> None:
 async def call_tool(url: str) -> tuple[dict[str, Any], str]:
     """The tools by name with what they take, and what the one that generates answers."""
     from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
-    async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
+    async with streamable_http_client(url) as (read, write, _), ClientSession(read, write) as session:
         await session.initialize()
         tools = {tool.name: tool.inputSchema for tool in (await session.list_tools()).tools}
         generate = next(name for name in tools if name.endswith("generate"))

@@ -21,6 +21,9 @@ from tests.test_figures import report as report
 from ui.rules import DEMO
 
 pytestmark = MARKS
+CHARTS_FIT = """() => [...document.querySelectorAll(".ss-plot")].filter((frame) => frame.offsetParent).every((frame) =>
+  [...frame.querySelectorAll(".main-svg")].every((chart) =>
+    chart.getBoundingClientRect().right <= frame.getBoundingClientRect().right + 1))"""
 QUICK = 2  # prompts of a benchmark that is to end soon
 
 
@@ -137,7 +140,11 @@ def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pac
     page.close()
 
 
-def test_the_machine_is_tuned_and_the_playground_takes_the_settings(browser: Browser, url: str) -> None:
+def test_the_machine_is_tuned_and_the_playground_takes_the_settings(
+    browser: Browser, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("ui.results", "ui.benchmark"):  # on a busy machine the toy's gain may be lost in noise
+        monkeypatch.setattr(f"{module}.fastest_tried", lambda tuned: tuned["settings"])
     with visit(browser, url, "Benchmark") as page:
         page.get_by_label("Prompts", exact=True).fill("4")
         unfold(page, "Tune for this machine")
@@ -151,6 +158,7 @@ def test_the_machine_is_tuned_and_the_playground_takes_the_settings(browser: Bro
         said = advice.inner_text()
         expect(page.get_by_role("heading", name="Cost of a step")).to_be_visible()
         expect(page.get_by_role("heading", name="Predicted against measured")).to_be_visible()
+        page.wait_for_function(CHARTS_FIT)
         page.get_by_role("button", name="Use these settings").click()
         expect(page.get_by_role("tab", name="Playground", selected=True)).to_be_visible()
         unfold(page, "Settings: length, temperature, tree")

@@ -39,6 +39,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     engines.load()
     runlog = RunLog(tmp_path_factory.mktemp("log") / "runs.db")
     log_markup(runlog)
+    log_end_of_text(runlog)
     page = app.build(engines, runlog)
     page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
     yield page.local_url
@@ -53,6 +54,20 @@ def log_markup(runlog: RunLog) -> None:
     recorder.add(Lane.METHOD, Step(0, draft, (Token(1, EVIL, Origin.DRAFT, 1, 0),), {"verify": 0.1}, 1))
     recorder.add(Lane.METHOD, Finished(Reason.EOS))
     recorder.verdict(Verdict(Agreement.MISMATCH, 1, EVIL))
+    recorder.close()
+
+
+def log_end_of_text(runlog: RunLog) -> None:
+    """A logged run that accepted an end of text, below which more was drafted."""
+    recorder = runlog.start(load_toy().info, "ends inside its tree", "raw", "streaming", {})
+    fates = (Fate.ACCEPTED, Fate.UNREACHED, Fate.REJECTED, Fate.UNREACHED)
+    draft = Draft(
+        (1, 2, 3, 4), (-1, 0, -1, 2), (0.5,) * 4, fates, (0.5, None, 0.5, None), ("end", "child", "no", "kid")
+    )
+    recorder.add(Lane.METHOD, Started("streaming", 1))
+    recorder.add(Lane.METHOD, Step(0, Draft(), (Token(9, "One", Origin.TARGET),), {"verify": 0.1}, 1))
+    recorder.add(Lane.METHOD, Step(1, draft, (Token(1, "end", Origin.DRAFT, 1, 0),), {"verify": 0.1}, 5))
+    recorder.add(Lane.METHOD, Finished(Reason.EOS))
     recorder.close()
 
 
@@ -231,7 +246,21 @@ def test_refused_settings_and_prompts_are_told_in_the_page(page: Page) -> None:
     expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("The prompt is empty"))
     page.get_by_label("Prompt", exact=True).first.fill("x" * 100_000)
     page.get_by_role("button", name="Run", exact=True).click()
-    expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("100,000 characters"))
+    expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile(r"The prompt has [\d,]+ (characters|tokens)"))
+    open_settings(page)
+    for label, words in (
+        ("Tree budget", "from 0 to 64, not 500"),
+        ("Max new tokens", "not 99999"),
+        ("Temperature", "not 9"),
+    ):
+        field = page.get_by_label(label, exact=True).locator("visible=true").first
+        before, wrong = field.input_value(), words.rsplit(" ", 1)[1]
+        field.fill(wrong)
+        field.blur()
+        page.get_by_role("button", name="Run", exact=True).click()
+        expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile(words))
+        expect(field).to_have_value(wrong)  # what was typed is not changed silently
+        field.fill(before)
     generate(page, tokens=20)
     wait_until_done(page)
 
@@ -328,6 +357,50 @@ def test_a_token_and_its_node_are_one_thing(page: Page) -> None:
     expect(player(page).locator(".ss-method .ss-tok.ss-chosen")).to_have_count(1)
 
 
+def test_what_was_drafted_below_the_end_of_the_text_is_told_so(page: Page, url: str) -> None:
+    open_sessions(page)
+    page.get_by_label("Search").fill("ends inside its tree")
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
+    page.get_by_role("gridcell").filter(has_text="ends inside").first.click()
+    detail = page.locator(".ss-player").nth(1).locator(".ss-detail")
+    expect(detail.locator("tr", has_text="child")).to_contain_text("never compared: the text ended before it")
+    expect(detail.locator("tr", has_text="kid")).to_contain_text("never compared: “no” before it lost")
+
+
+def test_a_link_to_a_run_shows_it_at_once(page: Page, browser: Browser, url: str) -> None:
+    open_sessions(page)
+    page.get_by_label("Search").fill("ends inside its tree")
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
+    page.get_by_role("gridcell").filter(has_text="ends inside").first.click()
+    run = page.locator("#opened-run .ss-facts dd").first.inner_text().split(",")[0]
+    with visit(browser, url, "Sessions", query=f"&run={run}") as linked:
+        shown = linked.locator("#opened-run")
+        expect(shown.locator(".ss-facts").first).to_be_in_viewport()
+
+
+def test_the_recordings_pace_is_not_that_of_the_next_run(page: Page) -> None:
+    pace = player(page).get_by_label("Speed")
+    expect(pace).to_have_value("0.25")
+    generate(page, tokens=20)
+    wait_until_done(page)
+    expect(pace).to_have_value("1")
+    pace.select_option("0.5")
+    generate(page, tokens=20)
+    wait_until_done(page)
+    expect(pace).to_have_value("0.5")  # the visitor's own choice stays
+
+
+def test_a_tree_in_focus_keeps_its_arrows(page: Page) -> None:
+    where, tree = player(page).locator(".ss-where"), player(page).locator(".ss-tree")
+    player(page).get_by_role("button", name="Zoom in").click(click_count=6)
+    now = where.text_content() or ""
+    tree.focus()
+    tree.evaluate("t => t.scrollLeft = 0")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.ss-tree').scrollLeft > 0")
+    expect(where).to_have_text(now)
+
+
 def test_zoom_changes_the_size_and_fit_shows_the_whole_tree(page: Page) -> None:
     size = "document.querySelector('.ss-tree svg').getBoundingClientRect().width"
     before = page.evaluate(size)
@@ -367,7 +440,7 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
     browser: Browser, url: str, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Job, "grace", 120)  # a slow machine needs longer to load a page than a visitor's patience
-    page = window(browser)  # not the fixture's: a page that goes away in the middle of a run says so on the console
+    page = window(browser)
     load(page, url)
     endless(page, pace, "name[Otter Hall]")
     begun, seen = player(page).locator(".ss-method").inner_text(), player(page).locator(".ss-method .ss-tok").count()
@@ -382,6 +455,27 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
     expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log: .*stopped"))
     assert player(page).locator(".ss-method").inner_text().startswith(begun)
     page.close()
+
+
+def test_leaving_in_the_middle_of_a_run_is_no_error(page: Page, pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``visit`` asserts that nothing is said on the console."""
+    monkeypatch.setattr(Job, "grace", 120)
+    endless(page, pace, "name[Heron House]")
+    page.reload()
+    expect(player(page)).to_have_attribute("data-state", "running")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible()
+
+
+def test_a_link_that_leads_nowhere_leaves_the_run_alone(page: Page, pace: Pace) -> None:
+    """A download is such a link, and so is one that the visitor takes back: the page stays, so its streams must."""
+    endless(page, pace, "name[Heron House]")
+    page.route("**/nowhere", lambda route: route.fulfill(status=204))
+    page.evaluate("location.href = '/nowhere'")
+    seen = player(page).locator(".ss-method .ss-tok").count()
+    expect(player(page).locator(".ss-method .ss-tok").nth(seen + 5)).to_be_visible()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("Done: stopped by you")).to_be_visible()
 
 
 def compare_methods(page: Page, tokens: int = 40) -> None:
@@ -428,8 +522,8 @@ def shows_without_network(browser: Browser, file: Path, texts: list[str], url: s
     page.goto(file.as_uri())
     expect(page.locator(".ss-race")).to_have_attribute("data-state", "over")
     assert page.locator(".ss-lane .ss-text").all_inner_texts() == texts
-    assert asked == [file.as_uri()]
-    assert (page.locator(".ss-grid a").first.get_attribute("href") or "").startswith(url + "?run=")
+    assert asked == [file.as_uri()] and "beforeunload" not in file.read_text()
+    assert page.locator(".ss-grid a").count() == 0  # to this machine, where the reader is not
     context.close()
 
 

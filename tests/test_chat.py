@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 
 from specstream.chat import Chat
+from specstream.events import Finished, Lane, Reason
 from specstream.params import Sampling, Streaming
 from specstream.runlog import RunLog
 from specstream.text import chat_prompt
@@ -52,6 +53,7 @@ def test_a_conversation_survives_json_and_damage_is_a_new_one() -> None:
         "[]",
         '{"id": 1, "system": "", "turns": []}',
         '{"id": "", "system": "", "turns": [1]}',
+        "[" * 100_000,
     ):
         assert Chat.from_json(damaged) == Chat()
     with pytest.raises(ValueError, match="start a new one"):
@@ -107,11 +109,12 @@ def test_each_turn_is_a_run_of_its_own_that_can_be_replayed(engines: Engines, tm
 
 def test_a_page_loaded_again_learns_of_the_turn_that_ended_meanwhile() -> None:
     kept = Chat("c1", "", (("a", "b"),))
-    row = {"settings": {"chat": kept.to_dict()}, "prompt": "c", "output": "d"}
+    row = {"settings": {"chat": kept.to_dict()}, "prompt": "c", "output": "d", "status": "finished"}
     assert chat.newer(kept, row).turns == (("a", "b"), ("c", "d"))
     assert chat.newer(kept.add("c", "d"), row) == kept.add("c", "d")  # known already
     assert chat.newer(Chat(), row) == Chat()  # a new conversation was begun
     assert chat.newer(kept, row | {"settings": {}}) == kept and chat.newer(kept, row | {"output": None}) == kept
+    assert chat.newer(kept, row | {"status": "stopped"}) == kept  # the answer was broken off
 
 
 def test_the_form_asks_with_the_conversation_only_where_the_model_can_chat(engines: Engines) -> None:
@@ -133,10 +136,23 @@ def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
         tab = playground.layout(engines)
     ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
     assert tab.asked(ask)[tab.prompt] == ""
-    failed, answered = tab.answered(ask, ""), tab.answered(ask, "Hello.")
+    failed, answered = tab.answered(ask, "", True), tab.answered(ask, "Hello.", True)
     assert failed[tab.prompt] == "Hi" and Chat.from_json(failed[tab.chat.kept]) == BEFORE
     assert tab.prompt not in answered and Chat.from_json(answered[tab.chat.kept]).turns[-1] == ("Hi", "Hello.")
-    assert tab.asked(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), "x")
+    assert tab.asked(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), "x", True)
+
+
+def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    stopped = tab.answered(ask, "Well, I", False)
+    assert stopped[tab.prompt] == "Hi" and Chat.from_json(stopped[tab.chat.kept]) == BEFORE
+    for reason, whole in ((Reason.STOPPED, False), (Reason.ERROR, False), (Reason.LENGTH, True), (Reason.EOS, True)):
+        view = View(Feed("live"))
+        view.add((Lane.METHOD, Finished(reason)))
+        assert view.whole is whole
+    assert not View(Feed("live")).whole  # stopped without waiting for the step under way
 
 
 def test_markup_in_a_conversation_stays_text(engines: Engines) -> None:

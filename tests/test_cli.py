@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from specstream import cli, toy
+from specstream import adapters, cli, toy
 from specstream.events import Lane
 from specstream.params import METHODS, Sampling, Streaming
 from specstream.runlog import RunLog
@@ -73,6 +79,24 @@ BAD = {
     ),
     "tune without data": (["cost", "--tune"], "--tune needs prompts"),
     "tune standard": (["cost", "--tune", "--task", "e2e", "--data", "DATA", "--method", "standard"], "can't be tuned"),
+    "output is the data": (
+        ["generate", "--task", "e2e", "--data", "DATA", "--json", "DATA"],
+        "--data and --json name the same file, which would be overwritten",
+    ),
+    "bench output is the data": (["bench", "--task", "e2e", "--data", "DATA", "--json", "DATA"], "the same file"),
+    "cost output is the data": (["cost", "--task", "e2e", "--data", "DATA", "--json", "DATA"], "the same file"),
+    "evaluate output is the data": (["evaluate", "--task", "e2e", "--data", "DATA", "--json", "DATA"], "the same file"),
+    "evaluate output is compared with": (
+        ["evaluate", "--task", "e2e", "--data", "DATA", "--json", "RESULT", "--against", "RESULT"],
+        "--against and --json name the same file",
+    ),
+    "training progress is the data": (
+        ["train", "--task", "e2e", "--data", "DATA", "--progress", "DATA"],
+        "--data and --progress name the same file",
+    ),
+    "prompt of half a character": (["generate", "--prompt", "a \ud800 b"], "is not valid text: character 3 is half"),
+    "chat of half a character": (["generate", "--task", "chat", "--prompt", "\udcff"], "is not valid text"),
+    "log in memory": (["runs", "list", "--db", ":memory:"], "keeps nothing"),
     "unknown run": (["runs", "show", "NOPE"], "There is no run"),
 }
 
@@ -80,7 +104,10 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_gives_one_line(name, toy_engine, data, capsys) -> None:
     args, words = BAD[name]
-    assert words in fails([str(data) if a == "DATA" else a for a in args], capsys)
+    (result := data.with_name("result.json")).write_text('{"task": "e2e", "prompts": [], "method": "x"}')
+    before, files = data.read_text(), {"DATA": str(data), "RESULT": str(result)}
+    assert words in fails([files.get(a, a) for a in args], capsys)
+    assert data.read_text() == before
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "nobody/nothing-like-this", "../x", "a b"])
@@ -221,6 +248,128 @@ def test_runs_list_show_export(capsys, tmp_path) -> None:
     assert "not a day" in capsys.readouterr().err
     assert run(["runs", "delete", run_id, "--yes", "--db", str(db)]) == 0
     assert log.count() == 0
+
+
+def test_a_link_to_the_data_is_the_data(toy_engine, data, tmp_path, capsys) -> None:
+    (link := tmp_path / "link.json").symlink_to(data)
+    before = data.read_text()
+    args = ["generate", "--task", "e2e", "--data", str(data), "--json", str(link)]
+    assert "the same file" in fails(args, capsys) and data.read_text() == before
+
+
+def test_a_run_that_fills_the_context_says_so(toy_engine, capsys, monkeypatch, tmp_path) -> None:
+    def load(*_, **__):
+        engine = toy.load_toy(pace=0)
+        engine.info = replace(engine.info, context=40)
+        return engine
+
+    monkeypatch.setattr("specstream.engine.load", load)
+    monkeypatch.setattr(toy.ToyTarget, "context", 40)
+    args = ["generate", "--prompt", "Text: The", "--max-new-tokens", "200", "--json", str(tmp_path / "x.json")]
+    assert run(args) == 0
+    assert "note: the text ends here because the model's context of 40 tokens is full." in capsys.readouterr().err
+    assert json.loads((tmp_path / "x.json").read_text())["stats"]["reason"] == "context"
+    assert run(["generate", "--prompt", "Text: The", "--max-new-tokens", "5"]) == 0
+    assert "context" not in capsys.readouterr().err
+
+
+def test_a_stop_of_half_a_character_is_written_as_json_spells_it(toy_engine, data, tmp_path, capsys) -> None:
+    file = tmp_path / "bench.json"
+    args = ["--task", "e2e", "--data", str(data), "--limit", "1", "--repeats", "1", "--max-new-tokens", "9"]
+    assert run(["bench", *args, "--stop", "\ud800é", "--json", str(file)]) == 0
+    report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert json.loads(file.read_text())["sampling"]["stop"] == report["sampling"]["stop"] == ["\ud800é"]
+
+
+EVIL = "=1+1 \x1b[2J\x1b]0;title\x07 \x9b31m \u202egnp \x7f日本🦊é"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RunLog:
+    """A log with one run, whose prompt would steer a terminal."""
+    engine, log = toy.load_toy(pace=0), RunLog(tmp_path / "runs.db")
+    with log.start(engine.info, EVIL, "", "streaming", {}) as recorder:
+        for item in run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=9)):
+            recorder.add(*item) if isinstance(item, tuple) else recorder.verdict(item)
+    return log
+
+
+def test_a_prompt_can_not_steer_the_owners_terminal(log: RunLog, capsys) -> None:
+    steering = set("\x1b\x07\x9b\x7f\u202e")
+    for args in (["list"], ["show", log.ids()[0]]):
+        assert run(["runs", *args, "--db", str(log.path)]) == 0
+        out = capsys.readouterr().out
+        assert not steering & set(out) and "title" in out and "\\u001b" in out
+    assert json.loads(out)["prompt"] == EVIL
+    assert "error: There is no run '" in fails(["runs", "show", "\x1b[2J", "--db", str(log.path)], capsys)
+
+
+def test_an_adapter_can_not_steer_the_terminal(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    _, adapter = tiny.model_with_adapter("llama")
+    for name, card in (("one", replace(adapter.card, licence="\x1b[2Jfree\n")), ("two\x1b[2J", adapter.card)):
+        adapters.save(adapter, tmp_path / "adapters" / name, card)
+    (tmp_path / "adapters" / "two\x1b[2J" / "card.json").write_text('{"base": "tiny"}')
+    assert run(["adapters", "list"]) == 0
+    out = capsys.readouterr()
+    assert "\x1b" not in out.out + out.err and "free" in out.out and "two\\u001b[2J" in out.err
+
+
+def test_text_on_a_terminal_can_not_steer_it(toy_engine, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(toy.ByteTokenizer, "decode", lambda self, ids, **_: "a\x1b[2J\tb\n" * len(ids))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert run(["generate", "--prompt", "Text:", "--max-new-tokens", "1"]) == 0
+    assert capsys.readouterr().out == "a\\u001b[2J\tb\n\n"
+
+
+def specstream(*args: str, **settings: Any) -> subprocess.Popen[bytes]:
+    """The program in a process of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", "specstream", *args], **pipes | settings)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_output_in_any_encoding(log: RunLog, encoding: str) -> None:
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    commands = (["list"], ["show", log.ids()[0]], ["export", "all"], ["export", "all", "--format", "csv"])
+    running = [specstream("runs", *args, "--db", str(log.path), env=env) for args in commands]
+    texts = []
+    for process in running:
+        out, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        texts.append(out)
+    shown, line, table = texts[1].decode(encoding), texts[2].decode(), texts[3].decode()
+    assert json.loads(shown)["prompt"] == json.loads(line)["prompt"] == EVIL and "日本🦊é" in table
+
+
+@pytest.mark.parametrize("args", [["models", "list"], ["runs", "export", "all", "--db", "DB"], ["--help"], ["runs"]])
+def test_a_pipe_that_is_closed_early_is_no_error(args: list[str], log: RunLog) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = specstream(*(str(log.path) if a == "DB" else a for a in args), stdout=writer)
+    os.close(writer)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"") or (args == ["runs"] and process.returncode == 0)
+
+
+@pytest.mark.parametrize("args", [["models", "list"], ["runs", "show", "ID", "--db", "DB"]])
+def test_output_that_can_not_be_written(args: list[str], log: RunLog) -> None:
+    args = [{"DB": str(log.path), "ID": log.ids()[0]}.get(a, a) for a in args]
+    with open("/dev/full", "w") as full:
+        process = specstream(*args, stdout=full)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.decode() == "error: [Errno 28] No space left on device\n"
+    command = f"exec {sys.executable} -m specstream {' '.join(args)} >&-"
+    closed = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, check=False)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+def test_no_memory_is_one_sentence(toy_engine, monkeypatch, capsys) -> None:
+    def allocate(*_: Any, **__: Any) -> None:
+        torch.empty(1 << 55)
+
+    monkeypatch.setattr(toy.ToyTarget, "prefill", allocate)
+    assert "there is not enough memory" in fails(["generate", "--prompt", "a"], capsys)
 
 
 def test_models_list(capsys) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LogitsProcessor,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from specstream import adapters
 from specstream.anatomy import dissect
@@ -87,6 +95,54 @@ def test_a_draft_model_drafts(drafts: str) -> None:
     torch.manual_seed(1)
     _, ours = both(model, function, **options)  # what is drawn for a draft goes through the processors too
     assert alternates(ours) and ours[IDS.shape[1] :] != theirs[IDS.shape[1] :]
+
+
+class InPlace(LogitsProcessor):
+    """Forbids a part of the vocabulary by writing into the scores, as transformers' own loop allows."""
+
+    def __call__(self, input_ids, scores):
+        scores[:, 20:60] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "top_k": 1}])
+def test_a_processor_may_write_in_place(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny.tiny("llama")
+    adapters.save(adapter := tiny.random_adapter(dissect(tiny.tiny("llama")), mode="lossless"), tmp_path, adapter.card)
+    for function in (decoder(model, method=EAGER), decoder(model, adapter=tmp_path)):
+        theirs, ours = both(model, function, logits_processor=[InPlace()], **settings)
+        assert ours == theirs and not {*range(20, 60)} & {*ours[IDS.shape[1] :]}
+    second = decoder(model, method=DraftModel(drafts="sampled", confidence=0), draft_model=tiny.tiny("llama"))
+    _, ours = both(model, second, logits_processor=[InPlace()], do_sample=True)
+    assert not {*range(20, 60)} & {*ours[IDS.shape[1] :]}
+
+
+def long(limit: int) -> Any:
+    """A model with room for more tokens than a run of our own has."""
+    config = AutoConfig.for_model("llama", **tiny.LLAMA | {"max_position_embeddings": limit, "num_hidden_layers": 1})
+    model = AutoModelForCausalLM.from_config(config).eval().to(tiny.DEVICE)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def test_as_many_tokens_as_were_asked_for() -> None:
+    model = long(5000)
+    options = {"max_new_tokens": 4200, "pad_token_id": 0}
+    assert model.generate(IDS, custom_generate=decoder(model, method=EAGER), **options).shape[1] == IDS.shape[1] + 4200
+
+
+def test_a_text_that_reaches_the_context_ends_there_with_a_warning() -> None:
+    model = tiny.tiny("llama")  # a context of 256
+    function = decoder(model, method=EAGER)
+    with pytest.warns(UserWarning, match="ends at 256 tokens, the model's context, before the 324 that were asked for"):
+        _, ours = both(model, function, max_new_tokens=300)
+    assert len(ours) == 256
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert len(both(model, function, max_new_tokens=256 - IDS.shape[1])[1]) == 256  # all that was asked for
+    full = torch.tensor([tiny.prompt(256)], device=tiny.DEVICE)
+    with pytest.raises(NotSupported, match="has 256 tokens; this model's context is 256: shorten it"):
+        model.generate(full, custom_generate=function, max_new_tokens=4, pad_token_id=0)
 
 
 def test_end_of_text_and_criteria_end_where_they_do_in_generate() -> None:
@@ -214,5 +270,6 @@ def test_models_and_methods_that_do_not_fit() -> None:
         tiny.tiny("llama").generate(IDS, custom_generate=decoder(model), max_new_tokens=4)
     with pytest.raises(NotSupported, match="one sequence"):
         model.generate(IDS.repeat(2, 1), custom_generate=decoder(model), max_new_tokens=4, pad_token_id=0)
-    with pytest.raises(ValueError):
-        decoder(tiny.tiny("bloom"))
+    for family, words in (("bloom", "ALiBi"), ("falcon", "ALiBi"), ("mamba", "recurrent layers")):
+        with pytest.raises(NotSupported, match=words):
+            decoder(tiny.tiny(family))

@@ -19,11 +19,11 @@ from specstream.anatomy import dissect
 from specstream.bench import outside
 from specstream.cli import main
 from specstream.drafters.draft_model import DraftModelDrafter
-from specstream.events import Agreement, Fate, Reason, Verdict
+from specstream.events import Agreement, Draft, Fate, Reason, Verdict
 from specstream.loop import Run
 from specstream.params import DraftModel, Sampling, Standard
 from specstream.session import run_session, token_ids
-from specstream.target import ModelTarget
+from specstream.target import ModelTarget, never
 from tests import test_models, tiny
 from ui import model_panel, render, rules
 from ui.engines import Engines
@@ -36,12 +36,16 @@ class Counting(ModelTarget):
     """A draft model that counts the rows of its passes."""
 
     def __init__(self, anatomy: Any) -> None:
-        super().__init__(anatomy, None, streaming=False)
+        super().__init__(anatomy)
         self.rows: list[int] = []
 
-    def _pass(self, tokens: Any, *args: Any, **kwargs: Any) -> Tensor:
-        self.rows.append(len(tokens))
-        return super()._pass(tokens, *args, **kwargs)
+    def prefill(self, ids: Any, should_stop: Any = never) -> Tensor:
+        self.rows.append(len(ids))
+        return super().prefill(ids, should_stop)
+
+    def verify(self, root: int, draft: Draft) -> Tensor:
+        self.rows.append(1 + len(draft))
+        return super().verify(root, draft)
 
 
 def relative(model: Any, noise: float = 0.05) -> Any:

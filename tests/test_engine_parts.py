@@ -7,18 +7,21 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.integrations import sdpa_attention
 
-from specstream import adapters, devices, packed, selftest, toy
+from specstream import adapters, cli, devices, heads, packed, selftest, shelf, toy
 from specstream.anatomy import UnsupportedModel, context_of, dissect
 from specstream.bench import outside
 from specstream.drafters.standard import StandardDrafter
@@ -27,9 +30,10 @@ from specstream.events import Finished, Reason, Started, Step, from_dict, to_dic
 from specstream.loop import decode
 from specstream.models import load_model, resolve
 from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streaming, method
+from specstream.sampling import Picker
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
-from specstream.target import PlainTarget
+from specstream.target import PlainTarget, Variant
 from specstream.text import TextStream
 from tests import tiny
 from tests.test_models import save
@@ -61,18 +65,48 @@ def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch
     assert "failed the tree self-test" in str(selftest.failure(anatomy, adapter))
 
 
+SMALL = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+REFUSED = {
+    "bloom": "takes no position ids (as those with ALiBi), which a draft tree needs",
+    "falcon": "takes no position ids (as those with ALiBi), which a draft tree needs",
+    "mamba": "has recurrent layers, which can't take a rejected draft back",
+}
+REFUSED_TOO = {
+    "mpt": ({"d_model": 64, "n_layers": 2, "n_heads": 4}, "ALiBi"),
+    "rwkv": ({"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64}, "recurrent layers"),
+    "lfm2": (tiny.LLAMA | {"layer_types": ["conv", "full_attention"] * 2}, "recurrent layers"),
+    "llama4_text": (tiny.LLAMA | {"intermediate_size_mlp": 96, "head_dim": 16}, "the type chunked_attention"),
+    "openai-gpt": (SMALL | {"n_embd": 64, "n_layer": 2, "n_head": 4}, "keeps no keys and values"),
+}
+
+
 @pytest.mark.parametrize("family", tiny.PLAIN_ONLY)
-def test_models_that_cannot_verify_trees_say_so_and_still_decode(family: str) -> None:
+def test_models_that_cannot_verify_trees_say_so_and_still_decode(family: str, tmp_path: Path) -> None:
     model = tiny.tiny(family)
-    try:
-        reason = selftest.failure(dissect(model), None)
-    except UnsupportedModel as error:
-        reason = str(error)
-    assert reason and len(reason) < 200
+    save(model, tmp_path)
+    engine = load(str(tmp_path), adapter="none", device="cpu", dtype="float32")
+    (note,) = engine.info.notes
+    assert REFUSED[family] in note and note.endswith(": standard decoding only.")
+    assert set(engine.info.unavailable) == set(METHODS) - {"standard"} and set(engine.info.unavailable.values()) == {
+        note
+    }
     sampling = Sampling(max_new_tokens=12)
     ids = tiny.prompt(9)
-    run = tiny.new_run(PlainTarget(model), StandardDrafter(), ids, sampling)
+    run = engine.new_run(list(ids), Standard(), replace(sampling, ignore_eos=True))
     assert tiny.ids_of(tiny.finish(run)) == tiny.generate_ids(model, ids, sampling)
+
+
+@pytest.mark.parametrize("family", REFUSED_TOO)
+def test_a_model_that_is_refused_is_told_why(family: str) -> None:
+    values, words = REFUSED_TOO[family]
+    with pytest.raises(UnsupportedModel, match=words):
+        dissect(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values)))
+
+
+def test_an_encoder_decoder_is_told_why() -> None:
+    config = AutoConfig.for_model("t5", vocab_size=120, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4)
+    with pytest.raises(UnsupportedModel, match="Encoder-decoder models are not supported: choose a causal language"):
+        dissect(AutoModelForSeq2SeqLM.from_config(config))
 
 
 class Bytes(toy.ByteTokenizer):
@@ -144,16 +178,58 @@ def spoil(folder: Path, how: str) -> None:
         card.write_text(json.dumps(data | {"base_shape": [1]}))
     elif how == "too many layers":
         card.write_text(json.dumps(data | {"layers": 9}))
+    elif how in CARDS:
+        card.write_text(CARDS[how] if isinstance(CARDS[how], str) else json.dumps(data | CARDS[how]))
+    elif how in VOCABULARIES:
+        card.write_text(json.dumps(data | {"draft_vocabulary": 4}))
+        save_file(load_file(weights) | {"vocabulary": torch.tensor(VOCABULARIES[how], dtype=torch.int32)}, weights)
     elif how == "no weights":
         weights.unlink()
     elif how == "weights cut short":
         weights.write_bytes(weights.read_bytes()[:100])
     elif how == "weights not finite":
-        from safetensors.torch import load_file, save_file
-
         save_file({k: v * math.nan for k, v in load_file(weights).items()}, weights)
 
 
+HEADS = {"kind": "medusa", "count": 2}
+CARDS: dict[str, Any] = {
+    "a list": "[1]",
+    "nested deeply": "[" * 100_000,
+    "nested deeply inside": '{"training": ' + '{"a":' * 100_000,
+    "no text": "\udcff".encode("utf-8", "surrogatepass").decode("latin-1"),
+    "a number": "3",
+    "task is nothing": {"task": None},
+    "task is a list": {"task": ["e2e"]},
+    "base is a number": {"base": 3},
+    "date is an object": {"date": {}},
+    "licence is a number": {"licence": 4},
+    "command is a list": {"command": ["a"]},
+    "data is nothing": {"data": None},
+    "draft vocabulary too large": {"draft_vocabulary": 60000},
+    "draft vocabulary is true": {"draft_vocabulary": True},
+    "scale is NaN": {"lora_scale": math.nan},
+    "scale is infinite": {"main_scale": -math.inf},
+    "scale is huge": {"lora_scale": 1e300},
+    "scale is text": {"lora_scale": "2"},
+    "rotation is NaN": {"value_rotation": math.nan},
+    "rank is a fraction": {"lora_rank": 2.5},
+    "rank is negative": {"start_rank": -1},
+    "mode is a list": {"mode": ["shared"]},
+    "training is a list": {"training": []},
+    "metrics is text": {"metrics": "good"},
+    "shape is empty": {"base_shape": {}},
+    "shape of texts": {"base_shape": {"model_type": "llama", "num_hidden_layers": "4", "hidden_size": 64}},
+    "format is nothing": {"format": None},
+    "format is true": {"format": True},
+    "heads is a list": {"heads": ["medusa"]},
+    "heads without a card": {"heads": {"medusa": 3}},
+    "unknown heads": {"heads": {"hydra": HEADS}},
+    "heads of many": {"heads": {"medusa": HEADS | {"count": 1000}}},
+    "heads of another projection": {"heads": {"medusa": HEADS | {"projection": None}}},
+    "heads of too many tokens": {"heads": {"medusa": HEADS | {"draft_vocabulary": 121}}},
+    "heads made never": {"heads": {"medusa": HEADS | {"date": 3}}},
+}
+VOCABULARIES = {"unsorted": [3, 2, 5, 6], "twice": [1, 2, 2, 3], "beyond": [1, 2, 3, 120], "negative": [-1, 2, 3, 4]}
 SPOILT = [
     "no card",
     "card not JSON",
@@ -169,13 +245,72 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("how", [*SPOILT, *CARDS, *VOCABULARIES])
 def test_a_damaged_adapter_gives_one_sentence(how: str, tmp_path: Path) -> None:
     saved_adapter(tmp_path)
     spoil(tmp_path, how)
     with pytest.raises(adapters.AdapterError) as error:
-        adapters.load(tmp_path, dissect(tiny.tiny("llama")))
-    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+        anatomy = dissect(tiny.tiny("llama"))
+        adapters.load(tmp_path, anatomy)
+        heads.load(tmp_path, anatomy)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".") and len(str(error.value)) < 200
+    if how in CARDS:
+        assert str(error.value).startswith("The adapter's card is damaged: ")
+    if how in VOCABULARIES:
+        assert str(error.value).endswith("its draft vocabulary must be sorted, unique and below 120.")
+
+
+@pytest.mark.parametrize("how", ["card not JSON", *CARDS])
+def test_one_broken_folder_leaves_the_other_adapters_alone(how: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    for name in ("good", "broken"):
+        saved_adapter(tmp_path / "adapters" / name)
+    spoil(tmp_path / "adapters" / "broken", how)
+    assert shelf.mine("tiny")["good"] == adapters.find("good", "tiny") == tmp_path / "adapters" / "good"
+    cli.main(["adapters", "list"])
+    out = capsys.readouterr()
+    assert "good " in out.out and "broken" not in out.out
+    assert "error" not in out.err and out.err.count("note: ") <= 1
+
+
+@pytest.mark.parametrize("base", ["~nobody/x", "\0", "x" * 5000, "../no", "a\nb", ""])
+def test_a_base_of_any_name_leaves_the_other_adapters_alone(base: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    for name in ("good", "odd"):
+        saved_adapter(tmp_path / "adapters" / name)
+    card = tmp_path / "adapters" / "odd" / adapters.CARD
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"base": base}))
+    assert "good" in shelf.mine("tiny") and set(shelf.mine()) == {"good", "odd"}
+    with pytest.raises(adapters.AdapterError, match="There is no adapter"):
+        adapters.find(base or " ", "tiny")
+
+
+def test_an_adapter_is_written_beside_the_old_one_and_swapped(tmp_path: Path, monkeypatch) -> None:
+    card = saved_adapter(tmp_path)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    with pytest.raises(TypeError):
+        adapters.write_card(tmp_path, replace(card, training={"a": object()}))
+    monkeypatch.setattr(adapters, "save_file", lambda state, file: file.write_bytes(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        adapters.save(tiny.random_adapter(dissect(tiny.tiny("llama"))), tmp_path, card)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+    opened = (tmp_path / adapters.CARD).open()
+    adapters.write_card(tmp_path, replace(card, date="today"))
+    assert opened.read() == before[adapters.CARD].decode()  # who reads the old one reads all of it
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("adapter_config.json", "holds a PEFT adapter, which has no streams. Merge it into its base model"),
+        ("config.json", "it holds a model. Give it as the model"),
+        ("x", "the file card.json is missing"),
+    ],
+)
+def test_a_folder_that_is_no_adapter_is_told_what_it_is(file: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(adapters.AdapterError, match=f"There is no adapter in .*: .*{words}.*\\.$"):
+        adapters.read_card(tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -257,7 +392,7 @@ class Liar(toy.ToyTarget):
 
 def test_a_real_mismatch_is_called_one() -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda method: Liar(None, 0)
+    engine.make_target = lambda method: Liar(Variant.of(method) if isinstance(method, Streaming) else None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "mismatch" and "real mismatch" in verdict.message
 
@@ -267,6 +402,45 @@ def test_bad_prompts_give_one_sentence(text: str) -> None:
     with pytest.raises(ValueError) as error:
         next(toy.load_toy(pace=0).generate(text, Streaming(), Sampling()))
     assert "\n" not in str(error.value)
+
+
+def test_only_tokens_decide_whether_a_prompt_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = toy.load_toy(pace=0)
+    engine.info = replace(engine.info, context=120_000)
+    assert len(engine.encode("x" * 119_999)) == 119_999
+    with pytest.raises(ValueError, match="has 120,000 tokens; this model's context is 120,000: shorten it"):
+        engine.encode("x" * 120_000)
+    read: list[int] = []
+    monkeypatch.setattr(toy.ByteTokenizer, "__call__", lambda self, text, **_: read.append(len(text)) or few(text))
+
+    def few(text: str) -> SimpleNamespace:  # a token for every eight characters
+        return SimpleNamespace(input_ids=[1] * (len(text) // 8))
+
+    with pytest.raises(ValueError, match="has 960,000 tokens or more; this model's context is 120,000: shorten it"):
+        engine.encode("x" * 100_000_000)
+    assert read == [480_000, 1_920_000, 7_680_000]  # of a hundred million characters
+    assert len(engine.encode("x" * 900_000)) == 112_500
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300, 5e-324, 1e-7])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    def ids(events: list[Any]) -> list[int]:
+        return tiny.ids_of([e for e in events if isinstance(e, Step)])
+
+    greedy, cold = toy_events(), toy_events(temperature=temperature)
+    text = "".join(t.text for e in cold if isinstance(e, Step) for t in e.tokens)
+    assert text and ids(cold) == ids(greedy)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"top_p": 0}, {"top_p": 1e-40}, {"min_p": 1}, {"min_p": 1e-40}, {"top_k": 1}, {"temperature": 1e-6},
+     {"temperature": 5, "top_p": 0, "min_p": 1}, {"repetition_penalty": 0.5}, {"repetition_penalty": 2}],
+)  # fmt: skip
+def test_settings_at_their_limits_still_choose_among_the_likeliest(values: dict) -> None:
+    logits = torch.tensor([3.0, -50.0, 1000.0, 2.0, -math.inf])
+    picker = Picker(Sampling(**{"temperature": 0.7} | values))
+    assert {picker.pick(logits, [0] * at) for at in range(1, 20)} == {2}
 
 
 def test_importing_events_does_not_import_torch() -> None:
@@ -289,7 +463,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
             linear.weight.data = linear.weight.data.half().float()
     want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
     smaller = packed.pack(anatomy, half)
-    assert isinstance(smaller.head, packed.PackedLinear)
+    assert isinstance(smaller.head, packed.HalfLinear if half else packed.PackedLinear)
     assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
     run = tiny.streaming_run(smaller, adapter, ids, sampling)
     assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
@@ -354,7 +528,7 @@ def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
     with torch.inference_mode():
         want = {(n, i): getattr(m, n)(rows) for n, m in names.items() for i, rows in enumerate((x, y))}
         packed.pack(anatomy)
-        assert len({id(getattr(m, n)._shared) for n, m in names.items()}) == 2
+        assert len({id(getattr(m, n).shared) for n, m in names.items()}) == 2
         for order in (names, reversed(names), [*names, *names]):  # also one called twice, and others not at all
             for name in order:
                 for i, rows in enumerate((x, y)):
@@ -452,9 +626,46 @@ class Tied(toy.ToyTarget):
 
 def test_a_tie_is_called_one() -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda method: Tied(None, 0)
+    engine.make_target = lambda method: Tied(Variant.of(method) if isinstance(method, Streaming) else None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "tie" and "numerical tie" in verdict.message and verdict.position == 1
+
+
+def refuses_memory() -> None:
+    torch.empty(1 << 55)  # on a CPU that is a plain RuntimeError
+
+
+def refuses_memory_as_on_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize("allocate", [refuses_memory, refuses_memory_as_on_a_gpu])
+def test_a_verdict_does_without_float32_where_no_memory_is_left(allocate: Any) -> None:
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda streaming: Tied(streaming, 0)
+
+    @contextmanager
+    def float32():
+        allocate()
+        yield True
+
+    engine.float32 = float32
+    *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
+    assert verdict.agreement == "tie" and "(no memory to check it in float32)" in verdict.message
+
+
+def test_other_failures_of_the_float32_check_are_not_hidden() -> None:
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda streaming: Tied(streaming, 0)
+
+    @contextmanager
+    def float32():
+        raise RuntimeError("shapes differ")
+        yield
+
+    engine.float32 = float32
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True)))
 
 
 def test_a_wrong_token_at_a_tie_of_two_others_is_a_mismatch() -> None:
@@ -466,7 +677,7 @@ def test_a_wrong_token_at_a_tie_of_two_others_is_a_mismatch() -> None:
             return logits
 
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda method: Wrong(None, 0)
+    engine.make_target = lambda method: Wrong(Variant.of(method) if isinstance(method, Streaming) else None, 0)
     *_, verdict = run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=20, ignore_eos=True))
     assert verdict.agreement == "mismatch"
 
@@ -477,7 +688,7 @@ def test_numbers_that_are_not_finite_give_one_sentence() -> None:
             return super().verify(root, draft) * math.nan
 
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda method: Broken(None, 0)
+    engine.make_target = lambda method: Broken(Variant.of(method) if isinstance(method, Streaming) else None, 0)
     with pytest.raises(ValueError, match="choose float32"):
         list(engine.generate("Text:", Streaming(), Sampling()))
     assert not engine.lock.locked()

@@ -241,7 +241,9 @@ def test_a_lossless_training_has_no_loss_of_the_model_itself(tab: FineTune, regi
 
 def test_a_stopped_training_can_go_on_by_its_owner_only(tab: FineTune, registry) -> None:
     put_training(registry.root, "my-sql", stopped=True)
-    assert "Stopped at step 20, after 50% of its time: Go on" in shown(tab, registry)["status"]
+    assert "Stopped before anything was saved: Resume begins it again" in shown(tab, registry)["status"]
+    (registry.root / "my-sql" / "checkpoint").mkdir()
+    assert "Stopped at step 20, after 50% of its time: Resume" in shown(tab, registry)["status"]
     assert shown(tab, registry)["go_on"]["interactive"]
     others = shown(tab, registry, mine=False)
     assert not others["go_on"]["interactive"] and not others["delete"]["interactive"] and others["use"]["interactive"]
@@ -261,7 +263,7 @@ def test_others_see_that_a_training_is_under_way(tab: FineTune, tmp_path: Path) 
     lines = (folder / "progress.jsonl").read_text().splitlines()
     (folder / "progress.jsonl").write_text("\n".join(lines[:12]) + "\n")  # 10 of 20 steps
     found = shown(tab, registry, "done", mine=False)
-    assert "A training is under way (going): 11 seconds left." in found["status"]
+    assert "A training is under way (going): about 12 seconds left." in found["status"]
     assert not found["train"]["interactive"] and not found["stop"]["interactive"] and found["timer"].active
     first = shown(tab, registry)  # nothing was chosen: the one under way is shown
     assert first["listing"]["value"] == "going" and first["stop"]["interactive"]
@@ -274,9 +276,9 @@ def test_damaged_and_dead_trainings_are_told(tab: FineTune, registry) -> None:
     (dead / "progress.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     (dead / "output.log").write_text("note: x\nerror: The loss is <b>not finite</b>.\n")
     words = shown(tab, registry, "dead")["status"]
-    assert "ended too early. The loss is &lt;b&gt;not finite&lt;/b&gt;. Go on begins it again." in words
+    assert "ended too early. The loss is &lt;b&gt;not finite&lt;/b&gt;. Resume begins it again." in words
     (dead / "checkpoint").mkdir()
-    assert "Go on continues from what was saved." in shown(tab, registry, "dead")["status"]
+    assert "Resume continues from what was saved." in shown(tab, registry, "dead")["status"]
     bad = put_training(registry.root, "bad")
     (bad / "training.json").write_text("{")
     found = shown(tab, registry, "bad")
@@ -284,23 +286,25 @@ def test_damaged_and_dead_trainings_are_told(tab: FineTune, registry) -> None:
 
 
 @pytest.mark.parametrize(
-    "host, headers, key, may",
+    "local, host, headers, key, may",
     [
-        ("127.0.0.1", {}, "other", True),
-        ("127.0.0.1", {"x-forwarded-for": "8.8.8.8"}, "other", False),
-        ("192.168.0.7", {}, "other", False),
-        ("192.168.0.7", {}, "me", True),
-        ("192.168.0.7", {}, "", False),
+        (True, "127.0.0.1", {}, "other", True),
+        (False, "127.0.0.1", {}, "other", False),  # what a proxy on the same machine looks like
+        (False, "127.0.0.1", {}, "me", True),
+        (True, "127.0.0.1", {"x-forwarded-for": "8.8.8.8"}, "other", False),
+        (True, "192.168.0.7", {}, "other", False),
+        (True, "192.168.0.7", {}, "me", True),
+        (True, "192.168.0.7", {}, "", False),
     ],
 )
-def test_who_may_stop_a_training(host: str, headers: dict, key: str, may: bool, registry) -> None:
+def test_who_may_stop_a_training(local: bool, host: str, headers: dict, key: str, may: bool, registry) -> None:
     put_training(registry.root, "mine")
     put_training(registry.root, "nobodys", owner="")
     request: Any = SimpleNamespace(client=SimpleNamespace(host=host), headers=headers)
     training = registry.get("mine")
-    assert training and finetune.owns(training, key, request) is may
+    assert training and finetune.owns(training, key, request, local) is may
     nobodys = registry.get("nobodys")
-    assert nobodys and finetune.owns(nobodys, "", request) is (host == "127.0.0.1" and not headers)
+    assert nobodys and finetune.owns(nobodys, "", request, local) is (local and host == "127.0.0.1" and not headers)
 
 
 def test_the_zip_holds_the_adapter_and_nothing_else(registry, tmp_path: Path) -> None:

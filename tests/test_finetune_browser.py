@@ -131,6 +131,16 @@ def status(page: Page) -> Any:
     return page.locator(".ss-toolbar .ss-status").locator("visible=true")
 
 
+def test_a_form_that_is_corrected_is_refused_no_longer(page: Page) -> None:
+    page.get_by_label("A file of my own (JSONL)").check()
+    expect(page.locator(".ss-upload")).to_be_visible()
+    expect(page.locator(".ss-status.ss-bad")).to_have_text(re.compile("No file is chosen"))  # the hint of the form
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(status(page)).to_have_text(re.compile("No file is chosen"))
+    page.get_by_label("The public dataset of the task").check()
+    expect(page.locator(".ss-refused")).to_have_count(0)
+
+
 def test_bad_files_are_told_before_anything_starts(page: Page, home: Path) -> None:
     upload(page, home / "bad.jsonl")
     expect(page.get_by_text("2 of 4 rows can't be used: nothing was begun.")).to_be_visible()
@@ -180,7 +190,7 @@ def test_a_training_survives_the_page_is_stopped_and_goes_on(browser: Browser, u
     expect(status(page)).to_have_text(re.compile("Stopped at step"))
     stopped = steps(page)
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled()
-    page.get_by_role("button", name="Go on", exact=True).click()
+    page.get_by_role("button", name="Resume", exact=True).click()
     expect(status(page)).to_have_text(re.compile("A training is under way"))
     wait_for_steps(page, stopped)
     training = Registry().get("long")

@@ -311,8 +311,8 @@ def test_damaged_heads_are_told_in_one_sentence(tmp_path: Path) -> None:
     card, file = tmp_path / adapters.CARD, tmp_path / "medusa.safetensors"
     good = card.read_text()
     for change, words in (
-        ({"count": 0}, "count as 0: it must be from 1 to 16"),
-        ({"projection": "third"}, "unknown heads"),
+        ({"count": 0}, "count must be a whole number from 1 to 16, not 0"),
+        ({"projection": "third"}, "projection must be shared or own"),
         ({"count": 2}, "damaged"),
     ):
         data = json.loads(good)

@@ -65,7 +65,7 @@ def test_every_number_of_the_last_lesson_is_computed_from_the_run(values: dict[s
             event["seconds"] = {"verify": 0.5}
     values["verdict"]["speedup"] = 7.77
     after = " ".join([*howto.lessons(tale(values))[4].words, *howto.limits(tale(values))])
-    assert "a step cost 8.00 plain steps" in after and "7.77 times the speed" in after and "took 50 %" in after
+    assert "a step cost 8.00 standard steps" in after and "7.77 times the speed" in after and "took 50 %" in after
     assert "pass 1: 500 ms" in shown(values)
 
 

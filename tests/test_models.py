@@ -110,6 +110,13 @@ def test_what_is_kept_is_used_and_says_where_it_came_from(asked: list[str], llam
     assert asked == []
 
 
+@pytest.mark.parametrize("file", [sources.SOURCE, sources.INDEX])
+def test_a_record_that_is_nested_too_deep_is_damaged(asked: list[str], llama: Path, file: str) -> None:
+    (store(llama) / file).write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="wheel failed"):
+        resolve(DEFAULT)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", sources.SOURCE])
 def test_an_incomplete_kept_model_is_not_used(asked: list[str], llama: Path, missing: str) -> None:
     (store(llama) / missing).unlink()
@@ -342,6 +349,67 @@ def test_sharded_weights_load_and_a_missing_shard_is_noticed(tmp_path: Path) -> 
     next(tmp_path.glob("model-00002*")).unlink()
     with pytest.raises(ModelError, match="model-00002.* is missing"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "holds a PEFT adapter. Merge it into its base model"),
+        (["config.json", "adapter_config.json"], "holds a PEFT adapter. Merge it into its base model"),
+        (
+            ["card.json", "adapter.safetensors"],
+            "holds an adapter of this program. Give it as the adapter, and its base",
+        ),
+        (["model-Q4_K_M.gguf"], "holds GGUF weights. GGUF is not read: name the Hub id, or the folder, of the model"),
+        (["config.json", "MODEL.GGUF"], "holds GGUF weights. GGUF is not read"),
+        (["readme.txt"], "it has no config.json"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_told_what_it_is(files: list[str], words: str, tmp_path: Path) -> None:
+    for file in files:
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelError, match=f"The folder .* can't be used as a model: it .*{words.removeprefix('it ')}"):
+        resolve(str(tmp_path))
+
+
+def test_a_file_given_as_the_model_is_told_what_to_name(tmp_path: Path) -> None:
+    for name in ("model.gguf", "M.GGUF"):
+        (tmp_path / name).write_bytes(b"GGUF")
+        with pytest.raises(
+            ModelError, match="can't be used as a model: GGUF is not read: name the Hub id, or the folder"
+        ):
+            resolve(str(tmp_path / name))
+    with pytest.raises(ModelError, match="GGUF is not read"):
+        resolve("no/such/file.gguf")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="model.safetensors is a file: name the folder that holds the model"):
+        resolve(str(tmp_path / "model.safetensors"))
+
+
+def test_a_hub_model_of_gguf_weights(hub: Any, tmp_path: Path) -> None:
+    hub(lambda *_, **__: str(tmp_path))
+    with pytest.raises(ModelError, match="model a/b-GGUF can't be used: GGUF is not read"):
+        resolve("a/b-GGUF")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [(torch.float32, "get them again"), (torch.bfloat16, "choose float32, or"), (torch.float16, "choose float32")],
+)
+def test_weights_that_are_no_numbers_are_refused(dtype: torch.dtype, words: str, value: float, tmp_path: Path) -> None:
+    model = tiny.tiny("llama")
+    model.model.layers[2].mlp.up_proj.weight.data[3, 5] = value
+    save(model, tmp_path)
+    with pytest.raises(ModelError, match=rf"not finite numbers \(in model.layers.2.mlp.up_proj.weight\): {words}"):
+        load_model(resolve(str(tmp_path)), "cpu", dtype)
+
+
+def test_large_weights_are_numbers(tmp_path: Path) -> None:
+    model = tiny.tiny("llama")
+    model.model.norm.weight.data.fill_(3e38)
+    save(model, tmp_path)
+    load(tmp_path)
 
 
 def test_a_pickle_is_never_loaded(llama: Path, tmp_path: Path) -> None:

@@ -195,3 +195,8 @@ def test_continuous_integration_runs_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text().rstrip().endswith("make test")
+
+
+def test_what_the_page_offers_first_needs_no_more_than_the_packages_to_run() -> None:
+    """Fine-tune begins with the task's public dataset."""
+    assert "datasets" in pins("requirements.txt")

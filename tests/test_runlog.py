@@ -631,6 +631,32 @@ def test_exports_are_read_by_json_and_csv(log: RunLog) -> None:
     assert steps[1]["verify_seconds"] == "0.2" and steps[0]["draft_seconds"] == ""
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "＝"])
+def test_no_cell_of_a_table_is_a_formula(log: RunLog, start: str) -> None:
+    evil = f'{start}HYPERLINK("http://x","y")'
+    run = write(log, evil, evil.split()[0])
+    log.set_note(run, evil)
+    tables = {}
+    for name, write_csv in (("runs", write_runs_csv), ("steps", write_steps_csv)):
+        out = io.StringIO(newline="")
+        write_csv(log, out, [run])
+        tables[name] = list(csv.DictReader(io.StringIO(out.getvalue(), newline="")))
+        assert not any(cell.startswith(start) for row in tables[name] for cell in row.values())
+    assert tables["runs"][0]["prompt"] == tables["runs"][0]["note"] == "'" + evil
+    assert tables["runs"][0]["tokens"] == "3" and tables["steps"][1]["text"].endswith("!")
+
+
+@pytest.mark.parametrize("path", [":memory:", "./:memory:", "file::memory:?cache=shared"])
+def test_a_log_in_memory_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPECSTREAM_DB", path)
+    with pytest.raises(
+        RunLogError, match="^:memory: keeps nothing: choose a file with SPECSTREAM_DB, or set SPECSTREAM_L"
+    ):
+        RunLog()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_snapshot_is_one_whole_file_even_while_a_run_is_written(log: RunLog, tmp_path: Path) -> None:
     done = write(log, "done before")
     recorder = log.start(INFO, "still going", "", "streaming", {})

@@ -93,7 +93,7 @@ def test_filters_and_orders_of_the_form(tab: Sessions, runlog: RunLog) -> None:
     assert len(listed(tab, runlog, since=today, until=today)) == 2
     assert listed(tab, runlog, since="2999-01-01") == []
     updates = tab.listing.page(runlog, form(tab, search="nothing like it"), 0)
-    assert "No run matches" in updates[tab.listing.where]
+    assert "No runs match" in updates[tab.listing.where]
     known = updates[tab.listing.filters["method"]]["choices"]
     assert [name for _, name in known] == ["", "prompt_lookup", "streaming"]
 
@@ -212,7 +212,7 @@ class TestInABrowser:
         assert (shared.run(wren)["note"], shared.run(wren)["star"]) == ("a fine bird", True)
         page.get_by_role("button", name="Delete this run").click()
         page.get_by_role("button", name="Yes, delete it").click()
-        shown(page, "No run matches")
+        shown(page, "No runs match")
         assert shared.count(search="wren") == 0 and shared.count() == PAGE + 3
 
     def test_two_runs_side_by_side(self, page: Page) -> None:

@@ -19,7 +19,7 @@ from tests import tiny
 
 CARD = Card(
     base="smollm2-135m",
-    base_shape={"model_type": "llama"},
+    base_shape={"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "vocab_size": 49152},
     task="e2e",
     mode="shared",
     gamma=4,

@@ -89,6 +89,19 @@ def test_time_left_counts_what_was_done_since_the_training_went_on() -> None:
     assert told([*again, step(4, 1.0, fraction=0.75)]).left == pytest.approx(1.0)
 
 
+def test_no_time_is_named_once_the_budget_is_used_up() -> None:
+    """What comes then, a validation and a checkpoint, may take minutes."""
+    used_up = told([begin(), step(1, 1.0, fraction=0.2), step(2, 1.0, fraction=1.0)])
+    assert used_up.closing and used_up.left is None
+    assert not told([begin(), step(1, 1.0, fraction=1.0), {"kind": "end", "stopped": False}]).closing
+
+
+def test_time_left_has_the_last_validation_in_it() -> None:
+    lines = lines_of([begin(), step(1, 1.0, fraction=0.2), step(2, 1.0, fraction=0.4), validation(2)])
+    late = json.dumps(json.loads(lines[-1]) | {"time": 142.0})  # forty seconds after the step
+    assert read([*lines[:-1], late]).left == pytest.approx(41.0 * 0.6 / 0.2 + 40.0)
+
+
 def test_what_came_after_the_checkpoint_is_forgotten_when_a_training_goes_on() -> None:
     found = told([begin(), step(1, 9.0), step(2, 8.0), validation(2, 1.2), step(3, 7.0), validation(3, 1.9), begin(2)])
     assert [p.step for p in found.points] == [1, 2] and [v.step for v in found.validations] == [2]
@@ -147,6 +160,32 @@ def test_stopping_at_a_step_and_going_on_equals_an_uninterrupted_run(tmp_path: P
     assert adapters.read_card(whole).metrics == adapters.read_card(part).metrics
     losses = [[(e["kind"], e["step"], e["losses"]) for e in events] for events in seen.values()]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("step", [5, 12])  # of a validation on the way, and of the last one
+def test_a_stop_during_a_validation_keeps_the_training(tmp_path: Path, step: int) -> None:
+    """It may take longer than a process that is asked to stop is given: it is cut short, and made up for later."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    seen: dict[Path, list[dict]] = {whole: [], part: []}
+    validated(whole, seen[whole])
+    stopped = validated(part, seen[part], stop_at=step)
+    assert stopped.progress.step == step and not stopped.finished
+    assert [event["step"] for event in seen[part] if event["kind"] == "validation"] == ([] if step == 5 else [5, 10])
+    assert validated(part, seen[part]).finished
+    assert [(e["kind"], e["step"]) for e in seen[part]] == [(e["kind"], e["step"]) for e in seen[whole]]
+    assert adapters.read_card(whole).metrics == adapters.read_card(part).metrics
+
+
+def test_the_checkpoint_comes_before_the_last_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*anything: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "validate", killed)
+    run = trainer(tmp_path, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(DATA, DATA[:2], lambda event: None)
+    again = trainer(tmp_path, epochs=1)
+    assert again.resume() and again.progress.step == run.progress.step
 
 
 def test_a_stop_wish_is_heard_once() -> None:

@@ -188,7 +188,9 @@ def test_one_that_does_not_listen_is_ended_after_the_grace_time(data, behave, mo
     trainings.stop("my-sql")
     trainings.stop("my-sql")  # asking twice is asking once
     assert trainings.get("my-sql").state is State.STOPPING
-    until(trainings, "my-sql", State.STOPPED)
+    dead = until(trainings, "my-sql", State.DIED)
+    assert "killed" in dead.reason and dead.resumable  # not "saved", which it was not
+    assert Registry().get("my-sql").reason == dead.reason
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"plan": {}}', '{"plan": null, "pid": "x"}'])

@@ -319,9 +319,18 @@ def test_a_loaded_model_keeps_the_chosen_method_where_it_can_run(engines: Engine
     with gr.Blocks():
         tab = playground.layout(engines)
     bare = Offer(replace(engines.offer.info, unavailable={"streaming": "No streams."}))  # type: ignore[type-var]
+    assert tab.wish in tab.chosen and tab.method not in tab.chosen  # a method that was moved comes back
     kept, moved = (tab.loaded(engines.state, bare, "raw", name)[tab.method] for name in ("prompt_lookup", "streaming"))
     assert kept["value"] == "prompt_lookup" and moved["value"] == "standard"
     assert kept["choices"] == bare.choices() and len(kept["choices"]) == len(params.METHODS)
+
+
+def test_what_is_measured_with_an_adapter_of_another_task_says_so(engines: Engines) -> None:
+    contest = Contest(engines, None, replace(ask(tokens=4), task="sql"), [Streaming()])
+    told = [item for batch in contest.batches() for item in batch if isinstance(item, Notice) and item.lasting]
+    assert len(told) == 1 and "was trained for" in told[0].text
+    fits = Contest(engines, None, replace(ask(tokens=4), task="e2e"), [Streaming()])
+    assert not [i for batch in fits.batches() for i in batch if isinstance(i, Notice)]
 
 
 def entries(contest: Contest) -> list[Entry]:
@@ -365,10 +374,15 @@ def test_compare_disables_what_the_model_cannot_run(engines: Engines) -> None:
         tab = compare.layout()
     assert set(tab.methods) == set(params.METHODS) - {Standard.name}
     info = replace(engines.state.info, unavailable={"streaming": "This model has no trained streams."})
-    updates = tab.available(Offer(info))
+    wished = ["streaming", "medusa"]
+    updates = tab.available(engines.state, Offer(info), "sql", wished)
+    assert "trained for" in updates[tab.hint]  # the mismatch is said in every tab
     box = updates[tab.methods["streaming"]]
     assert box["interactive"] is False and box["value"] is False and "no trained streams" in box["info"]
     assert all(updates[part]["interactive"] for name, part in tab.methods.items() if name != "streaming")
+    back = tab.available(engines.state, Offer(engines.state.info), "e2e", wished)
+    ticked = [name for name, part in tab.methods.items() if back[part]["value"]]
+    assert ticked == wished and back[tab.hint] == ""
 
 
 def test_compare_needs_a_method_and_a_prompt() -> None:
@@ -426,7 +440,7 @@ def test_generate_by_program(client: Client, engines: Engines) -> None:
     ("values", "words"),
     [
         (("", "raw"), "The prompt is empty"),
-        (("x" * 100_000, "raw"), "100,000 characters"),
+        (("x" * 100_000, "raw"), "tokens or more; this model's context"),
         (("a", "poems"), "Unknown task 'poems'"),
         (("a", "raw", "magic"), "Unknown method 'magic'"),
         (("a", "raw", "streaming", {"temperature": 9}), "Temperature must be a number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ui.engines import Engines
 from ui.measure import Benchmark, Lap, Measurement, Order, Result, Tuning
 from ui.worker import Notice
 
+TRYING = Lap("Trying", 1, 2, None)
 HEAD = {
     "model": "toy", "adapter": "toy", "dtype": "float32", "device": "cpu", "commit": "abc", "task": "e2e",
     "machine": {"processor": "a processor", "torch": "2"}, "time_utc": "2026-11-24T22:10:33+00:00", "repeats": 1,
@@ -52,8 +54,9 @@ def test_a_benchmark_counts_its_runs_and_is_kept(tmp_path: Path, monkeypatch: py
     log = RunLog(tmp_path / "runs.db", enabled=True)
     found = items(Benchmark(loaded(), log, order(repeats=2), "one"))
     laps = [item for item in found if isinstance(item, Lap)]
-    assert [lap.done for lap in laps] == list(range(13)) and {lap.total for lap in laps} == {12}
-    assert laps[1].left is None and laps[-1].left == 0 and laps[2].left > 0
+    ran = [lap for lap in laps if not lap.words.startswith("Warming up")]
+    assert [lap.done for lap in ran] == list(range(1, 13)) and {lap.total for lap in laps} == {12}
+    assert ran[-1].left == 0 and all(lap.left > 0 for lap in ran[:-1])
     early, last = (item for item in found if isinstance(item, Result))
     assert (early.final, last.final) == (False, True)
     assert [r.report["rows"][0]["prompts"] for r in (early, last)] == [1, 2]
@@ -70,6 +73,20 @@ def test_a_cancelled_benchmark_keeps_its_complete_prompts(tmp_path: Path) -> Non
     last = items(job)[-1]
     assert isinstance(last, Result) and last.final and last.report["rows"][0]["prompts"] == 2
     assert log.benchmarks()[0]["prompts"] == 2
+
+
+def test_a_cancelled_benchmark_keeps_a_prompt_that_every_method_answered() -> None:
+    job = Benchmark(loaded(pace=0.001), None, order("name[A]", repeats=9))
+    job.put = lambda item, put=job.put: (put(item), job.stop.set() if getattr(item, "done", 0) >= 4 else None)  # type: ignore[method-assign]
+    last = items(job)[-1]
+    assert isinstance(last, Result) and last.final
+    assert [row["per_prompt"][0]["repeats"] for row in last.report["rows"]] == [1, 1, 2]
+
+
+def test_the_warm_up_says_how_long_it_all_takes() -> None:
+    laps = [item for item in items(Benchmark(loaded(pace=0.001), None, order())) if isinstance(item, Lap)]
+    warming = [lap for lap in laps if lap.words.startswith("Warming up, run")]
+    assert len(warming) == 9 and all(lap.left and lap.left > 0 for lap in warming)
 
 
 def test_what_cannot_run_is_one_sentence(tmp_path: Path) -> None:
@@ -125,6 +142,19 @@ def test_a_tuning_that_is_cancelled_keeps_the_curve(tmp_path: Path) -> None:
     assert items(early)[-1].text.startswith("Stopped before the cost") and len(log.benchmarks()) == 1
 
 
+def test_a_tuning_that_is_cancelled_on_the_way_keeps_what_was_measured() -> None:
+    def cancelled(when: Callable[[Any, int], bool]) -> Result:
+        job = Tuning(loaded(), None, order(methods=(Streaming(),), seconds=0.1 if when(TRYING, 0) else 60))
+        job.put = lambda item, put=job.put: (put(item), job.stop.set() if when(item, len(job.items)) else None)  # type: ignore[method-assign]
+        (*_, last) = (item for item in items(job) if isinstance(item, Result))
+        return last
+
+    on_the_way = cancelled(lambda item, count: count > 8)  # every kind of step was measured twice
+    assert on_the_way.final and on_the_way.report["cost"]["plain"] and "tuned" not in on_the_way.report
+    untried = cancelled(lambda item, count: isinstance(item, Lap) and item.words.startswith("Trying"))
+    assert untried.report["tuned"]["settings"] and untried.report["tuned"]["trials"] == []
+
+
 # ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
@@ -159,11 +189,37 @@ def test_results_are_tabled_and_escaped(report) -> None:
     assert "speed-up by category: &lt;i&gt; 1.50, qa -." in results.tables([evil])
 
 
+E2E = "Restaurant descriptions (E2E NLG)"
+
+
+def faster(tuned: dict[str, Any], chosen: float, given: float) -> dict[str, Any]:
+    """The same tuning, had its trials gone so."""
+    trial, mine = tuned["trials"][0], {"budget": 63}
+    return tuned | {"trials": [trial | {"measured": chosen}, trial | {"measured": given, "settings": mine}]}
+
+
+@pytest.mark.parametrize(
+    "chosen, given, heading, offered",
+    [
+        (1.5, 1.2, "Recommended on this machine", True),
+        (1.1, 1.3, "Keep your settings", False),
+        (1.50, 1.52, "Recommended on this machine", True),  # as fast, but for noise
+        (0.88, 0.8, "Standard decoding is faster on this machine", False),
+    ],
+)
+def test_what_was_measured_to_be_slower_is_not_recommended(
+    chosen: float, given: float, heading: str, offered: bool, report
+) -> None:
+    tuned = faster(report["tuned"], chosen, given)
+    assert heading in results.recommendation(tuned)
+    assert (benchmark.usable(tuned) is not None) is offered
+
+
 def test_the_recommendation_says_what_to_set_and_what_it_brought(report) -> None:
-    tuned = report["tuned"]
+    tuned = faster(report["tuned"], 1.5, 1.2)
     words = results.recommendation(tuned)
     assert f"tree budget {tuned['settings']['budget']}" in words
-    assert f"Predicted: {tuned['predicted']['speedup']:.2f} times" in words
+    assert f": {tuned['predicted']['speedup']:.2f} times" in words
     assert f"Tried on other prompts: {tuned['trials'][0]['measured']:.2f} times" in words
     assert results.recommendation(None) == ""
     assert "Tried" not in results.recommendation(tuned | {"trials": []})
@@ -171,10 +227,10 @@ def test_the_recommendation_says_what_to_set_and_what_it_brought(report) -> None
 
 def test_results_of_the_same_task_stand_side_by_side(report) -> None:
     now, then = {"rows": report["rows"]}, {"rows": report["rows"], "name": "yesterday"}
-    assert list(figures.speedup([now, then]).data[0].x) == ["e2e", "e2e, yesterday"]
-    assert list(figures.speedup([now]).data[0].x) == ["e2e"]
+    assert list(figures.speedup([now, then]).data[0].x) == [E2E, f"{E2E}, yesterday"]
+    assert list(figures.speedup([now]).data[0].x) == [E2E]
     assert [d.name for d in figures.acceptance([now]).data] == ["Speculative Streaming", "Prompt lookup"]
-    assert figures.acceptance([now, then]).data[0].name == "Speculative Streaming, e2e"
+    assert figures.acceptance([now, then]).data[0].name == f"Speculative Streaming, {E2E}"
     shown = figures.on_page(figures.speedup([now]))
     assert shown.layout.title.text is None and shown.layout.paper_bgcolor == "rgba(0,0,0,0)"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.params import Streaming
-from specstream.stats import summarize
-from ui import charts, insights, race, recording
+from specstream.stats import step_cost, summarize
+from ui import charts, compare, insights, race, recording
 from ui.contest import Entry
 from ui.feed import Feed
 
@@ -84,17 +86,38 @@ def test_the_ranks_of_a_depth_add_up_to_its_acceptance(steps: list[Step]) -> Non
         assert sum(found.rate(depth, r) for r in ranks) == pytest.approx(rate)
 
 
-def test_step_cost_is_a_ratio_of_medians_without_the_prompt_pass() -> None:
-    def lane(*seconds: float) -> list[Step]:
-        return [Step(i, Draft(), (Token(1, "a", Origin.TARGET),), {"verify": s}, 1) for i, s in enumerate(seconds)]
+def lane(*seconds: float, tokens: int = 1) -> list[Step]:
+    """A prompt pass and steps of these times."""
+    token, draft = Token(1, "a", Origin.TARGET), Draft((1,), (-1,), (0.5,), (Fate.REJECTED,), (0.1,), ("x",))
+    return [
+        Step(i, draft if i else Draft(), (token,) * (tokens if i else 1), {"verify": s}, 1)
+        for i, s in enumerate(seconds)
+    ]
 
-    assert insights.step_cost(lane(9, 2, 4, 100), lane(5, 1, 2, 3)) == pytest.approx(2)
-    assert insights.step_cost(lane(9, 2), lane(5)) is None
+
+def ideal(method: list[Step], standard: list[Step]) -> str:
+    return insights.panel(method, {Lane.METHOD: summarize(method), Lane.BASELINE: summarize(standard)}, 1.9)
+
+
+def test_step_cost_is_a_ratio_of_means_without_the_prompt_pass() -> None:
+    assert step_cost(summarize(lane(5, 1, 2, 3)), summarize(lane(9, 2, 6))) == pytest.approx(2)
+    assert step_cost(summarize(lane(5)), summarize(lane(9, 2))) is None
+
+
+def test_the_ideal_of_a_run_is_never_below_what_its_steps_brought() -> None:
+    """One slow step of standard decoding counts in the ideal as it counts in what is measured."""
+    html = ideal(lane(1, 3, 3, tokens=2), lane(1, 1, 1, 1, 5))
+    assert "1.33×" in html and "has to bring 1.50 tokens" in html  # (8 s / 4 tokens) / (6 s / 4 tokens)
+
+
+def test_a_step_cheaper_than_a_standard_one_is_noise() -> None:
+    html = ideal(lane(1, 0.5, 0.5, tokens=2), lane(1, 1, 1, 1, 1))
+    assert "too much to tell" in html and "break even" not in html and "at the measured cost" not in html
 
 
 def test_a_run_without_drafts_has_no_insights() -> None:
     step = Step(1, Draft(), (Token(1, "a", Origin.TARGET),), {"verify": 0.1}, 1)
-    assert insights.panel([step], {lane: summarize([step]) for lane in Lane}, None, [step]) == ""
+    assert insights.panel([step], {lane: summarize([step]) for lane in Lane}, None) == ""
 
 
 def test_the_recorded_run_is_one_of_our_prompts_and_whole() -> None:
@@ -162,3 +185,24 @@ def test_the_shared_file_needs_nothing_else_and_runs_no_markup(tmp_path: Path) -
     assert page.count("</script>") == page.count("<script")
     assert not re.search(r"""(src|href)=["'](?!http://host/\?run=)""", page)
     assert "url(" not in page and "@import" not in page
+
+
+def test_a_file_made_on_ones_own_machine_has_no_links() -> None:
+    page = race.share([SLOW, FAST], "Hi", [], None)
+    assert "<a " not in page and "?run=" not in page and "EAMING" in page  # the run is named all the same
+
+
+@pytest.mark.parametrize(
+    "origin, demo, base",
+    [
+        ("http://127.0.0.1:7860", False, None),
+        ("http://localhost:7860", False, None),
+        ("http://[::1]:7860", False, None),
+        ("", False, None),
+        ("https://lab.example", False, "https://lab.example/"),
+        ("https://someone-something.hf.space", True, None),
+    ],
+)
+def test_shared_links_lead_somewhere(origin: str, demo: bool, base: str | None) -> None:
+    request: Any = SimpleNamespace(headers={"origin": origin} if origin else {})
+    assert compare.page_address(request, demo) == base

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Step, Token, Verdict
+from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.info import EngineInfo
-from specstream.stats import RunStats, summarize
+from specstream.stats import RunStats, counted, summarize
 from ui import charts, feed, figures, render, theme
 from ui.view import View, replay, root_text
 
@@ -83,7 +83,7 @@ def test_everything_from_outside_is_escaped() -> None:
 def test_legend_has_a_colour_and_words_for_every_depth() -> None:
     html = render.legend(3)
     assert [f"d{d}" in html for d in range(5)] == [True, True, True, True, False]
-    assert "the model&#x27;s own" in html and "drafted, depth 3" in html
+    assert "chosen by the model" in html and "drafted, depth 3" in html
     assert "depth 5+" in render.legend(9) and "depth 5+" not in render.legend(5)
 
 
@@ -112,11 +112,11 @@ def test_speedup_is_a_dash_until_it_is_measured() -> None:
     assert "1.50×" in after
 
 
-def test_counters_count_calls_saved_against_one_call_per_token() -> None:
+def test_counters_count_passes_against_one_for_each_token() -> None:
     stats = summarize([step(0, token("a")), step(1, token("b", 1), token("c", 2), token("d")), step(2, token("e"))])
     assert stats.calls_saved == 2
     html = render.counters(stats, None, None)
-    assert ">2<" in html and "50% of 4" in html and ">2.00<" in html
+    assert ">3<" in html and "instead of 5" in html and ">2.00<" in html
 
 
 def test_acceptance_bars_show_rates_and_dashes() -> None:
@@ -213,3 +213,32 @@ def test_no_chart_draws_where_plotly_puts_its_buttons() -> None:
     for figure in (*made, figures.on_page(charts.per_step(steps))):
         assert figure.layout.modebar.orientation == "v" and figure.layout.margin.r >= charts.BAR_ROOM
         assert theme.contrast(figure.layout.modebar.color, theme.LIGHT["page"]) > 3
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        ("smollm2-135m", "smollm2-135m"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("/home/someone/a/very/long/path/to/models/my-model/", "my-model"),
+        ("~/models/mine", "mine"),
+        ("./mine", "mine"),
+        ("C:\\models\\mine", "mine"),
+    ],
+)
+def test_a_folder_is_named_by_its_last_part(model: str, name: str) -> None:
+    assert render.model_name(model) == name
+
+
+def test_numbers_and_nouns_agree() -> None:
+    assert [counted(n, "token") for n in (0, 1, 2, 1200)] == ["0 tokens", "1 token", "2 tokens", "1,200 tokens"]
+    one = View(feed.Feed("live"))
+    one.add((Lane.METHOD, Step(0, Draft(), (Token(1, "a", Origin.TARGET),), {"verify": 0.1}, 1)))
+    one.add((Lane.METHOD, Finished(Reason.LENGTH)))
+    one.close()
+    assert one.words.endswith(", 1 token")
+
+
+def test_standard_decoding_is_not_said_to_be_missing() -> None:
+    stats = summarize([Started("standard", 3)])
+    assert "this is standard decoding" in render.counters(stats, None, None)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 import app
 from specstream.events import Finished, Lane
 from specstream.params import Sampling, Streaming
 from specstream.toy import load_toy
-from ui import rules
+from ui import benchmark, rules
 from ui.engines import Engines
 from ui.line import Line, Stopped
+from ui.measure import Benchmark, Measurement, Order, Tuning
 from ui.rules import DEMO, OPEN, Refused
 from ui.worker import Ask, Notice, Run
 
@@ -133,6 +136,40 @@ def test_a_demo_refuses_long_runs_in_one_sentence() -> None:
     assert "3,001 characters" in words(Run(engines, None, ask(prompt="x" * (DEMO.longest_prompt + 1))))[-1]
     assert words(Run(engines, None, ask(5)))[-1] == "Running"
     assert words(Run(loaded(), None, ask(DEMO.most_tokens + 1, prompt="x" * 3500)))[-1] == "Running"
+
+
+def order(**changes: Any) -> Order:
+    return Order("e2e", ("name[The Mill]",), (Streaming(),), Sampling(max_new_tokens=4), **changes)
+
+
+@pytest.mark.parametrize(
+    "kind, forged, said",
+    [
+        (Benchmark, {"repeats": 20}, "each run at most 2 times"),
+        (Benchmark, {"references": ("hf-greedy",)}, "Speculative Streaming's own methods only"),
+        (Benchmark, {"file": Path("/etc/hostname")}, "takes no files"),
+        (Tuning, {"file": Path("/etc/hostname")}, "takes no files"),
+        (Tuning, {"repeats": 3}, "each run at most 2 times"),
+    ],
+)
+def test_a_demo_refuses_what_its_form_does_not_offer(
+    kind: type[Measurement], forged: dict[str, Any], said: str
+) -> None:
+    job = kind(loaded(rules=DEMO), None, order(**forged))
+    told = [item for batch in job.batches() for item in batch]
+    assert len(told) == 1 and isinstance(told[0], Notice) and told[0].failed and said in told[0].text
+    kind(loaded(), None, order(**forged)).check()  # on one's own machine everything goes
+
+
+def test_a_demo_reads_no_uploaded_results(tmp_path: Path) -> None:
+    result = tmp_path / "mine.json"
+    result.write_text("{}")
+    with gr.Blocks():
+        tab = benchmark.layout(loaded(rules=DEMO))
+    values = {tab.form.key: "me", tab.form.earlier: [], tab.upload: [str(result)]}
+    earlier = benchmark.Earlier(tab, loaded(rules=DEMO), None, tmp_path)
+    with pytest.raises(Refused, match="takes no files"):
+        earlier.chosen(values)
 
 
 @pytest.mark.parametrize(

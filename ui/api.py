@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 import gradio as gr
@@ -12,8 +15,11 @@ from specstream import params
 from specstream.events import Lane
 from specstream.params import Method, Sampling, Standard
 from specstream.tasks import TASKS
+from specstream.tasks import task as find_task
+from ui.controls import WITHOUT_LIMITS
 from ui.engines import Engines
 from ui.feed import Feed
+from ui.history import shorten
 from ui.playground import MOST_WAITING, check_prompt
 from ui.view import View
 from ui.worker import Ask, Run
@@ -32,7 +38,7 @@ def add(engines: Engines, runlog: Any) -> None:
         """Let the loaded model continue a prompt, to the end, and say how fast it was.
 
         Args:
-            prompt: The text as it is; the task's template is put round it.
+            prompt: The text as typed; the task says how it is wrapped before the model sees it.
             task: A task by name, or raw for none.
             method: How to decode, by name: the text is the same with every method, only the speed differs.
             settings: Those of the page's form by name, for example {"max_new_tokens": 64}; see /settings.
@@ -51,7 +57,7 @@ def add(engines: Engines, runlog: Any) -> None:
         """Let the loaded model continue a prompt and hear of it while it writes.
 
         Args:
-            prompt: The text as it is; the task's template is put round it.
+            prompt: The text as typed; the task says how it is wrapped before the model sees it.
             task: A task by name, or raw for none.
             method: How to decode, by name.
             settings: Those of the page's form by name; see /settings.
@@ -78,16 +84,30 @@ def add(engines: Engines, runlog: Any) -> None:
     gr.api(settings, api_name="settings", queue=False)
 
 
-def asked(
-    engines: Engines, runlog: Any, prompt: str, task: str, method: str, settings: dict[str, Any] | None, compare: bool
-) -> Run:
-    """The run that a program wants. Raises gr.Error with one sentence."""
+def asked(engines: Engines, runlog: Any, prompt: Any, task: Any, method: Any, settings: Any, compare: Any) -> Run:
+    """The run that a program wants, which may give anything. Raises gr.Error with one sentence."""
     try:
+        for name, value in {"prompt": prompt, "task": task, "method": method}.items():
+            _check(isinstance(value, str), f"The {name} must be a text", value)
+        _check(settings is None or isinstance(settings, dict), "The settings must be an object of names and values",
+               settings)  # fmt: skip
+        _check(isinstance(compare, bool), "Compare must be true or false", compare)
+        _check_task(task)
         check_prompt(prompt)
         chosen, sampling = split(method, settings or {})
     except ValueError as error:
-        raise gr.Error(str(error)) from None
+        raise gr.Error(str(error), print_exception=False) from None
     return Run(engines, runlog, Ask(prompt, task, chosen, sampling, compare and not isinstance(chosen, Standard)))
+
+
+def _check(fine: bool, words: str, value: Any) -> None:
+    if not fine:
+        raise ValueError(f"{words}, not {shorten(json.dumps(value, ensure_ascii=False))}.")
+
+
+def _check_task(name: str) -> None:
+    if name not in ("", "none", "raw"):
+        find_task(name)
 
 
 def known_settings() -> dict[str, Any]:
@@ -105,17 +125,28 @@ def _fields(kind: type) -> dict[str, Any]:
 
 def split(method: str, settings: dict[str, Any]) -> tuple[Method, Sampling]:
     """Settings by where they belong. Raises ValueError for an unknown name or a value out of its limits."""
+    params.method(method)  # an unknown one is the first thing to say
+    known = {f.name: f for f in (*fields(Sampling), *fields(params.METHODS[method]))}
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"{params.METHODS[method].label} has no setting {', '.join(unknown)}.")
+    values = {name: _plain(known[name], value) for name, value in settings.items()}
     shared = {f.name for f in fields(Sampling)}
-    sampling = {name: value for name, value in settings.items() if name in shared}
-    if "stop" in sampling:
-        sampling["stop"] = _texts(sampling["stop"])
-    return params.method(method, **{n: v for n, v in settings.items() if n not in shared}), Sampling(**sampling)
+    own = {name: value for name, value in values.items() if name not in shared}
+    return params.method(method, **own), Sampling(**{n: v for n, v in values.items() if n in shared})
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"Stop strings must be a list of texts, not {value!r}.")
-    return tuple(value)
+def _plain(field: Field[Any], value: Any) -> Any:
+    """A setting as the parameters take it. Raises ValueError for one of another kind."""
+    label = field.metadata.get("label") or WITHOUT_LIMITS[field.name]["label"]
+    if isinstance(field.default, bool):
+        _check(isinstance(value, bool), f"{label} must be true or false", value)
+    if isinstance(field.default, tuple):
+        texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        _check(texts, f"{label} must be a list of texts", value)
+        return tuple(value)
+    if isinstance(value, int) and abs(value) > sys.maxsize:  # more digits than a float can hold
+        return math.inf
+    return value
 
 
 def follow(run: Run) -> Iterator[View]:
@@ -125,7 +156,7 @@ def follow(run: Run) -> Iterator[View]:
         for item in batch:
             view.add(item)
         if view.tone == "bad":
-            raise gr.Error(view.words)
+            raise gr.Error(view.words, print_exception=False)
         yield view
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-from ui import api, benchmark, compare, finetune, howto, playground, render, sessions, theme
+from ui import api, benchmark, compare, finetune, first_script, howto, playground, render, sessions, theme
 from ui.engines import Engines
 from ui.rules import OPEN, Rules
 
@@ -20,9 +21,18 @@ A language model drafts for itself: extra streams guess several tokens ahead, an
 once. The text stays what the model alone would write; it arrives in fewer passes."""
 
 
+class Page(gr.Blocks):
+    """Gradio's page, in which programs may leave out the last arguments of a call: these have their defaults."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        if block_fn.api_visibility == "public":
+            inputs += [part.value for part in block_fn.inputs[len(inputs) :]]
+        super().validate_inputs(block_fn, inputs)
+
+
 def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
     """The page over an engine and a log. ``runlog`` None: runs are not kept, which ``warning`` explains at the top."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
+    with Page(title=TITLE, analytics_enabled=False) as demo:
         gr.Markdown(INTRO, elem_classes="ss-intro")
         if engines.rules.demo:
             gr.HTML(render.status(engines.rules.words))
@@ -59,6 +69,7 @@ def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
         "theme": look(),
         "css": theme.variables() + STYLE.read_text(encoding="utf-8"),
         "head": KEYS.read_text(encoding="utf-8"),
+        "app_kwargs": {"middleware": [Middleware(first_script.FirstScript)]},
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,17 +12,20 @@ from typing import Any
 
 import gradio as gr
 
+from specstream.bench.predict import fastest_tried
 from specstream.bench.tables import REFERENCES
 from specstream.params import METHODS, Method, PromptLookup, Standard, Streaming
 from specstream.runlog import RunLogError
-from ui import controls, figures, render, results, visitor
+from specstream.stats import counted
+from ui import controls, figures, render, results, suit, visitor
 from ui.controls import Controls
 from ui.engines import Engines, State
-from ui.files import downloads
+from ui.files import downloads, place
 from ui.jobs import Jobs
 from ui.measure import Benchmark, Lap, Measurement, Order, Report, Result, Tuning
 from ui.methods import Offer
 from ui.playground import MOST_WAITING, Playground, examples, task_choices
+from ui.rules import Rules
 from ui.worker import Notice
 
 TAB = "benchmark"
@@ -55,7 +58,10 @@ class Form:
     methods: dict[str, gr.Checkbox]
     references: dict[str, gr.Checkbox]
     settings: Controls
+    wished: gr.State
+    hint: gr.HTML
     tuned: gr.Radio
+    tuned_wish: gr.State
     pace: gr.Radio
     earlier: gr.Dropdown
     key: gr.Textbox
@@ -137,12 +143,21 @@ class Shown:
             if name in made:
                 updates[plot] = figures.on_page(made[name])
         tuned = advised(reports)
-        return updates | {self.advice: results.recommendation(tuned), self.use: gr.update(visible=tuned is not None)}
+        return updates | {
+            self.advice: results.recommendation(tuned),
+            self.use: gr.update(visible=usable(tuned) is not None),
+        }
 
 
 def advised(reports: Sequence[Report]) -> dict[str, Any] | None:
-    """The first recommendation among the results for a method that there is."""
+    """The first tuning among the results of a method that there is."""
     return next((r["tuned"] for r in reports if r.get("tuned") and r["tuned"]["method"] in METHODS), None)
+
+
+def usable(tuned: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The settings of a tuning that are worth using; None where it brought none but one's own."""
+    best = fastest_tried(tuned) if tuned else None
+    return best if tuned and best == tuned["settings"] else None
 
 
 @dataclass
@@ -153,12 +168,16 @@ class BenchmarkTab:
     shown: Shown
     upload: gr.File
 
-    def available(self, state: State, offer: Offer, tuned: str | None) -> Updates:
-        """What a loaded model changes: what it can't run is disabled, with the reason. ``tuned`` is what is chosen."""
+    def available(self, state: State, offer: Offer, task: str, wished: Collection[str], tuned: str) -> Updates:
+        """What a loaded model changes: what it can't run is disabled, with the reason.
+
+        ``wished`` are the methods that the visitor ticked, ``tuned`` is the one to tune.
+        """
         form = self.form
-        updates: Updates = {box: controls.method_update(name, offer) for name, box in form.methods.items()}
+        updates: Updates = {box: controls.method_update(name, offer, wished) for name, box in form.methods.items()}
+        updates[form.hint] = suit.hint(task, state.info)
         for name, box in form.references.items():
-            updates[box] = reference_update(name, state)
+            updates[box] = reference_update(name, state, wished)
         if state.info:
             able = [name for name in TUNABLE if not offer.reason(name)]
             value = tuned if tuned in able else next(iter(able), None)
@@ -168,24 +187,30 @@ class BenchmarkTab:
     def suited(self, state: State) -> Updates:
         """The task that the loaded adapter was trained for, where there are prompts of it."""
         task = state.info.task if state.info else ""
-        return {self.form.task: task} if any(e["task"] == task for e in examples()) else {}
+        fits = any(e["task"] == task for e in examples())
+        return {self.form.task: task, self.form.hint: ""} if fits else {}
 
     @property
     def depends(self) -> list[Any]:
         """What a loaded model updates."""
         form = self.form
-        return [*form.methods.values(), *form.references.values(), form.tuned, form.task]
+        return [*form.methods.values(), *form.references.values(), form.hint, form.tuned, form.task]
+
+    @property
+    def chosen(self) -> list[Any]:
+        """What it is fitted to."""
+        return [self.form.task, self.form.wished, self.form.tuned_wish]
 
 
-def reference_update(name: str, state: State) -> Any:
-    """The box of a way to generate that is not ours: free, or disabled with the reason."""
+def reference_update(name: str, state: State, wished: Collection[str]) -> Any:
+    """The box of a way to generate that is not ours: as the visitor wished, or disabled with the reason."""
     alone = not (state.info and state.info.draft_parameters)
     reason = NEEDS_SECOND if name == "hf-assistant" and alone else ""
     if state.info and state.info.model == "toy":
         reason = "Not with the toy model: transformers does not know it."
     if reason:
         return gr.update(value=False, interactive=False, info=reason)
-    return gr.update(interactive=True, info=LIBRARY)
+    return gr.update(value=name in wished, interactive=True, info=LIBRARY)
 
 
 @dataclass
@@ -231,7 +256,7 @@ def layout(engines: Engines) -> BenchmarkTab:
     alone = not engines.rules.demo  # strangers who share a machine give no files and load no second model
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            parts = _prompt_fields(alone)
+            parts = _prompt_fields(engines.rules)
             settings = controls.each_method("Settings: length, temperature, each method", {"max_new_tokens": 64})
             tuned, pace, tune = _tuning_fields()
             earlier, upload = _earlier_fields(alone)
@@ -246,11 +271,12 @@ def layout(engines: Engines) -> BenchmarkTab:
             }
     run, cancel, status, bar = _toolbar()
     form = Form(**parts, methods=methods, references=references, settings=settings, tuned=tuned, pace=pace,
-                earlier=earlier, key=visitor.layout())  # fmt: skip
+                earlier=earlier, key=visitor.layout(), wished=gr.State(list(methods)),
+                tuned_wish=gr.State(Streaming.name))  # fmt: skip
     return BenchmarkTab(form, _results(run, tune, cancel, status, bar), upload)
 
 
-def _prompt_fields(alone: bool) -> dict[str, Any]:
+def _prompt_fields(rules: Rules) -> dict[str, Any]:
     known = examples()
     tasks = [(label, name) for label, name in task_choices()]
     with gr.Row():
@@ -259,14 +285,15 @@ def _prompt_fields(alone: bool) -> dict[str, Any]:
             info="Its example prompts are used, or its columns of your file are read.",
         )  # fmt: skip
         whole_one = {"minimum": 1, "precision": 0, "interactive": True, "min_width": 130}
+        hint = gr.HTML()
         count = controls.Number(8, label="Prompts", maximum=1000, info="At most, from the first on.", **whole_one)
         repeats = controls.Number(
-            1, label="Repeats", maximum=20 if alone else 2, info="Of each run; the median counts.", **whole_one
+            1, label="Repeats", maximum=rules.most_repeats, info="Of each run; the median counts.", **whole_one
         )
     with gr.Accordion("Your own prompts: a file with the columns of the task, or Spec-Bench's questions",
-                      open=False, visible=alone):  # fmt: skip
+                      open=False, visible=not rules.demo):  # fmt: skip
         file = gr.File(label="Prompts, a JSON object on each line", file_types=[".jsonl", ".json"], height=160)
-    return {"task": task, "file": file, "count": count, "repeats": repeats}
+    return {"task": task, "hint": hint, "file": file, "count": count, "repeats": repeats}
 
 
 def _tuning_fields() -> tuple[gr.Radio, gr.Radio, gr.Button]:
@@ -363,27 +390,31 @@ def wire(
     def close(request: gr.Request) -> None:
         jobs.close(str(request.session_hash))
 
-    def watch(tuned: str | None) -> Iterator[Updates]:
+    def watch(task: str, wished: list[str], tuned: str) -> Iterator[Updates]:
         for state in engines.watch():
-            yield tab.available(state, engines.offer, tuned) | tab.suited(state)
+            yield tab.available(state, engines.offer, task, wished, tuned) | tab.suited(state)
 
-    def refresh(key: str, tuned: str | None, request: gr.Request) -> Updates:
-        return tab.available(engines.state, engines.offer, tuned) | earlier.listed(visitor.name(key, request))
+    def refresh(key: str, task: str, wished: list[str], tuned: str, request: gr.Request) -> Updates:
+        fitted = tab.available(engines.state, engines.offer, task, wished, tuned)
+        return fitted | earlier.listed(visitor.name(key, request))
 
     inputs = form.inputs | {shown.reports, tab.upload}
     work: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING, **QUIET}
     listing = [*tab.depends, form.earlier]
     for button, start in ((shown.run, run), (shown.tune, tune)):
         button.click(start, inputs, shown.outputs, **work).then(
-            refresh, [form.key, form.tuned], listing, queue=False, **QUIET
+            refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET
         )
     shown.cancel.click(cancel, form.key, queue=False, **QUIET)
-    opened.select(refresh, [form.key, form.tuned], listing, queue=False, **QUIET)
+    opened.select(refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET)
+    form.task.change(lambda task: suit.hint(task, engines.state.info), form.task, form.hint, queue=False, **QUIET)
+    form.tuned.input(lambda tuned: tuned, form.tuned, form.tuned_wish, queue=False, **QUIET)
+    controls.wire_wishes(form.wished, form.methods | form.references)
     for picked in (form.earlier, tab.upload):
         picked.change(earlier.drawn, inputs, shown.outputs, **QUIET)
     shown.use.click(lambda values: used(play, tabs, earlier.shown(values)), inputs, used_outputs(play, tabs), **QUIET)
     visitor.wire(form.key, demo)
-    demo.load(watch, form.tuned, tab.depends, concurrency_limit=None, **QUIET).then(
+    demo.load(watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET).then(
         resume, form.key, shown.outputs, concurrency_limit=None, **QUIET
     )
     demo.unload(close)
@@ -431,7 +462,7 @@ def ended(shown: Shown, progress: Progress, others: Sequence[Report], folder: Pa
 def written(report: Report, folder: Path) -> Path:
     """A result as a file, in the form of the command line's."""
     kind = "bench" if "rows" in report else "cost"
-    file = folder / f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.json"
+    file = place(folder, f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.json")
     file.write_text(json.dumps(report, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 
@@ -458,6 +489,7 @@ class Earlier:
         who = self._rules.seen_by(values[self._tab.form.key] or "")
         logged = [self._runlog.benchmark(key, who) for key in values[self._tab.form.earlier] or []]
         files = [Path(file) for file in values[self._tab.upload] or []]
+        self._rules.check_files(*files)
         return [*(r | {"name": results.named(r)} for r in logged), *(read(file) for file in files)]
 
     def shown(self, values: Mapping[Any, Any]) -> list[Report]:
@@ -490,9 +522,10 @@ class Earlier:
 
 def words(found: Mapping[str, Any]) -> str:
     """A result of the log in one line."""
-    count = f"{found['prompts']} prompts" if found["prompts"] else "cost of a step"
+    count = counted(found["prompts"], "prompt") if found["prompts"] else "cost of a step"
     when = str(found["measured_utc"])[:16].replace("T", " ")
-    return f"{when}, {found['task'] or 'no task'}, {count}, {found['model']} + {found['adapter']}"
+    model, adapter = (render.model_name(found[name]) for name in ("model", "adapter"))
+    return f"{when}, {found['task'] or 'no task'}, {count}, {model} + {adapter}"
 
 
 def read(file: Path) -> Report:
@@ -511,15 +544,15 @@ def read(file: Path) -> Report:
 
 
 def used_outputs(play: Playground, tabs: gr.Tabs) -> list[Any]:
-    return [tabs, play.method, *(part for _, part in play.settings.of_method())]
+    return [tabs, play.method, play.wish, *(part for _, part in play.settings.of_method())]
 
 
 def used(play: Playground, tabs: gr.Tabs, reports: Sequence[Report]) -> Updates:
     """The recommended settings in the Playground, which comes to the front."""
     tuned = advised(reports)
-    if tuned is None:
+    settings = usable(tuned)
+    if tuned is None or settings is None:
         return {tabs: gr.skip()}
-    settings = tuned["settings"]
     parts = {key: part for key, part in play.settings.parts.items() if key[0] == tuned["method"]}
     updates = {part: settings[name] for (_, name), part in parts.items() if name in settings}
-    return {tabs: gr.update(selected="playground"), play.method: tuned["method"]} | updates
+    return {tabs: gr.update(selected="playground"), play.method: tuned["method"], play.wish: tuned["method"]} | updates

@@ -117,7 +117,7 @@ def per_step(steps: Sequence[Step]) -> go.Figure:
     index = [step.index for step in decode]
     accepted = [sum(token.depth > 0 for token in step.tokens) for step in decode]
     own = [len(step.tokens) - n for step, n in zip(decode, accepted, strict=True)]
-    figure.add_trace(go.Bar(x=index, y=own, name="the model's own", marker={"color": theme.STRONG[0]}))
+    figure.add_trace(go.Bar(x=index, y=own, name="chosen by the model", marker={"color": theme.STRONG[0]}))
     figure.add_trace(go.Bar(x=index, y=accepted, name="drafted, accepted", marker={"color": theme.STRONG[1]}))
     figure.update_layout(barmode="stack", bargap=0.05)
     figure.update_yaxes(

@@ -83,9 +83,12 @@ def layout() -> ChatPanel:
 
 
 def newer(kept: Chat, row: Mapping[str, Any]) -> Chat:
-    """The conversation with the turn of a logged run, where the browser tab does not know that turn yet."""
+    """The conversation with the turn of a logged run, where the browser tab does not know that turn yet.
+
+    One that was broken off is no turn.
+    """
     values = (row["settings"] or {}).get("chat")
-    if not values or not row["output"]:
+    if not values or not row["output"] or row["status"] != "finished":
         return kept
     logged = Chat.from_dict(values)
     return logged.add(row["prompt"], row["output"]) if (logged.id, logged.turns) == (kept.id, kept.turns) else kept

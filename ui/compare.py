@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 
 from specstream import params
 from specstream.info import EngineInfo
 from specstream.params import METHODS, Method, Standard
+from specstream.stats import counted
 from specstream.tasks import TASKS
-from ui import charts, controls, race, render, visitor
+from ui import charts, controls, race, render, suit, visitor
 from ui.contest import Contest, Entry, Lap, Prepared
 from ui.controls import Controls
-from ui.engines import Engines
-from ui.files import downloads
+from ui.engines import Engines, State
+from ui.files import downloads, place
 from ui.jobs import Jobs
 from ui.methods import Offer
 from ui.playground import MOST_WAITING, check_prompt, examples, task_choices
@@ -36,7 +38,9 @@ class Compare:
 
     prompt: gr.Textbox
     task: gr.Dropdown
+    hint: gr.HTML
     methods: dict[str, gr.Checkbox]
+    wished: gr.State
     settings: Controls
     run: gr.Button
     stop: gr.Button
@@ -67,9 +71,20 @@ class Compare:
         sampling = self.settings.parse(values, chosen[0])[1]
         return Ask(prompt, values[self.task], Standard(), sampling, True), methods
 
-    def available(self, offer: Offer) -> Updates:
+    def available(self, state: State, offer: Offer, task: str, wished: Collection[str]) -> Updates:
         """What a loaded model changes: methods that it can't run are disabled, with the reason."""
-        return {box: controls.method_update(name, offer) for name, box in self.methods.items()}
+        boxes = {box: controls.method_update(name, offer, wished) for name, box in self.methods.items()}
+        return boxes | {self.hint: suit.hint(task, state.info)}
+
+    @property
+    def depends(self) -> list[Any]:
+        """What a loaded model updates."""
+        return [*self.methods.values(), self.hint]
+
+    @property
+    def chosen(self) -> list[Any]:
+        """What it is fitted to."""
+        return [self.task, self.wished]
 
 
 @dataclass
@@ -92,7 +107,8 @@ class Progress:
         elif isinstance(item, Entry):
             self.entries.append(item)
         elif isinstance(item, Lap):
-            self.words = f"Measuring {item.number} of {item.of}: {METHODS[item.method].label}, {item.tokens} tokens"
+            written = counted(item.tokens, "token")
+            self.words = f"Measuring {item.number} of {item.of}: {METHODS[item.method].label}, {written}"
 
     def close(self, stopped: bool) -> None:
         """No more items come."""
@@ -113,6 +129,7 @@ def layout() -> Compare:
         with gr.Column(scale=3, min_width=320):
             prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
             task = gr.Dropdown(task_choices(), value=known[0]["task"], label="Task", interactive=True)
+            hint = gr.HTML()
             gr.Examples(
                 [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
                 example_labels=[e["label"] for e in known], examples_per_page=20, api_visibility="private",
@@ -121,6 +138,7 @@ def layout() -> Compare:
             with gr.Group(elem_classes="ss-boxes"):
                 gr.Checkbox(True, label=Standard.label, info="Always runs, first.", interactive=False)
                 methods = {name: controls.method_box(name) for name in METHODS if name != Standard.name}
+            wished = gr.State(list(methods))
             settings = controls.each_method("Settings: length, temperature, each method")
     with gr.Row(elem_classes="ss-toolbar", equal_height=True):
         run = gr.Button("Compare", variant="primary", elem_classes="ss-run", scale=0, min_width=120)
@@ -135,7 +153,8 @@ def layout() -> Compare:
         chart = gr.Plot(label="Tokens over time", show_label=False, container=False, elem_classes="ss-plot")
         file = gr.DownloadButton("Download as one HTML file, to share", size="sm")
     return Compare(
-        prompt, task, methods, settings, run, stop, status, track, results, table, chart, file, visitor.layout()
+        prompt, task, hint, methods, wished, settings, run, stop, status, track, results, table, chart, file,
+        visitor.layout(),
     )  # fmt: skip
 
 
@@ -154,7 +173,7 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
         who, session = visitor.name(values[tab.key], request), str(request.session_hash)
         job = Contest(engines, runlog, ask, methods, who)
         jobs.put(who, session, job)
-        yield from stream(tab, job, session, folder, page_address(request))
+        yield from stream(tab, job, session, folder, page_address(request, engines.rules.demo))
 
     def stop(key: str, request: gr.Request) -> None:
         jobs.stop(visitor.name(key, request))
@@ -162,25 +181,35 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
     def close(request: gr.Request) -> None:
         jobs.close(str(request.session_hash))
 
-    def watch() -> Iterator[Updates]:
-        for _ in engines.watch():
-            yield tab.available(engines.offer)
+    def fitted(task: str, wished: list[str]) -> Updates:
+        return tab.available(engines.state, engines.offer, task, wished)
 
-    boxes = list(tab.methods.values())
+    def watch(task: str, wished: list[str]) -> Iterator[Updates]:
+        for _ in engines.watch():
+            yield fitted(task, wished)
+
     tab.run.click(run, tab.inputs, tab.outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **QUIET)
     tab.stop.click(stop, tab.key, queue=False, **QUIET)
-    opened.select(lambda: tab.available(engines.offer), None, boxes, queue=False, **QUIET)
-    demo.load(watch, None, boxes, concurrency_limit=None, **QUIET)
+    controls.wire_wishes(tab.wished, tab.methods)
+    for event in (opened.select, tab.task.change):
+        event(fitted, tab.chosen, tab.depends, queue=False, **QUIET)
+    demo.load(watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET)
     visitor.wire(tab.key, demo)
     demo.unload(close)
 
 
-def page_address(request: gr.Request) -> str:
-    """The address of the page, without what was asked of it."""
-    return str(request.headers.get("origin") or "") + "/"
+def page_address(request: gr.Request, demo: bool) -> str | None:
+    """The address under which others find the runs; None where there is none.
+
+    That of one's own machine leads others to theirs, and in a demo visitors see their own runs only.
+    """
+    origin = str(request.headers.get("origin") or "")
+    host = urlsplit(origin).hostname or ""
+    own = host in ("", "localhost", "0.0.0.0", "::1") or host.startswith("127.")
+    return None if own or demo else f"{origin}/"
 
 
-def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str) -> Iterator[Updates]:
+def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str | None) -> Iterator[Updates]:
     """Follow a comparison and say what changes on the page."""
     progress = Progress()
     busy = {tab.run: gr.update(interactive=False), tab.stop: gr.update(interactive=True)}  # in each update, as a run's
@@ -203,11 +232,11 @@ def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str) ->
     )
 
 
-def results(tab: Compare, progress: Progress, ask: Ask, folder: Path, base: str) -> Updates:
+def results(tab: Compare, progress: Progress, ask: Ask, folder: Path, base: str | None) -> Updates:
     """The race, the table, the chart and the file; nothing where nothing was measured."""
     if not progress.entries:
         return {}
-    file = folder / f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.html"
+    file = place(folder, f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.html")
     file.write_text(race.share(progress.entries, ask.prompt, list(about(progress.info, ask)), base), encoding="utf-8")
     return {
         tab.race: race.message(progress.entries),
@@ -226,5 +255,5 @@ def about(info: EngineInfo | None, ask: Ask) -> Iterator[tuple[str, str]]:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())
     defaults = params.Sampling().to_dict()
     changed = {name: value for name, value in ask.sampling.to_dict().items() if value != defaults[name]}
-    yield "Settings", ", ".join(f"{name} {value}" for name, value in changed.items()) or "as they come"
+    yield "Settings", ", ".join(f"{name} {value}" for name, value in changed.items()) or "default settings"
     yield "Measured", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, one method after the other"

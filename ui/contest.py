@@ -75,6 +75,7 @@ class Contest(ModelJob):
 
     def use(self, engine: Any) -> None:
         self.put(Prepared(engine.info))
+        self._say_mismatch(engine, self.ask.task)
         for number, method in enumerate(self._methods, 1):
             if not self.stop.is_set():
                 self._measure(engine, method, number)

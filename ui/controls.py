@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
@@ -19,7 +19,6 @@ WITHOUT_LIMITS = {
     "stop": {"label": "Stop strings", "help": "The run ends where one of these appears; one to a line."},
     "ignore_eos": {"label": "Ignore end of text", "help": "Go on after the model's own end of text."},
 }
-SLIDER_VALUES = 130  # with more values than this a slider can't be set exactly
 
 Key = tuple[str, str]  # (method name or "sampling", field name)
 
@@ -58,7 +57,7 @@ def layout(method: str) -> Controls:
     known += [(name, f) for name, kind in params.METHODS.items() for f in fields(kind)]
     main = [(owner, f) for owner, f in known if f.name in MAIN]
     with gr.Row():
-        parts |= {(owner, f.name): component(f, shown(owner), slider=True) for owner, f in main}
+        parts |= {(owner, f.name): component(f, shown(owner)) for owner, f in main}
     rest = [(owner, f) for owner, f in known if f.name not in MAIN]
     with gr.Accordion("More settings", open=False):
         with gr.Row():
@@ -91,11 +90,21 @@ def method_box(name: str) -> gr.Checkbox:
     return gr.Checkbox(True, label=params.METHODS[name].label, info=methods.does(name), interactive=True)
 
 
-def method_update(name: str, offer: Offer) -> Any:
-    """A method's box: free, or disabled with the reason."""
+def method_update(name: str, offer: Offer, wished: Collection[str]) -> Any:
+    """A method's box: as the visitor wished, or disabled with the reason."""
     if reason := offer.reason(name):
         return gr.update(value=False, interactive=False, info=reason)
-    return gr.update(interactive=True, info=methods.does(name))
+    return gr.update(value=name in wished, interactive=True, info=methods.does(name))
+
+
+def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:
+    """Remember what the visitor ticks. A box that is disabled meanwhile keeps its wish: the method may come back."""
+
+    def ticked(name: str) -> Callable[[list[str], bool], list[str]]:
+        return lambda before, now: [*(n for n in before if n != name), *([name] if now else [])]
+
+    for name, box in boxes.items():
+        box.input(ticked(name), [wished, box], wished, queue=False, show_progress="hidden", api_visibility="private")
 
 
 class Number(gr.Number):
@@ -111,10 +120,8 @@ class Number(gr.Number):
         pass
 
 
-def component(
-    f: Field[Any], visible: bool = True, slider: bool = False, default: Any = None
-) -> gr.components.Component:
-    """One field: its kind follows from the metadata. ``slider`` where the range is short enough to set it exactly."""
+def component(f: Field[Any], visible: bool = True, default: Any = None) -> gr.components.Component:
+    """One field: its kind follows from the metadata. No sliders: they change what is typed out of their limits."""
     default = f.default if default is None else default
     meta: Mapping[str, Any] = f.metadata or WITHOUT_LIMITS[f.name]
     shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200, "visible": visible}
@@ -125,6 +132,4 @@ def component(
     if isinstance(f.default, tuple):
         return gr.Textbox("\n".join(default), lines=2, max_lines=4, **shown)
     limits = {"minimum": meta["min"], "maximum": meta["max"], "step": meta["step"]}
-    if slider and (meta["max"] - meta["min"]) / meta["step"] <= SLIDER_VALUES:
-        return gr.Slider(value=default, **limits, **shown | {"min_width": 320})
     return Number(default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)

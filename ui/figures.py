@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from specstream.bench.tables import CURVES
 from ui import theme
 from ui.charts import BAR, BAR_ROOM, CLEAR, DASHES, GRID
+from ui.results import task_label
 
 Report = dict[str, Any]
 COLOURS = list(theme.STRONG.values())
@@ -64,7 +65,7 @@ def speedup(reports: Sequence[Report]) -> go.Figure:
 
 
 def calls(reports: Sequence[Report]) -> go.Figure:
-    """Tokens per step against the speed-up of the steps. On the line a step costs what a plain step does."""
+    """Tokens per step against the speed-up of the steps. On the line a step costs what a standard step does."""
     figure = _figure("Fewer calls against less time", "tokens per step", "speed-up of the steps")
     longest, several = 1.0, _several(reports)
     for place, (label, rows) in enumerate(_by_label(reports).items()):
@@ -151,17 +152,17 @@ def prediction(reports: Sequence[Report]) -> go.Figure:
     figure = _figure("Predicted against measured", "predicted speed-up", "measured speed-up")
     tried = [(r, t, kind) for r in reports for t, kind in zip(r["tuned"]["trials"], ("chosen", "given"), strict=False)]
     trials = [trial for _, trial, _ in tried]
-    names = [kind if len(reports) == 1 else f"{report.get('task')}, {kind}" for report, _, kind in tried]
-    kinds = (("explained", "from the same prompts", 1), ("predicted", "from other prompts", 3))
-    for key, words, place in kinds:
-        figure.add_scatter(
+    names = [kind if len(reports) == 1 else f"{task_label(report.get('task'))}, {kind}" for report, _, kind in tried]
+    symbols = ["circle" if kind == "chosen" else "square" for _, _, kind in tried]
+    for key, words, place in (("explained", "from the same prompts", 1), ("predicted", "from other prompts", 3)):
+        figure.add_scatter(  # names on hover: points of one choice lie too close for words beside each
             x=[t[key] for t in trials],
             y=[t["measured"] for t in trials],
             text=names,
-            mode="markers+text",
-            textposition="top center",
-            name=words,
-            marker={"size": 11, "color": COLOURS[place], "symbol": SYMBOLS[place]},
+            mode="markers",
+            name=f"predicted {words} (● chosen, ■ given)",
+            hovertemplate="%{text}: predicted %{x:.2f}, measured %{y:.2f}<extra></extra>",
+            marker={"size": 11, "color": COLOURS[place], "symbol": symbols},
         )
     far = 1.15 * max(max(t["predicted"], t["explained"], t["measured"]) for t in trials)
     for share in (0.9, 1.0, 1.1):
@@ -173,7 +174,7 @@ def prediction(reports: Sequence[Report]) -> go.Figure:
 def _rows(reports: Sequence[Report]) -> Iterator[tuple[str, Report]]:
     """Rows of every result but standard decoding, which the others are measured against, each with its place."""
     measured = [r for r in reports if r.get("rows")]
-    tasks = [r["rows"][0]["task"] for r in measured]
+    tasks = [task_label(r["rows"][0]["task"]) for r in measured]
     for report, task in zip(measured, tasks, strict=True):
         where = task if tasks.count(task) == 1 or not report.get("name") else f"{task}, {report['name']}"
         yield from ((where, row) for row in report["rows"] if row["method"] != "standard")

@@ -1,15 +1,42 @@
-"""Where files for the visitor to download are written."""
+"""Where files for visitors to download are written, and how they are kept from filling the disk."""
 
 from __future__ import annotations
 
 import atexit
 import shutil
 import tempfile
+import threading
+import time
+from functools import cache
 from pathlib import Path
 
+ROOM = 256 << 20  # bytes that all files together may take
+YOUNG = 60.0  # seconds in which a file is surely fetched: no younger one makes room for another
+_one_at_a_time = threading.Lock()
 
+
+@cache
 def downloads() -> Path:
-    """A folder of this process that is gone when it ends; gradio serves files from there."""
-    folder = Path(tempfile.mkdtemp(prefix="specstream-"))
+    """The folder of this process, gone when it ends. Gradio serves files from there as they are, without a copy."""
+    from gradio.utils import get_upload_folder  # inside: modules without gradio write files too
+
+    parent = Path(get_upload_folder())
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="specstream-", dir=parent)).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def place(folder: Path, name: str) -> Path:
+    """Where a new file goes, once the oldest have made room for it."""
+    left, now = ROOM, time.time()
+    with _one_at_a_time:
+        for file in sorted(folder.iterdir(), key=_changed, reverse=True):
+            left -= file.stat().st_size
+            if left < 0 and now - _changed(file) > YOUNG:
+                file.unlink()
+    return folder / name
+
+
+def _changed(file: Path) -> float:
+    return file.stat().st_mtime

@@ -20,11 +20,13 @@ TAB = "finetune"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 PACE = 2.0  # seconds between looks at a training under way
 INTRO = (
-    "Teach a model to draft for itself: its streams are trained on examples of one task. What comes of it is a small "
+    "Teach a model to draft for itself: its streams are trained on examples of one task. The result is a small "
     "adapter, and the model itself is not changed on disk. A training goes on when this page is closed. It shares this "
     "machine with the Playground and gives way to it: while both work, each is slower."
 )
 FETCH = "() => setTimeout(() => document.querySelector('#adapter-zip').click(), 200)"
+REFUSED = "ss-refused"
+CORRECTED = f"(status) => status.includes('{REFUSED}') ? '' : status"  # a form that is corrected is refused no longer
 Updates = dict[Any, Any]
 
 
@@ -123,12 +125,13 @@ class FineTune:
         }
 
 
-def owns(training: Training, owner: str | None, request: gr.Request) -> bool:
-    """Who may stop a training, go on with it and delete it: the browser that began it, and whoever sits at the machine
-    that the page runs on."""
-    headers = request.headers or {}
+def owns(training: Training, owner: str | None, request: gr.Request, local: bool) -> bool:
+    """Who may stop a training, resume and delete it: the browser that began it, and whoever sits at the machine.
+
+    ``local`` says that the page was started for this machine alone: a proxy's requests come from it too.
+    """
     host = getattr(request.client, "host", "")
-    if host in ("127.0.0.1", "::1") and "x-forwarded-for" not in headers:
+    if local and host in ("127.0.0.1", "::1") and "x-forwarded-for" not in (request.headers or {}):
         return True
     return bool(owner) and training.plan is not None and training.plan.owner == owner
 
@@ -154,7 +157,7 @@ def layout(engines: Engines) -> FineTune:
             gains = _plot("Tokens per step on held-out prompts")
         with gr.Row():
             use = gr.Button("Use it in the Playground", size="sm", interactive=False, min_width=180)
-            go_on = gr.Button("Go on", size="sm", interactive=False, min_width=100)
+            go_on = gr.Button("Resume", size="sm", interactive=False, min_width=100)
             pack = gr.Button("Download as zip", size="sm", interactive=False, min_width=150)
             delete = gr.Button("Delete", size="sm", interactive=False, min_width=100)
         with gr.Row(visible=False) as sure:
@@ -180,15 +183,15 @@ def wire(tab: FineTune, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines:
     """Connect the tab to the trainings on this machine, and to the Playground."""
     registry = Registry()
     finetune_form.wire(tab.form, demo, registry)
-    _wire_trainings(tab, opened, registry)
+    _wire_trainings(tab, opened, registry, engines.rules.local)
     _wire_adapter(tab, tabs, registry, engines, play)
 
 
-def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry) -> None:
-    """Begin, watch, stop, go on, delete."""
+def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bool) -> None:
+    """Begin, watch, stop, resume, delete."""
 
     def look(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
-        return tab.shown(registry, name, by, seen, lambda t: owns(t, owner, request))
+        return tab.shown(registry, name, by, seen, lambda t: owns(t, owner, request, local))
 
     def anew(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
         active = registry.active()
@@ -207,7 +210,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry) -> None:
         def handler(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
             found = registry.get(name or "")
             try:
-                if found is not None and not owns(found, owner, request):
+                if found is not None and not owns(found, owner, request, local):
                     raise RegistryError(f"{found.name} was begun in another browser: it can be changed there only.")
                 if found is not None:
                     work(found.name)
@@ -226,6 +229,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry) -> None:
     tab.timer.tick(look, looking, shown, trigger_mode="once", **QUIET)
     tab.listing.input(look, looking, shown, **QUIET)
     tab.by.input(look, looking, shown, **QUIET)
+    gr.on(tab.form.changes, None, tab.status, tab.status, js=CORRECTED, api_visibility="private")
     tab.train.click(train, {*tab.form.inputs, tab.by}, shown, **QUIET)
     tab.stop.click(stop, looking, shown, **QUIET)
     tab.go_on.click(act(registry.resume), looking, shown, **QUIET)
@@ -237,7 +241,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry) -> None:
 def refused(tab: FineTune, error: ValueError) -> Updates:
     """What was asked for is not done: why, beside the buttons and as a notice."""
     gr.Warning(str(error))
-    return {tab.status: render.status(str(error), "bad")}
+    return {tab.status: render.status(str(error), f"bad {REFUSED}")}
 
 
 def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Engines, play: Playground) -> None:
@@ -255,11 +259,11 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
             return refused(tab, error)
         return {tabs: gr.update(selected="playground")} | play.panel.show(choice)
 
-    def follow(name: str | None, method: str) -> Iterator[Updates]:
+    def follow(name: str | None, wish: str) -> Iterator[Updates]:
         found = registry.get(name or "")
         if found and found.plan:
             for state in engines.watch():
-                yield play.loaded(state, engines.offer, found.plan.task, method)
+                yield play.loaded(state, engines.offer, found.plan.task, wish)
 
     def pack(name: str | None) -> Updates:
         found = registry.get(name or "")
@@ -268,6 +272,6 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
         return {tab.copy: str(trainview.pack(found, folder))}
 
     tab.use.click(use, tab.listing, [tabs, tab.status, *play.form], **QUIET).then(
-        follow, [tab.listing, play.method], play.form, concurrency_limit=None, **QUIET
+        follow, [tab.listing, play.wish], play.form, concurrency_limit=None, **QUIET
     )  # a step of its own: of two updates that arrive together the page may lose the first, which changes the tab
     tab.zip.click(pack, tab.listing, [tab.copy, tab.status], **QUIET).success(None, js=FETCH, api_visibility="private")

@@ -12,6 +12,7 @@ import gradio as gr
 
 from specstream import memory
 from specstream.models import DEFAULT, catalogue, layer_count
+from specstream.stats import counted
 from specstream.tasks import TASKS, task
 from specstream.training.check import MOST_HELD_OUT, Checked, check_file
 from specstream.training.config import Config
@@ -95,6 +96,13 @@ class Form:
         own = [self.model, self.task, self.source, self.file, self.mode, self.start, self.top]
         return {*own, self.answers, self.name, self.owner, *self.settings.values()}
 
+    @property
+    def changes(self) -> list[Any]:
+        """Whatever the visitor corrects."""
+        typed = [self.name.change, self.answers.change, *(part.change for part in self.settings.values())]
+        picked = [part.input for part in (self.model, self.task, self.source, self.mode, self.top)]
+        return [*picked, *typed, self.file.change, self.start.change]
+
     def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
         """What the form asks for. Raises ValueError with one sentence."""
         checked, config, base = self.check(values), self.config(values), self.base(values)
@@ -175,7 +183,7 @@ class BadRows(ValueError):
 
     def __init__(self, checked: Checked) -> None:
         total = checked.rows + checked.bad
-        super().__init__(f"{checked.bad:,} of {total:,} rows can't be used: nothing was begun.")
+        super().__init__(f"{checked.bad:,} of {counted(total, 'row')} can't be used: nothing was begun.")
         self.checked = checked
 
 
@@ -218,7 +226,7 @@ def check_layers(model: str, config: Config) -> None:
     have = layer_count(model)
     most = have - (config.mode == "exit")
     if have and config.layers > most:
-        raise ValueError(f"{model} has {have} layers: choose 1 to {most} for Layers, not {config.layers}.")
+        raise ValueError(f"{model} has {counted(have, 'layer')}: choose 1 to {most} for Layers, not {config.layers}.")
 
 
 def tuned_by(adapter: str, model: str) -> bool:
@@ -249,7 +257,7 @@ def layout(engines: Engines) -> Form:
             )  # fmt: skip
             tasks = gr.Dropdown(
                 [(t.label, name) for name, t in TASKS.items()], value="e2e", label="Task", interactive=True,
-                info="The form of the examples, and the template that is put round them.",
+                info="What the examples look like, and how each is wrapped before the model sees it.",
             )  # fmt: skip
             source = gr.Radio(
                 SOURCES, value=PUBLIC, label="Examples", info=columns("e2e", answers=True), interactive=True
@@ -269,7 +277,7 @@ def layout(engines: Engines) -> Form:
                     info="How long to train. You can stop at any time and go on later.",
                 )
             }  # fmt: skip
-            settings |= {n: _setting(n, slider=n == "gamma") for n in MAIN}
+            settings |= {n: _setting(n) for n in MAIN}
     with gr.Accordion("More settings", open=False), gr.Row():
         settings |= {n: _setting(n) for n in MORE}
         answers = controls.Number(
@@ -288,9 +296,9 @@ def layout(engines: Engines) -> Form:
     return Form(model, tasks, source, file, mode, start, top, answers, name, settings, hint, owner)
 
 
-def _setting(name: str, slider: bool = False) -> gr.components.Component:
+def _setting(name: str) -> gr.components.Component:
     f = next(f for f in fields(Config) if f.name == name)
-    part = controls.component(f, slider=slider, default=HERE.get(name))
+    part = controls.component(f, default=HERE.get(name))
     part.info = _words(name, "shared")
     return part
 

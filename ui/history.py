@@ -10,7 +10,8 @@ from typing import Any
 from specstream.events import Agreement, Lane, Verdict
 from specstream.params import METHODS
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
-from ui.render import NOTHING, number
+from ui.files import place
+from ui.render import NOTHING, model_name, number
 from ui.view import View, replay
 
 HEADERS = (
@@ -28,7 +29,7 @@ def row(run: Mapping[str, Any]) -> list[str]:
         "★" if run["star"] else "",
         run["started_utc"][:16].replace("T", " "),
         shorten(run["prompt"]),
-        run["model"],
+        model_name(run["model"]),
         method_label(run["method"]),
         NOTHING if run["tokens"] is None else str(run["tokens"]),
         number(run["tokens_per_second"]),
@@ -107,7 +108,7 @@ def view(runlog: RunLog, run: Mapping[str, Any]) -> View:
 
 def export_run(runlog: RunLog, run: str, folder: Path) -> tuple[Path, Path]:
     """Write a run as JSON lines and its steps as CSV; the two files."""
-    lines, table = folder / f"run-{run}.jsonl", folder / f"run-{run}-steps.csv"
+    lines, table = place(folder, f"run-{run}.jsonl"), place(folder, f"run-{run}-steps.csv")
     with lines.open("w", encoding="utf-8") as out:
         write_jsonl(runlog, out, [run])
     with table.open("w", encoding="utf-8", newline="") as out:
@@ -117,7 +118,7 @@ def export_run(runlog: RunLog, run: str, folder: Path) -> tuple[Path, Path]:
 
 def export_runs(runlog: RunLog, ids: Sequence[str], folder: Path, form: str) -> Path:
     """Write these runs to one file. ``form``: jsonl, with every step, or csv, a row for each run."""
-    file = folder / f"runs-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.{form}"
+    file = place(folder, f"runs-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.{form}")
     with file.open("w", encoding="utf-8", newline="") as out:
         (write_jsonl if form == "jsonl" else write_runs_csv)(runlog, out, ids)
     return file
@@ -125,4 +126,4 @@ def export_runs(runlog: RunLog, ids: Sequence[str], folder: Path, form: str) -> 
 
 def export_database(runlog: RunLog, folder: Path) -> Path:
     """A consistent copy of the whole log."""
-    return snapshot(runlog, folder / "runs.db")
+    return snapshot(runlog, place(folder, "runs.db"))

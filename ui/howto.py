@@ -16,10 +16,9 @@ import gradio as gr
 from specstream.events import Fate, Lane, Origin, Step
 from specstream.info import EngineInfo, top_layers
 from specstream.params import METHODS
-from specstream.stats import RunStats
+from specstream.stats import RunStats, step_cost
 from ui import howto_pictures as pictures
 from ui import recording
-from ui.insights import step_cost
 from ui.recording import Recording
 from ui.render import number
 from ui.theme import depth_class
@@ -72,8 +71,8 @@ class Story:
 
     @property
     def cost(self) -> float:
-        """Median time of a step over that of a plain step."""
-        return step_cost(self.steps, self.plain) or 1.0
+        """Mean time of a step divided by that of a standard step."""
+        return step_cost(self.stats[Lane.BASELINE], self.stats[Lane.METHOD]) or 1.0
 
 
 def story(recorded: Recording) -> Story:
@@ -162,7 +161,7 @@ def _verify(tale: Story) -> Lesson:
             "ones. The mask lets each row see the text so far, its own branch and itself, so every branch is read as "
             "if it were alone.",
             "From the top the model's own choice is followed: where it was drafted the next choice is known too, and "
-            f"where it was not the model's own token comes instead. Here that gave {chosen}: {len(step.tokens)} tokens "
+            f"where it was not it comes instead of a draft. Here that gave {chosen}: {len(step.tokens)} tokens "
             "from one pass, and just those that the model would have written one by one.",
         ),
     )
@@ -177,7 +176,7 @@ def _gain(tale: Story) -> Lesson:
         (
             f"The same {ours.tokens} tokens took {ours.steps + 1} passes instead of {theirs.steps + 1}: "
             f"{number(ours.tokens_per_step, 2)} tokens per step. Each frame in the text is one pass.",
-            f"But a pass over more rows takes longer: a step cost {tale.cost:.2f} plain steps. What is left is "
+            f"But a pass over more rows takes longer: a step cost {tale.cost:.2f} standard steps. What is left is "
             f"{tale.speedup:.2f} times the speed of standard decoding, measured on {tale.where}.",
         ),
         f'<h3>Where it gains little or nothing</h3><ul class="ss-limits">{items}</ul>',

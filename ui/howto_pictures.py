@@ -183,12 +183,10 @@ def verified(root: str, step: Step) -> str:
             _text(x, y + HIGH + 13, FATE_WORDS[fate] if prob is None else f"model: {prob:.2f}", "ss-small ss-halo")
         )
     x, y = at[-1]
-    pieces += [_chip(x, y, own, "own"), _text(x, y + HIGH + 13, "the model's own", "ss-small ss-halo")]
+    pieces += [_chip(x, y, own, "own"), _text(x, y + HIGH + 13, "chosen by the model", "ss-small ss-halo")]
     pieces.append(_chip(*start, root, "root"))
-    words = (
-        f"The tree below “{label(root)}” after its pass: {'; '.join(_told(draft, True))}. Then the model's own token: "
-    )
-    words += f"“{label(own)}”."
+    words = f"The tree below “{label(root)}” after its pass: {'; '.join(_told(draft, True))}."
+    words += f" Then the token chosen by the model: “{label(own)}”."
     return _svg(words, width, height, pieces)
 
 

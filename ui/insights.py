@@ -4,13 +4,12 @@ tree would have accepted. Pure; every text is ours or a number, so nothing needs
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from specstream.events import Draft, Fate, Lane, Step
-from specstream.stats import RunStats
+from specstream.stats import RunStats, step_cost
 from ui.render import NOTHING, number
 
 COMPARED = (Fate.ACCEPTED, Fate.REJECTED)
@@ -87,13 +86,13 @@ def _holds(draft: Draft, depth: int, width: int, budget: int | None) -> list[boo
     return [d <= depth and w <= width and (budget is None or n < budget) for n, (d, w) in enumerate(places)]
 
 
-def panel(steps: Sequence[Step], lanes: dict[Lane, RunStats], speedup: float | None, plain: Sequence[Step]) -> str:
-    """Everything here as HTML, for a run that has ended. ``plain``: the steps of standard decoding."""
+def panel(steps: Sequence[Step], lanes: dict[Lane, RunStats], speedup: float | None) -> str:
+    """Everything here as HTML, for a run that has ended."""
     decode = [step for step in steps if step.index > 0]
     if not any(len(step.draft) for step in decode):
         return ""
     stats = lanes[Lane.METHOD]
-    pieces = (map_html(acceptance_map(decode)), waste_html(stats), ideal_html(stats, decode, plain, speedup))
+    pieces = (map_html(acceptance_map(decode)), waste_html(stats), ideal_html(stats, lanes[Lane.BASELINE], speedup))
     return f'<div class="ss-insights">{"".join(pieces)}{what_if_html(decode)}</div>'
 
 
@@ -147,24 +146,16 @@ def waste_html(stats: RunStats) -> str:
         "pass that checks many tokens at once, and pays off where a pass costs little more for more rows."
     )
     return _card(
-        "Waste meter", words, f'<div class="ss-meter" aria-hidden="true">{bar}</div><ul class="ss-keys">{items}</ul>'
+        "Wasted work", words, f'<div class="ss-meter" aria-hidden="true">{bar}</div><ul class="ss-keys">{items}</ul>'
     )
 
 
-def step_cost(steps: Sequence[Step], plain: Sequence[Step]) -> float | None:
-    """Median time of a step / median time of a plain step, the prompt passes left out."""
-    ours, theirs = ([s.total_seconds for s in lane if s.index > 0] for lane in (steps, plain))
-    if not ours or not theirs or not statistics.median(theirs):
-        return None
-    return statistics.median(ours) / statistics.median(theirs)
-
-
-def ideal_html(stats: RunStats, steps: Sequence[Step], plain: Sequence[Step], speedup: float | None) -> str:
+def ideal_html(stats: RunStats, standard: RunStats, speedup: float | None) -> str:
     """Three speed-ups: with free steps, with steps of their measured cost, and the measured one."""
-    tau, cost = stats.tokens_per_step, step_cost(steps, plain)
-    rows = [("if a step cost no more than a plain one", tau, "tokens per step")]
-    if tau and cost:
-        rows.append(("at the measured cost of a step", tau / cost, f"a step costs {cost:.2f} plain steps"))
+    tau, cost = stats.tokens_per_step, step_cost(standard, stats)
+    rows = [("if a step cost no more than a standard one", tau, "tokens per step")]
+    if tau and cost and cost >= 1:
+        rows.append(("while writing", tau / cost, f"at the measured cost of a step, {cost:.2f} standard steps"))
     rows.append(
         ("measured", speedup, "prompt pass included" if speedup else "standard decoding was not run to the end")
     )
@@ -175,6 +166,8 @@ def ideal_html(stats: RunStats, steps: Sequence[Step], plain: Sequence[Step], sp
 
 
 def _break_even(tau: float, cost: float) -> str:
+    if cost < 1:  # a step does more work than a standard one, so it can't be cheaper
+        return "The times scatter too much to tell what a step costs here: this machine is busy, so measure again."
     verb = "is faster than" if tau > cost else "is no faster than"
     return f"A step has to bring {cost:.2f} tokens to break even; it brings {tau:.2f}, so it {verb} standard decoding."
 

@@ -65,6 +65,12 @@ class Measurement(ModelJob):
     ask: Order
     grace = GRACE
 
+    def check(self) -> None:
+        """Raises Refused for what the rules do not allow."""
+        super().check()
+        self._engines.rules.check_measurement(self.ask.repeats, self.ask.references)
+        self._engines.rules.check_files(self.ask.file)
+
     def _cases(self, engine: Any) -> Sequence[Any]:
         """The prompts with their template. Raises ValueError naming a bad line of the file."""
         from specstream import bench  # imports torch: only now, in the worker
@@ -99,16 +105,20 @@ class Benchmark(Measurement):
             if reason := engine.info.unavailable.get(method.name):
                 raise ValueError(reason)
         cases = self._cases(engine)
+        self._say_mismatch(engine, order.task)
         contenders = [*(bench.Ours(engine, m, self.stop.is_set) for m in order.methods), *self._outside(engine)]
         self._head = bench.described(engine) | {
             "task": bench.task_of(cases, order.task), "repeats": order.repeats, "sampling": order.sampling.to_dict(),
         }  # fmt: skip
         self._done, self._total = 0, bench.runs_of(cases, contenders, order.repeats)
         self._began = self._told = 0.0
+        self._guess: float | None = None
+        self._warming = time.monotonic()
         self.put(Lap("Warming up", 0, self._total))
         rows = bench.bench(
-            engine, cases, contenders, order.sampling, order.repeats, self._ran, self._booked, self.stop.is_set
-        )
+            engine, cases, contenders, order.sampling, order.repeats, self._ran, self._booked, self.stop.is_set,
+            self._warmed,
+        )  # fmt: skip
         if rows[0].asked:
             self._keep(self._report(rows))
 
@@ -124,13 +134,22 @@ class Benchmark(Measurement):
             self.ask.references, engine, engine.info.adapter if adapter == "auto" else adapter, None
         )
 
+    def _warmed(self, made: int, of: int) -> None:
+        """After each run of the warm-up, which is short: the others are as long as they write more tokens."""
+        from specstream.bench.runner import WARM_UP_TOKENS
+
+        most = self.ask.sampling.max_new_tokens
+        pace = (time.monotonic() - self._warming) / made
+        self._guess = pace * (of - made + self._total * most / min(WARM_UP_TOKENS, most))
+        self.put(Lap(f"Warming up, run {made} of {of}", 0, self._total, self._guess))
+
     def _ran(self) -> None:
         """After each run. The first one's time is not known: the clock starts with it."""
         self._began = self._began or time.monotonic()
         self._done += 1
         measured = self._done - 1
         pace = (time.monotonic() - self._began) / measured if measured else None
-        left = None if pace is None else pace * (self._total - self._done)
+        left = self._guess if pace is None else pace * (self._total - self._done)
         self.put(Lap(f"Run {self._done} of {self._total}", self._done, self._total, left))
 
     def _booked(self, rows: list[Any]) -> None:
@@ -156,6 +175,7 @@ class Tuning(Measurement):
             raise ValueError(reason)
         curve.largest(method)  # refuses a method without a tree before a minute is spent
         cases = self._cases(engine)
+        self._say_mismatch(engine, order.task)
         self._began = time.monotonic()
         self._tick()
         cost = curve.measure(
@@ -166,6 +186,8 @@ class Tuning(Measurement):
         self.put(Result(report))
         try:
             report = report | {"tuned": self._chosen(engine, cost, cases, method)}
+            if self.stop.is_set():
+                self._say("The settings are predicted: Cancel came before they were tried.", True)
         except curve.Cancelled as error:
             self._say(f"{error} The cost of a step is kept.", True)
         self._keep(report)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from specstream.info import EngineInfo
 from specstream.params import METHODS, DraftModel, EarlyExit, Medusa, PromptLookup, Streaming
+from specstream.tasks import TASKS
 
 ORDER = tuple(sorted(METHODS, key=lambda name: name != Streaming.name))  # streaming first
 NEEDS = {  # what a method needs beside the model, what is missing without it, and what to do
@@ -37,6 +38,17 @@ def does(name: str) -> str:
     """What a method does, in the words of its parameters."""
     words = (METHODS[name].__doc__ or "").split(": ", 1)[-1].strip()
     return words[:1].upper() + words[1:]
+
+
+def mismatch(task: str, info: EngineInfo) -> str:
+    """One sentence where the loaded adapter was trained for another task, else nothing."""
+    if task not in TASKS or task == info.task:
+        return ""
+    if not info.task:
+        return "No adapter is loaded: without one the model can't draft for itself."
+    trained = TASKS[info.task].label if info.task in TASKS else info.task
+    worse = "writes differently and drafts worse" if info.tuned else "drafts worse"
+    return f"The loaded adapter was trained for “{trained}”: on other tasks the model {worse}."
 
 
 @dataclass(frozen=True)

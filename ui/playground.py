@@ -15,7 +15,7 @@ import gradio as gr
 
 from specstream.chat import Chat
 from specstream.info import EngineInfo
-from specstream.params import LONGEST_PROMPT, METHODS, Standard, Streaming
+from specstream.params import METHODS, Standard, Streaming
 from specstream.runlog import RunLogError
 from specstream.tasks import TASKS
 from ui import chat, controls, history, methods, model_panel, recording, render, runview, suit, visitor
@@ -49,6 +49,7 @@ class Playground:
     prompt: gr.Textbox
     task: gr.Dropdown
     method: gr.Radio
+    wish: gr.State  # the method that the visitor chose: it comes back with the next model that can run it
     compare: gr.Checkbox
     run: gr.Button
     stop: gr.Button
@@ -77,7 +78,7 @@ class Playground:
     @property
     def chosen(self) -> list[Any]:
         """What a newly loaded model is fitted to."""
-        return [self.task, self.method]
+        return [self.task, self.wish]
 
     def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> Ask:
         """What the form asks for, of the model that is loaded. Raises ValueError with one sentence."""
@@ -98,22 +99,24 @@ class Playground:
         """A chat's message moves from the box into the conversation."""
         return {self.prompt: ""} | self.chat.asked(ask.chat, ask.prompt) if ask.chat else {}
 
-    def answered(self, ask: Ask, reply: str) -> Updates:
-        """A chat's turn is complete; where nothing was answered the message is back in the box."""
+    def answered(self, ask: Ask, reply: str, whole: bool) -> Updates:
+        """A chat's turn is complete. Where it is not, because nothing was answered or the answer was broken off, the
+        message is back in the box: the model would take the fragment for all that it had to say."""
         if not ask.chat:
             return {}
-        chat = ask.chat.add(ask.prompt, reply) if reply else ask.chat
-        return self.chat.show(chat) | ({} if reply else {self.prompt: ask.prompt})
+        if reply and whole:
+            return self.chat.show(ask.chat.add(ask.prompt, reply))
+        return self.chat.show(ask.chat) | {self.prompt: ask.prompt}
 
     def suited(self, task: str, info: EngineInfo | None) -> Updates:
         """What the choice of a task changes."""
         return self.suit.updates(task, info, bundled) | self.chat.visible(task, info)
 
-    def loaded(self, state: State, offer: Offer, task: str, method: str) -> Updates:
-        """What a newly loaded model changes in the form, in which ``task`` and ``method`` are chosen."""
+    def loaded(self, state: State, offer: Offer, task: str, wish: str) -> Updates:
+        """What a newly loaded model changes in the form, in which ``task`` is chosen and the method ``wish`` was."""
         updates = self.panel.updates(state)
         if state.info and not state.loading:
-            fits = offer.fitting(method)
+            fits = offer.fitting(wish)
             updates[self.method] = gr.update(choices=offer.choices(), value=fits, info=offer.words(fits))
             if state.info.task in TASKS:
                 updates[self.task] = task = state.info.task
@@ -122,11 +125,9 @@ class Playground:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises ValueError for a prompt that no model here could take."""
+    """Raises ValueError for an empty prompt. Whether one is too long is for the model to say, which counts tokens."""
     if not prompt.strip():
         raise ValueError("The prompt is empty: type some text or choose an example first.")
-    if len(prompt) > LONGEST_PROMPT:
-        raise ValueError(f"The prompt has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} fit: shorten it.")
 
 
 def examples() -> list[dict[str, str]]:
@@ -150,13 +151,14 @@ def layout(engines: Engines) -> Playground:
             prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
             task = gr.Dropdown(
                 task_choices(), value=known[0]["task"], label="Task", interactive=True,
-                info="The template that is put round the prompt.",
+                info="How your prompt is wrapped before the model sees it.",
             )  # fmt: skip
         with gr.Column(scale=1, min_width=320):
             method = gr.Radio(
                 Offer().choices(), value=Streaming.name, label="Method", interactive=True,
                 info=methods.does(Streaming.name), elem_classes="ss-methods",
             )  # fmt: skip
+        wish = gr.State(Streaming.name)
     fit = suit.layout()
     gr.Examples(
         [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
@@ -179,7 +181,7 @@ def layout(engines: Engines) -> Playground:
         status = gr.HTML(render.status(recorded.words), min_width=160)
     view = runview.layout(recorded)
     return Playground(
-        panel, talk, fit, prompt, task, method, compare, run, stop, status, visitor.layout(), settings, view
+        panel, talk, fit, prompt, task, method, wish, compare, run, stop, status, visitor.layout(), settings, view
     )
 
 
@@ -219,20 +221,20 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
 
     def load(values: dict[Any, Any]) -> Iterator[Updates]:
         for state in model_panel.request_load(engines, tab.panel.chosen(values)):
-            yield tab.loaded(state, engines.offer, values[tab.task], values[tab.method])
+            yield tab.loaded(state, engines.offer, values[tab.task], values[tab.wish])
 
-    def load_fitting(task: str, method: str) -> Iterator[Updates]:
+    def load_fitting(task: str, wish: str) -> Iterator[Updates]:
         choice = engines.choice | {"adapter": task}
         for state in model_panel.request_load(engines, choice):
-            yield tab.loaded(state, engines.offer, task, method) | tab.panel.show(choice)
+            yield tab.loaded(state, engines.offer, task, wish) | tab.panel.show(choice)
 
-    def unload(task: str, method: str) -> Iterator[Updates]:
+    def unload(task: str, wish: str) -> Iterator[Updates]:
         for state in model_panel.request_unload(engines):
-            yield tab.loaded(state, engines.offer, task, method)
+            yield tab.loaded(state, engines.offer, task, wish)
 
-    def watch(task: str, method: str) -> Iterator[Updates]:
+    def watch(task: str, wish: str) -> Iterator[Updates]:
         for state in engines.watch():
-            yield tab.loaded(state, engines.offer, task, method)
+            yield tab.loaded(state, engines.offer, task, wish)
 
     outputs, form = tab.outputs, tab.form
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -241,6 +243,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     tab.panel.load.click(load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
     tab.panel.unload.click(unload, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.panel.wire()
+    tab.method.input(lambda method: method, tab.method, tab.wish, queue=False, **quiet)
     tab.suit.load.click(load_fitting, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)
@@ -265,7 +268,7 @@ def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
                 view.add(item)
             yield busy | {tab.status: render.status(view.words, view.tone)} | tab.view.running(view)
     view.close(run.stop.is_set())
-    ended = tab.answered(run.ask, view.text) | {tab.status: render.status(view.words, view.tone)}
+    ended = tab.answered(run.ask, view.text, view.whole) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.summary(view)
     time.sleep(PAINT)
     yield tab.idle() | tab.view.drawn(view)  # only now: gradio ignores a click while the one before goes on

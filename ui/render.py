@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from specstream.events import Agreement, Draft, Verdict
 from specstream.info import EngineInfo
 from specstream.memory import Need, gigabytes
-from specstream.stats import RunStats
+from specstream.params import Standard
+from specstream.stats import RunStats, counted
 from ui.theme import DEEPEST, depth_class
 
 NOTHING = "–"
+PATH = re.compile(r"[/~.]|[A-Za-z]:[/\\]")  # how the path of a folder begins, and no name of a model
 KEYS = "Ctrl-Enter runs, Esc stops, ← and → step"
 
 WORDS = {
@@ -34,7 +37,7 @@ def status(text: str, tone: str = "plain") -> str:
 
 def legend(depths: int) -> str:
     """What the colours of tokens mean, for trees of this many levels."""
-    items = [_swatch(0, "the model's own")]
+    items = [_swatch(0, "chosen by the model")]
     shown = min(depths, DEEPEST)
     for depth in range(1, shown + 1):
         deeper = "+" if depth == DEEPEST and depths > DEEPEST else ""
@@ -49,19 +52,21 @@ def _swatch(depth: int, words: str) -> str:
 
 def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) -> str:
     """The four numbers of a run. The speed-up is shown only when it was measured."""
-    saved = stats.calls_saved
-    share = "" if saved is None else f"{saved / stats.decode_tokens:.0%} of {stats.decode_tokens}"
+    passes = f"{stats.steps + 1:,}" if stats.tokens else NOTHING
+    instead = f"instead of {stats.tokens:,}" if stats.tokens else "standard decoding: one for each token"
     standard = baseline.tokens_per_second if baseline else None
     tiles = (
-        ("Speed-up", number(speedup, 2, "×"), _speedup_words(speedup)),
+        ("Speed-up", number(speedup, 2, "×"), _speedup_words(stats, speedup)),
         ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),
         ("Tokens per step", number(stats.tokens_per_step, 2), "a step is one pass of the model; standard: 1"),
-        ("Model calls saved", NOTHING if saved is None else f"{saved:,}", share or "against one call per token"),
+        ("Passes of the model", passes, instead),
     )
     return f'<dl class="ss-tiles">{"".join(_tile(*tile) for tile in tiles)}</dl>'
 
 
-def _speedup_words(speedup: float | None) -> str:
+def _speedup_words(stats: RunStats, speedup: float | None) -> str:
+    if stats.method == Standard.name:
+        return "this is standard decoding, which counts as 1"
     return "wall time of standard decoding / this run" if speedup else "measured once standard decoding has run"
 
 
@@ -113,7 +118,7 @@ def pending() -> str:
 
 def model_card(info: EngineInfo, more: Iterable[tuple[str, str]] = ()) -> str:
     """What is loaded, where it runs and why, ``more`` names and values, and what it can't do."""
-    adapter = f"{info.adapter}, {info.gamma} streams" if info.gamma else "none (no streams)"
+    adapter = f"{info.adapter}, {counted(info.gamma, 'stream')}" if info.gamma else "none (no streams)"
     size = f"{_millions(info.draft_parameters)} parameters, {info.draft_bytes / 1e6:,.0f} MB"
     draft_model = [("Draft model", f"{info.draft_model}, {size}")] if info.draft_bytes else []
     rows = (
@@ -146,10 +151,15 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
 
 
+def model_name(model: str) -> str:
+    """A model's name; of a folder the last part of its path, which would not fit on a line."""
+    return model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] if PATH.match(model) else model
+
+
 def model_line(info: EngineInfo) -> str:
     """What is loaded in one line of plain text."""
-    adapter = f" + {info.adapter}" if info.gamma else ", no adapter"
-    return f"{info.model}{adapter} on {info.device}, {info.dtype}"
+    adapter = f" + {model_name(info.adapter)}" if info.gamma else ", no adapter"
+    return f"{model_name(info.model)}{adapter} on {info.device}, {info.dtype}"
 
 
 def sentences(texts: Iterable[str]) -> str:

@@ -7,9 +7,12 @@ from dataclasses import fields
 from html import escape
 from typing import Any
 
+from specstream.bench.predict import fastest_tried
 from specstream.bench.tables import COLUMNS, SPEC_BENCH, differences
 from specstream.params import METHODS
+from specstream.stats import counted
 from specstream.tasks import TASKS
+from ui.render import model_name
 
 Report = Mapping[str, Any]
 
@@ -79,7 +82,7 @@ def _row(row: Mapping[str, Any]) -> str:
 def title(report: Report) -> str:
     """What was measured, and when."""
     rows = report.get("rows")
-    count = f", {rows[0]['prompts']} prompts" if rows else ", cost of a step"
+    count = f", {counted(rows[0]['prompts'], 'prompt')}" if rows else ", cost of a step"
     return f"{task_label(report.get('task') or (rows[0]['task'] if rows else None))}{count}: {named(report)}"
 
 
@@ -90,33 +93,53 @@ def named(report: Report) -> str:
 
 def measured(report: Report) -> str:
     """On what it was measured, in one line."""
-    adapter = f" + {report['adapter']}" if report["adapter"] not in ("", "none") else ", no adapter"
-    parts = [f"{report['model']}{adapter}, {report['dtype']} on {report['device']}", report["machine"]["processor"]]
+    adapter = f" + {model_name(report['adapter'])}" if report["adapter"] not in ("", "none") else ", no adapter"
+    parts = [
+        f"{model_name(report['model'])}{adapter}, {report['dtype']} on {report['device']}",
+        report["machine"]["processor"],
+    ]
     if "repeats" in report:
         most = report["sampling"]["max_new_tokens"]
-        parts += [f"up to {most} tokens", "once each" if report["repeats"] == 1 else f"{report['repeats']} times each"]
+        parts += [
+            f"up to {counted(most, 'token')}",
+            "once each" if report["repeats"] == 1 else f"{report['repeats']} times each",
+        ]
     parts += [f"torch {report['machine']['torch']}", f"commit {report['commit']}" if report["commit"] else ""]
     return ", ".join(part for part in parts if part)
 
 
 def recommendation(tuned: Mapping[str, Any] | None) -> str:
-    """The settings that should be fastest, what they should bring, and what they brought."""
+    """The settings that are fastest here, what was predicted of them, and what they brought."""
     if not tuned:
         return ""
-    found, given = tuned["predicted"], tuned["given"]
-    label = METHODS[tuned["method"]].label if tuned["method"] in METHODS else tuned["method"]
-    lines = [
-        f"{label} with {', '.join(settings(tuned))}.",
-        f"Predicted: {found['speedup']:.2f} times as fast as standard decoding, {found['tokens_per_step']:.2f} tokens "
-        f"per step at {found['step_cost']:.2f} times the cost of a step. Your settings: {given['speedup']:.2f} times.",
-    ]
-    if trial := next(iter(tuned["trials"]), None):
-        lines.append(
-            f"Tried on other prompts: {trial['measured']:.2f} times as fast, "
-            f"{trial['identical']} of {trial['total']} texts the same as standard decoding's."
-        )
+    best = fastest_tried(tuned)
+    heading, first = _advice(tuned, best)
+    lines = [first, _predicted(tuned), *map(_tried, tuned["trials"][:1])]
     body = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    return f'<section class="ss-card"><h3>Recommended on this machine</h3>{body}</section>'
+    return f'<section class="ss-card"><h3>{heading}</h3>{body}</section>'
+
+
+def _advice(tuned: Mapping[str, Any], best: Mapping[str, Any] | None) -> tuple[str, str]:
+    label = METHODS[tuned["method"]].label if tuned["method"] in METHODS else tuned["method"]
+    if best is None:
+        return "Standard decoding is faster on this machine", f"{label} gained nothing here, whatever its settings."
+    if best != tuned["settings"]:
+        return "Keep your settings", f"{label} was fastest with yours, not with those that were predicted."
+    return "Recommended on this machine", f"{label} with {', '.join(settings(tuned))}."
+
+
+def _predicted(tuned: Mapping[str, Any]) -> str:
+    found, given = tuned["predicted"], tuned["given"]
+    return (
+        f"Predicted for {', '.join(settings(tuned))}: {found['speedup']:.2f} times as fast as standard decoding, "
+        f"{found['tokens_per_step']:.2f} tokens per step at {found['step_cost']:.2f} times the cost of a step. "
+        f"For your settings: {given['speedup']:.2f} times."
+    )
+
+
+def _tried(trial: Mapping[str, Any]) -> str:
+    same = f"{trial['identical']} of {counted(trial['total'], 'text')} the same as standard decoding's"
+    return f"Tried on other prompts: {trial['measured']:.2f} times as fast, {same}."
 
 
 def settings(tuned: Mapping[str, Any]) -> list[str]:

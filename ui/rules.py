@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from specstream.models import DEFAULT
 from specstream.params import Sampling
@@ -20,13 +21,16 @@ class Rules:
     """What is allowed. In a ``demo`` visitors see their own runs only, and nothing is uploaded, trained or handed out.
 
     ``most_tokens`` and ``longest_prompt`` (characters, earlier turns of a chat included) are limits of one run, None
-    for those of the model. ``models`` are the names that may be loaded, with bundled adapters only; empty for all.
+    for those of the model; ``most_repeats`` is one of a benchmark. ``models`` are the names that may be loaded, with
+    bundled adapters only; empty for all. ``local``: whoever opens the page from this machine sits at it.
     """
 
     demo: bool = False
     most_tokens: int | None = None
     longest_prompt: int | None = None
+    most_repeats: int = 20
     models: tuple[str, ...] = ()
+    local: bool = False
 
     @property
     def words(self) -> str:
@@ -44,6 +48,18 @@ class Rules:
             raise Refused(
                 f"The prompt has {characters:,} characters; this demo takes {self.longest_prompt:,}: shorten it."
             )
+
+    def check_measurement(self, repeats: int, references: Sequence[str]) -> None:
+        """Raises Refused for a benchmark with too many repeats, or in a demo with methods of other libraries."""
+        if repeats > self.most_repeats:
+            raise Refused(f"Here a benchmark makes each run at most {self.most_repeats} times: choose fewer repeats.")
+        if references and self.demo:
+            raise Refused("This demo measures Speculative Streaming's own methods only: leave the others out.")
+
+    def check_files(self, *files: object) -> None:
+        """Raises Refused in a demo for any file of a visitor's."""
+        if self.demo and any(files):
+            raise Refused("This demo takes no files: use the example prompts, or run the page on your own machine.")
 
     def check_choice(self, model: str, adapter: str, device: str, dtype: str, draft: str = "none") -> None:
         """Raises Refused for a model that the demo does not load: from elsewhere, or in a form of its own."""
@@ -64,9 +80,10 @@ class Rules:
 
 
 OPEN = Rules()
-DEMO = Rules(demo=True, most_tokens=256, longest_prompt=3000, models=(DEFAULT, TOY))
+DEMO = Rules(demo=True, most_tokens=256, longest_prompt=3000, most_repeats=2, models=(DEFAULT, TOY))
 
 
-def chosen(demo: bool | None = None) -> Rules:
+def chosen(demo: bool | None = None, local: bool = False) -> Rules:
     """The rules that were asked for; without a word those of a demo on a Hugging Face Space only."""
-    return DEMO if (bool(os.environ.get("SPACE_ID")) if demo is None else demo) else OPEN
+    rules = DEMO if (bool(os.environ.get("SPACE_ID")) if demo is None else demo) else OPEN
+    return replace(rules, local=True) if local and not rules.demo else rules

@@ -51,7 +51,7 @@ class RunView:
         return self._numbers(view) | {
             self.player: encode(view.feed.whole()),
             self.steps: view.steps,
-            self.insights: insights.panel(view.steps, view.stats, view.speedup, view.plain),
+            self.insights: insights.panel(view.steps, view.stats, view.speedup),
         }
 
     def drawn(self, view: View) -> Updates:
@@ -102,7 +102,7 @@ def layout(view: View | None = None) -> RunView:
     gr.HTML(render.legend(DEEPEST))
     play = player(encode(known.feed.whole()) if view else "", "recorded-run" if view else None)
     verdict = gr.HTML(render.verdict(known.verdict) or render.pending(), elem_classes="ss-verdict-slot")
-    more = gr.HTML(insights.panel(known.steps, known.stats, known.speedup, known.plain))
+    more = gr.HTML(insights.panel(known.steps, known.stats, known.speedup))
     with gr.Column(visible=False) as group:
         with gr.Row():
             per_step, phases, depths = (_plot(name) for name in ("Tokens per step", "Time per token", "Acceptance"))

@@ -23,6 +23,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 FETCH = "() => setTimeout(() => document.querySelector('#log-copy').click(), 200)"  # once the link is on the page
 CALENDARS = """() => document.querySelectorAll(".ss-day button.calendar").forEach(
   (button) => button.setAttribute("aria-label", "Choose a day"))"""  # gradio gives these buttons no name
+SHOW = """() => setTimeout(() => document.querySelector("#opened-run")?.scrollIntoView({block: "start"}), 100)"""
 Updates = dict[Any, Any]
 Values = Mapping[Any, Any]
 
@@ -161,7 +162,7 @@ def owner(key: str | None, own: bool) -> str | None:
 def _where(place: int, shown: int, total: int, narrowed: bool) -> str:
     if total:
         return f"Runs {place + 1} to {place + shown} of {total:,}. Choose one to walk through it."
-    return "No run matches." if narrowed else EMPTY
+    return "No runs match your filters." if narrowed else EMPTY
 
 
 def layout() -> Sessions:
@@ -207,7 +208,7 @@ def _day(label: str) -> gr.DateTime:
 
 def _opened() -> Opened:
     compared = gr.HTML()
-    with gr.Column(visible=False) as group:
+    with gr.Column(visible=False, elem_id="opened-run") as group:
         facts = gr.HTML()
         with gr.Row(elem_classes="ss-search"):
             star = gr.Checkbox(label="Star", interactive=True, scale=0, min_width=110)
@@ -265,7 +266,10 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
         asked(anew, form, shown, trigger_mode="always_last", **QUIET)
     listing.previous.click(lambda values: listed(values, -PAGE), form, shown, **QUIET)
     listing.following.click(lambda values: listed(values, PAGE), form, shown, **QUIET)
-    listing.table.select(chosen, [listing.key, one.first], [tab.missing, listing.where, *one.outputs], **QUIET)
+    outputs = [tab.missing, listing.where, *one.outputs]
+    listing.table.select(chosen, [listing.key, one.first], outputs, **QUIET).then(
+        None, js=SHOW, api_visibility="private"
+    )
 
 
 def _wire_exports(tab: Sessions, runlog: RunLog, own: bool) -> None:
@@ -347,7 +351,9 @@ def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | N
         return {tabs: gr.update(selected=TAB)} | shown
 
     outputs = [tabs, tab.missing, *tab.opened.outputs]
-    demo.load(linked, tab.listing.key, outputs, js=visitor.KEY, **QUIET)
+    demo.load(linked, tab.listing.key, outputs, js=visitor.KEY, **QUIET).then(
+        None, js=f"() => new URLSearchParams(location.search).has('run') && ({SHOW})()", api_visibility="private"
+    )
 
 
 def _told(tab: Sessions, work: Callable[[], Updates]) -> Updates:

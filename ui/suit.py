@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from specstream.info import EngineInfo
-from specstream.tasks import TASKS
 from ui import render
+from ui.methods import mismatch
 
 Updates = dict[Any, Any]
 
@@ -37,15 +37,10 @@ class Suit:
         }
 
 
-def mismatch(task: str, info: EngineInfo) -> str:
-    """One sentence where the loaded adapter was trained for another task, else nothing."""
-    if task not in TASKS or task == info.task:
-        return ""
-    if not info.task:
-        return "No adapter is loaded: without one the model can't draft for itself."
-    trained = TASKS[info.task].label if info.task in TASKS else info.task
-    worse = "writes differently and drafts worse" if info.tuned else "drafts worse"
-    return f"The loaded adapter was trained for “{trained}”: on other tasks the model {worse}."
+def hint(task: str, info: EngineInfo | None) -> str:
+    """The same sentence as HTML, for a tab without the button."""
+    words = mismatch(task, info) if info else ""
+    return render.sentences([words] if words else [])
 
 
 def layout() -> Suit:

@@ -12,10 +12,12 @@ from typing import Any
 
 from specstream import memory, shelf
 from specstream.info import top_layers
+from specstream.stats import counted
 from specstream.tasks import TASKS
 from specstream.training.check import Checked
 from specstream.training.config import Config
 from specstream.training.registry import Registry, State, Training, has_checkpoint
+from ui.files import place
 from ui.render import NOTHING, number
 
 README = "README.md"
@@ -56,13 +58,15 @@ def choice(training: Training) -> tuple[str, str]:
 def under_way(training: Training) -> str:
     """One sentence for everyone on a training that runs."""
     left = training.progress.left
-    rest = f"{duration(left)} left" if left is not None else _phase(training)
+    rest = f"about {duration(left)} left" if left is not None else _phase(training)
     return f"A training is under way ({training.name}): {rest}."
 
 
 def _phase(training: Training) -> str:
     """What is being done before the time to go is known."""
     progress = training.progress
+    if progress.closing:
+        return "its time is used up, and the adapter is being tried on held-out rows"
     if progress.begun:
         return "the first steps are being made"
     share = "" if progress.share is None else f" {progress.share:.0%}"
@@ -80,12 +84,14 @@ def status(training: Training) -> tuple[str, str]:
         case State.STOPPING:
             return "Stopping: the step under way is ended and everything is saved.", "busy"
         case State.STOPPED:
-            return f"Stopped {at}: Go on continues exactly there.", "plain"
+            if not has_checkpoint(training.folder):
+                return "Stopped before anything was saved: Resume begins it again.", "plain"
+            return f"Stopped {at}: Resume continues exactly there.", "plain"
         case State.FINISHED:
-            return f"Finished: {progress.step:,} steps in {duration(progress.seconds)}.", "good"
+            return f"Finished: {counted(progress.step, 'step')} in {duration(progress.seconds)}.", "good"
         case State.DIED:
             again = "continues from what was saved" if has_checkpoint(training.folder) else "begins it again"
-            return f"The training ended too early. {training.reason} Go on {again}.", "bad"
+            return f"The training ended too early. {training.reason} Resume {again}.", "bad"
     return f"{training.reason} It can only be deleted.", "bad"
 
 
@@ -96,7 +102,7 @@ def numbers(training: Training) -> Iterator[tuple[str, str, str]]:
     count, _, name = streams(training)
     drafting = last[1 : 1 + max(count, 1)]
     loss = sum(drafting) / len(drafting) if drafting else None
-    of = f"{progress.rows:,} rows, {progress.held_out} held out" if progress.rows else "rows are being read"
+    of = f"{counted(progress.rows, 'row')}, {progress.held_out:,} held out" if progress.rows else "rows are being read"
     yield "Steps", f"{progress.step:,}", of
     yield (
         f"Loss of the {name}s" if count else "Loss of the exit",
@@ -124,7 +130,7 @@ def _left(training: Training) -> str:
 
 def _spent(training: Training) -> str:
     budget = training.plan.minutes if training.plan else 0
-    return f"{training.progress.seconds / 60:.1f} of {budget:g} minutes used"
+    return f"{training.progress.seconds / 60:.1f} of {budget:g} {'minute' if budget == 1 else 'minutes'} used"
 
 
 def facts(training: Training) -> Iterator[tuple[str, str]]:
@@ -171,7 +177,7 @@ def model_card(training: Training) -> str:
 
 def pack(training: Training, folder: Path) -> Path:
     """The adapter as a zip file: its weights, its card and its README.md."""
-    file = folder / f"{training.name}.zip"
+    file = place(folder, f"{training.name}.zip")
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for part in (*sorted(training.folder.glob("*.safetensors")), training.folder / shelf.CARD,
                      training.folder / README):  # fmt: skip
@@ -185,16 +191,16 @@ def pack(training: Training, folder: Path) -> Path:
 
 def usable(checked: Checked) -> str:
     """How many rows of a file there are, and what happens to them."""
-    held = f"{checked.held_out} of their prompts are held out to measure tokens per step."
+    are = "1 of their prompts is" if checked.held_out == 1 else f"{checked.held_out:,} of their prompts are"
+    held = f"{are} held out to measure tokens per step."
     few = "They are too few to hold some out, so tokens per step is not measured on the way."
-    rows = "1 row" if checked.rows == 1 else f"{checked.rows:,} rows"
-    return f"{rows} can be used. {held if checked.held_out else few}"
+    return f"{counted(checked.rows, 'row')} can be used. {held if checked.held_out else few}"
 
 
 def unusable(checked: Checked) -> list[str]:
     """What is wrong with a file: nothing is left out silently."""
     more = checked.bad - len(checked.problems)
-    rest = [f"{more:,} more rows have such faults."] if more else []
+    rest = ["1 more row has such a fault." if more == 1 else f"{more:,} more rows have such faults."] if more else []
     return [*checked.problems, *rest, "Correct the file and upload it again."]
 
 
@@ -210,7 +216,7 @@ def expectation(registry: Registry, model: str, config: Config) -> str:
         weights = words.format(memory.gigabytes(wanted.weights) if wanted else "")
         return f"How many steps fit into the time is seen once the training runs. {weights} {free}"
     rate = past.progress.step / past.progress.seconds
-    rows = "" if _batch(past) == config.batch else f" of {_batch(past)} rows"
+    rows = "" if _batch(past) == config.batch else f" of {counted(_batch(past), 'row')}"
     took = f"It took up to {memory.gigabytes(past.progress.memory)} of memory;" if past.progress.memory else "Memory:"
     return (
         f"The last training of this model here ({past.name}) made {60 * rate:,.0f} steps{rows} a minute: about "

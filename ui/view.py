@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
-from specstream.stats import RunStats
+from specstream.stats import RunStats, counted
 from ui.feed import Feed
 from ui.worker import Item, Notice, Recorded
 
@@ -77,19 +77,24 @@ class View:
         if ours.reason is None:
             self.tone = "plain"
             if stopped and self.steps:
-                self.words = f"Done: {ENDS[Reason.STOPPED]}, {ours.tokens} tokens"
+                self.words = f"Done: {ENDS[Reason.STOPPED]}, {counted(ours.tokens, 'token')}"
             elif stopped and ours.method:  # begun: in a line of waiting visitors the words say so already
                 self.words = "Stopped by you before the first token"
         elif plain.reason is Reason.STOPPED or (stopped and self.plain and plain.reason is None):
             self.words, self.tone = "Stopped by you while standard decoding was measured", "plain"
         else:
-            self.words = f"Done: {ENDS[ours.reason]}, {ours.tokens} tokens"
+            self.words = f"Done: {ENDS[ours.reason]}, {counted(ours.tokens, 'token')}"
             self.tone = "plain" if ours.reason is Reason.STOPPED else "good"
 
     @property
     def text(self) -> str:
         """The text that the method wrote."""
         return "".join(token.text for step in self.steps for token in step.tokens) + self.tail
+
+    @property
+    def whole(self) -> bool:
+        """Whether the method wrote to the end: neither stopped nor broken off."""
+        return self.stats[Lane.METHOD].reason not in (None, Reason.STOPPED, Reason.ERROR)
 
     @property
     def baseline(self) -> RunStats | None:

@@ -14,6 +14,7 @@ from specstream.params import Method, Sampling
 from ui import zerogpu
 from ui.engines import Engines, Stopped, sentence
 from ui.jobs import Job
+from ui.methods import mismatch
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Wish(Protocol):
 
 @dataclass(frozen=True)
 class Ask:
-    """What a visitor wants to run. ``prompt`` is the text as typed; the task's template is put round it."""
+    """What a visitor wants to run. ``prompt`` is the text as typed, which the task's template wraps."""
 
     prompt: str
     task: str
@@ -83,15 +84,24 @@ class ModelJob(Job):
     def use(self, engine: Any) -> None:
         """What is done with the model."""
 
+    def check(self) -> None:
+        """Raises Refused for what the rules do not allow: a form's own limits hold for its honest users only."""
+        self._engines.rules.check_run(len(self.ask.prompt), self.ask.sampling)
+
     def work(self) -> None:
         try:
-            self._engines.rules.check_run(len(self.ask.prompt), self.ask.sampling)
+            self.check()
             with self._engines.lend(self.stop, self._say) as engine:
                 self.use(engine)
         except Stopped:
             self._say("Stopped before it began")
         except Exception as error:
             self.put(failure(error))
+
+    def _say_mismatch(self, engine: Any, task: str) -> None:
+        """What is measured on a task that the adapter was not trained for is no measure of it."""
+        if words := mismatch(task, engine.info):
+            self._say(words, lasting=True)
 
     def _say(self, words: str, lasting: bool = False) -> None:
         self.put(Notice(words, lasting=lasting))
@@ -103,10 +113,13 @@ class Run(ModelJob):
     ask: Ask
     patience = 0.15  # a step of a large model may take seconds: Stop does not wait for it
 
+    def check(self) -> None:
+        """Of a chat everything that was said counts."""
+        self._engines.rules.check_run(self.ask.characters, self.ask.sampling)
+
     def use(self, engine: Any) -> None:
         self._say("Running")
         ask = self.ask
-        self._engines.rules.check_run(ask.characters, ask.sampling)  # of a chat everything that was said counts
         info, items = self._session(engine)
         first = next(items)  # refusals come before the first event: they are no runs, and not logged
         record = Record(self._runlog, self._say)

@@ -70,6 +70,7 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) 
         raise click.ClickException(
             f"The model is from {engine.info.source}, not from the 4-bit file: set HF_HUB_OFFLINE=1, an empty HF_HOME."
         )
+    engine.refresh(wait=True)
     sampling = Sampling(max_new_tokens=tokens)
 
     def ours(method: Standard | Streaming) -> Rate:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from specstream.bench.tables import SPEC_BENCH
+from specstream.chat import Chat
 from specstream.tasks import Task, check_characters, task
+from specstream.text import chat_prompt
 from specstream.training.sources import DataError, TaskRow, by_task, read_rows, task_rows
 
 NumberedRows = Iterator[tuple[int, dict[str, Any]]]
@@ -25,15 +27,17 @@ class Case:
     ready: bool = True
 
     def prompt(self, engine: Any, answers: Sequence[str]) -> str:
-        """The prompt of the turn after ``answers``, the ones given to the turns before."""
+        """The prompt of the turn after ``answers``, the ones given to the turns before.
+
+        Raises ValueError where the model's chat template refuses the conversation.
+        """
         if self.ready:
             return self.turns[len(answers)]
-        messages = [{"role": "user", "content": self.turns[0]}]
-        for answer, turn in zip(answers, self.turns[1:], strict=False):
-            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+        *asked, turn = self.turns[: len(answers) + 1]
+        before = Chat(turns=tuple(zip(asked, answers, strict=True)))
         if getattr(engine.tokenizer, "chat_template", None):
-            return str(engine.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        return "\n\n".join(m["content"] for m in messages) + "\n\n"
+            return chat_prompt(engine.tokenizer, turn, before)
+        return "\n\n".join(m["content"] for m in before.messages(turn)) + "\n\n"
 
 
 def prompts_as_cases(prompts: Sequence[str]) -> list[Case]:

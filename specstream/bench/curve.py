@@ -127,7 +127,8 @@ def measure(
     """Run steps with trees of every size, in turn, for about ``seconds``; every size comes up once at the very least.
 
     ``prompts`` say what is continued (default: a sentence). The first run of each kind is a warm-up. ``tick`` is called
-    after each run. Raises ValueError on a model that can't verify trees, and Cancelled once ``stop`` is true.
+    after each run. Once ``stop`` is true the cost is what was measured until then; raises Cancelled where that is too
+    little, and ValueError on a model that can't verify trees.
     """
     if reason := engine.info.unavailable.get(PromptLookup.name):
         raise ValueError(reason)
@@ -137,12 +138,14 @@ def measure(
     kinds: list[tuple[Samples, Streaming | None]] = [(cost.plain, None)]
     kinds += [(s, replace(params or Streaming(), streams=name)) for name, s in cost.streaming.items()]
     for turn, prompt in enumerate(cycle(prompts or [TEXT])):
-        for samples, method in kinds:
-            for step in _steps(_run(engine, prompt, sizes, method), stop):
-                if turn:
-                    samples.add(step)
-                    _watch(samples, step, max(sizes))
-            tick()
+        try:
+            for samples, method in kinds:
+                _sample(samples if turn else Samples(), _run(engine, prompt, sizes, method), max(sizes), stop)
+                tick()
+        except Cancelled:
+            if turn < 2:  # some kind of step was not measured at all
+                raise
+            return cost
         if turn and time.perf_counter() - started >= seconds:
             return cost
     raise AssertionError("a cycle does not end")
@@ -161,6 +164,14 @@ def _run(engine: Engine, prompt: str, sizes: Sequence[int], method: Streaming | 
     return run
 
 
+def _sample(samples: Samples, run: Run, largest: int, stop: Callable[[], bool]) -> None:
+    """Take in the steps of a run. Only the largest trees say what smaller ones would have done."""
+    for step in _steps(run, stop):
+        samples.add(step)
+        if len(step.draft) == largest:
+            samples.traces.append(trace(step))
+
+
 def _steps(run: Run, stop: Callable[[], bool]) -> Iterator[Step]:
     try:
         run.prompt_pass(never)
@@ -172,12 +183,6 @@ def _steps(run: Run, stop: Callable[[], bool]) -> Iterator[Step]:
             yield run.step()
     finally:
         run.target.release()
-
-
-def _watch(samples: Samples, step: Step, largest: int) -> None:
-    """Only the largest trees say what smaller ones would have done."""
-    if len(step.draft) == largest:
-        samples.traces.append(trace(step))
 
 
 def watched(

@@ -39,19 +39,23 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the program's own checkout, with a mark when files differ from it; empty outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """The commit of the program's own checkout, with a mark when files differ from it; empty outside a checkout.
+
+    An installed package may lie in a repository of somebody else's, whose commit says nothing about this program.
+    """
+    here = Path(__file__).resolve()
+    if _git(here.parent, "ls-files", "--full-name", here.name) != "/".join(here.parts[-3:]):
+        return ""
+    return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says there; nothing where it refuses or is missing."""
     try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return out.stdout.strip()
+    return done.stdout.strip()
 
 
 def heading(*words: str) -> str:

@@ -7,11 +7,14 @@ large tree also says what any smaller tree would have drafted in it, and how muc
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from specstream.events import Draft, Fate, Step
+
+NOISE = 1.05  # a ratio of two measurements of the same thing
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,18 @@ def merit(prediction: Prediction) -> tuple[float, ...]:
     """The larger the better: the fastest, and of those that are predicted alike the one with the fewest nodes."""
     shape = prediction.shape
     return round(prediction.speedup, 6), -prediction.nodes, -shape.budget, -shape.width
+
+
+def fastest_tried(tuned: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The settings to use, of a tuning as ``bench.tuning.tried`` gives it: those that were measured fastest.
+
+    The choice stays unless others were faster by more than ``NOISE``, and where nothing was tried. None where standard
+    decoding is faster than all of them.
+    """
+    tried = [(t["measured"], t["settings"]) for t in tuned["trials"] if t["measured"]]
+    first, *others = tried or [(tuned["predicted"]["speedup"], tuned["settings"])]
+    best = max([first, *(other for other in others if other[0] > NOISE * first[0])], key=lambda pair: pair[0])
+    return best[1] if best[0] > 1 else None
 
 
 def shapes(budgets: Sequence[int], widths: Sequence[int], depths: Sequence[int]) -> list[Shape]:

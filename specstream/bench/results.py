@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from specstream.bench.predict import break_even
 from specstream.bench.runner import Asked, Row, median_step
 from specstream.events import Agreement
-from specstream.stats import RunStats, speedup
-
-SAMPLES = 2000
+from specstream.stats import Interval, RunStats, bootstrap, speedup
 
 
 def result_rows(rows: Sequence[Row], task: str) -> list[dict[str, Any]]:
@@ -79,9 +76,7 @@ def _speedups(standard: Sequence[RunStats], runs: Sequence[RunStats]) -> dict[st
     }
 
 
-def suite(
-    slow: Sequence[tuple[float, int]], fast: Sequence[tuple[float, int]]
-) -> tuple[float | None, tuple[float, float] | tuple[None, None]]:
+def suite(slow: Sequence[tuple[float, int]], fast: Sequence[tuple[float, int]]) -> tuple[float | None, Interval]:
     """How many times as fast ``fast`` is as ``slow`` over all prompts together, and the 95 % interval.
 
     Both are (seconds, tokens) of the same prompts; what counts is the time per token.
@@ -182,15 +177,3 @@ def total_of(runs: Sequence[RunStats]) -> RunStats:
             elif isinstance(value, int | float):
                 setattr(total, f.name, getattr(total, f.name) + value)
     return total
-
-
-def bootstrap(
-    statistic: Callable[[Sequence[int]], float | None], size: int, samples: int = SAMPLES, seed: int = 0
-) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of a statistic of ``size`` prompts (given by number), by drawing them anew with replacement."""
-    if size < 2:
-        return None, None
-    rng = random.Random(seed)
-    drawn = (statistic(rng.choices(range(size), k=size)) for _ in range(samples))
-    values = sorted(v for v in drawn if v is not None and math.isfinite(v))
-    return (values[int(0.025 * len(values))], values[int(0.975 * len(values))]) if values else (None, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Protocol
 
 from specstream.bench.cases import Case
@@ -92,17 +93,18 @@ def bench(
     done: Callable[[], object] = lambda: None,
     booked: Callable[[list[Row]], object] = lambda rows: None,
     stop: Callable[[], bool] = never,
+    warmed: Callable[[int, int], object] = lambda made, of: None,
 ) -> list[Row]:
     """Measure. Standard decoding is always the first row, whether it is among the contenders or not.
 
     Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
     the machine's speed falls on all alike; before that, every method warms up. ``done`` is called after each run,
-    ``booked`` with the rows so far after each prompt. Once ``stop`` is true, the prompts that are complete are the
-    result.
+    ``booked`` with the rows so far after each prompt, ``warmed`` after each run of the warm-up. Once ``stop`` is true,
+    the result is the prompts that every method has answered once at least.
     """
     engine.refresh(wait=True)
     rows = [Row(Ours(engine, Standard(), stop)), *(Row(c) for c in contenders if c.name != Standard.name)]
-    _warm_up(engine, cases, rows, sampling, stop)
+    _warm_up(engine, cases, rows, sampling, stop, warmed)
     memory, turn = PeakMemory(engine.info.device), 0
     for case in cases:
         answers: list[str] = []
@@ -110,12 +112,16 @@ def bench(
             prompt = case.prompt(engine, answers)
             taken: list[list[list[Event]]] = [[] for _ in rows]
             for index in _order(len(rows), turn, repeats):
-                if not stop():
-                    taken[index].append(_measured(rows[index], prompt, sampling, memory))
+                if stop():
+                    break
+                events = _measured(rows[index], prompt, sampling, memory)
+                if not stop():  # else it may have been cut short
+                    taken[index].append(events)
                     done()
-            if stop():  # the last run may have been cut short
+            if all(taken):
+                _book(engine, prompt, sampling, rows, taken, case.category)
+            if stop():
                 return rows
-            _book(engine, prompt, sampling, rows, taken, case.category)
             booked(rows)
             answers.append(text_of(taken[0][0]))
             turn += repeats
@@ -135,16 +141,21 @@ def runs_of(cases: Sequence[Case], contenders: Sequence[Contender], repeats: int
 
 
 def _warm_up(
-    engine: Engine, cases: Sequence[Case], rows: Sequence[Row], sampling: Sampling, stop: Callable[[], bool]
+    engine: Engine,
+    cases: Sequence[Case],
+    rows: Sequence[Row],
+    sampling: Sampling,
+    stop: Callable[[], bool],
+    warmed: Callable[[int, int], object],
 ) -> None:
     """A short, a middling and a long prompt with every method: kernels are chosen, and memory grown, by size."""
     prompts = sorted((c.prompt(engine, []) for c in cases), key=len)
     picked = [prompts[round(i * (len(prompts) - 1) / (WARM_UPS - 1))] for i in range(WARM_UPS)]
     short = {"max_new_tokens": min(WARM_UP_TOKENS, sampling.max_new_tokens), "stop": sampling.stop}
-    for prompt in picked:
-        for row in rows:
-            if not stop():
-                row.contender.run(prompt, Sampling(**sampling.to_dict() | short))
+    for made, (prompt, row) in enumerate(product(picked, rows), 1):
+        if not stop():
+            row.contender.run(prompt, Sampling(**sampling.to_dict() | short))
+            warmed(made, len(picked) * len(rows))
 
 
 def _measured(row: Row, prompt: str, sampling: Sampling, memory: PeakMemory) -> list[Event]:

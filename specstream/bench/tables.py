@@ -30,7 +30,7 @@ def _number(name: str, digits: int = 2) -> Callable[[Result], str]:
 
 def _speedup(row: Result) -> str:
     low, high = row["speedup_interval"]
-    return _show(row["speedup"]) + (f" ({low:.2f}-{high:.2f})" if low else "")
+    return _show(row["speedup"]) + (f" ({low:.2f}-{high:.2f})" if low is not None else "")
 
 
 def _share(row: Result) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specstream.bench.cases import Case
-from specstream.bench.curve import Cancelled, Cost, shape_of, steady, tune, watched
+from specstream.bench.curve import Cost, shape_of, steady, tune, watched
 from specstream.bench.predict import predict
 from specstream.bench.results import result_rows
 from specstream.bench.runner import Ours, bench
@@ -31,7 +31,8 @@ def tried(
     the same trees: what is left between it and ``measured`` is the prediction's own error, not that of other prompts.
     All three are of runs without pauses and copies.
     ``done`` is called after each run of standard decoding, the choice and the given settings.
-    Raises ValueError for fewer than two prompts, and Cancelled once ``stop`` is true.
+    Raises ValueError for fewer than two prompts. Once ``stop`` is true it raises Cancelled, or gives the choice without
+    ``trials`` where that is known already.
     """
     if len(cases) < 2:
         raise ValueError("Tuning needs two prompts or more: one to choose on, one to try the choice on.")
@@ -43,7 +44,7 @@ def tried(
     contenders = [Ours(engine, steady(m), stop) for m in methods]
     measured = bench(engine, others, contenders, sampling, repeats, done, stop=stop)
     if stop():
-        raise Cancelled("Stopped before the choice was tried.")
+        return choice.to_dict() | {"trials": []}
     rows = result_rows(measured, "")
     again = watched(engine, first_turns(engine, others), method, sampling, stop)
     plain = cost.plain_seconds

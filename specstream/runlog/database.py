@@ -18,6 +18,7 @@ from sqlite_utils import Database
 
 from specstream.runlog.migrations import migrations
 
+MEMORY = ":memory:"  # a database of SQLite's that ends with its connection; every call here has one of its own
 PATIENCE = 10.0  # seconds to wait for another writer before an error
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
 _OFF = {"off", "0", "no", "false"}
@@ -53,6 +54,8 @@ class LogFile:
     """
 
     def __init__(self, path: Path) -> None:
+        if MEMORY in path.name:
+            raise RunLogError(f"{MEMORY} keeps nothing: choose a file with SPECSTREAM_DB, or set SPECSTREAM_LOG=off.")
         self.path = path
         self._mutex = threading.Lock()
         self._writer: str | None = None

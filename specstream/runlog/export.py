@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from specstream.events import Event, Fate, Lane, Step, to_dict
 from specstream.runlog.database import new_id
@@ -13,19 +13,20 @@ from specstream.runlog.rows import dumps
 from specstream.runlog.store import RunLog
 from specstream.stats import PHASES
 
+FORMULA = tuple("=+-@\t\r＝＋－＠")
 STEP_COLUMNS = ("run_id", "lane", "step", "text", "tokens", "drafted", "accepted", "rows", "stream_rows") + tuple(
     f"{phase}_seconds" for phase in PHASES
 )
 
 
-def write_jsonl(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -> None:
+def write_jsonl(log: RunLog, out: IO[str], ids: Iterable[str] | None = None) -> None:
     """One JSON object per run: all its columns, and ``events`` by lane. Without ``ids``: all runs."""
     for run in _runs(log, ids):
         lanes = {str(lane): [to_dict(e) for e in log.events(run["id"], lane)] for lane in Lane}
         out.write(dumps(run | {"events": lanes}) + "\n")
 
 
-def write_runs_csv(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -> None:
+def write_runs_csv(log: RunLog, out: IO[str], ids: Iterable[str] | None = None) -> None:
     """One row per run; nested values are JSON. Open ``out`` with ``newline=""``."""
     writer = csv.writer(out)
     names: list[str] = []
@@ -36,7 +37,7 @@ def write_runs_csv(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -
         writer.writerow(_cell(run[name]) for name in names)
 
 
-def write_steps_csv(log: RunLog, out: TextIO, ids: Iterable[str] | None = None) -> None:
+def write_steps_csv(log: RunLog, out: IO[str], ids: Iterable[str] | None = None) -> None:
     """One row per step of both lanes. Open ``out`` with ``newline=""``."""
     writer = csv.writer(out)
     writer.writerow(STEP_COLUMNS)
@@ -67,6 +68,9 @@ def _steps(events: list[Event]) -> Iterator[Step]:
 
 
 def _cell(value: Any) -> Any:
+    """A value for a table. A text that a spreadsheet would compute as a formula begins with an apostrophe instead."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA) else value
     return dumps(value) if isinstance(value, dict | list) else value
 
 
@@ -74,4 +78,4 @@ def _step_cells(run_id: str, lane: Lane, step: Step) -> list[Any]:
     accepted = sum(fate is Fate.ACCEPTED for fate in step.draft.fate)
     text = "".join(token.text for token in step.tokens)
     counts = [len(step.tokens), len(step.draft), accepted, step.rows, step.stream_rows]
-    return [run_id, str(lane), step.index, text, *counts, *(step.seconds.get(phase, "") for phase in PHASES)]
+    return [run_id, str(lane), step.index, _cell(text), *counts, *(step.seconds.get(phase, "") for phase in PHASES)]

@@ -61,7 +61,7 @@ COLUMNS = {
         "method": "its decoding method",
         "prompt_tokens": "length of the prompt",
         "settings_json": "the parameters in force",
-        "reason": "why it ended: eos, stop_string, length, stopped or error; empty if it was cut off",
+        "reason": "why it ended: eos, stop_string, length, context, stopped or error; empty if it was cut off",
         "message": "a sentence for an error",
         "tail": "text that comes after that of the last token",
     },

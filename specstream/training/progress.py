@@ -106,10 +106,13 @@ class Progress:
     points: list[Point] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     _start: tuple[float, float] | None = None  # time and fraction at the first step since it began or was resumed
+    _look: float = 0.0  # seconds that the newest validation took
 
     def add(self, event: Event) -> None:
         """Take in one event. Raises KeyError, TypeError or ValueError for one that was not written by Writer."""
-        self.updated = float(event["time"])
+        before, self.updated = self.updated, float(event["time"])
+        if event["kind"] == "validation":
+            self._look = self.updated - before
         getattr(self, f"_add_{event['kind']}", self._ignore)(event)
 
     def _ignore(self, event: Event) -> None:
@@ -144,12 +147,20 @@ class Progress:
         self.ended, self.stopped = True, bool(event["stopped"])
 
     @property
+    def closing(self) -> bool:
+        """Whether the budget is used up, and the adapter is tried on held-out rows and saved."""
+        return self.begun and self.fraction >= 1 and not self.ended
+
+    @property
     def left(self) -> float | None:
-        """Seconds to go, from the share of the budget that was used up since the training began or was resumed."""
-        if self._start is None or self.fraction <= self._start[1]:
+        """Seconds to go, from the share of the budget that was used up since the training began or was resumed.
+
+        The validation at the end takes as long as the newest one. None once the budget is used up.
+        """
+        if self._start is None or self.fraction <= self._start[1] or self.closing:
             return None
         began, before = self._start
-        return (self.updated - began) * (1 - self.fraction) / (self.fraction - before)
+        return (self.updated - began) * (1 - self.fraction) / (self.fraction - before) + self._look
 
     @property
     def best(self) -> float | None:

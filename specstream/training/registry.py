@@ -31,6 +31,9 @@ from specstream.training.sources import HUB
 RECORD, PROGRESS, OUTPUT, DATA = "training.json", "progress.jsonl", "output.log", "data.jsonl"
 PATIENCE = 10.0  # seconds to wait for another program that begins or stops a training
 GRACE = 120.0  # seconds for the step under way and its checkpoint after a stop wish
+KILLED = (
+    f"It did not end within {GRACE:.0f} seconds of Stop and was killed: what came after its last checkpoint is lost."
+)
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "specstream")
 QUIET = 10  # niceness: a page that generates meanwhile comes first
@@ -91,12 +94,14 @@ def _switch(name: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What is written down of a training: its plan, when it was made, its process, and whether it was asked to end."""
+    """What is written down of a training: its plan, when it was made, its process, whether it was asked to end, and
+    whether it was killed because it did not."""
 
     plan: Plan
     created: str
     pid: int = 0
     asked: bool = False
+    killed: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -104,7 +109,8 @@ class Record:
         try:
             found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             plan = Plan(**{f.name: found["plan"][f.name] for f in fields(Plan)})
-            return cls(plan, str(found["created"]), int(found["pid"]), bool(found["asked"]))
+            return cls(plan, str(found["created"]), int(found["pid"]), bool(found["asked"]),
+                       bool(found.get("killed")))  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RegistryError(f"The record {folder / RECORD} can't be read: it is damaged.") from error
 
@@ -225,7 +231,7 @@ class Registry:
 
     def _spawn(self, folder: Path, record: Record, resume: bool = False) -> None:
         Writer(folder / PROGRESS).phase("Starting")
-        record = replace(record, pid=0, asked=False)
+        record = replace(record, pid=0, asked=False, killed=False)
         record.write(folder)  # first: whatever happens next, the folder is known
         command = [*PROGRAM, *record.plan.command(folder), *["--resume"] * resume]
         environment = os.environ | {"TQDM_MININTERVAL": "30", "PYTHONUNBUFFERED": "1"}
@@ -239,7 +245,7 @@ class Registry:
         replace(record, pid=child.pid).write(folder)
 
     def stop(self, name: str) -> None:
-        """Ask a training to save a checkpoint and end; after a grace time it is ended. Raises RegistryError."""
+        """Ask a training to save a checkpoint and end; after a grace time it is killed. Raises RegistryError."""
         folder = self.root / name
         with self._alone(folder):
             record = Record.read(folder)
@@ -251,11 +257,12 @@ class Registry:
                 threading.Thread(target=self._end, args=(record, folder), daemon=True, name="stop").start()
 
     def _end(self, record: Record, folder: Path) -> None:
-        """End a process that does not end by itself."""
+        """Kill a process that does not end by itself."""
         try:
             psutil.Process(record.pid).wait(GRACE)
         except psutil.TimeoutExpired:
             if self._alive(record, folder):
+                replace(record, asked=True, killed=True).write(folder)  # first: a new process has a new record
                 psutil.Process(record.pid).kill()
         except psutil.NoSuchProcess:
             return
@@ -277,7 +284,7 @@ class Registry:
         except RegistryError as error:
             return Training(folder.name, folder, State.DAMAGED, None, progress, reason=str(error))
         state = self._state(record, folder, progress)
-        reason = last_words(folder) if state is State.DIED else ""
+        reason = "" if state is not State.DIED else KILLED if record.killed else last_words(folder)
         return Training(folder.name, folder, state, record.plan, progress, record.created, reason)
 
     def _progress(self, folder: Path) -> Progress:
@@ -289,7 +296,7 @@ class Registry:
         progress = self._progress(folder)  # again: it may have ended since it was read
         if progress.ended and not progress.stopped:
             return State.FINISHED
-        return State.STOPPED if progress.ended or record.asked else State.DIED
+        return State.STOPPED if progress.ended or (record.asked and not record.killed) else State.DIED
 
     def _alive(self, record: Record, folder: Path) -> bool:
         """Whether the process of a training runs: one with its number, and with its folder among its arguments, since

@@ -10,11 +10,11 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -48,6 +48,7 @@ class Progress:
 
 
 Report = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 class Trainer:
@@ -81,6 +82,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.progress = Progress()
+        self._cut_short = False  # whether a validation was, by a wish to stop
         self.parts = config.accumulate * self.accelerator.num_processes
         if config.batch < self.parts:
             raise ValueError(f"--batch is {config.batch}: it must be at least {self.parts}, one row for every part.")
@@ -158,25 +160,31 @@ class Trainer:
         end (``finished`` is False then), the training can go on from its checkpoint as if nothing had happened.
         """
         saved = time.monotonic()
+        self._validate_if_due(held_out, report, should_stop)  # resumed where a validation was cut short
         self._steps_planned = self.config.epochs * math.ceil(len(examples) / self.config.batch)
         for parts in self._batches(examples):
             report({"kind": "step", **self._step(parts), **self.position(), "fraction": self._fraction()})
-            if held_out and self.progress.step % self.config.validate_every == 0:
-                self._validate_and_keep(held_out, report)
+            self._validate_if_due(held_out, report, should_stop)
             if time.monotonic() - saved > self.config.save_every:
                 self.save_checkpoint()
                 saved = time.monotonic()
             if self._any(should_stop()):
                 break
         if held_out and self.finished and not self._validated():
-            self._validate_and_keep(held_out, report)
+            self.save_checkpoint()  # whoever does not wait for the validation loses nothing
+            self._validate_and_keep(held_out, report, should_stop)
         self.save_checkpoint()
         return adapters.read_card(self.out)
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up."""
-        return self._fraction() >= 1
+        """Whether the budget is used up, and no validation was cut short."""
+        return self._fraction() >= 1 and not self._cut_short
+
+    def _validate_if_due(self, held_out: list[Example], report: Report, should_stop: Callable[[], bool]) -> None:
+        step = self.progress.step
+        if held_out and step and step % self.config.validate_every == 0 and not self._validated():
+            self._validate_and_keep(held_out, report, should_stop)
 
     def _validated(self) -> bool:
         """Whether the newest step was validated already."""
@@ -268,22 +276,41 @@ class Trainer:
         return rate
 
     @torch.no_grad()
-    def validate(self, examples: list[Example]) -> dict[str, Any]:
+    def validate(
+        self, examples: list[Example], should_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
         """Mean losses and top-1 accuracies over held-out examples; tokens per step of decoding some prompts, unless
-        the model ends all of them at once: then the losses alone tell which adapter is best."""
-        self.model.eval()
-        parts = (examples[i : i + self.config.batch] for i in range(0, len(examples), self.config.batch))
-        sums = [self._plain_model(self._collate(part).to(self.anatomy.device)) for part in parts]
-        losses, hits = means(torch.stack(sums).sum(0))
-        out: dict[str, Any] = {"losses": losses, "hits": hits}
-        if self.config.probes:
-            prompts = [e.prompt for e in spread(examples, self.config.probes)]
-            if not math.isnan(measured := tokens_per_step(self._plain_model, self.tokenizer, prompts)):
-                out["tokens_per_step"] = measured
-        return out
+        the model ends all of them at once: then the losses alone tell which adapter is best.
 
-    def _validate_and_keep(self, held_out: list[Example], report: Report) -> None:
-        found = {"step": self.progress.step, "seconds": round(self.progress.seconds), **self.validate(held_out)}
+        None once ``should_stop`` is true: that is asked before every batch and every prompt.
+        """
+        self.model.eval()
+        going = self._until(should_stop)
+        parts = (examples[i : i + self.config.batch] for i in range(0, len(examples), self.config.batch))
+        sums = [self._plain_model(self._collate(part).to(self.anatomy.device)) for part in going(parts)]
+        prompts = [e.prompt for e in spread(examples, self.config.probes)] if self.config.probes else []
+        measured = tokens_per_step(self._plain_model, self.tokenizer, going(prompts)) if prompts else math.nan
+        if self._cut_short:
+            return None
+        losses, hits = means(torch.stack(sums).sum(0))
+        return {"losses": losses, "hits": hits} | ({} if math.isnan(measured) else {"tokens_per_step": measured})
+
+    def _until(self, should_stop: Callable[[], bool]) -> Callable[[Iterable[T]], Iterator[T]]:
+        """Passes items on until there is a wish to stop, which is remembered."""
+
+        def going(items: Iterable[T]) -> Iterator[T]:
+            for item in items:
+                self._cut_short = self._cut_short or self._any(should_stop())
+                if self._cut_short:
+                    return
+                yield item
+
+        return going
+
+    def _validate_and_keep(self, held_out: list[Example], report: Report, should_stop: Callable[[], bool]) -> None:
+        if (measured := self.validate(held_out, should_stop)) is None:
+            return
+        found = {"step": self.progress.step, "seconds": round(self.progress.seconds), **measured}
         self.progress.history.append(found)
         trained = found["losses"][1 : 1 + self._plain_model.drafting] or found["losses"]
         score = found.get("tokens_per_step", -sum(trained) / len(trained))

@@ -46,7 +46,7 @@ function drawDetail(index) {
   const order = [...nodes].sort((a, b) => reached(b, nodes) - reached(a, nodes) || a.depth - b.depth || a.parent - b.parent || a.rank - b.rank);
   body.append(...order.map((node) => detailRow(step, node, nodes)));
   const own = step.t.findLast(([, depth]) => !depth);
-  const chosen = own ? ` The model's own token of this step: ${quoted(own[0])} (${percent(own[2])}).` : "";
+  const chosen = own ? ` Chosen by the model in this step: ${quoted(own[0])} (${percent(own[2])}).` : "";
   const title = tag("caption", "", `All ${plural(nodes.length, step.c ? "copied token" : "drafted token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
   const headRow = tag("thead");
   headRow.append(head);

@@ -31,7 +31,7 @@ function markText(lane, to) {
 
 function tokenHint(index, at) {
   const step = steps.method[index], [text, depth, probability] = step.t[at];
-  const origin = depth ? `drafted at depth ${depth}, accepted` : "the model's own choice";
+  const origin = depth ? `drafted at depth ${depth}, accepted` : "chosen by the model";
   const nodes = family(step);
   const drafted = nodes.filter((node) => node.depth === at + 1 && reached(node, nodes)).sort((a, b) => a.rank - b.rank);
   const others = drafted.filter((node) => node.fate !== "accepted").map((node) => `${quoted(node.text)} ${percent(node.drafted)}`);

@@ -1,7 +1,7 @@
 // The walk through a run: play at the measured pace, pause, step, choose a token or a node. And the messages' entrance.
 const slider = part(".ss-slider"), speed = part(".ss-speed"), playButton = part(".ss-play"), tip = part(".ss-tip");
 const box = part(".ss-player");
-let run = null, done = false, follow = true, cursor = -1, timer = 0;
+let run = null, done = false, follow = true, cursor = -1, timer = 0, slowed = false;
 
 const ends = (lane) => {
   let sum = 0;
@@ -96,6 +96,8 @@ function setPlay(playing) {
 
 function reset(message) {
   pause();
+  if (slowed) speed.value = "1"; // the recording's pace, not the visitor's
+  slowed = false;
   const first = run === null;
   run = message.run;
   follow = true;
@@ -142,6 +144,7 @@ function enterRecording() {
   const count = (step, fate) => step.d.filter((node) => node[3] === fate).length;
   const worth = steps.method.map((step, i) => Math.min(count(step, "a"), 3) + Math.min(count(step, "r"), 2) - i / 100);
   speed.value = "0.25";
+  slowed = true;
   walk(worth.indexOf(Math.max(...worth)), false);
 }
 
@@ -174,6 +177,8 @@ function click(target) {
 function arrows(event) {
   const typing = event.target.closest?.("input, textarea, select, [contenteditable='true'], [role='tab'], [role='grid'], table");
   if (typing || event.altKey || event.ctrlKey || event.metaKey || !box.offsetParent || last() <= 0) return;
+  const pane = event.target.closest?.("[role='region']"); // one that is wider than its frame keeps its own arrows
+  if (pane && pane.scrollWidth > pane.clientWidth) return;
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!by) return;
   event.preventDefault();
@@ -185,7 +190,10 @@ slider.addEventListener("change", () => walk(Number(slider.value), true));
 part(".ss-prev").addEventListener("click", () => walk(cursor - 1, true));
 part(".ss-next").addEventListener("click", () => walk(cursor + 1, true));
 playButton.addEventListener("click", () => (timer ? walk(cursor, true) : play()));
-speed.addEventListener("change", () => timer && (pause(), play()));
+speed.addEventListener("change", () => {
+  slowed = false;
+  if (timer) pause(), play();
+});
 box.addEventListener("click", (event) => click(event.target));
 box.addEventListener("mouseover", (event) => showTip(event.target));
 box.addEventListener("mouseleave", () => (tip.hidden = true));

@@ -48,6 +48,7 @@ const choice = (step, node) => step.t[node.depth - 1];
 function why(step, node, nodes) {
   if (node.fate === "accepted") return "the model chose it";
   if (node.fate === "pruned") return "dropped inside the pass, before the model scored it";
+  if (node.fate === "unreached" && reached(node, nodes)) return "never compared: the text ended before it";
   if (node.fate === "unreached") return `never compared: ${quoted(nodes[node.parent].text)} before it lost`;
   const [text, , probability] = choice(step, node) ?? ["", 0, 0];
   return `the model chose ${quoted(text)}, to which it gives ${percent(probability)}`;

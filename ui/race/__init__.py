@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement
-from specstream.stats import speedup
+from specstream.stats import counted, speedup
 from ui import theme
 from ui.contest import Entry
 from ui.feed import encode
@@ -66,8 +66,8 @@ def outcome(entry: Entry) -> tuple[str, str]:
     return tone, f"{words}. {entry.verdict.message}"
 
 
-def table(entries: Sequence[Entry], base: str = "") -> str:
-    """The runs as an HTML table. ``base`` is the address of the page, for links to the runs in its log."""
+def table(entries: Sequence[Entry], base: str | None = "") -> str:
+    """The runs as an HTML table. ``base`` is the address of the page, for links to the runs in its log; None: none."""
     head = "".join(f'<th scope="col">{name}</th>' for name in HEADERS)
     body = "".join(_row(entry, entries[0], base) for entry in entries)
     return (
@@ -76,7 +76,7 @@ def table(entries: Sequence[Entry], base: str = "") -> str:
     )
 
 
-def _row(entry: Entry, reference: Entry, base: str) -> str:
+def _row(entry: Entry, reference: Entry, base: str | None) -> str:
     stats = entry.stats
     cells = (
         f"{stats.tokens}", f"{stats.steps + 1}", number(stats.seconds, 2), number(stats.tokens_per_second),
@@ -97,9 +97,11 @@ def _agreement(entry: Entry) -> str:
     return escape(WORDS[entry.verdict.agreement][1] + different)
 
 
-def _link(run: str, base: str) -> str:
+def _link(run: str, base: str | None) -> str:
     if not run:
         return NOTHING
+    if base is None:
+        return escape(run[-6:])
     return f'<a href="{escape(base)}?run={escape(run)}" target="_blank" rel="noopener">{escape(run[-6:])}</a>'
 
 
@@ -133,7 +135,7 @@ def lines_svg(entries: Sequence[Entry]) -> str:
         pieces.append(f'<polyline points="{points}" fill="none" stroke="{theme.lane(place)}" stroke-width="2.5"/>')
     marks = ((LEFT - 6, 16, f"{most}"), (LEFT - 6, HEIGHT - BOTTOM, "0"), (WIDTH - 8, HEIGHT - 8, f"{longest:.2f} s"))
     pieces += [f'<text x="{x}" y="{y}" text-anchor="end">{words}</text>' for x, y, words in marks]
-    words = f"Tokens over time, up to {most} tokens in {longest:.2f} seconds"
+    words = f"Tokens over time, up to {counted(most, 'token')} in {longest:.2f} seconds"
     return (
         f'<h2>Tokens over time</h2>{_keys(entries)}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{words}" class="ss-lines">{"".join(pieces)}</svg>'
@@ -158,8 +160,11 @@ def curve(entry: Entry) -> list[tuple[float, int]]:
     return points
 
 
-def share(entries: Sequence[Entry], prompt: str, about: Sequence[tuple[str, str]], base: str) -> str:
-    """A page that shows the result without a network: style, data, script and drawing are in it."""
+def share(entries: Sequence[Entry], prompt: str, about: Sequence[tuple[str, str]], base: str | None) -> str:
+    """A page that shows the result without a network: style, data, script and drawing are in it.
+
+    ``base`` is the address under which whoever gets the file finds the runs, None where there is none.
+    """
     tone, words = summary(entries)
     values = {
         "title": "One prompt, several decoding methods",

@@ -4,6 +4,8 @@ const TICK = 40; // milliseconds
 const part = (name) => element.querySelector(name);
 let lanes = [], timer = 0, shown = "";
 
+const plural = (count, one, many = one + "s") => `${count} ${count === 1 ? one : many}`;
+
 function tag(name, className, text) {
   const node = document.createElement(name);
   if (className) node.className = className;
@@ -47,7 +49,7 @@ function advance(lane, moment) {
   const over = lane.at >= lane.steps.length, seconds = Math.min(moment, lane.total) / 1000;
   lane.fill.style.width = (100 * lane.tokens) / lane.count + "%";
   const place = over ? ` · ${lane.place}` : "";
-  lane.facts.textContent = `${seconds.toFixed(2)} s · ${lane.tokens} tokens · ${lane.at} passes${place}`;
+  lane.facts.textContent = `${seconds.toFixed(2)} s · ${plural(lane.tokens, "token")} · ${plural(lane.at, "pass", "passes")}${place}`;
   lane.view.classList.toggle("ss-over", over);
   lane.verdict.hidden = !over;
   return over;

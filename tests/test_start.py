@@ -1,0 +1,73 @@
+"""How the page is started: who counts as sitting at the machine, and what a program's own checkout is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import app
+from specstream.bench import machine
+from ui import app as page
+from ui.rules import Rules
+
+
+@pytest.mark.parametrize(
+    "arguments, environment, local",
+    [
+        ([], {}, True),
+        (["--port", "8000"], {}, True),
+        (["--host", "0.0.0.0"], {}, False),
+        (["--host", "127.0.0.1"], {}, False),  # for a proxy on this machine
+        ([], {"GRADIO_SERVER_NAME": "127.0.0.1"}, False),
+        ([], {"GRADIO_SHARE": "True"}, False),
+        ([], {"SPACE_ID": "someone/something"}, False),
+        ([], {"SPACE_ID": "someone/something", "SPECSTREAM_DEMO": "0"}, False),
+    ],
+)
+def test_a_page_is_local_only_where_it_was_started_for_this_machine(
+    arguments: list[str], environment: dict[str, str], local: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("GRADIO_SERVER_NAME", "GRADIO_SHARE", "SPACE_ID", "SPECSTREAM_DEMO"):
+        monkeypatch.delenv(name, raising=False)
+    found: list[Rules] = []
+
+    def build(engines: Any, *log: Any) -> None:
+        found.append(engines.rules)
+        raise KeyboardInterrupt  # nothing is served
+
+    monkeypatch.setattr(page, "build", build)
+    CliRunner().invoke(app.main, ["--toy", "--db", str(tmp_path / "runs.db"), *arguments], env=environment)
+    assert [rules.local for rules in found] == [local]
+
+
+def test_a_package_in_a_strange_repository_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True, capture_output=True)
+
+    installed = tmp_path / ".venv" / "lib" / "specstream" / "bench" / "machine.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "-m", "theirs")
+    monkeypatch.setattr(machine, "__file__", str(installed))
+    assert machine.commit() == ""
+    git("add", "--force", ".")  # a copy that they keep in a folder of theirs is not our commit either
+    git("commit", "--quiet", "-m", "vendored")
+    assert machine.commit() == ""
+
+
+def test_a_checkout_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "specstream" / "bench" / "machine.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(machine, "__file__", str(own))
+    commit = machine.commit()
+    assert len(commit) == 12
+    own.write_text("changed")
+    assert machine.commit() == f"{commit}-dirty"

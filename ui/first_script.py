@@ -1,0 +1,59 @@
+"""A script that runs before Gradio's own: what ``launch(head=...)`` takes runs only after it."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Gradio closes its streams when a page may be left, and takes that for a broken connection: it says so in red. A page
+# that stays after all, because the link was a download or the visitor took it back, goes on without its run and is
+# loaded again. So Gradio is not told: the browser itself ends the streams of a page that is really left.
+SCRIPT = b'<script>addEventListener("beforeunload", (event) => event.stopImmediatePropagation());</script>'
+
+
+class FirstScript:
+    """Middleware that puts ``SCRIPT`` at the beginning of every HTML page's head."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, _Sender(send).send if scope["type"] == "http" else send)
+
+
+class _Sender:
+    """Passes a response on. The start of a page waits for its body, which decides its length."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_page(message):
+            self._start = message
+            return
+        if self._start is not None:
+            start, self._start = self._start, None
+            message, added = _with_script(message)
+            await self._send(_longer(start, added))
+        await self._send(message)
+
+
+def _is_page(start: Message) -> bool:
+    """An HTML file to download is none."""
+    headers = {name.lower(): value for name, value in start["headers"]}
+    return headers.get(b"content-type", b"").startswith(b"text/html") and b"content-disposition" not in headers
+
+
+def _with_script(body: Message) -> tuple[Message, int]:
+    """The first piece of a page's body with the script, and by how many bytes it grew."""
+    before = body.get("body", b"")
+    after = before.replace(b"<head>", b"<head>" + SCRIPT, 1)
+    return {**body, "body": after}, len(after) - len(before)
+
+
+def _longer(start: Message, added: int) -> Message:
+    headers = [
+        (name, str(int(value) + added).encode() if name.lower() == b"content-length" else value)
+        for name, value in start["headers"]
+    ]
+    return {**start, "headers": headers}
