@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from specstream import adapters, anatomy, devices, models, packed
+from specstream import adapters, devices, loading
 from specstream.bench.tables import REFERENCES
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
+from specstream.packed import round_weights
 from specstream.pairing import NONE
 from specstream.params import Sampling
 from specstream.sampling import Picker
@@ -166,14 +167,14 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     compute in.
     """
     kind, half = devices.loaded_in(getattr(torch, dtype), device)
-    network, _ = models.load_model(models.resolve(name), device, kind)
+    network, _, _ = loading.fetch(name, device, kind)
     folder = adapters.find(adapter, name)
     if folder or half:
-        parts = anatomy.dissect(network)
+        parts = loading.parts_of(network)
         if folder:
-            adapters.load(folder, parts).merge_main(parts)
+            loading.tuned(folder, parts)
         if half:
-            packed.round_weights(parts)
+            round_weights(parts)
     return network
 
 
@@ -185,7 +186,7 @@ def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> 
         return Reference(name, engine, model, settings, options=lambda: settings)
     info = engine.info
     kind, _ = devices.loaded_in(getattr(torch, info.dtype), info.device)
-    helper, tokenizer = models.load_model(models.resolve(str(assistant)), info.device, kind)
+    helper, tokenizer, _ = loading.fetch(str(assistant), info.device, kind)
     fresh = copy.deepcopy(helper.generation_config)
     same = tokenizer.get_vocab() == engine.tokenizer.get_vocab()
     both = {} if same else {"tokenizer": engine.tokenizer, "assistant_tokenizer": tokenizer}
