@@ -520,6 +520,14 @@ def test_streams_draft_as_many_nodes_as_are_cheap() -> None:
         assert max(len(e.draft) for e in events if isinstance(e, Step)) == nodes
 
 
+def test_a_lora_is_not_merged_into_packed_weights() -> None:
+    anatomy = dissect(tiny.tiny("llama"))
+    adapter = tiny.random_adapter(anatomy, mode="lossless")
+    packed.pack(anatomy)
+    with pytest.raises(RuntimeError, match="merge a LoRA before packing"):
+        adapter.lora.merge(anatomy)
+
+
 def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
     anatomy, _ = tiny.model_with_adapter("llama")
     attention, mlp = anatomy.layers[0].self_attn, anatomy.layers[0].mlp
