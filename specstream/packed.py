@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from specstream.anatomy import Anatomy
+from specstream.devices import computes_bfloat16
 from specstream.lora import LoRA
-from specstream.models import computes_bfloat16
-from specstream.params import NODES, NODES_IN_TILES
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
 
@@ -131,14 +130,6 @@ def works(half: bool = False, dtype: torch.dtype = torch.float32) -> bool:
         return torch.allclose(packed_linear(linear, half)(x), linear(x), atol=rounding)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
-
-
-def cheap_nodes(anatomy: Anatomy) -> int:
-    """How many drafted nodes a pass of this model, packed or not, verifies for little more than none: in packed
-    bfloat16 on a processor with AMX, sixteen rows take hardly longer than one."""
-    packed = isinstance(anatomy.head, PackedLinear | HalfLinear)
-    tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return NODES_IN_TILES if packed and tiles and anatomy.dtype == torch.bfloat16 else NODES
 
 
 def suits(anatomy: Anatomy, half: bool = False) -> bool:

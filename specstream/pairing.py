@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from specstream import anatomy, models, selftest
-from specstream.anatomy import Anatomy
+from specstream import loading, selftest
+from specstream.anatomy import Anatomy, UnsupportedModel
 from specstream.packed import pack
 from specstream.sources import Progress
 from specstream.target import ModelTarget
@@ -43,9 +43,7 @@ def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: P
 
     ``half`` rounds its weights to float16 where they are packed. Raises ModelError or DraftModelError.
     """
-    source = models.resolve(name, progress)
-    progress("Loading the draft model", None)
-    network, own = models.load_model(source, device, dtype)
+    network, own, _ = loading.fetch(name, device, dtype, progress, "Loading the draft model")
     check_tokenizers(name, own, tokenizer)
     weights = list(network.parameters())
     size = sum(p.numel() * p.element_size() for p in weights)
@@ -55,9 +53,9 @@ def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: P
 def usable(name: str, network: Any) -> Anatomy:
     """The parts of a network that can draft. Raises DraftModelError for one that can't take a draft back."""
     try:
-        parts = anatomy.dissect(network)
+        parts = loading.parts_of(network)
         reason = selftest.failure(parts, None)
-    except anatomy.UnsupportedModel as error:
+    except UnsupportedModel as error:
         reason = str(error)
     if reason:
         cause = reason.removesuffix(".").removesuffix(": standard decoding only")

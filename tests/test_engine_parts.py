@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.integrations import sdpa_attention
 
-from specstream import adapters, cli, heads, models, packed, selftest, shelf, toy
+from specstream import adapters, cli, devices, heads, packed, selftest, shelf, toy
 from specstream.anatomy import UnsupportedModel, context_of, dissect
 from specstream.bench import outside
 from specstream.drafters.standard import StandardDrafter
@@ -470,7 +470,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
 
 
 needs_bfloat16 = pytest.mark.skipif(
-    not (models.computes_bfloat16("cpu") and packed.works(dtype=torch.bfloat16)),
+    not (devices.computes_bfloat16("cpu") and packed.works(dtype=torch.bfloat16)),
     reason="this processor does not compute in bfloat16",
 )
 
@@ -500,18 +500,6 @@ def test_bfloat16_is_packed_only_where_the_processor_computes_in_it(native: bool
     assert not packed.suits(dissect(tiny.tiny("llama").half()))
 
 
-@pytest.mark.parametrize(("dtype", "tiles", "nodes"), [
-    (torch.bfloat16, True, 12), (torch.bfloat16, False, 5), (torch.float32, True, 5),
-])  # fmt: skip
-def test_more_nodes_are_drafted_where_a_product_takes_sixteen_rows_at_a_time(
-    dtype: torch.dtype, tiles: bool, nodes: int, monkeypatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
-    linear = torch.nn.Linear(4, 4)
-    assert packed.cheap_nodes(SimpleNamespace(head=packed.packed_linear(linear), dtype=dtype)) == nodes
-    assert packed.cheap_nodes(SimpleNamespace(head=linear, dtype=dtype)) == 5
-
-
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if hasattr(m, "budget")])
 def test_a_budget_left_open_is_the_machines_and_a_given_one_stays(name: str) -> None:
     engine = toy.load_toy(pace=0)
@@ -530,6 +518,14 @@ def test_streams_draft_as_many_nodes_as_are_cheap() -> None:
         )
         assert started.settings["method"]["budget"] == nodes
         assert max(len(e.draft) for e in events if isinstance(e, Step)) == nodes
+
+
+def test_a_lora_is_not_merged_into_packed_weights() -> None:
+    anatomy = dissect(tiny.tiny("llama"))
+    adapter = tiny.random_adapter(anatomy, mode="lossless")
+    packed.pack(anatomy)
+    with pytest.raises(RuntimeError, match="merge a LoRA before packing"):
+        adapter.lora.merge(anatomy)
 
 
 def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
