@@ -96,9 +96,7 @@ def _looped(
     return (hold(weights)[..., None] * value.float()[:, :, None, None]).sum(-2) / total
 
 
-def _weights(
-    scores: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _weights(scores: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     """The weights of a softmax before division, and their sum ``[..., 1]``; all float32.
 
     Weights are rounded to multiples of 2**-23: the largest is 1, and sums of them in float64 are exact in any order.

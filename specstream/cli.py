@@ -286,6 +286,8 @@ def generate(
     else:
         prompts = [engine.prompt(task_name or "", str(prompt))]
     chosen = chosen or _method(engine.default_method().name, values)
+    if engine.info.compiling and not engine.info.compiled:
+        click.echo(engine.info.compiling, err=True)
     results = (_generate_one(engine, p, chosen, sampling, echo=json_file != Path("-")) for p in prompts)
     _write_lines(json_file, results)
 

@@ -61,7 +61,7 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
 
 def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy, adapter = tiny.model_with_adapter("llama")
-    monkeypatch.setattr("specstream.target.ahead", lambda positions, gamma, context: positions.expand(-1, gamma))
+    monkeypatch.setattr("specstream.target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1))
     assert "failed the tree self-test" in str(selftest.failure(anatomy, adapter))
 
 
