@@ -533,7 +533,7 @@ def invariance(device: str, json_file: Path | None) -> None:
     """Print which operations give a row the same bits whatever is decoded beside it, on this machine."""
     from specstream import invariance as bits
     from specstream.bench.machine import machine
-    from specstream.models import choose_device
+    from specstream.devices import choose_device
 
     _check_writable(json_file)
     where, _ = choose_device(device)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from specstream import attention, packed
 from specstream.bench.machine import heading as machine_heading
 from specstream.cache import BLOCK
-from specstream.models import computes_bfloat16
+from specstream.devices import computes_bfloat16
 from specstream.packed import LEAST
 from specstream.target import TILE
 
@@ -254,11 +254,12 @@ def _attentions(device: str) -> Iterator[Operation]:
         name = _name(dtype)
         yield from _attention(f"scaled_dot_product_attention, {name}", "", _stock, dtype, device, (1, *SEVERAL))
         yield from _attention(f"our attention, {name}", "layers", _ours, dtype, device, _passes(device))
-    exact = device == "cpu" and attention.bfloat16_matmul_is_exact()
-    for kind, used in ((BFLOAT16, exact), (FLOAT32, False), (FLOAT64, device != "mps")):
+    used = {(FLOAT64, _scores), (FLOAT64, _weighted)} if device != "mps" else {(FLOAT32, _scores), (FLOAT32, _weighted)}
+    used |= {(BFLOAT16, _scores)} if device == "cpu" else set()
+    for kind in (BFLOAT16, FLOAT32, FLOAT64):
         for name, operation in (("queries times keys", _scores), ("weights times values", _weighted)):
             words = f"{_name(kind)} matmul, {name}{', rounded to float32' * (kind == FLOAT64)}"
-            where = "inside our attention" if used else ""
+            where = "inside our attention" if (kind, operation) in used else ""
             inputs = BFLOAT16 if kind == BFLOAT16 else FLOAT32
             yield from _attention(words, where, partial(operation, kind), inputs, device, _passes(device))
 

@@ -71,8 +71,8 @@ def measured(request: Request) -> dict[str, int]:
 def measure(request: Request) -> dict[str, int]:
     """In this process, which should have done nothing else."""
     from specstream.bench.machine import PeakMemory
+    from specstream.devices import choose_device
     from specstream.engine import load
-    from specstream.models import choose_device
 
     memory = PeakMemory(choose_device(request.device)[0])
     memory.start()
