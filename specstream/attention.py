@@ -20,6 +20,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "specstream"
+FACTORS, VALUES = 18, 20  # bits behind the point: products of two factors, or of a weight and a value, keep to 2**-36
+# and 2**-43, so sums below 2**17 and 2**10 are exact in float64, whatever their order
 _prompt: ContextVar[bool] = ContextVar("prompt", default=False)
 
 
@@ -74,15 +76,24 @@ def _by_the_library(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
 def _multiplied(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """By matrix multiplication. Values are summed in float64: processors add up bfloat16 in pairs of keys, and float32
-    in an order of their own."""
-    wide = torch.float32 if query.device.type == "mps" else torch.float64  # there is no float64 on MPS
-    kind = query.dtype if query.dtype == torch.bfloat16 and query.device.type == "cpu" else wide
-    scores = torch.matmul(query.flatten(2, 3).to(kind), key.to(kind).transpose(-1, -2))
-    scores = scores.unflatten(2, query.shape[2:4]).float() * scale
-    weights, total = _weights(scores, mask, softcap, sinks)
-    out = torch.matmul(weights.flatten(2, 3).to(wide), value.to(wide))
+    """By matrix multiplication, in whatever order its sums are: on a grid in float64 all orders give the same."""
+    rows = query.flatten(2, 3)
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # sums over the head's dimensions: one order
+        scores = torch.matmul(rows, key.transpose(-1, -2)).float()
+    else:
+        scores = torch.matmul(_on_grid(rows, FACTORS), _on_grid(key, FACTORS).transpose(-1, -2)).float()
+    weights, total = _weights(scores.unflatten(2, query.shape[2:4]) * scale, mask, softcap, sinks)
+    values = _on_grid(value, VALUES)
+    out = torch.matmul(weights.flatten(2, 3).to(values.dtype), values)
     return out.unflatten(2, query.shape[2:4]) / total
+
+
+def _on_grid(x: Tensor, bits: int) -> Tensor:
+    """``x`` in float64, rounded to multiples of 2**-bits; on MPS, which has no float64, as it is in float32."""
+    if x.device.type == "mps":
+        return x.float()
+    shift = 1.5 * 2.0 ** (52 - bits)  # so large that the sum has no room for smaller digits
+    return (x.double() + shift) - shift
 
 
 def _looped(
