@@ -264,9 +264,10 @@ def load(
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None
-    layers = _layers(parts, streams, source.path) if parts and not reason else None
+    compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
+    layers = _layers(parts, streams, source.path) if parts and compiles else None
     engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
-    if layers and os.environ.get(NO_COMPILER) != "1":
+    if layers:
         layers.start()
         engine.refresh()
     engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)

@@ -61,7 +61,9 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
 
 def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy, adapter = tiny.model_with_adapter("llama")
-    monkeypatch.setattr("specstream.target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1))
+    monkeypatch.setattr(
+        "specstream.target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1)
+    )
     assert "failed the tree self-test" in str(selftest.failure(anatomy, adapter))
 
 
@@ -650,7 +652,7 @@ def refuses_memory_as_on_a_gpu() -> None:
 @pytest.mark.parametrize("allocate", [refuses_memory, refuses_memory_as_on_a_gpu])
 def test_a_verdict_does_without_float32_where_no_memory_is_left(allocate: Any) -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda streaming: Tied(streaming, 0)
+    engine.make_target = lambda method: Tied(Variant.of(method) if isinstance(method, Streaming) else None, 0)
 
     @contextmanager
     def float32():
@@ -664,7 +666,7 @@ def test_a_verdict_does_without_float32_where_no_memory_is_left(allocate: Any) -
 
 def test_other_failures_of_the_float32_check_are_not_hidden() -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda streaming: Tied(streaming, 0)
+    engine.make_target = lambda method: Tied(Variant.of(method) if isinstance(method, Streaming) else None, 0)
 
     @contextmanager
     def float32():

@@ -234,7 +234,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     browser: Browser, url: str, home: Path, width: int, theme: str
 ) -> None:
     if Registry().get("done") is None:
-        put_training(home / "adapters", "done", stopped=True)
+        (put_training(home / "adapters", "done", stopped=True) / "checkpoint").mkdir()
     page = window(browser, width)
     visit(page, f"{url}?__theme={theme}")
     upload(page, home / "bad.jsonl")
