@@ -113,8 +113,8 @@ def kept(anatomy: Anatomy) -> Path:
     """Where the library for a model on this machine lies, or would lie."""
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
-    here = Path(__file__).parent
-    code = [(here / f"{name}.py").read_text(encoding="utf-8") for name in ("attention", "cpu_linear", "compiled", "kv_cache")]
+    compiled_in = ("attention", "cpu_linear", "compiled", "kv_cache")
+    code = [(Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in compiled_in]
     capabilities = [k for k, v in torch.cpu.get_capabilities().items() if v is True]
     machine = [
         platform.machine(),
