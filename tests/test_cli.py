@@ -395,3 +395,14 @@ BAD_TRAINING = {
 def test_bad_training_settings(name, capsys, tmp_path) -> None:
     args, words = BAD_TRAINING[name]
     assert words in fails(["train", "--out", str(tmp_path), *args], capsys)
+
+
+def test_a_command_imports_neither_the_other_commands_nor_what_only_a_run_needs() -> None:
+    """--help of one command, and the list of all, answer at once."""
+    code = (
+        "import sys\nfrom specstream import cli\ntry: cli.main(sys.argv[1:])\nfinally: print(*sys.modules, sep='\\n')"
+    )
+    heavy = {"torch", "transformers", "huggingface_hub", "sqlite_utils", "gradio"}
+    for args, absent in ((["runs", "--help"], {"specstream.cli.train"}), (["--help"], set())):
+        out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True).stdout
+        assert "Usage:" in out and not (heavy | absent) & set(out.splitlines())

@@ -250,11 +250,11 @@ def test_names_that_are_no_folder_are_refused(name, data) -> None:
 
 
 def test_the_command_line_is_one_that_train_takes(tmp_path) -> None:
-    from specstream.cli import cli
+    from specstream.cli import find_command
 
     asked = plan("hub:b-mc2/sql-create-context", options={"gamma": 2, "hold_out": 3, "targets": "self"})
     words = asked.command(tmp_path)
-    context = cli.commands["train"].make_context("train", words[1:])
+    context = find_command("train").make_context("train", words[1:])
     values = context.params
     assert (values["data"], values["gamma"], values["hold_out"], values["targets"]) == (asked.data, 2, 3, "self")
     assert (values["minutes"], values["out"], values["progress"]) == (5.0, tmp_path, tmp_path / "progress.jsonl")
