@@ -43,10 +43,8 @@ from specstream.decoding.text import (
 from specstream.events import Event, Started
 from specstream.hub import catalogue
 from specstream.info import EngineInfo
-from specstream.model import devices, introspection, loading, self_test
-from specstream.model import draft_model as pairing
+from specstream.model import devices, introspection
 from specstream.model.compiled import Layers
-from specstream.model.target import ModelTarget, PlainTarget, Variant
 from specstream.params import (
     METHODS,
     DraftModel,
@@ -58,6 +56,9 @@ from specstream.params import (
     Standard,
     Streaming,
 )
+from specstream.target import draft_model as pairing
+from specstream.target import loading, self_test
+from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 Progress = Callable[[str, float | None], None]

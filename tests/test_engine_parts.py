@@ -31,12 +31,13 @@ from specstream.decoding.text import TextStream
 from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
 from specstream.hub.catalogue import load_model, resolve
-from specstream.model import cpu_linear, devices, self_test
+from specstream.model import cpu_linear, devices
 from specstream.model.introspection import UnsupportedModel, context_of, dissect
-from specstream.model.target import PlainTarget, Variant
 from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streaming, method
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
+from specstream.target import self_test
+from specstream.target.model_target import PlainTarget, Variant
 from specstream.testing import toy
 from tests import tiny
 from tests.test_models import save
@@ -54,7 +55,7 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
     anatomy = dissect(tiny.tiny(family))
     with monkeypatch.context() as patch:
         patch.setattr(
-            "specstream.model.target.tree_mask",
+            "specstream.target.model_target.tree_mask",
             lambda rows, prefix: torch.ones(1, len(rows), prefix + len(rows)) > 0,
         )
         assert "failed the tree self-test" in str(self_test.failure(anatomy, None))
@@ -66,7 +67,7 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
 def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy, adapter = tiny.model_with_adapter("llama")
     monkeypatch.setattr(
-        "specstream.model.target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1)
+        "specstream.target.model_target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1)
     )
     assert "failed the tree self-test" in str(self_test.failure(anatomy, adapter))
 
@@ -738,7 +739,7 @@ def test_a_model_without_a_state_is_shown_the_whole_text() -> None:
 
 
 def test_stop_inside_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specstream.model.target.CHUNK", 8)
+    monkeypatch.setattr("specstream.target.model_target.CHUNK", 8)
     anatomy, adapter = tiny.model_with_adapter("llama")
     run = tiny.streaming_run(anatomy, adapter, tiny.prompt(40), Sampling())
     seen: list[int] = []

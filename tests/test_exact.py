@@ -15,10 +15,12 @@ from specstream.adapters.store import Adapter
 from specstream.decoding.loop import Run
 from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Draft, Origin, Step
-from specstream.model import attention, cpu_linear, devices, kv_cache, self_test, target
+from specstream.model import attention, cpu_linear, devices, kv_cache
 from specstream.model.introspection import Anatomy
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import Medusa, PromptLookup, Sampling, Standard, Streaming
+from specstream.target import model_target as target
+from specstream.target import self_test
+from specstream.target.model_target import ModelTarget, Variant
 from tests import tiny
 from tests.test_golden import PROMPT, TEMPERATURES, Oracle
 

@@ -15,9 +15,9 @@ from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
 from specstream.decoding.drafters.early_exit import EarlyExitDrafter
 from specstream.decoding.drafters.medusa import MedusaDrafter
 from specstream.model.introspection import Anatomy, dissect
-from specstream.model.target import ModelTarget
 from specstream.params import EarlyExit, Medusa, Sampling, Standard, Streaming
 from specstream.session import token_ids
+from specstream.target.model_target import ModelTarget
 from specstream.training import probe
 from specstream.training.batches import DataError, collate
 from specstream.training.config import Config

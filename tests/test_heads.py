@@ -22,10 +22,10 @@ from specstream.decoding.drafters.medusa import MedusaDrafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.events import Draft, Step
 from specstream.model.introspection import Anatomy, dissect
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.stats import summarize
+from specstream.target.model_target import ModelTarget, Variant
 from specstream.testing import toy
 from tests import tiny
 

@@ -21,8 +21,8 @@ from specstream.decoding.sampling import Picker
 from specstream.decoding.text import TextStream
 from specstream.events import Step
 from specstream.model.introspection import Anatomy, dissect
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import Sampling, Streaming
+from specstream.target.model_target import ModelTarget, Variant
 
 # Where the models of the engine's tests are: SPECSTREAM_TEST_DEVICE=cuda runs these tests on a GPU.
 DEVICE = os.environ.get("SPECSTREAM_TEST_DEVICE", "cpu")

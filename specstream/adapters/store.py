@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specstream.adapters.local import CARD, WEIGHTS, mine
-from specstream.adapters.lora import LoRA
 from specstream.hub.catalogue import catalogue
 from specstream.hub.download import PEFT, folder_named
 from specstream.model.cpu_linear import merged_copies
 from specstream.model.introspection import Anatomy
+from specstream.model.lora import LoRA
 from specstream.streams.pair_map import Pairs
 from specstream.streams.stream_attention import Streams
 

@@ -22,11 +22,12 @@ from specstream.decoding.sampling import Picker
 from specstream.decoding.text import TextStream
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
-from specstream.model import devices, loading
+from specstream.model import devices
 from specstream.model.cpu_linear import round_weights
-from specstream.model.draft_model import NONE
-from specstream.model.target import synchronize
 from specstream.params import Sampling
+from specstream.target import loading
+from specstream.target.draft_model import NONE
+from specstream.target.model_target import synchronize
 
 LOOKUP_TOKENS = 10  # what the method's author recommends
 NEVER = 2**31 - 1  # an end-of-text id that no token has; without one the model's own would be put in

@@ -18,8 +18,8 @@ from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.loop import Run
 from specstream.engine import Engine
 from specstream.events import Draft, Step
-from specstream.model.target import never
 from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
+from specstream.target.model_target import never
 
 Kind = TypeVar("Kind", bound=Method)
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48)

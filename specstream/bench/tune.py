@@ -11,8 +11,8 @@ from specstream.bench.results import result_rows
 from specstream.bench.runner import Ours, bench
 from specstream.bench.step_cost import Cost, shape_of, steady, tune, watched
 from specstream.engine import Engine
-from specstream.model.target import never
 from specstream.params import Method, Sampling
+from specstream.target.model_target import never
 
 
 def tried(

@@ -15,8 +15,8 @@ from specstream.cli.output import check_writable, write_lines
 @options.json_option()
 def invariance_command(device: str, json_file: Path | None) -> None:
     """Print which operations give a row the same bits whatever is decoded beside it, on this machine."""
+    from specstream.bench import invariance
     from specstream.bench.provenance import machine
-    from specstream.model import invariance
     from specstream.model.devices import choose_device
 
     check_writable(json_file)

@@ -14,7 +14,7 @@ from specstream.decoding.drafters import Drafter
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import TextStream
 from specstream.events import Draft, Finished, Origin, Reason, Step, Token
-from specstream.model.target import Stopped, Target
+from specstream.target.model_target import Stopped, Target
 
 
 class NotFinite(ValueError):

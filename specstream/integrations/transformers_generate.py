@@ -31,12 +31,12 @@ from specstream.decoding.sampling import Picker
 from specstream.decoding.text import too_long
 from specstream.engine import DRAFTERS
 from specstream.events import Reason, Step
-from specstream.model import draft_model as pairing
-from specstream.model import loading
 from specstream.model.attention import using
 from specstream.model.introspection import UnsupportedModel
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import DraftModel, Method, PromptLookup, Sampling, Streaming
+from specstream.target import draft_model as pairing
+from specstream.target import loading
+from specstream.target.model_target import ModelTarget, Variant
 
 # These keep a state from call to call, and would see tokens that are only drafted.
 STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)

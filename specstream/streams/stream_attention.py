@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specstream.adapters.lora import LoRA
 from specstream.model.introspection import Anatomy, bind
+from specstream.model.lora import LoRA
 from specstream.model.masks import with_streams
 from specstream.model.partial_forward import Masks, Rotations, Rows, ahead
 

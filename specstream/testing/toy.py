@@ -20,8 +20,8 @@ from specstream import tree
 from specstream.engine import Engine, versions
 from specstream.events import Draft
 from specstream.info import EngineInfo
-from specstream.model.target import Variant, never
 from specstream.params import Streaming
+from specstream.target.model_target import Variant, never
 
 EOS = 256
 VOCAB = 257

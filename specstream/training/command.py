@@ -28,9 +28,10 @@ from specstream.data import datasets
 from specstream.data.json_lines import whole_rows
 from specstream.data.tasks import Task, task
 from specstream.decoding.text import chat_prompt
-from specstream.model import devices, loading
+from specstream.model import devices
 from specstream.model.introspection import Anatomy
 from specstream.params import EarlyExit, Medusa
+from specstream.target import loading
 from specstream.training.batches import (
     DataError,
     Example,

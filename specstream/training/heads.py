@@ -20,8 +20,8 @@ from specstream.decoding.drafters.early_exit import EarlyExitDrafter
 from specstream.decoding.drafters.medusa import MedusaDrafter
 from specstream.model.introspection import Anatomy
 from specstream.model.partial_forward import run_below
-from specstream.model.target import ModelTarget, Target
 from specstream.params import EarlyExit, Medusa
+from specstream.target.model_target import ModelTarget, Target
 from specstream.training.batches import IGNORE, Batch, DataError
 from specstream.training.config import Config
 from specstream.training.frozen_cache import FrozenStates

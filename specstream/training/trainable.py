@@ -14,7 +14,7 @@ from specstream.adapters.store import Card, Drafting
 from specstream.decoding.drafters import Drafter
 from specstream.model.introspection import FULL, SLIDING, Anatomy
 from specstream.model.masks import additive, windowed
-from specstream.model.target import Target
+from specstream.target.model_target import Target
 from specstream.training.batches import IGNORE, Batch
 
 

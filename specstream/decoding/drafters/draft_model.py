@@ -14,8 +14,8 @@ from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.levels import likeliest
 from specstream.decoding.sampling import Picker
 from specstream.events import Draft
-from specstream.model.target import Target
 from specstream.params import DraftModel
+from specstream.target.model_target import Target
 from specstream.tree import Level
 
 

@@ -8,8 +8,8 @@ from specstream import tree
 from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.levels import likeliest
 from specstream.events import Draft
-from specstream.model.target import ExitSource
 from specstream.params import EarlyExit
+from specstream.target.model_target import ExitSource
 from specstream.tree import Level
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from specstream import tree
 from specstream.decoding.drafters import Drafter
 from specstream.events import Draft
-from specstream.model.target import Synchronized
 from specstream.params import LevelTree
+from specstream.target.model_target import Synchronized
 from specstream.tree import Candidates, Level, Levels
 
 

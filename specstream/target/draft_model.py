@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from specstream.hub.download import Progress
-from specstream.model import loading, self_test
 from specstream.model.cpu_linear import pack
 from specstream.model.introspection import Anatomy, UnsupportedModel
-from specstream.model.target import ModelTarget
+from specstream.target import loading, self_test
+from specstream.target.model_target import ModelTarget
 
 NONE = ("", "none")  # names that mean no draft model
 NO_DRAFT_MODEL = (

@@ -20,7 +20,7 @@ from specstream.model import attention, cpu_linear
 from specstream.model.cpu_linear import LEAST
 from specstream.model.devices import computes_bfloat16
 from specstream.model.kv_cache import BLOCK
-from specstream.model.target import TILE
+from specstream.target.model_target import TILE
 
 ROWS = 64
 SEVERAL = (2, 4, 6, 7, 16, 33, 48, 64)

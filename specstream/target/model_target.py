@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specstream.adapters.heads import Heads
-from specstream.adapters.lora import LoRA
 from specstream.adapters.store import Adapter
 from specstream.events import Draft
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST
 from specstream.model.introspection import FULL, SLIDING, Anatomy, context_of
 from specstream.model.kv_cache import TreeCache
+from specstream.model.lora import LoRA
 from specstream.model.masks import additive, causal_mask, tree_mask, windowed, with_streams
 from specstream.model.partial_forward import Masks, TopLayers, ahead, run_below
 from specstream.params import Streaming

@@ -19,10 +19,11 @@ from specstream.adapters.heads import Heads
 from specstream.adapters.store import Adapter
 from specstream.hub import catalogue
 from specstream.hub.download import ModelSource, Progress
-from specstream.model import attention, self_test
+from specstream.model import attention
 from specstream.model.cpu_linear import HalfLinear, PackedLinear, pack, packed_linear, suits
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
+from specstream.target import self_test
 
 log = logging.getLogger(__name__)
 NO_STREAMS = (

@@ -14,8 +14,8 @@ from specstream.events import Draft
 from specstream.model.attention import using
 from specstream.model.introspection import Anatomy
 from specstream.model.masks import causal_mask
-from specstream.model.target import ModelTarget, Variant, model_masks, seen
 from specstream.streams.stream_attention import Plan, carry
+from specstream.target.model_target import ModelTarget, Variant, model_masks, seen
 
 log = logging.getLogger(__name__)
 # Largest logit difference that rounding explains, as a share of the logits' spread. A wrong mask or position changes
