@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,13 +21,8 @@ from specstream.adapters.heads import Heads
 from specstream.adapters.store import Adapter
 from specstream.data.chat import Chat
 from specstream.data.tasks import copy_after, task
-from specstream.decoding.drafters import Drafter, Given
-from specstream.decoding.drafters.draft_model import DraftModelDrafter
-from specstream.decoding.drafters.early_exit import EarlyExitDrafter
-from specstream.decoding.drafters.medusa import MedusaDrafter
-from specstream.decoding.drafters.prompt_lookup import PromptLookupDrafter
-from specstream.decoding.drafters.standard import StandardDrafter
-from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.drafters.registry import make_drafter
+from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import (
@@ -45,34 +40,13 @@ from specstream.hub import catalogue
 from specstream.info import EngineInfo
 from specstream.model import devices, introspection
 from specstream.model.compiled import Layers
-from specstream.params import (
-    METHODS,
-    DraftModel,
-    EarlyExit,
-    Medusa,
-    Method,
-    PromptLookup,
-    Sampling,
-    Standard,
-    Streaming,
-)
+from specstream.params import METHODS, Method, Sampling, Standard, Streaming
 from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 Progress = Callable[[str, float | None], None]
-# What drafts for a method.
-DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
-    Standard.name: lambda given: StandardDrafter(),
-    Streaming.name: lambda given: StreamingDrafter(given.target, given.params, given.ids),
-    PromptLookup.name: lambda given: PromptLookupDrafter(given.ids, given.params),
-    Medusa.name: lambda given: MedusaDrafter(given.target, given.params),
-    EarlyExit.name: lambda given: EarlyExitDrafter(given.target, given.ids, given.params),
-    DraftModel.name: lambda given: DraftModelDrafter(
-        given.second, given.ids, given.params, given.picker, given.target.vocabulary
-    ),
-}
 
 
 class MethodUnavailable(ValueError):
@@ -116,9 +90,9 @@ class Engine:
     info: EngineInfo
     tokenizer: Any
     eos: Collection[int]
-    make_target: Callable[[Method], Any]
+    make_target: Callable[[Method], DraftingTarget]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
-    make_second: Callable[[], Any] = lambda: None
+    make_second: Callable[[], RewindableTarget | None] = lambda: None
     lock: Turn = field(default_factory=lambda: Turn())
     layers: Layers | None = None
 
@@ -196,7 +170,7 @@ class Engine:
         """A run that has not begun; its ``ids`` grow as it goes."""
         target = self.make_target(method)
         picker = Picker(sampling)
-        drafter = DRAFTERS[method.name](Given(target, ids, method, picker, self.make_second()))
+        drafter = make_drafter(method, target, ids, picker, self.make_second())
         text = TextStream(self.tokenizer, sampling.stop)
         eos = () if sampling.ignore_eos else self.eos
         return Run(target, drafter, picker, text, ids, eos, self.show)
@@ -267,7 +241,7 @@ def load(
         exact=parts is not None and reason is None and self_test.exact(parts),
     )
     targets = _targets(network, parts, streams, reason, beside)
-    second = pair.target if pair else lambda: None
+    second = pair.target if pair else _no_draft_model
     compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
     layers = _layers(parts, streams, source.path) if parts and compiles else None
     engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
@@ -276,6 +250,10 @@ def load(
         engine.refresh()
     engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)
     return engine
+
+
+def _no_draft_model() -> None:
+    """Where none is loaded."""
 
 
 def _read_grouped_keys(device: str) -> None:
@@ -335,12 +313,16 @@ def _unavailable(
 
 
 def _targets(
-    network: Any, parts: Any, adapter: Adapter | None, reason: str | None, beside: Heads
-) -> Callable[[Method], Any]:
+    network: Any, parts: introspection.Anatomy | None, adapter: Adapter | None, reason: str | None, beside: Heads
+) -> Callable[[Method], DraftingTarget]:
     def target(method: Method) -> ModelTarget:
+        assert parts is not None
         return ModelTarget(parts, adapter, Variant.of(method) if isinstance(method, Streaming) else None, beside)
 
-    return (lambda method: PlainTarget(network)) if reason else target
+    def plain(_method: Method) -> DraftingTarget:
+        return cast(DraftingTarget, PlainTarget(network))  # for standard decoding alone, which drafts nothing
+
+    return plain if reason else target
 
 
 def _eos(network: Any, tokenizer: Any) -> set[int]:

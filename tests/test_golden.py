@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter
 from specstream.decoding.sampling import Picker
 from specstream.events import Draft, Fate, Origin, Reason
 from specstream.model.kv_cache import TreeCache

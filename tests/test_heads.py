@@ -15,11 +15,11 @@ from specstream import tree
 from specstream.adapters import heads, readme, store
 from specstream.adapters.heads import ExitHead, Heads, MedusaHeads
 from specstream.adapters.store import AdapterError, Card, HeadCard, base_shape
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.early_exit import EarlyExitDrafter
 from specstream.decoding.drafters.levels import likeliest
 from specstream.decoding.drafters.medusa import MedusaDrafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter
 from specstream.events import Draft, Step
 from specstream.model.introspection import Anatomy, dissect
 from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Sampling, Standard, Streaming

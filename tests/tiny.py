@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from specstream.adapters.store import Adapter, Card, base_shape
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.standard import StandardDrafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import TextStream

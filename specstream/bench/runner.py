@@ -9,12 +9,12 @@ from itertools import product
 from typing import Any, Protocol
 
 from specstream.bench.prompts import Case
+from specstream.decoding.interfaces import never
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Verdict
 from specstream.params import DraftModel, Method, Sampling, Standard, Streaming
 from specstream.session import text_of, token_ids, verdict
 from specstream.stats import RunStats, summarize
-from specstream.target.model_target import never
 
 WARM_UP_TOKENS = 32
 WARM_UPS = 3

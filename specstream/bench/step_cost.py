@@ -13,13 +13,12 @@ from typing import Any, TypeVar, cast
 import torch
 
 from specstream.bench.prediction import Curve, Prediction, Shape, Trace, cut, merit, predict, predicted, shapes, trace
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter, never
 from specstream.decoding.loop import Run
 from specstream.engine import Engine
 from specstream.events import Draft, Step
 from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
-from specstream.target.model_target import never
 
 Kind = TypeVar("Kind", bound=Method)
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48)

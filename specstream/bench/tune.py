@@ -10,9 +10,9 @@ from specstream.bench.prompts import Case
 from specstream.bench.results import result_rows
 from specstream.bench.runner import Ours, bench
 from specstream.bench.step_cost import Cost, shape_of, steady, tune, watched
+from specstream.decoding.interfaces import never
 from specstream.engine import Engine
 from specstream.params import Method, Sampling
-from specstream.target.model_target import never
 
 
 def tried(

@@ -25,11 +25,10 @@ from transformers.generation.logits_process import (
 )
 
 from specstream.data.tasks import copy_after
-from specstream.decoding.drafters import Given
+from specstream.decoding.drafters.registry import make_drafter
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import too_long
-from specstream.engine import DRAFTERS
 from specstream.events import Reason, Step
 from specstream.model.attention import using
 from specstream.model.introspection import UnsupportedModel
@@ -144,10 +143,9 @@ def decoder(
         seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
         target = ModelTarget(parts, loaded, streams, beside)
         picker = Processed(Sampling(seed=seed), processors=logits_processor, sample=bool(generation_config.do_sample))
-        given = Given(target, ids, chosen, picker, ModelTarget(second) if second else None)
         run = HostedRun(
             target=target,
-            drafter=DRAFTERS[chosen.name](given),
+            drafter=make_drafter(chosen, target, ids, picker, ModelTarget(second) if second else None),
             picker=picker,
             text=Silent(),  # type: ignore[arg-type]
             ids=ids,

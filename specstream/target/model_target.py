@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from specstream.adapters.heads import Heads
 from specstream.adapters.store import Adapter
+from specstream.decoding.interfaces import Stopped, never
 from specstream.events import Draft
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST
@@ -30,76 +31,6 @@ from specstream.tree import Candidates, attention_rows, pruned
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
 TILE = 16  # rows of a pass off the CPU come in multiples of it: libraries choose another kernel for another number
 NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
-
-
-class Stopped(Exception):
-    """The user stopped a run inside its prompt pass."""
-
-
-def never() -> bool:
-    """No wish to stop."""
-    return False
-
-
-class Target(Protocol):
-    """What the decode loop needs. A pass appends rows to the cache; ``keep`` then says which of them stay.
-
-    ``stream_rows`` are the rows that only the top layers had, in the last pass or for it. ``pruned`` are the nodes that
-    the last pass dropped: its logits hold no rows for them.
-    """
-
-    context: int
-    stream_rows: int
-    pruned: Collection[int]
-
-    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = ...) -> Tensor: ...
-    def verify(self, root: int, draft: Draft) -> Tensor: ...
-    def keep(self, rows: Sequence[int]) -> None: ...
-    def synchronize(self) -> None: ...
-    def release(self) -> None: ...
-
-
-class Synchronized(Protocol):
-    """What computes on a device that may work on its own: ``synchronize`` waits for it."""
-
-    def synchronize(self) -> None: ...
-
-
-class StreamSource(Synchronized, Protocol):
-    """A target that drafts: logits ``[gamma, drafted]`` of the streams of the row that was accepted last.
-
-    ``stream_ids`` ``[drafted]`` are the tokens that they are of; None: all. ``stream_pairs`` weighs them by the token
-    above, given the logits of some depths, the root and how many candidates to find; None where there is no pair map.
-    """
-
-    gamma: int
-
-    @property
-    def stream_ids(self) -> Tensor | None: ...
-    @property
-    def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None: ...
-    def stream_logits(self, row: int) -> Tensor: ...
-
-
-class MedusaSource(Synchronized, Protocol):
-    """A target with Medusa heads: their logits ``[medusa_depth, drafted]`` for the row that was accepted last, of the
-    tokens ``medusa_ids`` ``[drafted]``; None: all."""
-
-    medusa_depth: int
-
-    @property
-    def medusa_ids(self) -> Tensor | None: ...
-    def medusa_logits(self, row: int) -> Tensor: ...
-
-
-class ExitSource(Synchronized, Protocol):
-    """A target whose first layers draft.
-
-    While ``early_exit`` is open, it gives a function that puts one token after the text and those before it, and
-    returns the exit's logits ``[1, vocab]`` for what follows. Nothing of it stays in the target.
-    """
-
-    def early_exit(self) -> AbstractContextManager[Callable[[int], Tensor]]: ...
 
 
 def synchronize(device: torch.device) -> None:

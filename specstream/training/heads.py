@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from specstream.adapters import store
 from specstream.adapters.heads import MEDUSA, ExitHead, Heads, MedusaHeads
 from specstream.adapters.store import Adapter, Card, HeadCard
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.early_exit import EarlyExitDrafter
 from specstream.decoding.drafters.medusa import MedusaDrafter
+from specstream.decoding.interfaces import Drafter, Target
 from specstream.model.introspection import Anatomy
 from specstream.model.partial_forward import run_below
 from specstream.params import EarlyExit, Medusa
-from specstream.target.model_target import ModelTarget, Target
+from specstream.target.model_target import ModelTarget
 from specstream.training.batches import IGNORE, Batch, DataError
 from specstream.training.config import Config
 from specstream.training.frozen_cache import FrozenStates

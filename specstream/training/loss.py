@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from specstream.adapters import store
 from specstream.adapters.store import Adapter, Card
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter, Target
 from specstream.model.introspection import Anatomy, bind
 from specstream.model.partial_forward import run_below, starting_at
 from specstream.params import Streaming
 from specstream.streams.stream_attention import Plan, carry
-from specstream.target.model_target import ModelTarget, Target, Variant
+from specstream.target.model_target import ModelTarget, Variant
 from specstream.training.batches import IGNORE, Batch
 from specstream.training.frozen_cache import FrozenStates
 from specstream.training.trainable import Trainee, decoder_call, layer_masks, rows_of

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from specstream.adapters.store import Card, Drafting
-from specstream.decoding.drafters import Drafter
+from specstream.decoding.interfaces import Drafter, Target
 from specstream.model.introspection import FULL, SLIDING, Anatomy
 from specstream.model.masks import additive, windowed
-from specstream.target.model_target import Target
 from specstream.training.batches import IGNORE, Batch
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specstream import tree
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.levels import likeliest
+from specstream.decoding.interfaces import Drafter, ExitSource
 from specstream.events import Draft
 from specstream.params import EarlyExit
-from specstream.target.model_target import ExitSource
 from specstream.tree import Level
 
 

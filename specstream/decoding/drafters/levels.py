@@ -7,10 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from specstream import tree
-from specstream.decoding.drafters import Drafter
+from specstream.decoding.interfaces import Drafter, Synchronized
 from specstream.events import Draft
 from specstream.params import LevelTree
-from specstream.target.model_target import Synchronized
 from specstream.tree import Candidates, Level, Levels
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from specstream.decoding.drafters.levels import LevelDrafter
+from specstream.decoding.interfaces import MedusaSource
 from specstream.params import Medusa
-from specstream.target.model_target import MedusaSource
 
 
 class MedusaDrafter(LevelDrafter):
