@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import torch
 
-from specstream.adapters import store
+from specstream.adapters.card import AdapterError
+from specstream.adapters.find import bundled, find_adapter
 from specstream.adapters.heads import Heads
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.data.chat import Chat
 from specstream.data.tasks import copy_after, task
 from specstream.decoding.drafters.registry import make_drafter
@@ -39,10 +40,10 @@ from specstream.events import Event, Started
 from specstream.hub import catalogue
 from specstream.info import EngineInfo
 from specstream.model import devices, introspection
-from specstream.model.compiled import Layers
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
 from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
+from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
@@ -193,7 +194,7 @@ def load(
     where, device_reason = devices.choose_device(device)
     kind, dtype_reason = devices.choose_dtype(dtype, where)
     _read_grouped_keys(where)
-    folder = store.find(adapter, model)
+    folder = find_adapter(adapter, model)
     kind, half = devices.loaded_in(kind, where)
     network, tokenizer, source = loading.fetch(model, where, kind, progress)
     parameters = sum(p.numel() for p in network.parameters())
@@ -266,7 +267,7 @@ def _name(adapter: str, model: str, folder: Path | None) -> str:
     """What an adapter is called on the page and in the log."""
     if folder is None:
         return "none"
-    return adapter if adapter in store.bundled(model) or adapter.startswith("hub:") else folder.name
+    return adapter if adapter in bundled(model) or adapter.startswith("hub:") else folder.name
 
 
 def _parts(network: Any) -> tuple[introspection.Anatomy | None, str | None]:
@@ -282,7 +283,7 @@ def _put_on(
     if parts is not None:
         return loading.drafting_parts(folder, parts)
     if folder is not None:
-        raise store.AdapterError(f"{reason} Load it with adapter none.")
+        raise AdapterError(f"{reason} Load it with adapter none.")
     return None, Heads()
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from specstream import cli
-from specstream.adapters import store
+from specstream.adapters import weights
 from specstream.events import Lane
 from specstream.params import METHODS, Sampling, Streaming
 from specstream.runlog import RunLog
@@ -310,7 +310,7 @@ def test_an_adapter_can_not_steer_the_terminal(tmp_path, monkeypatch, capsys) ->
     monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
     _, adapter = tiny.model_with_adapter("llama")
     for name, card in (("one", replace(adapter.card, licence="\x1b[2Jfree\n")), ("two\x1b[2J", adapter.card)):
-        store.save(adapter, tmp_path / "adapters" / name, card)
+        weights.save(adapter, tmp_path / "adapters" / name, card)
     (tmp_path / "adapters" / "two\x1b[2J" / "card.json").write_text('{"base": "tiny"}')
     assert run(["adapters", "list"]) == 0
     out = capsys.readouterr()

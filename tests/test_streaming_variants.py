@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.decoding.drafters.levels import Pauses
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.loop import Run

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from specstream.adapters import local
-from specstream.adapters.store import AdapterError, find
+from specstream.adapters.card import AdapterError
+from specstream.adapters.find import find_adapter
 from specstream.data.checks import check_file
 from specstream.data.datasets import DataError
 from specstream.data.tasks import task
@@ -282,9 +283,9 @@ def test_my_adapters_are_found_by_name_for_their_model(home, tmp_path) -> None:
     assert set(local.mine()) == {"ours", "of-a-folder"}
     assert local.mine("HuggingFaceTB/SmolLM2-135M-Instruct") == {"ours": ours}
     assert set(local.mine(f"{tmp_path}/../{tmp_path.name}")) == {"of-a-folder"}
-    assert find("ours", "smollm2-135m") == ours
+    assert find_adapter("ours", "smollm2-135m") == ours
     with pytest.raises(AdapterError, match="ours"):
-        find("ours", "gpt2")
+        find_adapter("ours", "gpt2")
 
 
 # ---- the check of a file ---------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from specstream.adapters.store import Adapter, Card, base_shape
+from specstream.adapters.card import Card
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.decoding.drafters.standard import StandardDrafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.interfaces import Drafter

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from specstream.adapters import store
+from specstream.adapters.find import find_adapter
 from specstream.bench.tables import REFERENCES
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import TextStream
@@ -170,7 +170,7 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     """
     kind, half = devices.loaded_in(getattr(torch, dtype), device)
     network, _, _ = loading.fetch(name, device, kind)
-    folder = store.find(adapter, name)
+    folder = find_adapter(adapter, name)
     if folder or half:
         parts = loading.parts_of(network)
         if folder:

@@ -17,9 +17,10 @@ def adapters_command() -> None:
 @adapters_command.command("list")
 def adapters_list() -> None:
     """Adapters that come with the program, your own, and those that were pulled."""
+    from specstream.adapters.card import AdapterError, files, read_card
+    from specstream.adapters.find import bundled
     from specstream.adapters.hub import fetched
     from specstream.adapters.local import mine
-    from specstream.adapters.store import AdapterError, bundled, files, read_card
     from specstream.hub.catalogue import catalogue
 
     have = [(task, folder) for entry in catalogue() for task, folder in bundled(entry.name).items()]

@@ -15,7 +15,7 @@ def models_command() -> None:
 @models_command.command("list")
 def models_list() -> None:
     """Known models and the adapters that come with them."""
-    from specstream.adapters.store import bundled
+    from specstream.adapters.find import bundled
     from specstream.hub.catalogue import catalogue
 
     for entry in catalogue():

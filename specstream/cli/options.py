@@ -33,7 +33,7 @@ class Loading:
 
     def engine(self, task_name: str | None = None) -> Engine:
         """Load it. Adapter ``auto`` takes the bundled one of the task, where there is one."""
-        from specstream.adapters.store import bundled
+        from specstream.adapters.find import bundled
         from specstream.engine import load
 
         bundled_for_task = self.adapter == "auto" and task_name in bundled(self.model)

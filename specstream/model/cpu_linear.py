@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specstream.model.devices import computes_bfloat16
+from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from specstream.adapters import heads, store
+from specstream.adapters import heads, weights
 from specstream.adapters.heads import Heads
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.hub import catalogue
 from specstream.hub.download import ModelSource, Progress
 from specstream.model import attention
@@ -70,12 +70,12 @@ def drafting_parts(folder: Path | None, parts: Anatomy) -> tuple[Adapter | None,
     """The adapter of a folder and the heads beside it, loaded for a model. Raises AdapterError."""
     if folder is None:
         return None, Heads()
-    return store.load(folder, parts), heads.load(folder, parts)
+    return weights.load(folder, parts), heads.load(folder, parts)
 
 
 def tuned(folder: Path, parts: Anatomy) -> Adapter:
     """Merge the LoRA by which the adapter of a folder fine-tunes the model into its weights. Raises AdapterError."""
-    adapter = store.load(folder, parts)
+    adapter = weights.load(folder, parts)
     adapter.merge_main(parts)
     return adapter
 

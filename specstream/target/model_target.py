@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specstream.adapters.heads import Heads
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.decoding.interfaces import Stopped, never
 from specstream.events import Draft
 from specstream.model import attention

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.events import Draft
 from specstream.model.attention import using
 from specstream.model.introspection import Anatomy

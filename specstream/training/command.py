@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from specstream.adapters import store
+from specstream.adapters import weights
+from specstream.adapters.card import CARD, Card, HeadCard, read_card
+from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
-from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.bench.provenance import PeakMemory
 from specstream.data import datasets
 from specstream.data.json_lines import whole_rows
@@ -189,9 +191,9 @@ def _start(request: Request, config: Config) -> Path | None:
 
     Raises AdapterError for an unknown one, and DataError where the heads' folder holds another adapter.
     """
-    start = store.find(str(request.start), request.model) if request.start else None
+    start = find_adapter(str(request.start), request.model) if request.start else None
     if config.trains_heads:
-        if request.resume and not start and (request.out / store.CARD).is_file():
+        if request.resume and not start and (request.out / CARD).is_file():
             return request.out
         check_out(request.out, start)
     return start
@@ -201,7 +203,7 @@ def _earlier(request: Request) -> dict[str, Any]:
     """What was trained before this, where it begins with an adapter: the commands and how each training went."""
     if request.start is None:
         return {}
-    card = store.read_card(request.start)
+    card = read_card(request.start)
     stage = {"command": card.command, "date": card.date, "progress": card.training.get("progress", {})}
     return {"earlier": [*card.training.get("earlier", []), stage]}
 
@@ -346,7 +348,7 @@ class _Answers:
     def _tuned(self) -> Any:
         if self.request.start is None:
             return nullcontext()
-        adapter: Adapter = store.load(self.request.start, self.anatomy)
+        adapter: Adapter = weights.load(self.request.start, self.anatomy)
         return adapter.main_lora.attached(self.anatomy) if adapter.main_lora else nullcontext()
 
 
@@ -356,7 +358,7 @@ def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> C
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
     shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary", "pair_rank")}
     if config.mode == "lossless" and request.start:
-        shape["main_rank"], shape["main_scale"] = store.read_card(request.start).tuning
+        shape["main_rank"], shape["main_scale"] = read_card(request.start).tuning
     if config.trains_heads:  # beside an adapter that changes nothing, unless --start names another
         shape |= {n: 0 for n in shape if n not in ("lora_scale", "layers")} | {"mode": "plain"}
     return Card(

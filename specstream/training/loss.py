@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specstream.adapters import store
-from specstream.adapters.store import Adapter, Card
+from specstream.adapters import weights
+from specstream.adapters.card import Card
+from specstream.adapters.weights import Adapter
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.interfaces import Drafter, Target
 from specstream.model.introspection import Anatomy, bind
@@ -124,7 +125,7 @@ class StreamModel(Trainee):
         return replace(card, training={**card.training, **training}, metrics=metrics, date=date)
 
     def save(self, folder: Path, card: Card) -> None:
-        store.save(self.adapter, folder, card)
+        weights.save(self.adapter, folder, card)
 
     def changed(self, before: Card) -> list[str]:
         return [n for n in SHAPE if getattr(before, n) != getattr(self.adapter.card, n)]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specstream.adapters.store import Card, Drafting
+from specstream.adapters.card import Card
+from specstream.adapters.weights import Drafting
 from specstream.decoding.interfaces import Drafter, Target
 from specstream.model.introspection import FULL, SLIDING, Anatomy
 from specstream.model.masks import additive, windowed

@@ -186,7 +186,7 @@ class Layers:
         if shutil.which(compiler.split()[0]) is None:
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
-        call = [sys.executable, "-m", "specstream.model.compiled", str(self._source), str(self._anatomy.dtype)]
+        call = [sys.executable, "-m", "specstream.target.compiled", str(self._source), str(self._anatomy.dtype)]
         threads, path = str(torch.get_num_threads()), os.pathsep.join(p for p in sys.path if p)
         self._build = subprocess.Popen(
             [*call, str(kept(self._anatomy))],
