@@ -104,8 +104,8 @@ def ideal(method: list[Step], standard: list[Step]) -> str:
 
 
 def test_step_cost_is_a_ratio_of_means_without_the_prompt_pass() -> None:
-    assert step_cost(summarize(lane(5, 1, 2, 3)), summarize(lane(9, 2, 6))) == pytest.approx(2)
-    assert step_cost(summarize(lane(5)), summarize(lane(9, 2))) is None
+    assert step_cost([summarize(lane(5, 1, 2, 3))], [summarize(lane(9, 2, 6))]) == pytest.approx(2)
+    assert step_cost([summarize(lane(5))], [summarize(lane(9, 2))]) is None
 
 
 def test_the_ideal_of_a_run_is_never_below_what_its_steps_brought() -> None:

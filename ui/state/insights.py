@@ -52,7 +52,7 @@ class Smaller:
 
 
 def smaller(steps: Sequence[Step], depth: int = 0, width: int = 0, budget: int = MAX_BUDGET) -> Smaller:
-    """The part with at most ``depth`` levels and ``width`` children per node (0: all), of it the first ``budget`` nodes."""
+    """The first ``budget`` nodes of the part with at most ``depth`` levels and ``width`` children per node (0: all)."""
     cuts = [cut(trace(step), Shape(budget, width, depth)) for step in steps]
     return Smaller(fmean(tokens for _, tokens in cuts), 1 + fmean(nodes for nodes, _ in cuts))
 
