@@ -19,11 +19,11 @@ from specstream.decoding.interfaces import Stopped, never
 from specstream.events import Draft
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST
-from specstream.model.introspection import FULL, SLIDING, Anatomy, context_of
+from specstream.model.introspection import Anatomy, context_of
 from specstream.model.kv_cache import TreeCache
 from specstream.model.lora import LoRA
-from specstream.model.masks import additive, causal_mask, tree_mask, windowed, with_streams
-from specstream.model.partial_forward import Masks, TopLayers, ahead, run_below
+from specstream.model.masks import Masks, causal_mask, layer_masks, model_masks, tree_mask, with_streams
+from specstream.model.partial_forward import TopLayers, ahead, run_below
 from specstream.params import Streaming
 from specstream.streams.stream_attention import Carried, Plan, carry
 from specstream.tree import Candidates, attention_rows, pruned
@@ -200,7 +200,9 @@ class ModelTarget:
             self.anatomy,
             layers,
             input_ids=torch.tensor([[token]], device=where.device),
-            attention_mask=model_masks(self.anatomy, seen(self.anatomy, mask, where, position), self.cache.capacity),
+            attention_mask=model_masks(
+                self.anatomy, layer_masks(self.anatomy, mask, where, position), self.cache.capacity
+            ),
             position_ids=where,
             past_key_values=self.cache,
             use_cache=True,
@@ -258,7 +260,7 @@ class ModelTarget:
         device, anatomy = self.anatomy.device, self.anatomy
         self.cache.reserve(self.length + len(tokens))
         where = torch.tensor([list(positions)], device=device)
-        masks = seen(anatomy, mask.to(device), where, self.length)
+        masks = layer_masks(anatomy, mask.to(device), where, self.length)
         plan = Plan(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
         self.pruned = frozenset()
         noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
@@ -345,7 +347,7 @@ class ModelTarget:
         N - N_s. What the row saw is just what the cache holds."""
         assert self.cache is not None
         where = torch.tensor([[self.length - 1]], device=main.device)
-        row = seen(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
+        row = layer_masks(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
         states = self._stream_states(main, row, where)[0]
         self.cache.keep(self.length, [], slice(self._first, None))
         self._deferred_rows += self.gamma
@@ -371,22 +373,6 @@ class ModelTarget:
             places = ahead(positions, self.gamma, self.context)
             out = self._top.run(start, wider, places, self.cache.capacity)
         return out[0].unflatten(0, (count, self.gamma))
-
-
-def seen(anatomy: Anatomy, mask: Tensor, positions: Tensor, prefix: int) -> Masks:
-    """By layer type what rows at ``positions`` ``[1, n]`` after ``prefix`` keys see, from a mask ``[1, n, keys]``
-    without a window."""
-    masks = {FULL: mask}
-    if anatomy.window:
-        keys = torch.cat([torch.arange(prefix, device=mask.device)[None], positions], 1)
-        masks[SLIDING] = windowed(mask, positions, keys, anatomy.window)
-    return {t: masks[t] for t in set(anatomy.layer_types)}
-
-
-def model_masks(anatomy: Anatomy, masks: Masks, keys: int = 0) -> Any:
-    """Masks in the form that the model's forward takes: additive, one or one for each layer type."""
-    floats = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
-    return floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]]
 
 
 class PlainTarget:
