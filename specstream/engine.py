@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
 from specstream.adapters.card import AdapterError
 from specstream.adapters.find import bundled, find_adapter
@@ -30,6 +31,7 @@ from specstream.decoding.text import (
     NOTHING_BEFORE,
     PromptError,
     TextStream,
+    Tokenizer,
     chat_prompt,
     encode,
     least_tokens,
@@ -89,7 +91,7 @@ class Engine:
     """
 
     info: EngineInfo
-    tokenizer: Any
+    tokenizer: Tokenizer
     eos: Collection[int]
     make_target: Callable[[Method], DraftingTarget]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
@@ -270,7 +272,7 @@ def _name(adapter: str, model: str, folder: Path | None) -> str:
     return adapter if adapter in bundled(model) or adapter.startswith("hub:") else folder.name
 
 
-def _parts(network: Any) -> tuple[introspection.Anatomy | None, str | None]:
+def _parts(network: PreTrainedModel) -> tuple[introspection.Anatomy | None, str | None]:
     try:
         return loading.parts_of(network), None
     except introspection.UnsupportedModel as error:  # standard decoding may still work
@@ -314,7 +316,11 @@ def _unavailable(
 
 
 def _targets(
-    network: Any, parts: introspection.Anatomy | None, adapter: Adapter | None, reason: str | None, beside: Heads
+    network: PreTrainedModel,
+    parts: introspection.Anatomy | None,
+    adapter: Adapter | None,
+    reason: str | None,
+    beside: Heads,
 ) -> Callable[[Method], DraftingTarget]:
     def target(method: Method) -> ModelTarget:
         assert parts is not None
@@ -326,13 +332,13 @@ def _targets(
     return plain if reason else target
 
 
-def _eos(network: Any, tokenizer: Any) -> set[int]:
+def _eos(network: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:
     ids = network.generation_config.eos_token_id
     out = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
     return {i for i in out if i is not None}
 
 
-def _float32(network: Any) -> Callable[[], AbstractContextManager[bool]]:
+def _float32(network: PreTrainedModel) -> Callable[[], AbstractContextManager[bool]]:
     @contextmanager
     def context() -> Iterator[bool]:
         """Every parameter and buffer in float32; the tensors themselves are put back afterwards, not converted back."""

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 from transformers.generation.logits_process import (
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from specstream.data.tasks import copy_after
 from specstream.decoding.drafters.registry import make_drafter
@@ -95,11 +96,11 @@ class HostedRun(Run):
 
 
 def decoder(
-    model: Any,
+    model: PreTrainedModel,
     adapter: str | os.PathLike[str] | None = None,
     method: Method | None = None,
-    streamer: Any = None,
-    draft_model: Any = None,
+    streamer: BaseStreamer | None = None,
+    draft_model: PreTrainedModel | None = None,
 ) -> Callable[..., Any]:
     """What to give ``model.generate`` as ``custom_generate``: made once for a model, used as often as you like.
 
@@ -127,7 +128,7 @@ def decoder(
         raise NotSupported(lacking)
 
     def generate(
-        model: Any,
+        model: PreTrainedModel,
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
@@ -165,14 +166,15 @@ def decoder(
     return generate
 
 
-def _drive(run: Run, prompt: Tensor, own: Any, passed: Any) -> None:
+def _drive(run: Run, prompt: Tensor, own: BaseStreamer | None, passed: BaseStreamer | None) -> None:
     """Run to the end, handing tokens to a streamer; one that ``generate`` passed on has had the prompt already."""
     streamer = own or passed
     if own:
         own.put(prompt.cpu())
     for event in decode(run, lambda: False):
-        for token in event.tokens if streamer and isinstance(event, Step) else ():
-            streamer.put(torch.tensor([token.id]))
+        if streamer and isinstance(event, Step):
+            for token in event.tokens:
+                streamer.put(torch.tensor([token.id]))
     if streamer:
         streamer.end()
 

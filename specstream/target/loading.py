@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specstream.adapters import heads, weights
 from specstream.adapters.heads import Heads
@@ -46,14 +46,14 @@ def fetch(
     dtype: torch.dtype,
     progress: Progress = lambda words, fraction: None,
     words: str = "Loading the model",
-) -> tuple[Any, Any, ModelSource]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]:
     """The model of a name with its tokenizer, and where it came from. Raises ModelError."""
     source = catalogue.resolve(name, progress)
     progress(words, None)
     return *catalogue.load_model(source, device, dtype), source
 
 
-def parts_of(network: Any) -> Anatomy:
+def parts_of(network: PreTrainedModel) -> Anatomy:
     """The parts of a model. Raises UnsupportedModel, with one sentence, however a foreign model fails."""
     try:
         return dissect(network)
@@ -118,7 +118,7 @@ def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
         return parts.attention, self_test.failure(parts, streams)
 
 
-def lacking(streams: Adapter | None, beside: Heads, second: Any, no_second: str) -> dict[str, str]:
+def lacking(streams: Adapter | None, beside: Heads, second: object | None, no_second: str) -> dict[str, str]:
     """The methods that need what is not loaded, each with a sentence; ``no_second`` is the draft model's."""
     needs = {
         Streaming.name: (streams, NO_STREAMS),

@@ -11,14 +11,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from specstream.adapters import weights
 from specstream.adapters.card import CARD, Card, HeadCard, read_card
@@ -162,7 +163,7 @@ def stop_wish() -> Iterator[Callable[[], bool]]:
     asked = threading.Event()
     before: dict[int, Any] = {}
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int, frame: object) -> None:
         asked.set()
         signal.signal(number, before[number])
 
@@ -260,7 +261,7 @@ def _expectation(examples: list[Example], trainer: Trainer) -> str:
 
 
 def _examples(
-    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
+    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, watch: _Watch
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples. The held-out ones are spread over the data."""
     watch.phase("Reading the data")
@@ -310,7 +311,7 @@ class _Answers:
     request: Request
     task: Task
     anatomy: Anatomy
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     watch: _Watch
 
     def __call__(self, texts: list[str], name: str, own: int = 0) -> list[Example]:
@@ -345,7 +346,7 @@ class _Answers:
         file.write_text("".join(lines), encoding="utf-8")
         return made
 
-    def _tuned(self) -> Any:
+    def _tuned(self) -> AbstractContextManager[object]:
         if self.request.start is None:
             return nullcontext()
         adapter: Adapter = weights.load(self.request.start, self.anatomy)
@@ -385,7 +386,7 @@ def _bar(watch: _Watch) -> Iterator[Callable[[Event], None]]:
         yield report
 
 
-def _reporter(bar: Any) -> Callable[[Event], None]:
+def _reporter(bar: tqdm[NoReturn]) -> Callable[[Event], None]:
     def report(event: Event) -> None:
         losses = " ".join(f"{x:.2f}" for x in event["losses"])
         if event["kind"] == "validation":

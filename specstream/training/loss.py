@@ -116,7 +116,7 @@ class StreamModel(Trainee):
         target = ModelTarget(self.anatomy, self.adapter, Variant.of(params))
         return target, StreamingDrafter(target, params, ids)
 
-    def tuned(self) -> AbstractContextManager[Any]:
+    def tuned(self) -> AbstractContextManager[object]:
         if self.adapter.card.mode == "lossless" or not self.adapter.lora:  # what tuned the base is merged into it
             return nullcontext()
         return self.adapter.lora.attached(self.anatomy)

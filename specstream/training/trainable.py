@@ -58,7 +58,7 @@ class Trainee(nn.Module, ABC):
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
         """A target and a drafter for a run from ``ids``, which grow as it goes, with trees of ``budget`` nodes."""
 
-    def tuned(self) -> AbstractContextManager[Any]:
+    def tuned(self) -> AbstractContextManager[object]:
         """Open while a run decodes: the base computes what it does with the trained weights loaded."""
         return nullcontext()
 
