@@ -20,7 +20,7 @@ from specstream import tree
 from specstream.decoding.interfaces import never
 from specstream.engine import Engine, versions
 from specstream.events import Draft
-from specstream.info import EngineInfo
+from specstream.info import EngineInfo, processor
 from specstream.params import Streaming
 from specstream.target.model_target import Variant
 
@@ -186,6 +186,7 @@ def load_toy(pace: float = 0.04) -> Engine:
         notes=(NOTE,),
         versions=versions(),
         draft_model="toy",
+        processor=processor(),
     )
     return Engine(
         info,

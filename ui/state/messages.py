@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from specstream.events import Event, Lane, Verdict
 
+from .origin import Origin
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -23,4 +25,4 @@ class Recorded:
     run: str
 
 
-Item = tuple[Lane, Event] | Verdict | Notice | Recorded
+Item = tuple[Lane, Event] | Verdict | Notice | Recorded | Origin
