@@ -36,8 +36,8 @@ from specstream.events import Reason, Step
 from specstream.model.attention import using
 from specstream.model.introspection import Anatomy, UnsupportedModel
 from specstream.params import DraftModel, Method, PromptLookup, Sampling, Streaming
-from specstream.target import draft_model as pairing
 from specstream.target import loading
+from specstream.target.draft_model import usable
 from specstream.target.model_target import ModelTarget, Variant
 
 # These keep a state from call to call, and would see tokens that are only drafted.
@@ -182,7 +182,7 @@ def _prepare(
     attention, reason = loading.tested(parts, loaded)
     if reason:
         raise NotSupported(reason)
-    second = pairing.usable("The given model", draft_model) if draft_model is not None else None
+    second = usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
     chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
     if lacking := loading.lacking(loaded, heads, second, NO_SECOND).get(chosen.name):
