@@ -70,7 +70,7 @@ def _in_float32(
 
 
 def _step_agrees(engine: Engine, prompt: list[int], ours: list[Event], a: list[int], at: int, picker: Picker) -> bool:
-    """Repeat the pass in which the runs parted, and plain decoding of the same tokens: do they choose alike?"""
+    """Repeat the pass in which the runs parted, and standard decoding of the same tokens: do they choose alike?"""
     start = 0
     for step in (e for e in ours if isinstance(e, Step)):
         if start + len(step.tokens) > at:

@@ -303,7 +303,7 @@ def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path)
 
 
 def _product_of(parts: introspection.Anatomy | None, half: bool) -> str:
-    """What computes the linear maps."""
+    """What computes the linear layers."""
     if not loading.is_packed(parts):
         return "PyTorch"
     return "FBGEMM, packed" if half else "oneDNN, packed"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 NODES = 5  # drafted nodes that a pass verifies for little more than none, on most machines
 COLDEST = 1e-6  # a lower temperature is greedy: logits divided by it are no float32 numbers any more
-NODES_IN_TILES = 12  # the same where a product of bfloat16 takes sixteen rows at a time (AMX)
+NODES_IN_TILES = 12  # the same where a bfloat16 matmul takes sixteen rows at a time (AMX)
 
 
 def number(default: Any, label: str, help: str, low: float, high: float, step: float = 1) -> Any:
@@ -66,13 +66,13 @@ class Labelled(Checked):
         return True
 
     def described(self) -> str:
-        """The label, with the settings that are not as they come."""
+        """The label, with the non-default settings."""
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         return ", ".join([self.label, *(f"{f.metadata['label'].lower()} {getattr(self, f.name)}" for f in changed)])
 
     def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
-        """The same with what is left open decided: ``device`` runs it ("cpu", "cuda", "mps"), ``nodes`` cost little
-        there, and ``copy_after`` is what suits the adapter's task."""
+        """The same with every setting that was left open decided, for a ``device`` ("cpu", "cuda", "mps") where
+        ``nodes`` cost little, and with the ``copy_after`` that suits the adapter's task."""
         return self
 
 
@@ -170,9 +170,9 @@ class Streaming(LevelTree):
     lookup: int = number(
         -1,
         "Copy after",
-        "Where the last tokens, this many, occurred before in the text, draft what followed them instead of asking the "
-        "streams; 0: never copy; -1: as suits the adapter's task, 2 for chat, else 0. A copy is as long as the budget; "
-        "depth, width, tree and pause don't concern it.",
+        "Prompt lookup before streams: if the last n tokens occurred before in the text, draft what followed them "
+        "there instead of asking the streams. 0: never; -1: as suits the adapter's task, 2 for chat, else 0. A copy is "
+        "as long as the budget; depth, width, tree and pause don't apply to it.",
         -1,
         8,
     )
@@ -202,7 +202,7 @@ class Streaming(LevelTree):
 
 @dataclass(frozen=True)
 class Medusa(LevelTree):
-    """Medusa heads: small maps on the model's last state draft one depth each. They are trained for an adapter."""
+    """Medusa heads: small layers on the model's last state draft one depth each. They are trained for an adapter."""
 
     name: ClassVar[str] = "medusa"
     label: ClassVar[str] = "Medusa heads"

@@ -132,7 +132,7 @@ class Adapter(Drafting):
 
 
 def _rows_of(head: nn.Module, ids: Tensor) -> nn.Linear:
-    """A linear map to these rows of a head's output. Raises AdapterError for a head that is not linear."""
+    """A linear layer with these rows of a head's weight. Raises AdapterError for a head that is not linear."""
     if not isinstance(head, nn.Linear):
         raise AdapterError("A draft vocabulary needs a linear LM head, which this model does not have: give it as 0.")
     ids = ids.to(head.weight.device)

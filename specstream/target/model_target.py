@@ -138,11 +138,11 @@ class ModelTarget:
         it gives. Deferred streams can be had after ``keep`` only, of the last row that was kept.
         """
         assert self.adapter is not None and self._carried is not None, "no pass with streams yet"
-        place = self._carried.place(row)
+        index = self._carried.index(row)
         if self.variant.deferred:
-            states = self._late_streams(self._carried.main[:, place : place + 1])
+            states = self._late_streams(self._carried.main[:, index : index + 1])
         else:
-            states = self._carried.states[0, place]
+            states = self._carried.states[0, index]
         return self.adapter.draft_logits(self.anatomy, states)
 
     @property
@@ -218,7 +218,7 @@ class ModelTarget:
             self.cache.keep(self.length, rows)
         else:  # the top layers never had the pruned rows
             self.cache.keep(self.length, rows, slice(self._first))
-            self.cache.keep(self.length, [carried.place(r) for r in rows], slice(self._first, None))
+            self.cache.keep(self.length, [carried.index(r) for r in rows], slice(self._first, None))
         self.length += len(rows)
 
     @property
@@ -370,8 +370,8 @@ class ModelTarget:
         lora = None if merged else self._stream_lora
         with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(merged or first, 0):
             start = streams.start(main).flatten(1, 2)
-            places = ahead(positions, self.gamma, self.context)
-            out = self._top.run(start, wider, places, self.cache.capacity)
+            positions = ahead(positions, self.gamma, self.context)
+            out = self._top.run(start, wider, positions, self.cache.capacity)
         return out[0].unflatten(0, (count, self.gamma))
 
 
