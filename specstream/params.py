@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -17,6 +18,11 @@ def number(default: Any, label: str, help: str, low: float, high: float, step: f
 
 def choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any:
     return field(default=default, metadata={"label": label, "help": help, "choices": choices})
+
+
+def free(default: Any, label: str, help: str) -> Any:
+    """A setting without limits: texts, or yes and no."""
+    return field(default=default, metadata={"label": label, "help": help})
 
 
 def tree_budget() -> Any:
@@ -106,13 +112,13 @@ class Sampling(Checked):
         1.0, "Repetition penalty", "Above 1 makes tokens that already appeared less likely.", 0.5, 2, 0.05
     )
     seed: int = number(0, "Seed", "The same seed gives the same text, with every method.", 0, 2**31 - 1)
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
+    stop: tuple[str, ...] = free((), "Stop strings", "The run ends where one of these, or a special token, appears.")
+    ignore_eos: bool = free(False, "Ignore end of text", "Go on after the model's own end of text.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.ignore_eos, bool):
-            raise ValueError("Ignore EOS must be true or false.")
+            raise ValueError("Ignore end of text must be true or false.")
         if not all(isinstance(s, str) for s in self.stop):
             raise ValueError("Stop strings must be texts.")
         object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
@@ -281,6 +287,19 @@ def method(name: str, **values: Any) -> Method:
     if unknown := set(values) - known:
         raise ValueError(f"{METHODS[name].label} has no setting {', '.join(sorted(unknown))}.")
     return METHODS[name](**values)
+
+
+def configure(text: str, settings: Mapping[str, Any]) -> tuple[Method, Sampling]:
+    """A method and the sampling, from the method's name and settings of both kinds by name.
+
+    The name may bring settings of its own, which come first: ``streaming:budget=12``. Raises ValueError for an unknown
+    name or setting, and for a value out of its limits.
+    """
+    name, own = parse(text)
+    method(name)  # an unknown one is the first thing to say
+    shared = {f.name for f in fields(Sampling)}
+    given = {n: value for n, value in settings.items() if n not in shared}
+    return method(name, **given | own), Sampling(**{n: value for n, value in settings.items() if n in shared})
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:

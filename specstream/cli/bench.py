@@ -40,7 +40,6 @@ EVERYTHING = "all"  # among the names of methods
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
 @click.option("--memory", is_flag=True, help="Measure each method's memory too, in a process that loads it alone.")
 @options.json_option()
-@options.stop_option
 @options.sampling_options
 @options.method_options
 def bench_command(

@@ -49,8 +49,8 @@ def cost_command(
     _check(data, task_name, tune, chosen)
     check_writable(json_file, data=data)
     engine = loading.engine(adapter_task(task_name))
-    if tune and method_name in engine.info.unavailable:
-        raise ValueError(engine.info.unavailable[method_name])
+    if tune and chosen.name in engine.info.unavailable:
+        raise ValueError(engine.info.unavailable[chosen.name])
     cases = read_cases(engine, data, str(task_name), limit) if data else []
     params = chosen if isinstance(chosen, Streaming) else Streaming()
     costs = step_cost.measure(engine, first_turns(engine, cases), seconds, params=params)
