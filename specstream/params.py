@@ -199,7 +199,7 @@ class Streaming(LevelTree):
     )
 
     def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
-        """As for every method. Nobody has measured streams on "mps": there they are as published."""
+        """Streams on "mps" have not been measured: they stay as published, in the pass."""
         faster = "deferred" if device in ("cpu", "cuda") else "in-pass"
         streams = faster if self.streams == "auto" else self.streams
         lookup = copy_after if self.lookup < 0 else self.lookup

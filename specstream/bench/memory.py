@@ -1,6 +1,6 @@
 """The memory of one method, measured in a process of its own that loads what the method needs and nothing else.
 
-``python -m specstream.bench.memory`` reads a Request from standard input and writes what it measured, both as JSON.
+``python -m specstream.bench.memory`` reads a MemoryRequest from standard input and writes its result, both as JSON.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class MemoryRequest:
 
 
 def picked(prompts: Sequence[str]) -> list[str]:
-    """Prompts by which a method shows its peak."""
+    """A few prompts, from the shortest to the longest, so that a method shows its peak."""
     ranked = sorted(prompts, key=len)
     return list(dict.fromkeys(ranked[round(i * (len(ranked) - 1) / (PROMPTS - 1))] for i in range(PROMPTS)))
 
 
 def measured(request: MemoryRequest) -> dict[str, int]:
-    """In a process of its own. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
+    """Measure in a new process. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
 
     Raises NotMeasured.
     """
@@ -70,7 +70,7 @@ def measured(request: MemoryRequest) -> dict[str, int]:
 
 
 def measure(request: MemoryRequest) -> dict[str, int]:
-    """In this process, which should have done nothing else."""
+    """Measure in this process, which should have done nothing else."""
     from specstream.bench.provenance import PeakMemory
     from specstream.engine import load
     from specstream.model.devices import choose_device

@@ -43,7 +43,7 @@ def _result(row: MethodRuns, standard: MethodRuns, task: str) -> dict[str, Any]:
 
 
 def amounts(runs: Sequence[RunStats]) -> dict[str, Any]:
-    """What many runs wrote and how long it took, as docs/metrics.md names it."""
+    """Tokens, steps and times of many runs, as docs/metrics.md names them."""
     total = total_of(runs)
     return {
         "prompts": len(runs),
@@ -78,9 +78,9 @@ def _speedups(standard: Sequence[RunStats], runs: Sequence[RunStats]) -> dict[st
 
 
 def suite(slow: Sequence[tuple[float, int]], fast: Sequence[tuple[float, int]]) -> tuple[float | None, Interval]:
-    """How many times as fast ``fast`` is as ``slow`` over all prompts together, and the 95 % interval.
+    """Speed-up of ``fast`` over ``slow`` on all prompts together, and its 95 % interval.
 
-    Both are (seconds, tokens) of the same prompts; what counts is the time per token.
+    Both are (seconds, tokens) of the same prompts; compared is the time per token.
     """
 
     def ratio(picked: Sequence[int]) -> float | None:

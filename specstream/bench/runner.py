@@ -57,7 +57,7 @@ def described(method: Method, settled: Method) -> str:
 
 @dataclass
 class Asked:
-    """One prompt with one method: the repeat with the median time, all times, and what was said."""
+    """One prompt with one method: the repeat with the median time, all times, and the verdict."""
 
     stats: RunStats
     seconds: list[float]
@@ -96,7 +96,7 @@ def bench(
     """Measure. Standard decoding is always the first row, whether it is among the contenders or not.
 
     Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
-    the machine's speed falls on all alike; before that, every method warms up. ``done`` is called after each run,
+    the machine's speed affects all alike; before that, every method warms up. ``done`` is called after each run,
     ``booked`` with the rows so far after each prompt, ``warmed`` after each run of the warm-up. Once ``stop`` is true,
     the result is the prompts that every method has answered once at least.
     """
@@ -127,7 +127,7 @@ def bench(
 
 
 def _order(methods: int, turn: int, repeats: int) -> Iterator[int]:
-    """Forwards, backwards, forwards, ..., whichever it is at this turn."""
+    """Alternately forwards and backwards."""
     for now in range(turn, turn + repeats):
         yield from range(methods) if now % 2 == 0 else reversed(range(methods))
 
@@ -146,7 +146,7 @@ def _warm_up(
     stop: Callable[[], bool],
     warmed: Callable[[int, int], object],
 ) -> None:
-    """A short, a middling and a long prompt with every method: kernels are chosen, and memory grown, by size."""
+    """A short, a medium and a long prompt with every method: kernels are chosen and memory is grown by size."""
     prompts = sorted((c.prompt(engine, []) for c in cases), key=len)
     picked = [prompts[round(i * (len(prompts) - 1) / (WARM_UPS - 1))] for i in range(WARM_UPS)]
     short = {"max_new_tokens": min(WARM_UP_TOKENS, sampling.max_new_tokens), "stop": sampling.stop}

@@ -1,4 +1,4 @@
-"""A look at a JSONL file before anything is trained on it: every bad row by its line. No torch."""
+"""The check of a JSONL file before training: every bad row by its line. No torch."""
 
 from __future__ import annotations
 

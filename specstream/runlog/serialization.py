@@ -1,4 +1,4 @@
-"""Between events and rows. What is said about a finished run is computed from its rows, never from memory."""
+"""Events to rows and back. The summary of a finished run is computed from its rows, never from memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Columns = dict[str, Any]
 
 
 def clean(text: str) -> str:
-    """Text that UTF-8 can hold: half of a surrogate pair becomes a question mark."""
+    """Text that UTF-8 can encode: a lone surrogate becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -31,7 +31,7 @@ def dumps(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: the largest number stands for the first, 0 for the second."""
+    """JSON has no infinity and no NaN: they become the largest float and 0."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -72,7 +72,7 @@ def _step_row(values: Columns) -> Columns:
 
 
 def read_events(db: Database, run_id: str, lane: Lane) -> list[Event]:
-    """The events of a lane as far as they got: without Finished where the run was cut off, empty where it never ran."""
+    """The events of a lane: without Finished if the run was interrupted, empty if it never ran."""
     place = [run_id, str(lane)]
     out: list[Columns] = []
     for row in db.table("lanes").rows_where("run_id = ? and lane = ?", place):

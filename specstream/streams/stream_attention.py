@@ -130,7 +130,7 @@ class PassLayout:
 
 
 class Carried:
-    """What a pass leaves behind.
+    """What a pass returns besides its output.
 
     ``rows`` are the token rows that went through the top layers, None for all. ``main`` ``[B, S, hidden]`` are the
     main-stream states at layer N - N_s of the rows that carry streams; ``states`` ``[B, S, gamma, hidden]`` are the

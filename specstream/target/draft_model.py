@@ -1,4 +1,4 @@
-"""A second model beside the first: a draft model, which must speak the same tokens."""
+"""A second model beside the first: a draft model, which must have the same tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model's name to a model that decodes, in small steps for whoever needs some of them.
+"""From a model's name to a model that decodes, in small steps.
 
 A model is fetched and loaded; its parts are found; an adapter and heads are put on it; their LoRA is merged and weights
 are packed; the result is tested. The engine takes all steps, ``custom_generate`` those for a model that it is given,

@@ -1,4 +1,4 @@
-"""A check at load time that the model verifies trees rightly: a dozen tokens, a few passes."""
+"""The check at load time that the model verifies trees correctly: a dozen tokens, a few passes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _paths(drafted: Sequence[int]) -> list[list[int]]:
 
 def _alone(anatomy: Anatomy, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     """Logits ``[texts, vocab]`` after each text, and the last layer's states there ``[texts, hidden]``, by the model's
-    own forward with the library's attention. Shorter texts are filled up behind, where nobody looks."""
+    own forward with the library's attention. Shorter texts are padded on the right, where no row looks."""
     longest = max(map(len, texts))
     ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=anatomy.device)
     noted: list[Tensor] = []

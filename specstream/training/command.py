@@ -156,9 +156,9 @@ class _Watch:
 
 @contextmanager
 def stop_wish() -> Iterator[Callable[[], bool]]:
-    """Whether an interrupt (Ctrl-C) or SIGTERM has come: the step under way is ended, and a checkpoint saved.
+    """Whether an interrupt (Ctrl-C) or SIGTERM has arrived: the current step is finished and a checkpoint saved.
 
-    A second one ends the process at once. Python hears signals in its main thread only: elsewhere none comes.
+    A second one ends the process at once. Python delivers signals to its main thread only.
     """
     asked = threading.Event()
     before: dict[int, Any] = {}

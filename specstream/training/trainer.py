@@ -95,7 +95,7 @@ class Trainer:
 
     @property
     def weights(self) -> int:
-        """How many numbers are trained."""
+        """How many weights are trained."""
         return sum(p.numel() for p in self.adapter.parameters() if p.requires_grad)
 
     def resume(self) -> bool:
@@ -235,8 +235,8 @@ class Trainer:
         return {"losses": losses, "hits": hits, "lr": rate}
 
     def _scaled_too_high(self, sums: Tensor) -> bool:
-        """Whether infinite gradients come from the factor that lifts float16's small ones: the optimizer then skips the
-        step, and the factor is halved. They don't where the losses are infinite too, or the factor is below 1."""
+        """Whether infinite gradients come from float16's loss scale: the optimizer then skips the step, and the scale
+        is halved. They don't where the losses are infinite too, or the scale is below 1."""
         scaler = self.accelerator.scaler
         return scaler is not None and bool(sums[0].isfinite().all()) and scaler.get_scale() >= 1
 
@@ -263,7 +263,7 @@ class Trainer:
         return float(self.accelerator.reduce(torch.tensor(seconds, device=self.anatomy.device), "mean"))
 
     def _any(self, wish: bool) -> bool:
-        """Whether any process has the wish, so that they stop at the same step."""
+        """Whether any process wants to stop, so that all stop at the same step."""
         if self.accelerator.num_processes == 1:
             return wish
         return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.anatomy.device)))
@@ -297,7 +297,7 @@ class Trainer:
         return {"losses": losses, "hits": hits} | ({} if math.isnan(measured) else {"tokens_per_step": measured})
 
     def _until(self, should_stop: Callable[[], bool]) -> Callable[[Iterable[T]], Iterator[T]]:
-        """Passes items on until there is a wish to stop, which is remembered."""
+        """Yield items until a stop is asked for; that is remembered."""
 
         def going(items: Iterable[T]) -> Iterator[T]:
             for item in items:
@@ -327,7 +327,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self) -> None:
-        """Write the whole state beside the old one, then swap, so that a crash leaves one of the two whole.
+        """Write the whole state to a new folder, then replace the old one: a crash leaves one of the two complete.
 
         Before any validation the adapter itself is written as well: it is the newest there is.
         """
@@ -345,7 +345,7 @@ class Trainer:
             self._save_adapter({})
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside tensors."""
+        """What a checkpoint keeps besides tensors."""
         scaler = self.accelerator.scaler
         return {"progress": asdict(self.progress)} | ({"scaler": scaler.state_dict()} if scaler else {})
 
@@ -396,8 +396,8 @@ def _widened(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep what PyTorch frees: else every large tensor of every step is new pages from the
-    system. No effect elsewhere. The log of experiments has the times."""
+    """Tell glibc's allocator to keep what PyTorch frees; otherwise every large tensor of every step is mapped
+    anew. No effect elsewhere. The log of experiments has the times."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_max = -1, -4  # names of mallopt(3)
