@@ -44,7 +44,8 @@ from specstream.hub.download import StatusCallback
 from specstream.info import EngineInfo, processor
 from specstream.model import devices, introspection
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
-from specstream.target import draft_model, loading, self_test
+from specstream.target import draft_model as pairing
+from specstream.target import loading, self_test
 from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
@@ -204,9 +205,7 @@ def load(
     loaded, beside = _put_on(folder, parts, reason)
     extra = loaded.drafting_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
-    pair = (
-        None if draft in draft_model.NONE else draft_model.load(draft, tokenizer, where, network.dtype, progress, half)
-    )
+    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, half)
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
         loading.made_ready(parts, loaded, beside)
@@ -310,11 +309,11 @@ def _product_of(parts: introspection.Anatomy | None, half: bool) -> str:
 
 
 def _unavailable(
-    reason: str | None, loaded: Adapter | None, pair: draft_model.Pair | None, beside: Heads
+    reason: str | None, loaded: Adapter | None, pair: pairing.Pair | None, beside: Heads
 ) -> dict[str, str]:
     if reason:
         return {name: reason for name in METHODS if name != Standard.name}
-    return loading.lacking(loaded, beside, pair, draft_model.NO_DRAFT_MODEL)
+    return loading.lacking(loaded, beside, pair, pairing.NO_DRAFT_MODEL)
 
 
 def _targets(

@@ -82,7 +82,7 @@ class Run:
     def _finish_step(self, clock: Clock, draft: Draft, logits: Tensor, rows: int, keep: bool) -> Step:
         with clock.phase("accept"):
             picks, texts = self._accept(draft, logits)
-            logprobs = logits[[p.scored for p in picks]].log_softmax(-1)
+            logprobs = logits[[p.place for p in picks]].log_softmax(-1)
             if logprobs[:, 0].isnan().any():
                 raise NotFinite("The model's numbers are not finite any more: choose float32, or another model.")
             judged = verify.judge(draft, picks, logprobs, self.target.pruned)

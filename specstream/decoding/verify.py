@@ -21,13 +21,13 @@ from specstream.events import Draft, Fate
 class Pick(NamedTuple):
     """The target's token at one row, and the node of the draft that carries it (-1: none does).
 
-    ``scored`` is the index of the row in the logits, which leave out pruned nodes.
+    ``place`` is where the row is among the scored rows: pruned nodes are not.
     """
 
     token: int
     node: int
     row: int
-    scored: int
+    place: int
 
 
 def walk(
@@ -40,15 +40,15 @@ def walk(
     """
     below = tree.children(draft)
     scored = (row for row in range(len(draft) + 1) if row - 1 not in pruned)
-    indices = {row: index for index, row in enumerate(scored)}
+    places = {row: place for place, row in enumerate(scored)}
     greedy = _likeliest(logits) if picker.plain else None
     ids, row = list(prefix), 0
     while True:
-        index = indices[row]
-        token = greedy(index) if greedy else picker.pick(logits[index], ids)
+        place = places[row]
+        token = greedy(place) if greedy else picker.pick(logits[place], ids)
         node = below[row].get(token, -1)
         node = -1 if node in pruned else node
-        yield Pick(token, node, row, index)
+        yield Pick(token, node, row, place)
         if node < 0:
             return
         ids.append(token)
