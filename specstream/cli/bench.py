@@ -16,7 +16,7 @@ from specstream.params import METHODS, Method, Sampling
 
 if TYPE_CHECKING:
     from specstream.bench.prompts import Case
-    from specstream.bench.runner import MethodRuns
+    from specstream.bench.runner import Contender, MethodRuns
     from specstream.engine import Engine
     from specstream.info import EngineInfo
 
@@ -67,7 +67,7 @@ def bench_command(
     from specstream import bench
 
     cases = bench.read_cases(engine, data, task_name, limit)
-    contenders: list[Any] = [bench.Ours(engine, m) for m in chosen]
+    contenders: list[Contender] = [bench.Ours(engine, m) for m in chosen]
     outside = [n for n in names if n in bench.REFERENCES]
     contenders += bench.references(outside, engine, loading.adapter_of(engine), assistant)
     rows = _timed(engine, cases, contenders, sampling, repeats)
@@ -102,7 +102,7 @@ def _everything(info: EngineInfo, assistant: str | None) -> list[str]:
 
 
 def _timed(
-    engine: Engine, cases: list[Case], contenders: list[Any], sampling: Sampling, repeats: int
+    engine: Engine, cases: list[Case], contenders: list[Contender], sampling: Sampling, repeats: int
 ) -> list[MethodRuns]:
     from tqdm import tqdm
 

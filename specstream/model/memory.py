@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,15 +48,8 @@ def _counted(folder: Path) -> int:
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
-            total += sum(_product(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total
-
-
-def _product(shape: list[int]) -> int:
-    out = 1
-    for size in shape:
-        out *= size
-    return out
 
 
 def _listed(model: str) -> int:
