@@ -18,6 +18,7 @@ from specstream.adapters.local import CARD, WEIGHTS, mine
 from specstream.adapters.lora import LoRA
 from specstream.hub.catalogue import catalogue
 from specstream.hub.download import PEFT, folder_named
+from specstream.installation import data_file
 from specstream.model.cpu_linear import merged_copies
 from specstream.model.introspection import Anatomy
 from specstream.streams.pair_map import Pairs
@@ -25,7 +26,7 @@ from specstream.streams.stream_attention import Streams
 
 FORMAT = 1
 DEFAULT = "e2e"  # the bundled adapter that is loaded when none is named
-BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "adapters"
+BUNDLED = data_file("assets/adapters")
 
 
 MODES = ("shared", "lossless", "plain")

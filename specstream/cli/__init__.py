@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from specstream.hub.catalogue import TOY
 from specstream.params import METHODS, Method, Sampling, Streaming, method, parse
 from specstream.training.config import Config
 
@@ -173,7 +174,9 @@ def model_options(command: Command) -> Command:
             show_default=True,
             help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
         ),
-        click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder."),
+        click.option(
+            "--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id, a folder, or toy."
+        ),
     ):
         command = option(command)
     return command
@@ -184,6 +187,10 @@ def _load(model: str, adapter: str, device: str, dtype: str, draft_model: str, t
     from specstream.adapters.store import bundled
     from specstream.engine import load
 
+    if model == TOY:
+        from specstream.testing.toy import load_toy
+
+        return load_toy()
     if adapter == "auto" and task_name in bundled(model):
         adapter = task_name
     try:
@@ -563,7 +570,7 @@ def _log_benchmark(report: dict[str, Any]) -> None:
 
 
 @cli.command()
-@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
+@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id, a folder, or toy.")
 @click.option("--task", required=True, help="e2e, sql, dialogsum or chat.")
 @click.option("--data", help="A JSONL file with the task's columns, or hub:NAME (default: the task's public dataset).")
 @click.option("--dev", help="A JSONL file, or hub:NAME, to validate on; the best adapter is then kept.")

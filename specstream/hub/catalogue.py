@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT = "smollm2-135m"
+TOY = "toy"  # the scripted model of specstream.testing, among the names of models
 
 
 @dataclass(frozen=True)
