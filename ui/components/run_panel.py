@@ -11,10 +11,13 @@ from specstream.events import Lane
 
 from ..charts import runs
 from ..html import render
+from ..jobs.engine_host import Engines
 from ..state import insights
 from ..state.feed import Feed, encode
 from ..state.view import View, root_text
 from ..theme import DEEPEST
+from . import details
+from .details import Details
 from .player import player
 
 Updates = dict[Any, Any]
@@ -35,10 +38,12 @@ class RunView:
     phases: gr.Plot
     depths: gr.Plot
     tree: gr.Plot
+    details: Details
 
     @property
     def outputs(self) -> list[Any]:
-        return list(vars(self).values())
+        own = [part for part in vars(self).values() if part is not self.details]
+        return own + self.details.outputs
 
     def running(self, view: View) -> Updates:
         """Updates while a run goes on: only what is new travels."""
@@ -55,6 +60,7 @@ class RunView:
             self.player: encode(view.feed.whole()),
             self.steps: view.steps,
             self.insights: insights.panel(view.steps, view.stats, view.speedup),
+            **self.details.ended(view),
         }
 
     def drawn(self, view: View) -> Updates:
@@ -81,8 +87,12 @@ class RunView:
         """The tree of one step to zoom and hover."""
         return runs.tree(steps[index].draft, root_text(steps, index))
 
-    def wire(self) -> None:
-        """The step that the user settles on is drawn large."""
+    def begun(self) -> Updates:
+        """Updates when a run begins: what belongs to the one before goes."""
+        return {self.insights: "", **self.details.begun()}
+
+    def wire(self, engines: Engines | None = None) -> None:
+        """The step that the user settles on is drawn large. ``engines`` lend the model to the details."""
 
         def selected(steps: list[Any] | None, event: gr.EventData) -> Any:
             index = event._data.get("index", 0)
@@ -91,6 +101,7 @@ class RunView:
         self.player.select(
             selected, self.steps, self.tree, queue=False, show_progress="hidden", api_visibility="private"
         )
+        self.details.wire(self.player, self.steps, engines)
 
 
 def layout(view: View | None = None) -> RunView:
@@ -112,7 +123,8 @@ def layout(view: View | None = None) -> RunView:
         with gr.Accordion("Explore the tree of the chosen step: zoom, hover", open=False):
             tree = _plot("Draft tree")
     steps = gr.State(known.steps or None)
-    return RunView(counters, acceptance, verdict, play, more, steps, group, per_step, phases, depths, tree)
+    closer = details.layout(view)
+    return RunView(counters, acceptance, verdict, play, more, steps, group, per_step, phases, depths, tree, closer)
 
 
 def _plot(label: str) -> gr.Plot:

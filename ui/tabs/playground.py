@@ -256,7 +256,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
         resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
     )
     demo.unload(close)
-    tab.view.wire()
+    tab.view.wire(engines)
     show_own_settings(tab, engines)
 
 
@@ -264,7 +264,7 @@ def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
     """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
     busy = tab.busy()  # in every update: of two that arrive together gradio's page loses what the later one leaves out
-    begun = busy | tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone), tab.view.insights: ""}
+    begun = busy | tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone)} | tab.view.begun()
     yield begun | tab.view.drawn(view)
     with closing(run.batches(session)) as batches:
         for batch in batches:
