@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-
 from specstream.bench import provenance
 from ui import app as page
 from ui import launch

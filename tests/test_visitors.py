@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 import pytest
 
-
 from specstream.events import Finished, Lane
 from specstream.params import Sampling, Streaming
 from specstream.testing.toy import load_toy
