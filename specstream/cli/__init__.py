@@ -174,9 +174,7 @@ def model_options(command: Command) -> Command:
             show_default=True,
             help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
         ),
-        click.option(
-            "--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id, a folder, or toy."
-        ),
+        click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder."),
     ):
         command = option(command)
     return command
@@ -570,7 +568,7 @@ def _log_benchmark(report: dict[str, Any]) -> None:
 
 
 @cli.command()
-@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id, a folder, or toy.")
+@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
 @click.option("--task", required=True, help="e2e, sql, dialogsum or chat.")
 @click.option("--data", help="A JSONL file with the task's columns, or hub:NAME (default: the task's public dataset).")
 @click.option("--dev", help="A JSONL file, or hub:NAME, to validate on; the best adapter is then kept.")
