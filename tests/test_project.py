@@ -17,7 +17,11 @@ import pytest
 import specstream
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+README = DOCS["README.md"]
 STDLIB = sys.stdlib_module_names
 PLAIN = {f"specstream.{name}" for name in ("events", "params", "stats", "tree", "info")}
 OPTIONAL = {
@@ -82,33 +86,87 @@ def test_front_matter_agrees_with_the_pins_and_files() -> None:
 
 
 def test_names_in_the_file_map_exist() -> None:
-    table = README.split("## Files")[1].split("##")[0]
+    table = DOCS["docs/README.md"].split("## Files")[1]
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert len(names) > 8
     assert [n for n in names if not (ROOT / n).exists()] == []
 
 
-def test_local_links_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+def test_readme_fits_on_a_page_and_the_index_names_every_document() -> None:
+    assert len(README.splitlines()) <= 110
+    index = DOCS["docs/README.md"]
+    assert [name for name in DOCS if name.startswith("docs/") and f"({name[5:]})" not in index] == ["docs/README.md"]
 
 
-def test_make_targets_in_readme_exist() -> None:
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_local_links_exist(name: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", DOCS[name]):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_files_named_in_documents_exist(name: str) -> None:
+    """The appendix speaks of files as they were."""
+    named = re.findall(r"`((?:specstream|ui|tests|docs|assets)/[\w/.-]+\.\w+)`", DOCS[name])
+    assert name.endswith("appendix.md") or [file for file in named if not (ROOT / file).exists()] == []
+
+
+def test_make_targets_in_documents_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE))
-    assert {"run", "test"} <= named <= targets
+    named = {found for text in DOCS.values() for found in re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)}
+    assert {"run", "test", "test-fast", "check"} <= named <= targets
 
 
-@pytest.mark.parametrize("line", re.findall(r"^python -m specstream .+$", README, re.MULTILINE))
-def test_commands_in_readme_parse(line: str) -> None:
+def commands(start: str) -> list[tuple[str, str]]:
+    """Document and line of every command in code blocks that begins so; the appendix has those of older versions."""
+    lines = [(name, line) for name, text in DOCS.items() for line in text.splitlines() if line.startswith(start)]
+    return [(name, line) for name, line in lines if not name.endswith("appendix.md")]
+
+
+@pytest.mark.parametrize("name, line", commands("python -m specstream "))
+def test_commands_in_documents_parse(name: str, line: str) -> None:
     from specstream.cli import cli
 
     command: click.Command = cli
     words = shlex.split(line)[3:]
     while isinstance(command, click.Group):
-        command = command.commands[words.pop(0)]
+        found = command.get_command(click.Context(command), words.pop(0))
+        assert found, line
+        command = found
     command.make_context(command.name, words).close()
+
+
+def test_scripts_named_in_documents_exist() -> None:
+    named = {script for text in DOCS.values() for script in re.findall(r"python -m (docs\.scripts\.\w+)", text)}
+    assert len(named) > 5
+    assert [script for script in named if not (ROOT / f"{script.replace('.', '/')}.py").exists()] == []
+
+
+def test_the_table_in_readme_is_that_of_the_benchmarks() -> None:
+    table = README.split("writes this table -->\n")[1].split("<!-- end")[0]
+    assert len(table.splitlines()) == 6 and table in DOCS["docs/benchmarks.md"]
+
+
+@pytest.mark.real_model
+def test_the_python_in_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    assert len(code) == 1
+    exec(compile(code[0], "README.md", "exec"), {})
+    text, tokens_per_step = capsys.readouterr().out.rsplit(maxsplit=1)
+    assert "Salted Fig" in text and float(tokens_per_step) > 1
 
 
 # ---- who may import whom ---------------------------------------------------------------------------------------------
