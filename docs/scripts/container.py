@@ -118,9 +118,12 @@ def context() -> list[str]:
 
 def ignored(name: str, patterns: list[str]) -> bool:
     """Whether a file, or a folder that it lies in, is among the patterns of .dockerignore."""
-    path = Path(name)
-    places = [path, *path.parents]
-    return any(fnmatch.fnmatch(str(place), p.strip("/").removeprefix("**/")) for place in places for p in patterns)
+    places = [Path(name), *Path(name).parents]
+    return any(
+        fnmatch.fnmatch(place.name, p[3:]) if p.startswith("**/") else fnmatch.fnmatch(str(place), p.strip("/"))
+        for place in places
+        for p in patterns
+    )
 
 
 def prepare(root: Path) -> None:
@@ -129,21 +132,26 @@ def prepare(root: Path) -> None:
         mark.unlink()
     if not (root / "usr/bin/python").exists():
         (root / "usr/bin/python").symlink_to("python3")
-    for file in ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt"):  # this machine's way to the network
+    for file in (
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/etc/ssl/certs/ca-certificates.crt",
+    ):  # this machine's way to the network
         shutil.copy(file, root / file.strip("/"), follow_symlinks=True)
 
 
 @contextmanager
-def started(container: Container, words: list[str]) -> Iterator[None]:
+def started(container: Container, words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     program = subprocess.Popen(container.command(words, **SPACE), start_new_session=True)
     try:
-        yield
+        yield program
     finally:
-        os.killpg(program.pid, signal.SIGTERM)
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGTERM)
         program.wait()
 
 
-def asked(url: str) -> dict[str, Any]:
+def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
     """What the API gives for one prompt, once the page answers and its model is loaded."""
     from gradio_client import Client
 
@@ -154,7 +162,7 @@ def asked(url: str) -> dict[str, Any]:
             answer = client.predict(PROMPT, task="e2e", settings={"max_new_tokens": 40}, api_name="/generate")
             return {"model": client.predict(api_name="/model"), "answer": answer}
         except Exception:  # not served, or not loaded, yet
-            if time.monotonic() > end:
+            if time.monotonic() > end or program.poll() is not None:
                 raise
             time.sleep(2)
 
@@ -175,8 +183,8 @@ def main(root: Path, port: int, binds: tuple[str, ...], toy: bool) -> None:
         container.step(keyword, rest)
     seen = container.run("id -u; python --version; for c in " + " ".join(COMPILERS) + "; do command -v $c || :; done")
     click.echo(f"Inside: {', '.join(seen.split())}")
-    with started(container, [*command, "--port", str(port), *(["--toy"] if toy else [])]):
-        found = asked(f"http://127.0.0.1:{port}")
+    with started(container, [*command, "--port", str(port), *(["--toy"] if toy else [])]) as program:
+        found = asked(f"http://127.0.0.1:{port}", program)
     info, answer = found["model"]["info"], found["answer"]
     click.echo(f"{info['model']} from {info['source']}, {info['dtype']}, demo: {found['model'].get('demo')}")
     click.echo(f"{answer['text']!r}\n{json.dumps(answer['verdict'])}")
