@@ -81,8 +81,8 @@ def test_processes_of_an_installed_program_find_it(installed: Path, elsewhere: d
     """As trainings, the compiler and measurements of memory are started; what lies in the folder is not imported."""
     (elsewhere["cwd"] / "specstream.py").write_text("raise SystemExit('not this one')")
     code = (
-        "import subprocess; from specstream.adapters import store; from specstream.installation import *\n"
-        "print(len(store.bundled('smollm2-135m')), PACKAGE)\n"
+        "import subprocess; from specstream.adapters import find; from specstream.installation import *\n"
+        "print(len(find.bundled('smollm2-135m')), PACKAGE)\n"
         "raise SystemExit(subprocess.call(python('specstream', '--help'), env=environment()))"
     )
     done = subprocess.run([installed / "python", "-P", "-c", code], **elsewhere, capture_output=True, text=True)

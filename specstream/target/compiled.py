@@ -189,7 +189,7 @@ class Layers:
             return
         words = str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))
         self._build = subprocess.Popen(
-            python("specstream.model.compiled", *words),
+            python("specstream.target.compiled", *words),
             env=environment(OMP_NUM_THREADS=str(torch.get_num_threads())),
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
@@ -303,7 +303,7 @@ def _one_layer(folder: Path, dtype: torch.dtype) -> Anatomy:
 def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
     """How the model calls its layer in a pass: its arguments, and whether a tuple comes back."""
     from specstream.events import Draft
-    from specstream.model.target import ModelTarget
+    from specstream.target.model_target import ModelTarget
 
     calls: list[tuple[Any, dict[str, Any], Any]] = []
     nodes = EXAMPLE_ROWS - 1
