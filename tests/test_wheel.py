@@ -74,7 +74,7 @@ def test_the_command_line_runs_anywhere(installed: Path, elsewhere: dict[str, An
     done = subprocess.run([*call, "--json", "out.json"], **elsewhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers = json.loads((elsewhere["cwd"] / "out.json").read_text())
-    assert len(answers[0]["token_ids"]) == 8
+    assert answers[0]["method"] == "streaming" and answers[0]["token_ids"]
 
 
 def test_processes_of_an_installed_program_find_it(installed: Path, elsewhere: dict[str, Any]) -> None:
@@ -116,4 +116,4 @@ def test_the_page_starts_anywhere(page: str) -> None:
     assert answer["text"] and answer["verdict"]["agreement"] == "identical"
     shown = json.dumps(client.config)
     assert "--ss-" in shown or ".ss-" in shown  # the style sheet
-    assert "Step cost" in shown  # the glossary, docs/metrics.md
+    assert "step cost" in shown  # the glossary, docs/metrics.md
