@@ -23,21 +23,20 @@ from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.data.chat import Chat
 from specstream.data.tasks import copy_after, task
+from specstream.decoding.detokenize import TextStream, token_text
 from specstream.decoding.drafters.registry import make_drafter
-from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
-from specstream.decoding.loop import Run, decode
-from specstream.decoding.sampling import Picker
-from specstream.decoding.text import (
+from specstream.decoding.encode import (
     NOTHING_BEFORE,
     PromptError,
-    TextStream,
     Tokenizer,
     chat_prompt,
     encode,
     least_tokens,
-    token_text,
     too_long,
 )
+from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
 from specstream.events import Event, Started
 from specstream.hub import catalogue
 from specstream.hub.download import StatusCallback
