@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from specstream.anatomy import Anatomy
 from specstream.lora import LoRA
 from specstream.models import catalogue
-from specstream.packed import merged_copies
+from specstream.packed import Format, merged_copies
 from specstream.pairs import Pairs
 from specstream.shelf import CARD, WEIGHTS, mine
 from specstream.sources import PEFT, folder_named
@@ -298,13 +298,13 @@ class Adapter(Drafting):
         if self.pairs:
             self.pairs.fix(anatomy.model.get_input_embeddings().weight, self.vocabulary)
 
-    def merge_copies(self, anatomy: Anatomy, half: bool) -> None:
+    def merge_copies(self, anatomy: Anatomy, form: Format) -> None:
         """In lossless mode, give streams that run alone layers with the LoRA merged: it costs them nothing then.
 
         Before the model is packed.
         """
         if self.card.mode == "lossless" and self.lora:
-            self.merged = tuple(merged_copies(anatomy, self.lora, half))
+            self.merged = tuple(merged_copies(anatomy, self.lora, form))
 
     def logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
         """Logits, float32 ``[..., vocab]``, of stream states before the final norm ``[..., hidden]``."""

@@ -165,7 +165,7 @@ def model_options(command: Command) -> Command:
             show_default=True,
             help="A second, smaller model with the same tokenizer: a known name, a Hub id or a folder.",
         ),
-        click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+        click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or int8."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
         click.option(
             "--adapter",

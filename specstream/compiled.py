@@ -28,10 +28,12 @@ from torch.utils import _pytree as pytree
 from specstream import attention, sources
 from specstream.anatomy import Anatomy, dissect
 from specstream.cache import BLOCK, TreeCache
-from specstream.packed import LEAST, PackedLinear, PackedPart, pack, suits
+from specstream.packed import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
+from specstream.quantized import Int8Linear
 
 MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls of the Python code
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
+_SOURCES = ("attention", "packed", "quantized", "compiled", "cache")
 LIMIT = 600  # seconds that a build may take
 CACHE = "past_key_values"
 Place = tuple[nn.Module, str]  # a module and the name of a tensor in it
@@ -85,6 +87,8 @@ def places(layer: nn.Module) -> list[Place]:
             module = module.shared.linear
         if isinstance(module, PackedLinear):
             found += [(module, name) for name in ("packed", "bias") if getattr(module, name) is not None]
+        if isinstance(module, Int8Linear):
+            found += [(module, name) for name in Int8Linear.TENSORS if getattr(module, name) is not None]
         found += [
             (module, name) for name in (*module._parameters, *module._buffers) if getattr(module, name) is not None
         ]
@@ -100,7 +104,7 @@ def shapes(layer: nn.Module) -> list[list[int]]:
 
 
 def can_compile(anatomy: Anatomy) -> bool:
-    """Whether the layers of this model are of a kind to compile: on a CPU, packed in their own number format."""
+    """Whether the layers of this model are of a kind to compile: on a CPU, packed in their own format or in int8."""
     return (
         anatomy.device.type == "cpu"
         and isinstance(anatomy.head, PackedLinear)
@@ -113,7 +117,7 @@ def kept(anatomy: Anatomy) -> Path:
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
     here = Path(__file__).parent
-    code = [(here / f"{name}.py").read_text(encoding="utf-8") for name in ("attention", "packed", "compiled", "cache")]
+    code = [(here / f"{name}.py").read_text(encoding="utf-8") for name in _SOURCES]
     capabilities = [k for k, v in torch.cpu.get_capabilities().items() if v is True]
     machine = [
         platform.machine(),
@@ -121,9 +125,22 @@ def kept(anatomy: Anatomy) -> Path:
         sorted(capabilities),
         torch.get_num_threads(),
     ]
-    parts = [told, str(anatomy.dtype), version("torch"), version("transformers"), machine, code]
+    parts = [
+        told,
+        str(anatomy.dtype),
+        _words(format_of(anatomy)),
+        version("torch"),
+        version("transformers"),
+        machine,
+        code,
+    ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
     return sources.home() / "compiled" / digest
+
+
+def _words(form: Format) -> str:
+    """A format without its samples as one word: those have no part in a layer's structure."""
+    return " ".join([form.name, *sorted(form.kept)])
 
 
 def is_kept(anatomy: Anatomy) -> bool:
@@ -186,9 +203,10 @@ class Layers:
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
         call = [sys.executable, "-m", "specstream.compiled", str(self._source), str(self._anatomy.dtype)]
+        call += [str(kept(self._anatomy)), *_words(format_of(self._anatomy)).split()]
         threads, path = str(torch.get_num_threads()), os.pathsep.join(p for p in sys.path if p)
         self._build = subprocess.Popen(
-            [*call, str(kept(self._anatomy))],
+            call,
             env=os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path},
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
@@ -283,7 +301,7 @@ class _Traced(nn.Module):
         return out[0] if isinstance(out, tuple) else out
 
 
-def _one_layer(folder: Path, dtype: torch.dtype) -> Anatomy:
+def _one_layer(folder: Path, dtype: torch.dtype, form: Format) -> Anatomy:
     """A model of one layer, with random weights, that is otherwise as the one in ``folder``."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -294,7 +312,7 @@ def _one_layer(folder: Path, dtype: torch.dtype) -> Anatomy:
         text.layer_types = text.layer_types[:1]
     anatomy = dissect(AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
     assert suits(anatomy)
-    anatomy = pack(anatomy)
+    anatomy = pack(anatomy, form)
     attention.install(anatomy.model)
     return anatomy
 
@@ -318,12 +336,12 @@ def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
     return args, kwargs, isinstance(out, tuple)
 
 
-def _build(folder: Path, dtype: torch.dtype, out: Path) -> None:
+def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None:
     """Trace and compile the layer of a model, and put the library into ``out``."""
     import torch._inductor as inductor
 
     with torch.inference_mode():
-        anatomy = _one_layer(folder, dtype)
+        anatomy = _one_layer(folder, dtype, packing)
         args, kwargs, is_tuple = _call(anatomy)
     (states,) = args
     cache = kwargs.pop(CACHE)
@@ -334,7 +352,7 @@ def _build(folder: Path, dtype: torch.dtype, out: Path) -> None:
     form["dtype"] = str(dtype).removeprefix("torch.")
     for module, name in places(layer):
         if name == "packed":
-            setattr(module, name, torch.empty(module.packed.shape, dtype=dtype))  # type: ignore[arg-type]
+            setattr(module, name, torch.empty(module.packed.shape, dtype=module.packed.dtype))  # type: ignore[arg-type]
     weights = [torch.empty_like(getattr(module, name)) for module, name in places(layer)]
     given = [kwargs[n] if at is None else kwargs[n][at] for n, at in extras]
     keys, values = cache.layers[0].whole()
@@ -367,7 +385,7 @@ def _extras(kwargs: dict[str, Any]) -> Iterator[Extra]:
 
 
 def _lowered() -> Any:
-    """Tell the compiler what our two operations are: oneDNN's matmul, and a tensor that is to be kept."""
+    """Tell the compiler what our operations are: oneDNN's matmuls, and a tensor that is to be kept."""
     from contextlib import nullcontext
 
     from torch._inductor import ir, mkldnn_ir
@@ -377,6 +395,14 @@ def _lowered() -> Any:
     def linear(x: Any, packed: Any, bias: Any) -> Any:
         return ir.TensorBox.create(mkldnn_ir.LinearUnary.create(x, packed, bias, "none", [], ""))
 
+    @register_lowering(torch.ops.specstream.linear_int8.default, type_promotion_kind=None)
+    def linear_int8(x: Any, unit: Any, middle: Any, packed: Any, scale: Any, zero: Any) -> Any:
+        bias: Any = None  # added after the scale of each row
+        made = mkldnn_ir.QLinearPointwisePT2E.create(
+            x, unit, middle, packed, scale, zero, bias, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return ir.TensorBox.create(made)
+
     @register_lowering(torch.ops.specstream.hold.default)
     def hold(x: Any) -> Any:
         return ir.TensorBox.create(ir.ExternKernel.require_contiguous(ir.ExternKernel.copy_input(x)))
@@ -385,4 +411,6 @@ def _lowered() -> Any:
 
 
 if __name__ == "__main__":
-    _build(Path(sys.argv[1]), getattr(torch, sys.argv[2].removeprefix("torch.")), Path(sys.argv[3]))
+    _folder, _dtype, _out, _name, *_kept = sys.argv[1:]
+    _form = Format(_name, kept=frozenset(_kept))
+    _build(Path(_folder), getattr(torch, _dtype.removeprefix("torch.")), Path(_out), _form)

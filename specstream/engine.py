@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, attention, heads, models, pairing, selftest
+from specstream import adapters, anatomy, attention, heads, models, pairing, quantized, selftest
 from specstream.adapters import Adapter
 from specstream.chat import Chat
 from specstream.compiled import Layers
@@ -32,7 +32,19 @@ from specstream.events import Event, Started
 from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import HalfLinear, PackedLinear, cheap_nodes, pack, packed_linear, suits
+from specstream.packed import (
+    FLOAT16,
+    NATIVE,
+    Format,
+    HalfLinear,
+    PackedLinear,
+    cheap_nodes,
+    format_of,
+    pack,
+    packed_linear,
+    settled,
+    suits,
+)
 from specstream.params import (
     METHODS,
     NODES,
@@ -72,6 +84,7 @@ NO_EXIT = (
     "No early exit to draft with is loaded: choose an adapter that has one, or train it beside yours "
     "(python -m specstream train --mode exit)."
 )
+NO_INT8 = "No linear map of this model's layers can be computed in int8: choose another dtype."
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 Progress = Callable[[str, float | None], None]
 # What drafts for a method.
@@ -239,14 +252,15 @@ def load(
     parameters = sum(p.numel() for p in network.parameters())
     parts, reason = _anatomy(network)
     half = half and parts is not None  # nothing is packed of a model whose parts are not known
+    form = _int8(parts, tokenizer) if dtype == "int8" else FLOAT16 if half else NATIVE
     loaded = _put_on(folder, parts, reason) if folder else None
     extra = loaded.drafting_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
     beside = heads.load(folder, parts) if folder and parts else Heads()
-    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, half)
+    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, form)
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
-        parts = _made_ready(parts, loaded, beside, half)
+        parts = _made_ready(parts, loaded, beside, form)
         reason = _checked(parts, streams)
     unavailable = _unavailable(reason, streams, pair, beside)
     info = EngineInfo(
@@ -258,7 +272,7 @@ def load(
         tuned=bool(loaded and loaded.card.tuning[0]),
         device=where,
         device_reason=device_reason,
-        dtype="float16" if half else str(network.dtype).removeprefix("torch."),
+        dtype=str(network.dtype).removeprefix("torch.") if form.name == "native" else form.name,
         dtype_reason=dtype_reason + (": weights in float16, arithmetic in float32" if half else ""),
         parameters=parameters,
         extra_parameters=extra,
@@ -267,7 +281,7 @@ def load(
         chat=bool(getattr(tokenizer, "chat_template", None)),
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
-        versions=versions() | {"linear": _product_of(parts, half)},
+        versions=versions() | {"linear": _product_of(parts, form)},
         layers=len(parts.layers) if parts else 0,
         stream_layers=loaded.card.layers if loaded else 0,
         draft_model=pair.name if pair else "none",
@@ -307,18 +321,29 @@ def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> 
     return adapters.load(folder, parts)
 
 
-def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, half: bool) -> anatomy.Anatomy:
+def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, form: Format) -> anatomy.Anatomy:
     """Merge the LoRA of the main stream into the weights, then pack the weights."""
-    packs = functools.partial(packed_linear, half=half) if suits(parts, half) else None
+    packs = functools.partial(packed_linear, half=form.half) if suits(parts, form.half) else None
     beside.ready(parts, packs)
     if loaded:
         loaded.merge_main(parts)
         loaded.ready(parts)
+    form = settled(parts, form)
     if loaded and Streaming().on(parts.device.type).streams == "deferred":  # streams run alone
-        loaded.merge_copies(parts, half)
+        loaded.merge_copies(parts, form)
     if loaded and packs:
         loaded.pack_head(packs)
-    return pack(parts, half)
+    parts = pack(parts, form)
+    if form.name == "int8" and format_of(parts).name != "int8":
+        raise models.ModelError(NO_INT8)
+    return parts
+
+
+def _int8(parts: anatomy.Anatomy | None, tokenizer: Any) -> Format:
+    """The format, with texts for the model to show the size of its inputs."""
+    if parts is None:
+        raise models.ModelError(NO_INT8)
+    return Format("int8", quantized.samples(tokenizer, parts.context))
 
 
 def _checked(parts: anatomy.Anatomy, streams: Adapter | None) -> str | None:
@@ -340,11 +365,11 @@ def _layers(parts: anatomy.Anatomy, streams: Adapter | None, folder: Path) -> La
     return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
 
 
-def _product_of(parts: anatomy.Anatomy | None, half: bool) -> str:
+def _product_of(parts: anatomy.Anatomy | None, form: Format) -> str:
     """What computes the linear maps."""
     if parts is None or not isinstance(parts.head, PackedLinear | HalfLinear):
         return "PyTorch"
-    return "FBGEMM, packed" if half else "oneDNN, packed"
+    return "FBGEMM, packed" if form.half else "oneDNN, packed"
 
 
 def _unavailable(

@@ -9,7 +9,7 @@ import torch
 
 from specstream import anatomy, models, selftest
 from specstream.anatomy import Anatomy
-from specstream.packed import pack
+from specstream.packed import NATIVE, Format, pack, settled
 from specstream.sources import Progress
 from specstream.target import ModelTarget
 
@@ -38,10 +38,10 @@ class Pair:
         return ModelTarget(self.parts)
 
 
-def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, half: bool = False) -> Pair:
+def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, form: Format = NATIVE) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
 
-    ``half`` rounds its weights to float16 where they are packed. Raises ModelError or DraftModelError.
+    ``form`` is what its weights are packed in. Raises ModelError or DraftModelError.
     """
     source = models.resolve(name, progress)
     progress("Loading the draft model", None)
@@ -49,7 +49,8 @@ def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: P
     check_tokenizers(name, own, tokenizer)
     weights = list(network.parameters())
     size = sum(p.numel() * p.element_size() for p in weights)
-    return Pair(name, pack(usable(name, network), half), sum(p.numel() for p in weights), size)
+    parts = usable(name, network)
+    return Pair(name, pack(parts, settled(parts, form)), sum(p.numel() for p in weights), size)
 
 
 def usable(name: str, network: Any) -> Anatomy:
