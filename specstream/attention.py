@@ -9,9 +9,9 @@ It is registered with transformers' attention interface, so it serves every fami
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +20,20 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "specstream"
+FACTORS, VALUES = 18, 20  # bits behind the point: products of two factors, or of a weight and a value, keep to 2**-36
+# and 2**-43, so sums below 2**17 and 2**10 are exact in float64, whatever their order
+_prompt: ContextVar[bool] = ContextVar("prompt", default=False)
+
+
+@contextmanager
+def prompt_pass() -> Iterator[None]:
+    """While open, rows are those of a prompt: every method reads them in the same passes, so that they may be read by
+    the library's attention, which is faster for many rows."""
+    token = _prompt.set(True)
+    try:
+        yield
+    finally:
+        _prompt.reset(token)
 
 
 def attend(
@@ -43,6 +57,9 @@ def attend(
     grouped = query.unflatten(1, (shared, -1))  # [B, kv_heads, group, rows, head_dim]
     mask = attention_mask[:, :, None].float()
     sinks = None if s_aux is None else s_aux.float().view(1, shared, -1, 1, 1)
+    plain = softcap is None and s_aux is None and query.device.type == "cpu"
+    if plain and _prompt.get() and not torch.compiler.is_exporting():
+        return _by_the_library(query, key, value, attention_mask, scale), None
     if torch.compiler.is_exporting():
         out = _looped(grouped, key, value, mask, scale, softcap, sinks)
     else:
@@ -50,15 +67,33 @@ def attend(
     return out.to(query.dtype).permute(0, 3, 1, 2, 4).flatten(2, 3), None
 
 
+def _by_the_library(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    shared = key.shape[1] != query.shape[1]
+    out = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=shared)
+    return out.transpose(1, 2)
+
+
 def _multiplied(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """By matrix multiplication: in bfloat16 where that was seen to be exact, else in float64."""
-    kind = _accumulator(query)
-    rows = query.flatten(2, 3).to(kind)
-    scores = torch.matmul(rows, key.to(kind).transpose(-1, -2)).unflatten(2, query.shape[2:4])
-    weights, total = _weights(scores.float() * scale, mask, softcap, sinks, kind)
-    return torch.matmul(weights.flatten(2, 3), value.to(kind)).unflatten(2, query.shape[2:4]).float() / total
+    """By matrix multiplication, in whatever order its sums are: on a grid in float64 all orders give the same."""
+    rows = query.flatten(2, 3)
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # sums over the head's dimensions: one order
+        scores = torch.matmul(rows, key.transpose(-1, -2)).float()
+    else:
+        scores = torch.matmul(_on_grid(rows, FACTORS), _on_grid(key, FACTORS).transpose(-1, -2)).float()
+    weights, total = _weights(scores.unflatten(2, query.shape[2:4]) * scale, mask, softcap, sinks)
+    values = _on_grid(value, VALUES)
+    out = torch.matmul(weights.flatten(2, 3).to(values.dtype), values)
+    return out.unflatten(2, query.shape[2:4]) / total
+
+
+def _on_grid(x: Tensor, bits: int) -> Tensor:
+    """``x`` in float64, rounded to multiples of 2**-bits; on MPS, which has no float64, as it is in float32."""
+    if x.device.type == "mps":
+        return x.float()
+    shift = 1.5 * 2.0 ** (52 - bits)  # so large that the sum has no room for smaller digits
+    return (x.double() + shift) - shift
 
 
 def _looped(
@@ -68,14 +103,12 @@ def _looped(
     hold = torch.ops.specstream.hold
     rows = hold(query.float() * scale)
     scores = (rows[..., None] * key.float().transpose(-1, -2)[:, :, None, None]).sum(-2)  # [B, kv, group, rows, keys]
-    weights, total = _weights(hold(scores), mask, softcap, sinks, torch.float32)
+    weights, total = _weights(hold(scores), mask, softcap, sinks)
     return (hold(weights)[..., None] * value.float()[:, :, None, None]).sum(-2) / total
 
 
-def _weights(
-    scores: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None, kind: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The weights of a softmax before division, in ``kind``, and their sum, float32 ``[..., 1]``.
+def _weights(scores: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weights of a softmax before division, and their sum ``[..., 1]``; all float32.
 
     Weights are rounded to multiples of 2**-23: the largest is 1, and sums of them in float64 are exact in any order.
     """
@@ -85,36 +118,11 @@ def _weights(
     highest = scores.amax(-1, keepdim=True)
     if sinks is not None:
         highest = torch.maximum(highest, sinks)
-    weights = (((scores - highest).exp() + 1) - 1).to(kind)
+    weights = ((scores - highest).exp() + 1) - 1
     total = weights.sum(-1, keepdim=True, dtype=None if scores.device.type == "mps" else torch.float64)
     if sinks is not None:
         total = total + ((sinks - highest).exp() + 1) - 1
     return weights, total.float()
-
-
-def _accumulator(query: Tensor) -> torch.dtype:
-    if query.device.type == "mps":  # no float64 there
-        return torch.float32
-    exact = query.dtype == torch.bfloat16 and query.device.type == "cpu" and bfloat16_matmul_is_exact()
-    return torch.bfloat16 if exact else torch.float64
-
-
-@functools.cache
-@torch.inference_mode()
-def bfloat16_matmul_is_exact() -> bool:
-    """Whether this processor's bfloat16 matmul sums over keys one after the other, zeros in between or not."""
-    generator = torch.Generator().manual_seed(0)
-    rows, keys = torch.rand(1, 24, 96, generator=generator).bfloat16(), 256
-    values = torch.randn(1, 96, 64, generator=generator).bfloat16()
-    for gap in (0, 1, 7, 32):
-        apart, spread = torch.zeros(1, 24, keys), torch.zeros(1, keys, 64)
-        places = torch.cat([torch.arange(80), torch.arange(80, 96) + gap * torch.arange(1, 17).clamp_max(4)])
-        apart[:, :, places], spread[:, places] = rows.float(), values.float()
-        got = torch.bmm(apart.bfloat16(), spread.bfloat16())
-        for count in (4, 6, 24):
-            if not torch.equal(torch.bmm(rows[:, :count], values), got[:, :count]):
-                return False
-    return True
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,4 +1,4 @@
-"""The command line: generate, bench, cost, evaluate, train, adapters, runs, models. Errors are one line."""
+"""The command line: generate, bench, cost, invariance, evaluate, train, adapters, runs, models. Errors are one line."""
 
 from __future__ import annotations
 
@@ -286,6 +286,8 @@ def generate(
     else:
         prompts = [engine.prompt(task_name or "", str(prompt))]
     chosen = chosen or _method(engine.default_method().name, values)
+    if engine.info.compiling and not engine.info.compiled:
+        click.echo(engine.info.compiling, err=True)
     results = (_generate_one(engine, p, chosen, sampling, echo=json_file != Path("-")) for p in prompts)
     _write_lines(json_file, results)
 
@@ -386,6 +388,7 @@ def _same_file(one: Path, other: Path) -> bool:
     help="Rows of --data to use; 0 is all. Of spec-bench: in each category.",
 )
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
+@click.option("--memory", is_flag=True, help="Measure each method's memory too, in a process that loads it alone.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
 @click.option("--stop", multiple=True, help="A stop string, or a special token by name; may be given several times.")
 @params_options(Sampling)
@@ -402,6 +405,7 @@ def bench(
     task_name: str,
     limit: int,
     repeats: int,
+    memory: bool,
     json_file: Path | None,
     stop: tuple[str, ...],
     **values: Any,
@@ -434,6 +438,9 @@ def bench(
     total = benchmark.runs_of(cases, contenders, repeats)
     with tqdm(total=total, unit="run", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         rows = benchmark.bench(engine, cases, contenders, sampling, repeats, lambda: bar.update() and None)
+    if memory:
+        loaded = engine.info.adapter if adapter == "auto" else adapter
+        _measure_memory(rows, engine, cases, sampling, loaded, device, dtype, draft_model)
     results = benchmark.result_rows(rows, benchmark.task_of(cases, task_name))
     report = benchmark.described(engine) | {"repeats": repeats, "sampling": sampling.to_dict(), "rows": results}
     if json_file:  # first: standard output may be a pipe that ends early
@@ -442,6 +449,21 @@ def bench(
     for line in (*benchmark.table(results), *benchmark.categories(results), *benchmark.differences(results)):
         click.echo(line)
     click.echo(_json(report))
+
+
+def _measure_memory(
+    rows: Any, engine: Any, cases: Any, sampling: Sampling, adapter: str, device: str, dtype: str, draft_model: str
+) -> None:
+    """Of our own methods: transformers' are called from a process that holds our engine too."""
+    from specstream.bench.memory import Request, measured, picked
+
+    prompts = picked([case.prompt(engine, []) for case in cases])
+    for row in rows:
+        if (contender := row.contender).ours:
+            _progress(f"Measuring the memory of {contender.label}", None)
+            what = (contender.name, contender.settings, sampling.to_dict(), prompts)
+            row.memory = measured(Request(engine.info.model, adapter, device, dtype, draft_model, *what))
+    _progress_done()
 
 
 @cli.command()
@@ -502,6 +524,24 @@ def cost(
     for line in lines:
         click.echo(line)
     click.echo(_json(report))
+
+
+@cli.command()
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as one JSON object.")
+def invariance(device: str, json_file: Path | None) -> None:
+    """Print which operations give a row the same bits whatever is decoded beside it, on this machine."""
+    from specstream import invariance as bits
+    from specstream.bench.machine import machine
+    from specstream.devices import choose_device
+
+    _check_writable(json_file)
+    where, _ = choose_device(device)
+    click.echo(bits.heading(where) + "\n")
+    found = list(bits.findings(where))
+    _write_lines(json_file, iter([{"machine": machine(), "device": where, "operations": bits.report(found)}]))
+    for line in (*bits.table(found), "", bits.verdict(found)):
+        click.echo(line)
 
 
 def _adapter_task(task_name: str | None) -> str | None:

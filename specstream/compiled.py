@@ -365,7 +365,8 @@ def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None
     by_size = {EXAMPLE_ROWS: rows, EXAMPLE_KEYS: length}
     shown = [{d: by_size[s] for d, s in enumerate(t.shape) if s in by_size} for t in given]
     dynamic = ({1: rows}, shown, {3: length}, {2: length}, {0: rows}, [None] * len(weights))
-    with torch.no_grad(), _lowered():
+    _lower_operations()
+    with torch.no_grad():
         program = torch.export.export(_Traced(layer, extras, constants), example, dynamic_shapes=dynamic, strict=False)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as made:
@@ -384,10 +385,8 @@ def _extras(kwargs: dict[str, Any]) -> Iterator[Extra]:
             yield from ((name, i) for i in range(len(value)))
 
 
-def _lowered() -> Any:
+def _lower_operations() -> None:
     """Tell the compiler what our operations are: oneDNN's matmuls, and a tensor that is to be kept."""
-    from contextlib import nullcontext
-
     from torch._inductor import ir, mkldnn_ir
     from torch._inductor.lowering import register_lowering
 
@@ -406,8 +405,6 @@ def _lowered() -> Any:
     @register_lowering(torch.ops.specstream.hold.default)
     def hold(x: Any) -> Any:
         return ir.TensorBox.create(ir.ExternKernel.require_contiguous(ir.ExternKernel.copy_input(x)))
-
-    return nullcontext()
 
 
 if __name__ == "__main__":

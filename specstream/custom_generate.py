@@ -1,8 +1,9 @@
 """Our decoding inside transformers: ``model.generate(**inputs, custom_generate=decoder(model))``.
 
 The settings are those of ``generate``: its generation config, logits processors and stopping criteria are asked at
-every position, as in its own loop, so greedy decoding gives the same tokens. Sampling draws from the same distribution
-with other random numbers; ``torch.manual_seed`` repeats it.
+every position, as in its own loop, so greedy decoding gives the same tokens. In half precision, where two candidates
+may tie within rounding error, they are those of our standard decoding, whatever drafts. Sampling draws from the same
+distribution with other random numbers; ``torch.manual_seed`` repeats it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from transformers.generation.logits_process import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from specstream import adapters, anatomy, heads, pairing, selftest
+from specstream import loading, pairing
+from specstream.anatomy import UnsupportedModel
+from specstream.attention import using
 from specstream.drafters import Given
-from specstream.engine import DRAFTERS, NO_EXIT, NO_MEDUSA, NO_STREAMS
+from specstream.engine import DRAFTERS
 from specstream.events import Reason, Step
-from specstream.heads import Heads
 from specstream.loop import Run, decode
-from specstream.params import DraftModel, EarlyExit, Medusa, Method, PromptLookup, Sampling, Streaming
+from specstream.params import DraftModel, Method, PromptLookup, Sampling, Streaming
 from specstream.sampling import Picker
 from specstream.target import ModelTarget, Variant
 from specstream.tasks import copy_after
@@ -37,6 +39,7 @@ from specstream.text import too_long
 
 # These keep a state from call to call, and would see tokens that are only drafted.
 STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
+NO_SECOND = "The method draft_model needs a second model: give it as draft_model."
 EXTRAS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
@@ -107,30 +110,21 @@ def decoder(
     streamer is named here. Raises ValueError for a model that can't verify draft trees.
     """
     try:
-        parts = anatomy.dissect(model)
-    except anatomy.UnsupportedModel as error:
+        parts = loading.parts_of(model)
+    except UnsupportedModel as error:
         raise NotSupported(str(error)) from error
-    loaded = adapters.load(Path(adapter), parts) if adapter else None
-    beside = heads.load(Path(adapter), parts) if adapter else Heads()
-    beside.ready(parts, pack=None)
-    if loaded:
-        loaded.merge_main(parts)
+    loaded, beside = loading.drafting_parts(Path(adapter) if adapter else None, parts)
+    loading.made_ready(parts, loaded, beside)
     loaded = loaded if loaded and loaded.card.gamma else None
-    if reason := selftest.failure(parts, loaded):
+    attention, reason = loading.tested(parts, loaded)
+    if reason:
         raise NotSupported(reason)
     second = pairing.usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
     chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
     streams = Variant.of(chosen) if isinstance(chosen, Streaming) else None
-    needs: dict[type[Method], tuple[Any, str]] = {
-        Streaming: (loaded, NO_STREAMS),
-        Medusa: (beside.medusa, NO_MEDUSA),
-        EarlyExit: (beside.exit, NO_EXIT),
-        DraftModel: (second, "The method draft_model needs a second model: give it as draft_model."),
-    }
-    have, otherwise = needs.get(type(chosen), (True, ""))
-    if not have:
-        raise NotSupported(otherwise)
+    if lacking := loading.lacking(loaded, beside, second, NO_SECOND).get(chosen.name):
+        raise NotSupported(lacking)
 
     def generate(
         model: Any,
@@ -161,7 +155,8 @@ def decoder(
             criteria=stopping_criteria,
             longest=generation_config.max_length,
         )
-        _drive(run, input_ids, streamer, kwargs.get("streamer"))
+        with using(parts.model, attention):
+            _drive(run, input_ids, streamer, kwargs.get("streamer"))
         if run.reason is Reason.CONTEXT:
             end = f"The text ends at {len(run.ids):,} tokens, the model's context"
             warnings.warn(f"{end}, before the {run.longest:,} that were asked for.", stacklevel=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import logging
 import os
 import platform
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, attention, heads, models, pairing, quantized, selftest
+from specstream import adapters, anatomy, devices, loading, models, pairing, quantized, selftest
 from specstream.adapters import Adapter
 from specstream.chat import Chat
 from specstream.compiled import Layers
@@ -32,22 +31,9 @@ from specstream.events import Event, Started
 from specstream.heads import Heads
 from specstream.info import EngineInfo
 from specstream.loop import Run, decode
-from specstream.packed import (
-    FLOAT16,
-    NATIVE,
-    Format,
-    HalfLinear,
-    PackedLinear,
-    cheap_nodes,
-    format_of,
-    pack,
-    packed_linear,
-    settled,
-    suits,
-)
+from specstream.packed import FLOAT16, NATIVE, Format
 from specstream.params import (
     METHODS,
-    NODES,
     DraftModel,
     EarlyExit,
     Medusa,
@@ -71,20 +57,6 @@ from specstream.text import (
     too_long,
 )
 
-log = logging.getLogger(__name__)
-NO_STREAMS = (
-    "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
-    "(python -m specstream train)."
-)
-NO_MEDUSA = (
-    "No Medusa heads are loaded: choose an adapter that has some, or train them beside yours "
-    "(python -m specstream train --mode medusa)."
-)
-NO_EXIT = (
-    "No early exit to draft with is loaded: choose an adapter that has one, or train it beside yours "
-    "(python -m specstream train --mode exit)."
-)
-NO_INT8 = "No linear map of this model's layers can be computed in int8: choose another dtype."
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 Progress = Callable[[str, float | None], None]
 # What drafts for a method.
@@ -241,28 +213,34 @@ def load(
     folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
     """
     started = time.perf_counter()
-    where, device_reason = models.choose_device(device)
-    kind, dtype_reason = models.choose_dtype(dtype, where)
+    where, device_reason = devices.choose_device(device)
+    kind, dtype_reason = devices.choose_dtype(dtype, where)
     _read_grouped_keys(where)
     folder = adapters.find(adapter, model)
-    source = models.resolve(model, progress)
-    progress("Loading the model", None)
-    half = models.packs(kind, where)
-    network, tokenizer = models.load_model(source, where, torch.float32 if half else kind)
+    kind, half = devices.loaded_in(kind, where)
+    network, tokenizer, source = loading.fetch(model, where, kind, progress)
     parameters = sum(p.numel() for p in network.parameters())
-    parts, reason = _anatomy(network)
+    parts, reason = _parts(network)
+    if dtype == "int8" and parts is None:
+        raise models.ModelError(loading.NO_INT8)
     half = half and parts is not None  # nothing is packed of a model whose parts are not known
-    form = _int8(parts, tokenizer) if dtype == "int8" else FLOAT16 if half else NATIVE
-    loaded = _put_on(folder, parts, reason) if folder else None
+    loaded, beside = _put_on(folder, parts, reason)
     extra = loaded.drafting_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
-    beside = heads.load(folder, parts) if folder and parts else Heads()
-    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, form)
+    texts = quantized.samples(tokenizer, anatomy.context_of(network.config)) if dtype == "int8" else ()
+    form = FLOAT16 if half else NATIVE
+    pair = (
+        None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, form, texts)
+    )
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
-        parts = _made_ready(parts, loaded, beside, form)
-        reason = _checked(parts, streams)
+        loading.made_ready(parts, loaded, beside)
+        form = loading.in_int8(parts, texts) if texts else form
+        parts = loading.packed_up(parts, loaded, beside, form)
+        attention, reason = loading.tested(parts, streams)
+        network.set_attn_implementation(attention)
     unavailable = _unavailable(reason, streams, pair, beside)
+    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
     info = EngineInfo(
         model=model,
         source=source.origin,
@@ -288,14 +266,16 @@ def load(
         draft_parameters=pair.parameters if pair else 0,
         draft_bytes=pair.size if pair else 0,
         head_parameters=beside.parameters(),
-        nodes=cheap_nodes(parts) if parts else NODES,
+        nodes=nodes,
+        nodes_reason=nodes_reason,
         exact=parts is not None and reason is None and selftest.exact(parts),
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None
-    layers = _layers(parts, streams, source.path) if parts and not reason else None
+    compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
+    layers = _layers(parts, streams, source.path) if parts and compiles else None
     engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
-    if layers and os.environ.get(NO_COMPILER) != "1":
+    if layers:
         layers.start()
         engine.refresh()
     engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)
@@ -315,43 +295,19 @@ def _name(adapter: str, model: str, folder: Path | None) -> str:
     return adapter if adapter in adapters.bundled(model) or adapter.startswith("hub:") else folder.name
 
 
-def _put_on(folder: Path, parts: anatomy.Anatomy | None, reason: str | None) -> Adapter:
-    if parts is None:
+def _parts(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
+    try:
+        return loading.parts_of(network), None
+    except anatomy.UnsupportedModel as error:  # standard decoding may still work
+        return None, str(error)
+
+
+def _put_on(folder: Path | None, parts: anatomy.Anatomy | None, reason: str | None) -> tuple[Adapter | None, Heads]:
+    if parts is not None:
+        return loading.drafting_parts(folder, parts)
+    if folder is not None:
         raise adapters.AdapterError(f"{reason} Load it with adapter none.")
-    return adapters.load(folder, parts)
-
-
-def _made_ready(parts: anatomy.Anatomy, loaded: Adapter | None, beside: Heads, form: Format) -> anatomy.Anatomy:
-    """Merge the LoRA of the main stream into the weights, then pack the weights."""
-    packs = functools.partial(packed_linear, half=form.half) if suits(parts, form.half) else None
-    beside.ready(parts, packs)
-    if loaded:
-        loaded.merge_main(parts)
-        loaded.ready(parts)
-    form = settled(parts, form)
-    if loaded and Streaming().on(parts.device.type).streams == "deferred":  # streams run alone
-        loaded.merge_copies(parts, form)
-    if loaded and packs:
-        loaded.pack_head(packs)
-    parts = pack(parts, form)
-    if form.name == "int8" and format_of(parts).name != "int8":
-        raise models.ModelError(NO_INT8)
-    return parts
-
-
-def _int8(parts: anatomy.Anatomy | None, tokenizer: Any) -> Format:
-    """The format, with texts for the model to show the size of its inputs."""
-    if parts is None:
-        raise models.ModelError(NO_INT8)
-    return Format("int8", quantized.samples(tokenizer, parts.context))
-
-
-def _checked(parts: anatomy.Anatomy, streams: Adapter | None) -> str | None:
-    """Why the model can't verify trees, None when it can; it attends exactly where that is possible."""
-    if attention.install(parts.model) and selftest.failure(parts, streams) is None:
-        return None
-    parts.model.set_attn_implementation(parts.attention)
-    return selftest.failure(parts, streams)
+    return None, Heads()
 
 
 def _layers(parts: anatomy.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
@@ -367,7 +323,7 @@ def _layers(parts: anatomy.Anatomy, streams: Adapter | None, folder: Path) -> La
 
 def _product_of(parts: anatomy.Anatomy | None, form: Format) -> str:
     """What computes the linear maps."""
-    if parts is None or not isinstance(parts.head, PackedLinear | HalfLinear):
+    if not loading.is_packed(parts):
         return "PyTorch"
     return "FBGEMM, packed" if form.half else "oneDNN, packed"
 
@@ -377,23 +333,7 @@ def _unavailable(
 ) -> dict[str, str]:
     if reason:
         return {name: reason for name in METHODS if name != Standard.name}
-    needs = {
-        Streaming.name: (loaded, NO_STREAMS),
-        Medusa.name: (beside.medusa, NO_MEDUSA),
-        EarlyExit.name: (beside.exit, NO_EXIT),
-        DraftModel.name: (pair, pairing.NO_DRAFT_MODEL),
-    }
-    return {name: words for name, (have, words) in needs.items() if have is None}
-
-
-def _anatomy(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
-    try:
-        return anatomy.dissect(network), None
-    except anatomy.UnsupportedModel as error:
-        return None, str(error)
-    except Exception as error:  # foreign model code may fail in any way; standard decoding may still work
-        log.info("the model's parts could not be found", exc_info=True)
-        return None, f"The parts of this model could not be found ({type(error).__name__}): standard decoding only."
+    return loading.lacking(loaded, beside, pair, pairing.NO_DRAFT_MODEL)
 
 
 def _targets(

@@ -25,7 +25,8 @@ class EngineInfo:
     only fine-tunes the model), ``draft_parameters`` the draft model's, whose weights take ``draft_bytes``, and
     ``head_parameters`` by method those of Medusa heads and of the early exit that drafts.
     ``tuned`` says that the adapter changes what the model writes. ``nodes`` is how many drafted nodes a pass verifies
-    for little more than none. ``exact`` says that a token was seen to have the same bits in a tree as by itself.
+    for little more than none, ``nodes_reason`` why. ``exact`` says that a token was seen to have the same bits in a
+    tree as by itself.
     ``compiled``: the layers run compiled; ``compiling`` says how that stands, in a sentence.
     """
 
@@ -55,6 +56,7 @@ class EngineInfo:
     head_parameters: dict[str, int] = field(default_factory=dict)
     tuned: bool = False
     nodes: int = NODES
+    nodes_reason: str = ""
     exact: bool = False
     compiled: bool = False
     compiling: str = ""

@@ -75,8 +75,14 @@ class LoRA(nn.Module):
 
     @torch.no_grad()
     def merge(self, anatomy: Anatomy) -> None:
-        """Add the adapters to the model's weights for good. The sum is taken in float32."""
-        for layer in range(self.first, len(anatomy.layers)):
+        """Add the adapters to the model's weights for good. The sum is taken in float32.
+
+        Raises RuntimeError for a model whose weights are packed.
+        """
+        layers = range(self.first, len(anatomy.layers))
+        if {_key(layer, path) for layer in layers for path in anatomy.linears(layer)} != self.a.keys():
+            raise RuntimeError("The model's weights are packed and can't be changed: merge a LoRA before packing them.")
+        for layer in layers:
             for path, linear in anatomy.linears(layer).items():
                 change = self.delta(_key(layer, path))
                 change = change.T if isinstance(linear, Conv1D) else change

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from specstream import models, sources
+from specstream import devices, models, sources
 from specstream.sources import ModelError
 
 
@@ -29,9 +29,8 @@ def need(model: str, device: str = "auto", dtype: str = "auto") -> Need | None:
 
     None where that is not known before it is fetched. Raises ModelError for a model, device or dtype that is none.
     """
-    where = models.choose_device(device)[0]
-    kind = models.choose_dtype(dtype, where)[0]
-    size = 4 if models.packs(kind, where) else kind.itemsize
+    where = devices.choose_device(device)[0]
+    size = devices.loaded_in(devices.choose_dtype(dtype, where)[0], where)[0].itemsize
     found = models.here(model)
     parameters = _counted(found.path) if found else _listed(model)
     if not parameters:
@@ -85,7 +84,7 @@ def _cache(folder: Path, itemsize: int) -> tuple[int, int]:
 
 def free(device: str) -> int:
     """Bytes that are free for a model on a device ("auto" and "mps" included)."""
-    if models.choose_device(device)[0] == "cuda":
+    if devices.choose_device(device)[0] == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info()[0])

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple, cast
@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from specstream import quantized
 from specstream.anatomy import Anatomy
+from specstream.devices import computes_bfloat16
 from specstream.lora import LoRA
-from specstream.models import computes_bfloat16
-from specstream.params import NODES, NODES_IN_TILES
 from specstream.quantized import Int8Linear
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
@@ -37,15 +36,15 @@ LEAST = 4  # rows of a pass: one row alone is slower than four, and a matmul of 
 
 @dataclass(frozen=True)
 class Format:
-    """What the weights of linear maps are packed in: "native", their own number format; "float16"; or "int8".
+    """What the weights of linear layers are packed in: "native", their own number format; "float16"; or "int8".
 
-    For int8, ``samples`` are token ids ``[1, tokens]`` of texts that show the size of inputs, and ``kept`` are the maps
-    of every layer, by path, that stay in their own number format.
+    For int8, ``kept`` are the linear layers of every decoder layer, by path, that stay in their own number format, and
+    ``inputs`` the largest magnitude of every input channel ``[in]``, by decoder layer and path.
     """
 
     name: str = "native"
-    samples: tuple[Tensor, ...] = ()
     kept: frozenset[str] = frozenset()
+    inputs: Mapping[tuple[int, str], Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def half(self) -> bool:
@@ -159,14 +158,6 @@ def works(half: bool = False, dtype: torch.dtype = torch.float32) -> bool:
         return False
 
 
-def cheap_nodes(anatomy: Anatomy) -> int:
-    """How many drafted nodes a pass of this model, packed or not, verifies for little more than none: in packed
-    bfloat16 on a processor with AMX, sixteen rows take hardly longer than one."""
-    packed = isinstance(anatomy.head, PackedLinear | HalfLinear)
-    tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return NODES_IN_TILES if packed and tiles and anatomy.dtype == torch.bfloat16 else NODES
-
-
 def suits(anatomy: Anatomy, half: bool = False) -> bool:
     """Whether packing helps this model: not where the processor would only emulate its dtype."""
     native = anatomy.dtype == torch.float32 or (anatomy.dtype == torch.bfloat16 and computes_bfloat16("cpu"))
@@ -212,25 +203,34 @@ def merged_copies(anatomy: Anatomy, lora: LoRA, form: Format = NATIVE) -> list[n
     return copies
 
 
-def settled(anatomy: Anatomy, form: Format) -> Format:
-    """The format with the maps found that int8 changes by more than ``WORST``, on average over ``TRIED`` layers.
+def calibrated(anatomy: Anatomy, samples: Sequence[Tensor]) -> Format:
+    """The int8 format for a model, from the inputs of its linear layers in these texts, token ids ``[1, tokens]``.
 
-    To be called before ``pack``. They are the same in all layers, so that these stay of one structure.
+    To be called before ``pack``. A linear layer whose outputs int8 changes by more than ``WORST`` is kept, on average
+    over ``TRIED`` decoder layers: the same ones in all of them, so that these stay of one structure.
     """
-    if form.name != "int8" or not suits(anatomy):
-        return form
-    groups = _groups(anatomy, range(0, len(anatomy.layers), -(-len(anatomy.layers) // TRIED)))
+    if not suits(anatomy):
+        return NATIVE
+    groups = _groups(anatomy, range(len(anatomy.layers)))
+    inputs: dict[tuple[int, str], Tensor] = {}
     errors: dict[str, list[float]] = defaultdict(list)
-    for owners, rows in zip(groups, _inputs(anatomy, groups, form.samples), strict=True):
+    tried = range(0, len(anatomy.layers), -(-len(anatomy.layers) // TRIED))
+    for owners, rows in zip(groups, _inputs(anatomy, groups, samples), strict=True):
+        largest = rows.float().abs().amax(0) if len(rows) else None
+        if largest is not None:
+            inputs |= {(owner.layer, owner.path): largest for owner in owners}
+        if owners[0].layer not in tried:
+            continue
         weight, bias = _joined(owners)
-        made = Int8Linear(weight, bias, rows) if len(rows) else None
+        made = Int8Linear(weight, bias, largest)
         for owner in owners:
-            errors[owner.path].append(quantized.error(made, weight, rows) if made else float("inf"))
-    return replace(form, kept=frozenset(path for path, shares in errors.items() if fmean(shares) > WORST))
+            errors[owner.path].append(quantized.error(made, weight, rows) if len(rows) else float("inf"))
+    kept = frozenset(path for path, shares in errors.items() if fmean(shares) > WORST)
+    return Format("int8", kept, inputs)
 
 
 def format_of(anatomy: Anatomy) -> Format:
-    """What the layers are packed in, "native" also where they are not, without samples."""
+    """What the layers are packed in, "native" also where they are not, without ``inputs``."""
     kinds: dict[str, nn.Module] = {}
     for path, module in anatomy.layers[0].named_modules():
         kinds[path] = module.shared.linear if isinstance(module, PackedPart) else module
@@ -273,10 +273,11 @@ def round_weights(anatomy: Anatomy) -> None:
 
 
 class Owner(NamedTuple):
-    """A module and the name of a linear map in it, which lies at ``path`` in its layer."""
+    """A module and the name of a linear layer in it, which lies at ``path`` in the decoder layer number ``layer``."""
 
     module: nn.Module
     name: str
+    layer: int
     path: str
 
     @property
@@ -287,7 +288,7 @@ class Owner(NamedTuple):
 def _groups(anatomy: Anatomy, layers: Sequence[int]) -> list[list[Owner]]:
     """The linear maps of these layers; those of one module that read the same tensor together, seen on a token."""
     owners = [
-        Owner(module, name, f"{path}.{name}".lstrip("."))
+        Owner(module, name, layer, f"{path}.{name}".lstrip("."))
         for layer in layers
         for path, module in anatomy.layers[layer].named_modules()
         for name, child in module.named_children()
@@ -329,12 +330,10 @@ def _read_by(
 @torch.inference_mode()
 def _pack_layers(anatomy: Anatomy, form: Format, first: int = 0) -> None:
     """Replace the linear maps of the layers from ``first`` on; those of a group by one product."""
-    groups = _groups(anatomy, range(first, len(anatomy.layers)))
-    inputs = _inputs(anatomy, groups, form.samples)
-    for owners, rows in zip(groups, inputs, strict=True):
+    for owners in _groups(anatomy, range(first, len(anatomy.layers))):
         weight, bias = _joined(owners)
         if form.name == "int8" and not any(owner.path in form.kept for owner in owners):
-            _replace(owners, Int8Linear(weight, bias, rows if len(rows) else None))
+            _replace(owners, Int8Linear(weight, bias, form.inputs.get((owners[0].layer, owners[0].path))))
         else:
             _replace(owners, (HalfLinear if form.half else PackedLinear)(weight, bias))
 

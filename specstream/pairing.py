@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from specstream import anatomy, models, selftest
-from specstream.anatomy import Anatomy
-from specstream.packed import NATIVE, Format, pack, settled
+from specstream import loading, selftest
+from specstream.anatomy import Anatomy, UnsupportedModel
+from specstream.packed import NATIVE, Format, pack
 from specstream.sources import Progress
 from specstream.target import ModelTarget
 
@@ -38,27 +40,35 @@ class Pair:
         return ModelTarget(self.parts)
 
 
-def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, form: Format = NATIVE) -> Pair:
+def load(
+    name: str,
+    tokenizer: Any,
+    device: str,
+    dtype: torch.dtype,
+    progress: Progress,
+    form: Format = NATIVE,
+    texts: Sequence[Tensor] = (),
+) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
 
-    ``form`` is what its weights are packed in. Raises ModelError or DraftModelError.
+    ``form`` is what its weights are packed in; with ``texts``, token ids ``[1, tokens]``, they are in int8, calibrated
+    on these. Raises ModelError or DraftModelError.
     """
-    source = models.resolve(name, progress)
-    progress("Loading the draft model", None)
-    network, own = models.load_model(source, device, dtype)
+    network, own, _ = loading.fetch(name, device, dtype, progress, "Loading the draft model")
     check_tokenizers(name, own, tokenizer)
     weights = list(network.parameters())
     size = sum(p.numel() * p.element_size() for p in weights)
     parts = usable(name, network)
-    return Pair(name, pack(parts, settled(parts, form)), sum(p.numel() for p in weights), size)
+    form = loading.in_int8(parts, texts) if texts else form
+    return Pair(name, pack(parts, form), sum(p.numel() for p in weights), size)
 
 
 def usable(name: str, network: Any) -> Anatomy:
     """The parts of a network that can draft. Raises DraftModelError for one that can't take a draft back."""
     try:
-        parts = anatomy.dissect(network)
+        parts = loading.parts_of(network)
         reason = selftest.failure(parts, None)
-    except anatomy.UnsupportedModel as error:
+    except UnsupportedModel as error:
         reason = str(error)
     if reason:
         cause = reason.removesuffix(".").removesuffix(": standard decoding only")

@@ -45,17 +45,17 @@ _qlinear = getattr(_qlinear, "_op", None)
 class Int8Linear(nn.Module):
     """``y = W x + b`` like the ``nn.Linear`` that it replaces, with W and x rounded to 255 steps, by oneDNN.
 
-    ``rows`` ``[n, in]`` are inputs as they come; without any, channels are left as they are. Its weights can no longer
-    be read or moved. Every row gets the same bits whatever rows are beside it.
+    ``inputs`` ``[in]`` is the largest magnitude of each input channel as they come; without it, channels are left as
+    they are. Its weights can no longer be read or moved. Every row gets the same bits whatever rows are beside it.
     """
 
     TENSORS = ("packed", "scale", "zero", "smooth", "unit", "middle", "bias")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, inputs: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         weight = weight.float()
-        channels = torch.ones(self.in_features) if rows is None else _smoothing(weight, rows)
+        channels = torch.ones(self.in_features) if inputs is None else _smoothing(weight, inputs)
         weight = weight * channels
         self.smooth, self.bias = 1 / channels, None if bias is None else bias.float()
         self.scale = weight.abs().amax(1).clamp_min(TINY) / TOP
@@ -88,10 +88,9 @@ class Int8Linear(nn.Module):
         )
 
 
-def _smoothing(weight: Tensor, rows: Tensor) -> Tensor:
+def _smoothing(weight: Tensor, inputs: Tensor) -> Tensor:
     """What to divide each input channel by, and to multiply the weights of it with ``[in]``."""
-    inputs, weights = (t.float().abs().amax(0).clamp_min(1e-5) for t in (rows, weight))
-    return inputs**SHARE / weights ** (1 - SHARE)
+    return inputs.clamp_min(1e-5) ** SHARE / weight.abs().amax(0).clamp_min(1e-5) ** (1 - SHARE)
 
 
 @functools.cache

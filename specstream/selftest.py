@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +55,9 @@ def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
     target = ModelTarget(anatomy, adapter, Variant() if adapter else None)
     target.prefill(prompt)
     got = target.verify(root, draft)
-    gaps = [_gap(got[row], _alone(anatomy, [*prompt, root, *path])) for row, path in enumerate(_paths(draft.tokens))]
-    gaps.append(_head_gap(anatomy, prompt))
+    want, states = _alone(anatomy, [[*prompt, root, *path] for path in _paths(draft.tokens)])
+    gaps = [_gap(ours, theirs) for ours, theirs in zip(got, want, strict=True)]
+    gaps.append(_gap(anatomy.logits(states[:1])[0], want[0]))
     if adapter:
         gaps.append(_streams_gap(anatomy, adapter, prompt, root, draft))
     target.release()
@@ -87,20 +87,6 @@ def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: in
     return _gap(deferred, adapter.draft_logits(anatomy, carried.states[0, 0]))
 
 
-def _head_gap(anatomy: Anatomy, ids: list[int]) -> float:
-    states: list[Tensor] = []
-
-    def note(_module: object, _args: object, out: Any) -> None:
-        states.append(out[0] if isinstance(out, tuple) else out)
-
-    hook = anatomy.layers[-1].register_forward_hook(note)
-    try:
-        want = _alone(anatomy, ids)
-    finally:
-        hook.remove()
-    return _gap(anatomy.logits(states[0].view(1, len(ids), -1)[0, -1:])[0], want)
-
-
 def _sample(anatomy: Anatomy) -> tuple[list[int], int, Draft]:
     """A prompt, the root after it, and a tree below that."""
     vocab = anatomy.model.get_input_embeddings().num_embeddings
@@ -115,11 +101,21 @@ def _paths(drafted: Sequence[int]) -> list[list[int]]:
     return paths
 
 
-def _alone(anatomy: Anatomy, ids: list[int]) -> Tensor:
-    """By the model's own forward with the library's attention."""
-    with using(anatomy.model, anatomy.attention):
-        out = anatomy.model(input_ids=torch.tensor([ids], device=anatomy.device), use_cache=False)
-    return out.logits[0, -1].float()
+def _alone(anatomy: Anatomy, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Logits ``[texts, vocab]`` after each text, and the last layer's states there ``[texts, hidden]``, by the model's
+    own forward with the library's attention. Shorter texts are filled up behind, where nobody looks."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=anatomy.device)
+    noted: list[Tensor] = []
+    hook = anatomy.layers[-1].register_forward_hook(lambda _m, _a, out: noted.append(out))
+    try:
+        with using(anatomy.model, anatomy.attention):
+            logits = anatomy.model(input_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    states = noted[0][0] if isinstance(noted[0], tuple) else noted[0]
+    rows, last = torch.arange(len(texts)), torch.tensor([len(text) - 1 for text in texts])
+    return logits[rows, last].float(), states.view(*ids.shape, -1)[rows, last]
 
 
 @torch.inference_mode()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from specstream import attention
 from specstream.adapters import Adapter
-from specstream.anatomy import FULL, SLIDING, Anatomy, bind, context_of
+from specstream.anatomy import FULL, SLIDING, Anatomy, context_of
 from specstream.cache import TreeCache
 from specstream.events import Draft
 from specstream.heads import Heads
@@ -173,7 +174,8 @@ class ModelTarget:
             positions = range(self.length, self.length + len(chunk))
             mask = causal_mask(len(chunk), self.length)
             last = chunk is chunks[-1]
-            states = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [])
+            with attention.prompt_pass():
+                states = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [])
             self.keep(range(len(chunk)))
         self._states = states[-1:]
         return self.anatomy.head_logits(self._states)
@@ -354,8 +356,9 @@ class ModelTarget:
             return
         carried = Carried()
 
-        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-            carried.main = bind(module, args, kwargs)["hidden_states"][:, plan.nodes[0]]
+        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            states = args[0] if args else kwargs["hidden_states"]
+            carried.main = states[:, plan.nodes[0]]
 
         hook = self.anatomy.layers[self._first].register_forward_pre_hook(note, with_kwargs=True)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -118,7 +119,7 @@ def test_a_method_may_come_twice_with_settings_of_its_own() -> None:
 def row(name: str, times: list[tuple[float, float, int, int]], **more: Any) -> runner.Row:
     """A row from (prompt pass, steps' seconds, tokens, steps) per prompt."""
     contender = bench.Ours(toy.load_toy(pace=0), Standard() if name == "standard" else Streaming())
-    out = runner.Row(contender, peak_memory=5_000_000)
+    out = runner.Row(contender)
     for prefill, decode, tokens, steps in times:
         stats = RunStats(tokens=tokens, steps=steps, prefill_seconds=prefill, decode_seconds=decode, **more)
         said = Verdict(Agreement.IDENTICAL, tokens, "")
@@ -156,7 +157,7 @@ def test_tables_say_what_the_results_say() -> None:
     assert len(plain) == len(heads) == len(tables.COLUMNS)
     assert cells["method"] == "Speculative Streaming" and cells["identical"] == "1/2"
     assert cells["tokens per step"] == "2.14" and cells["step cost"] == "1.50" and cells["waste"] == "2.27"
-    assert cells["prompt passes, s"] == "2.00" and cells["memory, MB"] == "5" and cells["lowest"] == "1.00"
+    assert cells["prompt passes, s"] == "2.00" and cells["lowest"] == "1.00"
     assert cells["speed-up (95 %)"] == "1.23"  # two prompts tell no interval
     head, _, by_category = bench.categories(results_of_both)
     assert head.endswith("| a | b |") and by_category == "| Speculative Streaming | 2.20 | 1.00 |"
@@ -174,6 +175,7 @@ def test_interval_covers_the_suite_ratio_and_needs_five_prompts() -> None:
 
 
 def test_peak_memory_sees_a_large_tensor() -> None:
+    gc.collect()  # else what earlier tests left may be freed in between
     memory = PeakMemory("cpu")
     memory.start()
     before = memory.read()

@@ -203,7 +203,7 @@ def test_a_folder_that_cant_be_made_is_told_before_the_model_is_loaded(
 ) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "rows.jsonl").write_text(rows(3))
-    monkeypatch.setattr(command.models, "load_model", lambda *given: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(command.loading, "fetch", lambda *given: pytest.fail("the model was loaded"))
     model = str(save_model(tmp_path / "model"))
     where = ["--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / out)]
     with pytest.raises(SystemExit) as ended:

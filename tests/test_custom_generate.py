@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from specstream import adapters
+from specstream import adapters, attention
 from specstream.anatomy import dissect
 from specstream.custom_generate import NotSupported, decoder
 from specstream.drafters import streaming
 from specstream.drafters.streaming import copying
-from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Streaming
+from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Standard, Streaming
 from tests import tiny
 from tests.test_heads import bare, random_heads, saved
 
@@ -143,6 +144,51 @@ def test_a_text_that_reaches_the_context_ends_there_with_a_warning() -> None:
     full = torch.tensor([tiny.prompt(256)], device=tiny.DEVICE)
     with pytest.raises(NotSupported, match="has 256 tokens; this model's context is 256: shorten it"):
         model.generate(full, custom_generate=function, max_new_tokens=4, pad_token_id=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3", "gpt2"])
+def test_in_bfloat16_drafts_change_no_token(family: str) -> None:
+    model = tiny.tiny(family).bfloat16()
+    plain, drafting = (decoder(model, method=method) for method in (Standard(), EAGER))
+    for seed in range(4):
+        ids = torch.tensor([tiny.prompt(9, seed) * 3], device=tiny.DEVICE)
+        options = {"max_new_tokens": 40, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+        want = model.generate(ids, custom_generate=plain, **options)
+        assert torch.equal(model.generate(ids, custom_generate=drafting, **options), want)
+
+
+class Watcher:
+    """Notes by which attention a model decodes; ``fails`` breaks off at the second call."""
+
+    def __init__(self, model: Any, fails: bool) -> None:
+        self.model, self.fails = model, fails
+        self.seen: list[str] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.seen.append(self.model.config._attn_implementation)
+        if self.fails and len(self.seen) > 1:
+            raise RuntimeError("broken off")
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("before", ["sdpa", "eager"])
+def test_the_model_attends_by_ours_in_a_run_only(before: str, fails: bool) -> None:
+    model = tiny.tiny("llama")
+    model.set_attn_implementation(before)
+    with torch.no_grad():
+        logits = model(IDS).logits
+    watcher = Watcher(model, fails)
+    function = decoder(model, method=EAGER, streamer=watcher)
+    assert model.config._attn_implementation == before
+    with pytest.raises(RuntimeError, match="broken off") if fails else nullcontext():
+        model.generate(IDS, custom_generate=function, max_new_tokens=9, pad_token_id=0)
+    assert set(watcher.seen[1:]) == {attention.NAME}
+    assert model.config._attn_implementation == before
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, logits)
 
 
 def test_end_of_text_and_criteria_end_where_they_do_in_generate() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.integrations import sdpa_attention
 
-from specstream import adapters, cli, heads, models, packed, selftest, shelf, toy
+from specstream import adapters, cli, devices, heads, packed, selftest, shelf, toy
 from specstream.anatomy import UnsupportedModel, context_of, dissect
 from specstream.bench import outside
 from specstream.drafters.standard import StandardDrafter
@@ -61,7 +61,9 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
 
 def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy, adapter = tiny.model_with_adapter("llama")
-    monkeypatch.setattr("specstream.target.ahead", lambda positions, gamma, context: positions.expand(-1, gamma))
+    monkeypatch.setattr(
+        "specstream.target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1)
+    )
     assert "failed the tree self-test" in str(selftest.failure(anatomy, adapter))
 
 
@@ -462,7 +464,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
         for linear in (m for m in anatomy.model.modules() if isinstance(m, torch.nn.Linear)):
             linear.weight.data = linear.weight.data.half().float()
     want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
-    smaller = packed.pack(anatomy, half)
+    smaller = packed.pack(anatomy, packed.FLOAT16 if half else packed.NATIVE)
     assert isinstance(smaller.head, packed.HalfLinear if half else packed.PackedLinear)
     assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
     run = tiny.streaming_run(smaller, adapter, ids, sampling)
@@ -470,7 +472,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
 
 
 needs_bfloat16 = pytest.mark.skipif(
-    not (models.computes_bfloat16("cpu") and packed.works(dtype=torch.bfloat16)),
+    not (devices.computes_bfloat16("cpu") and packed.works(dtype=torch.bfloat16)),
     reason="this processor does not compute in bfloat16",
 )
 
@@ -500,18 +502,6 @@ def test_bfloat16_is_packed_only_where_the_processor_computes_in_it(native: bool
     assert not packed.suits(dissect(tiny.tiny("llama").half()))
 
 
-@pytest.mark.parametrize(("dtype", "tiles", "nodes"), [
-    (torch.bfloat16, True, 12), (torch.bfloat16, False, 5), (torch.float32, True, 5),
-])  # fmt: skip
-def test_more_nodes_are_drafted_where_a_product_takes_sixteen_rows_at_a_time(
-    dtype: torch.dtype, tiles: bool, nodes: int, monkeypatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
-    linear = torch.nn.Linear(4, 4)
-    assert packed.cheap_nodes(SimpleNamespace(head=packed.packed_linear(linear), dtype=dtype)) == nodes
-    assert packed.cheap_nodes(SimpleNamespace(head=linear, dtype=dtype)) == 5
-
-
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if hasattr(m, "budget")])
 def test_a_budget_left_open_is_the_machines_and_a_given_one_stays(name: str) -> None:
     engine = toy.load_toy(pace=0)
@@ -530,6 +520,14 @@ def test_streams_draft_as_many_nodes_as_are_cheap() -> None:
         )
         assert started.settings["method"]["budget"] == nodes
         assert max(len(e.draft) for e in events if isinstance(e, Step)) == nodes
+
+
+def test_a_lora_is_not_merged_into_packed_weights() -> None:
+    anatomy = dissect(tiny.tiny("llama"))
+    adapter = tiny.random_adapter(anatomy, mode="lossless")
+    packed.pack(anatomy)
+    with pytest.raises(RuntimeError, match="merge a LoRA before packing"):
+        adapter.lora.merge(anatomy)
 
 
 def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
@@ -654,7 +652,7 @@ def refuses_memory_as_on_a_gpu() -> None:
 @pytest.mark.parametrize("allocate", [refuses_memory, refuses_memory_as_on_a_gpu])
 def test_a_verdict_does_without_float32_where_no_memory_is_left(allocate: Any) -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda streaming: Tied(streaming, 0)
+    engine.make_target = lambda method: Tied(Variant.of(method) if isinstance(method, Streaming) else None, 0)
 
     @contextmanager
     def float32():
@@ -668,7 +666,7 @@ def test_a_verdict_does_without_float32_where_no_memory_is_left(allocate: Any) -
 
 def test_other_failures_of_the_float32_check_are_not_hidden() -> None:
     engine = toy.load_toy(pace=0)
-    engine.make_target = lambda streaming: Tied(streaming, 0)
+    engine.make_target = lambda method: Tied(Variant.of(method) if isinstance(method, Streaming) else None, 0)
 
     @contextmanager
     def float32():

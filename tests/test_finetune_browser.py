@@ -17,7 +17,7 @@ from specstream.toy import load_toy
 from specstream.training.registry import Registry
 from tests.browsing import MARKS, noted, open_tab, serious, unfold, window
 from tests.trainings import put_training, rows, save_model
-from ui import app
+from ui import app, rules
 from ui.engines import TOY, Engines, load
 
 pytestmark = MARKS
@@ -42,7 +42,11 @@ def url(home: Path) -> Iterator[str]:
     def loader(model: str, progress: Any, **choice: str) -> Any:
         return load_toy(pace=0.0) if model == TOY else load(model, progress, **choice)
 
-    engines = Engines({"model": TOY, "adapter": "auto", "device": "auto", "dtype": "auto"}, loader)
+    engines = Engines(
+        {"model": TOY, "adapter": "auto", "device": "auto", "dtype": "auto"},
+        loader,
+        rules.chosen(demo=False, local=True),
+    )
     engines.load()
     page = app.build(engines, None)
     page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
@@ -234,7 +238,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     browser: Browser, url: str, home: Path, width: int, theme: str
 ) -> None:
     if Registry().get("done") is None:
-        put_training(home / "adapters", "done", stopped=True)
+        (put_training(home / "adapters", "done", stopped=True) / "checkpoint").mkdir()
     page = window(browser, width)
     visit(page, f"{url}?__theme={theme}")
     upload(page, home / "bad.jsonl")

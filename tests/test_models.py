@@ -20,8 +20,8 @@ import torch
 from huggingface_hub import errors
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from specstream import models, packed, sources
-from specstream.models import DEFAULT, ModelError, choose_device, choose_dtype, load_model, resolve
+from specstream import models, sources
+from specstream.models import DEFAULT, ModelError, load_model, resolve
 from specstream.sources import ModelSource
 from tests import tiny
 
@@ -556,59 +556,7 @@ def test_a_model_without_a_tokenizer(llama: Path, tmp_path: Path) -> None:
         load(folder)
 
 
-# ---- device and dtype ------------------------------------------------------------------------------------------------
-
-
-def machine(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = False, **cpu: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
-
-
-def test_device_auto_takes_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, cuda=True, mps=True)
-    assert choose_device() == ("cuda", "a CUDA GPU was found (Test GPU)")
-    machine(monkeypatch, mps=True)
-    assert choose_device() == ("mps", "an Apple GPU was found")
-    machine(monkeypatch)
-    assert choose_device() == ("cpu", "no GPU was found")
-
-
-def test_a_chosen_device_is_honoured_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, cuda=True)
-    assert choose_device("cpu")[0] == "cpu" and choose_device("cuda")[0] == "cuda"
-    with pytest.raises(ModelError, match="no Apple GPU"):
-        choose_device("mps")
-    machine(monkeypatch)
-    with pytest.raises(ModelError, match="no CUDA GPU on this machine: choose device auto or cpu"):
-        choose_device("cuda")
-    with pytest.raises(ModelError, match="no device 'tpu'"):
-        choose_device("tpu")
-
-
-@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
-def test_dtype_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
-    machine(monkeypatch, **{flag: True})
-    assert choose_dtype("auto", "cpu") == (torch.bfloat16, "the hardware computes in bfloat16")
-    machine(monkeypatch, **{flag: False, "avx2": True})
-    for works, kind in ((True, torch.float16), (False, torch.float32)):
-        monkeypatch.setattr(packed, "works", lambda half, works=works: works)
-        assert choose_dtype("auto", "cpu") == (kind, "the hardware has no bfloat16 arithmetic")
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_dtype_auto_on_gpus(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    assert choose_dtype("auto", "cuda")[0] == (torch.bfloat16 if native else torch.float32)
-    assert choose_dtype("auto", "mps")[0] == torch.float16
-
-
-def test_a_chosen_dtype_is_honoured_or_refused() -> None:
-    for name in ("float32", "bfloat16", "float16"):
-        assert choose_dtype(name, "cpu") == (getattr(torch, name), "you chose it")
-    with pytest.raises(ModelError, match="no dtype 'int8'"):
-        choose_dtype("int8", "cpu")
+# ---- the catalogue ---------------------------------------------------------------------------------------------------
 
 
 def test_the_catalogue_costs_no_torch() -> None:

@@ -12,20 +12,23 @@ import torch
 from torch import Tensor
 
 from docs.scripts.quality_of_formats import distances, texts_of
-from specstream import attention, compiled, engine, models, packed, quantized, selftest
+from specstream import attention, compiled, devices, engine, packed, quantized, selftest
 from specstream.anatomy import Anatomy, dissect
 from specstream.bench import outside
-from specstream.models import ModelError, choose_dtype
+from specstream.devices import choose_dtype
+from specstream.events import Draft
 from specstream.packed import Format
 from specstream.params import Medusa, Sampling, Standard, Streaming
 from specstream.quantized import Int8Linear
 from specstream.session import token_ids
+from specstream.sources import ModelError
+from specstream.target import ModelTarget
 from tests import tiny
 from tests.test_heads import medusa_run, random_heads
 from tests.test_models import save
 
 pytestmark = pytest.mark.skipif(not quantized.works(), reason="this processor has no fast product of bytes")
-DTYPE = torch.bfloat16 if models.computes_bfloat16("cpu") else torch.float32
+DTYPE = torch.bfloat16 if devices.computes_bfloat16("cpu") else torch.float32
 SAMPLES = tuple(torch.tensor([tiny.prompt(length, length)]) for length in (20, 9))
 PROMPT = tiny.prompt(21)
 
@@ -43,7 +46,7 @@ def in_int8(family: str = "llama", mode: str = "shared") -> tuple[Anatomy, objec
     anatomy = dissect(tiny.tiny(family).to(DTYPE))
     adapter = tiny.random_adapter(anatomy, mode=mode)
     adapter.ready(anatomy)
-    form = packed.settled(anatomy, Format("int8", SAMPLES))
+    form = packed.calibrated(anatomy, SAMPLES)
     adapter.merge_copies(anatomy, form)
     anatomy = packed.pack(anatomy, form)
     attention.install(anatomy.model)
@@ -57,7 +60,7 @@ def in_int8(family: str = "llama", mode: str = "shared") -> tuple[Anatomy, objec
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(dtype: torch.dtype, bias: bool) -> None:
     weight, bias_of, rows = linear(bias=bias)
-    made, rows = Int8Linear(weight, bias_of, rows), rows.to(dtype)
+    made, rows = Int8Linear(weight, bias_of, rows.abs().amax(0)), rows.to(dtype)
     with torch.inference_mode():
         whole = made(rows)
         assert whole.dtype == dtype
@@ -68,7 +71,9 @@ def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(dtype: torch.dtype,
 
 def test_large_channels_cost_little_once_their_size_is_in_the_weights() -> None:
     weight, bias, rows = linear()
-    plain, smooth = (quantized.error(Int8Linear(weight, bias, seen), weight, rows) for seen in (None, rows))
+    plain, smooth = (
+        quantized.error(Int8Linear(weight, bias, seen), weight, rows) for seen in (None, rows.abs().amax(0))
+    )
     assert smooth < 0.02 < 2 * smooth < plain
 
 
@@ -83,11 +88,11 @@ def test_rows_of_zeros_and_of_huge_numbers_stay_finite() -> None:
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_map_that_int8_changes_much_stays_as_it_is_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_layer_that_int8_changes_much_stays_as_it_is_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy = dissect(tiny.tiny("llama").to(DTYPE))
     down = anatomy.layers[0].mlp.down_proj.weight.shape
     monkeypatch.setattr(quantized, "error", lambda made, weight, rows: 1.5 * packed.WORST * (weight.shape == down))
-    form = packed.settled(anatomy, Format("int8", SAMPLES))
+    form = packed.calibrated(anatomy, SAMPLES)
     assert form.kept == {"mlp.down_proj"}
     packed.pack(anatomy, form)
     assert all(isinstance(layer.mlp.down_proj, packed.PackedLinear) for layer in anatomy.layers)
@@ -125,23 +130,28 @@ def test_a_check_in_float32_computes_with_the_same_whole_numbers() -> None:
     assert logits.dtype == torch.float32 and logits.isfinite().all()
 
 
+def next_logits(anatomy: Anatomy) -> Tensor:
+    """Logits of a standard step after the prompt."""
+    target = ModelTarget(anatomy)
+    target.prefill(PROMPT)
+    return target.verify(7, Draft())
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
 def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
     model = tiny.tiny("llama").to(DTYPE)
     save(model, tmp_path / "model")
     anatomy = dissect(copy.deepcopy(model))
-    form = packed.settled(anatomy, Format("int8", SAMPLES))
-    anatomy = packed.pack(anatomy, form)
+    anatomy = packed.pack(anatomy, packed.calibrated(anatomy, SAMPLES))
     attention.install(anatomy.model)
-    sampling = Sampling(max_new_tokens=24)
-    want = tiny.ids_of(tiny.finish(tiny.standard_run(anatomy, PROMPT, sampling)))
+    want = next_logits(anatomy)
     compiled._build(tmp_path / "model", DTYPE, out := tmp_path / "library", packed.format_of(anatomy))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "kept", lambda _: out)
         compiled.attach(anatomy)
     assert all(isinstance(vars(layer).get("forward"), compiled.CompiledLayer) for layer in anatomy.layers)
     assert selftest.failure(anatomy, None) is None and selftest.exact(anatomy)
-    assert tiny.ids_of(tiny.finish(tiny.standard_run(anatomy, PROMPT, sampling))) == want
+    assert (next_logits(anatomy) - want).abs().mean() < 0.1 * want.std()  # they round at other places
 
 
 def test_a_library_is_of_one_format(tmp_path: Path) -> None:
@@ -177,9 +187,9 @@ def test_a_loaded_model_says_that_it_is_in_int8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom"])
-def test_a_model_without_maps_for_int8_is_refused(family: str, tmp_path: Path) -> None:
+def test_a_model_without_layers_for_int8_is_refused(family: str, tmp_path: Path) -> None:
     save(tiny.tiny(family), tmp_path)
-    with pytest.raises(ModelError, match=r"^No linear map of this model's layers can be computed in int8"):
+    with pytest.raises(ModelError, match=r"^No linear layer of this model can be computed in int8"):
         engine.load(str(tmp_path), adapter="none", device="cpu", dtype="int8")
 
 

@@ -219,7 +219,8 @@ def test_what_is_no_adapter(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPa
 def test_the_hubs_cache_is_listed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache as the library lays it out: one repository with an adapter, one with something else."""
     cache = tmp_path / "cache"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    scan = huggingface_hub.scan_cache_dir
+    monkeypatch.setattr("huggingface_hub.scan_cache_dir", lambda: scan(cache))
     assert sharing.fetched() == {}
     for name, files in (("streams", ("adapter.safetensors", "card.json")), ("model", ("card.json",))):
         snapshot = cache / f"models--me--{name}" / "snapshots" / "abc"

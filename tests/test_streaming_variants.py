@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream import toy
+from specstream import packed, toy
 from specstream.adapters import Adapter
 from specstream.anatomy import dissect
 from specstream.drafters.levels import Pauses
@@ -65,7 +65,7 @@ def test_deferred_drafts_are_those_of_the_pass(family: str, mode: str) -> None:
     drafts = []
     for deferred, merged in ((False, False), (True, False), (True, True)):
         if merged:
-            adapter.merge_copies(anatomy, half=False)
+            adapter.merge_copies(anatomy, packed.NATIVE)
             assert len(adapter.merged) == (2 if mode == "lossless" else 0)
         run = guided(anatomy, adapter, sampling, want, deferred=deferred)
         assert tiny.ids_of(tiny.finish(run)) == want

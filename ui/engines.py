@@ -138,7 +138,15 @@ class Engines:
         with self._line.turn(self._line.join(RUN), stop, lambda ahead, purpose: say(waiting(ahead, purpose))):
             if self._engine is None:
                 raise NotLoaded(self.state.error or "No model is loaded: choose one under Model and press Load.")
+            self._refresh()
             yield self._engine
+
+    def _refresh(self) -> None:
+        """Take compiled layers as soon as they are built: between jobs, for a job compares runs with each other."""
+        before = self._engine.info
+        self._engine.refresh()
+        if self._engine.info != before:
+            self._set(info=self._engine.info)
 
 
 def waiting(ahead: int, purpose: str) -> str:

@@ -18,7 +18,7 @@ from ui.rules import Refused
 ADAPTERS = ("auto", "none")
 NO_DRAFT = "none"
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 @dataclass

@@ -127,6 +127,7 @@ def model_card(info: EngineInfo, more: Iterable[tuple[str, str]] = ()) -> str:
         *draft_model,
         ("Device", f"{info.device}: {info.device_reason}"),
         ("Number format", f"{info.dtype}: {info.dtype_reason}"),
+        *([("Passes", info.compiling)] if info.compiling else []),
         ("Context", f"{info.context:,} tokens"),
         *more,
     )

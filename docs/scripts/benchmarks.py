@@ -64,7 +64,7 @@ def main() -> None:
     for task in options.tasks.split(","):
         other = f"streaming:lookup={0 if copy_after(task) else COPY_AFTER}"
         methods = f"{options.methods},{other},streaming:pairs=off"
-        results.append(measure(options, task, "bench", task, "--methods", methods))
+        results.append(measure(options, task, "bench", task, "--memory", "--methods", methods))
         tuned = "streaming" if any(row["method"] == "streaming" for row in results[-1]["rows"]) else "prompt_lookup"
         costs.append(measure(options, f"{task}-cost", "cost", task, "--tune", "--method", tuned))
     sweep = options.pruning_task and measure(options, "pruning", "bench", options.pruning_task, "--methods", SWEEP)
@@ -118,7 +118,10 @@ def ratios(results: list[Report]) -> Iterator[str]:
     outside = (f"{100 * rows[OURS]['outside_share']:.1f} %" if OURS in rows else "-" for rows in tables)
     yield f"| share of streaming's step outside the model | {' | '.join(outside)} |"
     memory = (
-        f"{rows[OURS]['peak_memory'] / rows[PLAIN]['peak_memory']:.2f}" if OURS in rows else "-" for rows in tables
+        f"{rows[OURS]['peak_memory'] / rows[PLAIN]['peak_memory']:.2f}"
+        if OURS in rows and rows[OURS]["peak_memory"]
+        else "-"
+        for rows in tables
     )
     yield f"| memory of streaming, of standard decoding's | {' | '.join(memory)} |"
 

@@ -25,10 +25,13 @@ import torch
 from specstream.bench.cases import read_prompts
 from specstream.bench.machine import heading
 from specstream.engine import load
+from specstream.events import Event
 from specstream.params import Sampling, Standard, Streaming
+from specstream.session import token_ids
 from specstream.stats import summarize
 
 LABELS = ("llama.cpp, standard decoding", "standard decoding", "Speculative Streaming")
+PAUSE = 0.3  # seconds between turns: threads wait for more work for a while, on the cores that others are about to use
 Rate = Callable[[str], float]
 
 
@@ -58,7 +61,7 @@ def serve(pipe: Connection, file: str, tokens: int, threads: int) -> None:
         answer = server.handle_completions({"prompt": pipe.recv(), **asked})
         told: dict[str, Any] = json.loads(answer) if isinstance(answer, str | bytes) else answer
         pipe.send(told["timings"]["predicted_per_second"])
-        time.sleep(0.3)  # its threads wait for more work for a while, on the cores that ours are about to use
+        time.sleep(PAUSE)
 
 
 def table(rates: list[list[float]]) -> Iterator[str]:
@@ -69,6 +72,14 @@ def table(rates: list[list[float]]) -> Iterator[str]:
         ratios = [a / b for a, b in zip(own, rates[0], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         yield f"| {label} | {statistics.median(own):.1f} | {spread} |"
+
+
+def told(standard: list[list[Event]], streaming: list[list[Event]]) -> str:
+    """Tokens per step of streaming, and how many of its texts are those of standard decoding."""
+    stats = [summarize(events) for events in streaming]
+    steps, tokens = sum(s.steps for s in stats), sum(s.steps * (s.tokens_per_step or 0) for s in stats)
+    same = sum(token_ids(a) == token_ids(b) for a, b in zip(standard, streaming, strict=True))
+    return f"{tokens / max(steps, 1):.2f} tokens per step; {same} of {len(stats)} texts are those of standard decoding."
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -87,21 +98,28 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) 
     engine.refresh(wait=True)
     sampling = Sampling(max_new_tokens=tokens)
 
+    written: dict[str, list[list[Event]]] = {Standard.name: [], Streaming.name: []}
+
     def ours(method: Standard | Streaming) -> Rate:
         def rate(prompt: str) -> float:
-            time.sleep(0.3)  # as serve
-            return summarize(engine.generate(prompt, method, sampling)).tokens_per_second or 0.0
+            time.sleep(PAUSE)
+            written[method.name].append(events := list(engine.generate(prompt, method, sampling)))
+            return summarize(events).tokens_per_second or 0.0
 
         return rate
 
     ways = (llama(gguf, tokens), ours(Standard()), ours(Streaming()))
     asked = read_prompts(engine, data, task, limit)
-    for way in ways:
-        way(asked[0])  # warm-up
+    for prompt in asked[:2]:
+        for way in ways:
+            way(prompt)  # warm-up
+    for runs in written.values():
+        runs.clear()
     measured = [[way(prompt) for way in ways] for prompt in asked]
-    print(heading(engine.info.dtype, f"{torch.get_num_threads()} threads"))
+    print(heading(engine.info.dtype, f"{torch.get_num_threads()} threads", engine.info.compiling))
     print(f"{task}, {len(asked)} prompts, up to {tokens} tokens\n")
     print("\n".join(table([list(column) for column in zip(*measured, strict=True)])))
+    print(f"\n{told(*written.values())}")
 
 
 if __name__ == "__main__":

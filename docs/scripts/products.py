@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.bench.machine import heading
-from specstream.packed import PackedLinear
+from specstream.packed import packed_linear
 
 LAYERS = 30
 SHAPES = [(960, 576, LAYERS), (576, 576, LAYERS), (3072, 576, LAYERS), (576, 1536, LAYERS), (49152, 576, 1)]
@@ -34,10 +34,10 @@ def eight_bits(linear: nn.Linear) -> Product:
 
 KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Product]]] = {
     "float32, PyTorch": (torch.float32, lambda linear: linear),
-    "float32, oneDNN packed": (torch.float32, PackedLinear),
-    "float16, FBGEMM packed": (torch.float32, lambda linear: PackedLinear(linear, half=True)),
+    "float32, oneDNN packed": (torch.float32, packed_linear),
+    "float16, FBGEMM packed": (torch.float32, lambda linear: packed_linear(linear, half=True)),
     "bfloat16, PyTorch": (torch.bfloat16, lambda linear: linear.bfloat16()),
-    "bfloat16, oneDNN packed": (torch.bfloat16, lambda linear: PackedLinear(linear.bfloat16())),
+    "bfloat16, oneDNN packed": (torch.bfloat16, lambda linear: packed_linear(linear.bfloat16())),
     "int8 weights, bfloat16 rows": (torch.bfloat16, eight_bits),
 }
 

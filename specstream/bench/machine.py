@@ -71,6 +71,8 @@ def described(engine: Engine) -> dict[str, Any]:
         "model": info.model,
         "source": info.source,
         "adapter": info.adapter,
+        "compiled": info.compiled,
+        "exact": info.exact,
         "dtype": info.dtype,
         "device": info.device,
         "gamma": info.gamma,

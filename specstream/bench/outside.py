@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from specstream import adapters, anatomy, models, packed
+from specstream import adapters, devices, loading
 from specstream.bench.tables import REFERENCES
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
+from specstream.packed import round_weights
 from specstream.pairing import NONE
 from specstream.params import Sampling
 from specstream.sampling import Picker
@@ -167,22 +168,16 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     Where ours has float16 weights to compute with in float32, it has them too, as the float32 that transformers would
     compute in.
     """
-    kind, half = _kind(dtype, device)
-    network, _ = models.load_model(models.resolve(name), device, kind)
+    kind, half = devices.loaded_in(getattr(torch, dtype), device)
+    network, _, _ = loading.fetch(name, device, kind)
     folder = adapters.find(adapter, name)
     if folder or half:
-        parts = anatomy.dissect(network)
+        parts = loading.parts_of(network)
         if folder:
-            adapters.load(folder, parts).merge_main(parts)
+            loading.tuned(folder, parts)
         if half:
-            packed.round_weights(parts)
+            round_weights(parts)
     return network
-
-
-def _kind(dtype: str, device: str) -> tuple[torch.dtype, bool]:
-    """The dtype to load a model in, and whether float16 stands for rounded weights only."""
-    half = models.packs(getattr(torch, dtype), device)
-    return (torch.float32 if half else getattr(torch, dtype)), half
 
 
 def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> Reference:
@@ -192,9 +187,8 @@ def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> 
         settings = {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
         return Reference(name, engine, model, settings, options=lambda: settings)
     info = engine.info
-    helper, tokenizer = models.load_model(
-        models.resolve(str(assistant)), info.device, _kind(info.dtype, info.device)[0]
-    )
+    kind, _ = devices.loaded_in(getattr(torch, info.dtype), info.device)
+    helper, tokenizer, _ = loading.fetch(str(assistant), info.device, kind)
     fresh = copy.deepcopy(helper.generation_config)
     same = tokenizer.get_vocab() == engine.tokenizer.get_vocab()
     both = {} if same else {"tokenizer": engine.tokenizer, "assistant_tokenizer": tokenizer}

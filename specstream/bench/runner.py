@@ -9,7 +9,6 @@ from itertools import product
 from typing import Any, Protocol
 
 from specstream.bench.cases import Case
-from specstream.bench.machine import PeakMemory
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Verdict
 from specstream.params import DraftModel, Method, Sampling, Standard, Streaming
@@ -73,7 +72,7 @@ class Row:
 
     contender: Contender
     asked: list[Asked] = field(default_factory=list)
-    peak_memory: int = 0
+    memory: dict[str, int] = field(default_factory=dict)  # as ``bench.memory`` measures it; empty: it was not
 
     @property
     def runs(self) -> list[RunStats]:
@@ -105,7 +104,7 @@ def bench(
     engine.refresh(wait=True)
     rows = [Row(Ours(engine, Standard(), stop)), *(Row(c) for c in contenders if c.name != Standard.name)]
     _warm_up(engine, cases, rows, sampling, stop, warmed)
-    memory, turn = PeakMemory(engine.info.device), 0
+    turn = 0
     for case in cases:
         answers: list[str] = []
         while len(answers) < len(case.turns):
@@ -114,7 +113,7 @@ def bench(
             for index in _order(len(rows), turn, repeats):
                 if stop():
                     break
-                events = _measured(rows[index], prompt, sampling, memory)
+                events = rows[index].contender.run(prompt, sampling)
                 if not stop():  # else it may have been cut short
                     taken[index].append(events)
                     done()
@@ -156,13 +155,6 @@ def _warm_up(
         if not stop():
             row.contender.run(prompt, Sampling(**sampling.to_dict() | short))
             warmed(made, len(picked) * len(rows))
-
-
-def _measured(row: Row, prompt: str, sampling: Sampling, memory: PeakMemory) -> list[Event]:
-    memory.start()
-    events = row.contender.run(prompt, sampling)
-    row.peak_memory = max(row.peak_memory, memory.read())
-    return events
 
 
 def _book(

@@ -42,6 +42,10 @@ def _identical(row: Result) -> str:
     return f"{row['identical']}/{compared}" if compared else "-"
 
 
+def _memory(row: Result) -> str:
+    return f"{row['peak_memory'] / 1e6:.0f} ({row['load_memory'] / 1e6:.0f})" if row.get("load_memory") else "-"
+
+
 COLUMNS = (
     Column("method", "what was measured", lambda row: row["label"]),
     Column("tokens/s", "tokens after the first per second of the steps", _number("tokens_per_second", 1)),
@@ -54,17 +58,18 @@ COLUMNS = (
     Column("identical", "prompts with the same tokens as standard decoding", _identical),
     Column("prompt passes, s", "time until the first tokens, kept out of tokens/s", _number("prefill_seconds")),
     Column("outside pass", "share of the time of the steps outside of the model's pass", _share),
-    Column("memory, MB", "largest amount while the method ran", lambda row: f"{row['peak_memory'] / 1e6:.0f}"),
     Column("extra weights", "weights that the method needs beside the model's", lambda r: f"{r['extra_parameters']:,}"),
 )
+MEMORY = Column("memory, MB (loading)", "most in the runs of a process of its own (until it was loaded)", _memory)
 
 
 def table(rows: Sequence[Result]) -> Iterator[str]:
-    """Lines of a Markdown table, a method on each."""
-    yield f"| {' | '.join(column.heading for column in COLUMNS)} |"
-    yield "|---" * len(COLUMNS) + "|"
+    """Lines of a Markdown table, a method on each; with the memory where that was measured."""
+    columns = (*COLUMNS, MEMORY) if any(row.get("load_memory") for row in rows) else COLUMNS
+    yield f"| {' | '.join(column.heading for column in columns)} |"
+    yield "|---" * len(columns) + "|"
     for row in rows:
-        yield f"| {' | '.join(column.cell(row) for column in COLUMNS)} |"
+        yield f"| {' | '.join(column.cell(row) for column in columns)} |"
 
 
 def categories(rows: Sequence[Result]) -> Iterator[str]:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from specstream import adapters, models
+from specstream import adapters, devices, loading
 from specstream.adapters import Adapter, Card, HeadCard, base_shape
-from specstream.anatomy import Anatomy, dissect
+from specstream.anatomy import Anatomy
 from specstream.bench.machine import PeakMemory
 from specstream.heads import EXIT, MEDUSA
 from specstream.params import EarlyExit, Medusa
@@ -89,17 +89,15 @@ def train_adapter(request: Request, config: Config) -> Card:
             next(sources.read_rows(Path(name)), None)  # a bad path is told before the model is loaded
     request = replace(request, start=_start(request, config))
     _make(request.out)
-    where, _ = models.choose_device(request.device)
+    where, _ = devices.choose_device(request.device)
     config.chosen_precision(where)  # refuses one that the device does not have
     watch = _Watch(request.progress, PeakMemory(where).read)
-    source = models.resolve(request.model, watch.phase)
-    watch.phase("Loading the model")
-    network, tokenizer = models.load_model(source, where, models.choose_dtype("float32", where)[0])
+    network, tokenizer, source = loading.fetch(request.model, where, torch.float32, watch.phase)
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"The tokenizer of {request.model} has no end-of-text token to end answers with: choose another."
         )
-    anatomy = dissect(network)
+    anatomy = loading.parts_of(network)
     if config.mode != "medusa" and config.layers > len(anatomy.layers):  # heads have no layers of their own
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
     examples, held_out = _examples(request, config, chosen, anatomy, tokenizer, watch)
@@ -212,9 +210,7 @@ def _head_model(
     """Heads to train, on the base with the adapter's LoRA merged. ``base`` is the card of no adapter at all."""
     card = base
     if request.start:
-        adapter = adapters.load(request.start, anatomy)
-        adapter.merge_main(anatomy)
-        card = adapter.card
+        card = loading.tuned(request.start, anatomy).card
     shape: dict[str, Any] = {"count": config.gamma, "projection": config.projection}
     if config.mode == EXIT:
         shape = {"layers": config.layers, "rank": config.exit_rank or anatomy.hidden_size}
@@ -296,7 +292,7 @@ def _own_examples(request: Request, chosen: Task, make: _Answers) -> tuple[list[
 
 def _in_bfloat16(anatomy: Anatomy) -> Anatomy:
     """A copy to write answers with, where training computes in that format too: most users decode in it."""
-    return dissect(copy.deepcopy(anatomy.model).to(torch.bfloat16))
+    return loading.parts_of(copy.deepcopy(anatomy.model).to(torch.bfloat16))
 
 
 def _note(words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specstream.devices import training_precision
 from specstream.params import Checked, choice, number
 
 
@@ -95,13 +96,8 @@ class Config(Checked):
 
     def chosen_precision(self, device: str) -> str:
         """The name that accelerate takes: "no", "bf16" or "fp16". Raises ValueError for float16 on a processor."""
-        import torch  # inside: the command line reads the fields without it
-
         if self.precision == "float16" and device == "cpu":
             raise ValueError("A processor does not train in float16: choose precision auto, float32 or bfloat16.")
         if self.precision != "auto":
             return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[self.precision]
-        if device == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        fast = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        return "bf16" if fast else "no"
+        return training_precision(device)

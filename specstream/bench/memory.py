@@ -1,0 +1,135 @@
+"""The memory of one method, measured in a process of its own that loads what the method needs and nothing else.
+
+``python -m specstream.bench.memory`` reads a Request from standard input and writes what it measured, both as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from specstream import adapters
+from specstream.heads import EXIT, MEDUSA
+from specstream.params import DraftModel, EarlyExit, Medusa, Sampling, Streaming, method
+
+PROMPTS = 3  # the shortest, the middling and the longest one
+HEADS = {Medusa.name: MEDUSA, EarlyExit.name: EXIT}
+LIMIT = 1800  # seconds for one method
+
+
+class NotMeasured(ValueError):
+    """The process of a method failed; the message says why in one sentence."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a process loads and runs. ``method`` and ``sampling`` are settings as their ``to_dict`` gives them."""
+
+    model: str
+    adapter: str
+    device: str
+    dtype: str
+    draft_model: str
+    name: str
+    method: dict[str, Any]
+    sampling: dict[str, Any]
+    prompts: Sequence[str]
+
+
+def picked(prompts: Sequence[str]) -> list[str]:
+    """Prompts by which a method shows its peak."""
+    ranked = sorted(prompts, key=len)
+    return list(dict.fromkeys(ranked[round(i * (len(ranked) - 1) / (PROMPTS - 1))] for i in range(PROMPTS)))
+
+
+def measured(request: Request) -> dict[str, int]:
+    """In a process of its own. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
+
+    Raises NotMeasured.
+    """
+    call = [sys.executable, "-m", "specstream.bench.memory"]
+    where = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    said = json.dumps(asdict(request))
+    try:
+        done = subprocess.run(call, input=said, capture_output=True, text=True, timeout=LIMIT, env=where)
+    except subprocess.TimeoutExpired:
+        raise NotMeasured(f"The memory of {request.name} was not measured within {LIMIT} seconds.") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]
+        raise NotMeasured(f"The memory of {request.name} could not be measured: {last}")
+    out: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return out
+
+
+def measure(request: Request) -> dict[str, int]:
+    """In this process, which should have done nothing else."""
+    from specstream.bench.machine import PeakMemory
+    from specstream.devices import choose_device
+    from specstream.engine import load
+
+    memory = PeakMemory(choose_device(request.device)[0])
+    memory.start()
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = reduced(request.adapter, request.model, request.name, Path(folder))
+        draft = request.draft_model if request.name == DraftModel.name else "none"
+        engine = load(request.model, adapter, request.device, request.dtype, draft=draft)
+    engine.refresh(wait=True)
+    loading = memory.read()
+    memory.start()
+    for prompt in request.prompts:
+        for _ in engine.generate(prompt, method(request.name, **request.method), Sampling(**request.sampling)):
+            pass
+    return {"load_memory": loading, "peak_memory": memory.read()}
+
+
+def reduced(adapter: str, model: str, name: str, folder: Path) -> str:
+    """An adapter made in ``folder`` that has only what a method needs of ``adapter``; "none" where that is nothing.
+
+    Every method writes with the weights that the adapter tuned; streams and heads are for those that draft by them.
+    """
+    source = adapters.find(adapter, model)
+    if source is None:
+        return "none"
+    card = adapters.read_card(source)
+    kept = {kind: head for kind, head in card.heads.items() if kind == HEADS.get(name)}
+    if name != Streaming.name:
+        card = _without_streams(source, card, folder)
+    else:
+        (folder / adapters.WEIGHTS).symlink_to((source / adapters.WEIGHTS).resolve())
+    if not (card.gamma or card.lora_rank or kept):
+        return "none"
+    for head in kept.values():
+        (folder / head.file).symlink_to((source / head.file).resolve())
+    adapters.write_card(folder, replace(card, heads=kept))
+    return str(folder)
+
+
+def _without_streams(source: Path, card: adapters.Card, folder: Path) -> adapters.Card:
+    """The LoRA that tuned the model, written as an adapter of its own; gives its card."""
+    from safetensors.torch import load_file, save_file
+
+    prefix = "main." if card.mode == "lossless" else "lora."
+    rank, scale = card.tuning
+    weights = load_file(source / adapters.WEIGHTS)
+    own = {"lora." + name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    save_file(own if rank else {}, folder / adapters.WEIGHTS)
+    plain = replace(card, mode="plain", gamma=0, lora_rank=rank, lora_scale=scale, main_rank=0)
+    return replace(plain, exit_rank=0, draft_vocabulary=0, value_rotation=0.0, pair_rank=0)
+
+
+def main() -> None:
+    try:
+        print(json.dumps(measure(Request(**json.load(sys.stdin)))))
+    except Exception as error:  # for the process that asked: one line
+        raise SystemExit(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+if __name__ == "__main__":
+    main()
