@@ -16,22 +16,39 @@ from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, devices, loading, models, pairing, quantized, selftest
-from specstream.adapters import Adapter
-from specstream.chat import Chat
-from specstream.compiled import Layers
-from specstream.drafters import Drafter, Given
-from specstream.drafters.draft_model import DraftModelDrafter
-from specstream.drafters.early_exit import EarlyExitDrafter
-from specstream.drafters.medusa import MedusaDrafter
-from specstream.drafters.prompt_lookup import PromptLookupDrafter
-from specstream.drafters.standard import StandardDrafter
-from specstream.drafters.streaming import StreamingDrafter
+from specstream.adapters import store
+from specstream.adapters.heads import Heads
+from specstream.adapters.store import Adapter
+from specstream.data.chat import Chat
+from specstream.data.tasks import copy_after, task
+from specstream.decoding.drafters import Drafter, Given
+from specstream.decoding.drafters.draft_model import DraftModelDrafter
+from specstream.decoding.drafters.early_exit import EarlyExitDrafter
+from specstream.decoding.drafters.medusa import MedusaDrafter
+from specstream.decoding.drafters.prompt_lookup import PromptLookupDrafter
+from specstream.decoding.drafters.standard import StandardDrafter
+from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
+from specstream.decoding.text import (
+    NOTHING_BEFORE,
+    PromptError,
+    TextStream,
+    chat_prompt,
+    encode,
+    least_tokens,
+    token_text,
+    too_long,
+)
 from specstream.events import Event, Started
-from specstream.heads import Heads
+from specstream.hub import catalogue
+from specstream.hub.download import ModelError
 from specstream.info import EngineInfo
-from specstream.loop import Run, decode
-from specstream.packed import FLOAT16, NATIVE, Format
+from specstream.model import devices, introspection, loading, quantized, self_test
+from specstream.model import draft_model as pairing
+from specstream.model.compiled import Layers
+from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
+from specstream.model.target import ModelTarget, PlainTarget, Variant
 from specstream.params import (
     METHODS,
     DraftModel,
@@ -42,19 +59,6 @@ from specstream.params import (
     Sampling,
     Standard,
     Streaming,
-)
-from specstream.sampling import Picker
-from specstream.target import ModelTarget, PlainTarget, Variant
-from specstream.tasks import copy_after, task
-from specstream.text import (
-    NOTHING_BEFORE,
-    PromptError,
-    TextStream,
-    chat_prompt,
-    encode,
-    least_tokens,
-    token_text,
-    too_long,
 )
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
@@ -200,7 +204,7 @@ class Engine:
 
 
 def load(
-    model: str = models.DEFAULT,
+    model: str = catalogue.DEFAULT,
     adapter: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
@@ -216,18 +220,18 @@ def load(
     where, device_reason = devices.choose_device(device)
     kind, dtype_reason = devices.choose_dtype(dtype, where)
     _read_grouped_keys(where)
-    folder = adapters.find(adapter, model)
+    folder = store.find(adapter, model)
     kind, half = devices.loaded_in(kind, where)
     network, tokenizer, source = loading.fetch(model, where, kind, progress)
     parameters = sum(p.numel() for p in network.parameters())
     parts, reason = _parts(network)
     if dtype == "int8" and parts is None:
-        raise models.ModelError(loading.NO_INT8)
+        raise ModelError(loading.NO_INT8)
     half = half and parts is not None  # nothing is packed of a model whose parts are not known
     loaded, beside = _put_on(folder, parts, reason)
     extra = loaded.drafting_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
-    texts = quantized.samples(tokenizer, anatomy.context_of(network.config)) if dtype == "int8" else ()
+    texts = quantized.samples(tokenizer, introspection.context_of(network.config)) if dtype == "int8" else ()
     form = FLOAT16 if half else NATIVE
     pair = (
         None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, form, texts)
@@ -255,7 +259,7 @@ def load(
         parameters=parameters,
         extra_parameters=extra,
         gamma=loaded.card.gamma if loaded else 0,
-        context=anatomy.context_of(network.config),
+        context=introspection.context_of(network.config),
         chat=bool(getattr(tokenizer, "chat_template", None)),
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
@@ -268,7 +272,7 @@ def load(
         head_parameters=beside.parameters(),
         nodes=nodes,
         nodes_reason=nodes_reason,
-        exact=parts is not None and reason is None and selftest.exact(parts),
+        exact=parts is not None and reason is None and self_test.exact(parts),
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None
@@ -292,36 +296,38 @@ def _name(adapter: str, model: str, folder: Path | None) -> str:
     """What an adapter is called on the page and in the log."""
     if folder is None:
         return "none"
-    return adapter if adapter in adapters.bundled(model) or adapter.startswith("hub:") else folder.name
+    return adapter if adapter in store.bundled(model) or adapter.startswith("hub:") else folder.name
 
 
-def _parts(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
+def _parts(network: Any) -> tuple[introspection.Anatomy | None, str | None]:
     try:
         return loading.parts_of(network), None
-    except anatomy.UnsupportedModel as error:  # standard decoding may still work
+    except introspection.UnsupportedModel as error:  # standard decoding may still work
         return None, str(error)
 
 
-def _put_on(folder: Path | None, parts: anatomy.Anatomy | None, reason: str | None) -> tuple[Adapter | None, Heads]:
+def _put_on(
+    folder: Path | None, parts: introspection.Anatomy | None, reason: str | None
+) -> tuple[Adapter | None, Heads]:
     if parts is not None:
         return loading.drafting_parts(folder, parts)
     if folder is not None:
-        raise adapters.AdapterError(f"{reason} Load it with adapter none.")
+        raise store.AdapterError(f"{reason} Load it with adapter none.")
     return None, Heads()
 
 
-def _layers(parts: anatomy.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
+def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
     """The compiled layers, not yet in place."""
 
     def check() -> str | None:
-        wrong = selftest.failure(parts, streams)
-        return wrong or (None if selftest.exact(parts) else "tokens would depend on what is decoded beside them")
+        wrong = self_test.failure(parts, streams)
+        return wrong or (None if self_test.exact(parts) else "tokens would depend on what is decoded beside them")
 
     turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
     return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
 
 
-def _product_of(parts: anatomy.Anatomy | None, form: Format) -> str:
+def _product_of(parts: introspection.Anatomy | None, form: Format) -> str:
     """What computes the linear maps."""
     if not loading.is_packed(parts):
         return "PyTorch"

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from docs.scripts.quality_of_formats import distances, texts_of
-from specstream import attention, compiled, devices, engine, packed, quantized, selftest
-from specstream.anatomy import Anatomy, dissect
-from specstream.bench import outside
-from specstream.devices import choose_dtype
+from specstream import engine
+from specstream.bench import baselines
 from specstream.events import Draft
-from specstream.packed import Format
+from specstream.hub.download import ModelError
+from specstream.model import attention, compiled, cpu_linear, devices, quantized, self_test
+from specstream.model.cpu_linear import Format
+from specstream.model.devices import choose_dtype
+from specstream.model.introspection import Anatomy, dissect
+from specstream.model.quantized import Int8Linear
+from specstream.model.target import ModelTarget
 from specstream.params import Medusa, Sampling, Standard, Streaming
-from specstream.quantized import Int8Linear
 from specstream.session import token_ids
-from specstream.sources import ModelError
-from specstream.target import ModelTarget
 from tests import tiny
 from tests.test_heads import medusa_run, random_heads
 from tests.test_models import save
@@ -46,9 +47,9 @@ def in_int8(family: str = "llama", mode: str = "shared") -> tuple[Anatomy, objec
     anatomy = dissect(tiny.tiny(family).to(DTYPE))
     adapter = tiny.random_adapter(anatomy, mode=mode)
     adapter.ready(anatomy)
-    form = packed.calibrated(anatomy, SAMPLES)
+    form = cpu_linear.calibrated(anatomy, SAMPLES)
     adapter.merge_copies(anatomy, form)
-    anatomy = packed.pack(anatomy, form)
+    anatomy = cpu_linear.pack(anatomy, form)
     attention.install(anatomy.model)
     return anatomy, adapter
 
@@ -91,19 +92,19 @@ def test_rows_of_zeros_and_of_huge_numbers_stay_finite() -> None:
 def test_a_linear_layer_that_int8_changes_much_stays_as_it_is_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy = dissect(tiny.tiny("llama").to(DTYPE))
     down = anatomy.layers[0].mlp.down_proj.weight.shape
-    monkeypatch.setattr(quantized, "error", lambda made, weight, rows: 1.5 * packed.WORST * (weight.shape == down))
-    form = packed.calibrated(anatomy, SAMPLES)
+    monkeypatch.setattr(quantized, "error", lambda made, weight, rows: 1.5 * cpu_linear.WORST * (weight.shape == down))
+    form = cpu_linear.calibrated(anatomy, SAMPLES)
     assert form.kept == {"mlp.down_proj"}
-    packed.pack(anatomy, form)
-    assert all(isinstance(layer.mlp.down_proj, packed.PackedLinear) for layer in anatomy.layers)
-    assert packed.format_of(anatomy) == Format("int8", kept=form.kept)
+    cpu_linear.pack(anatomy, form)
+    assert all(isinstance(layer.mlp.down_proj, cpu_linear.PackedLinear) for layer in anatomy.layers)
+    assert cpu_linear.format_of(anatomy) == Format("int8", kept=form.kept)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize(("family", "mode"), [("llama", "shared"), ("qwen3", "lossless"), ("opt", "shared")])
 def test_every_method_writes_what_standard_decoding_writes(family: str, mode: str, temperature: float) -> None:
     anatomy, adapter = in_int8(family, mode)
-    assert packed.format_of(anatomy).name == "int8" and selftest.failure(anatomy, adapter) is None
+    assert cpu_linear.format_of(anatomy).name == "int8" and self_test.failure(anatomy, adapter) is None
     for seed in range(3):
         sampling = Sampling(max_new_tokens=32, temperature=temperature, seed=seed)
         want = tiny.ids_of(tiny.finish(tiny.standard_run(anatomy, PROMPT, sampling)))
@@ -142,22 +143,22 @@ def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
     model = tiny.tiny("llama").to(DTYPE)
     save(model, tmp_path / "model")
     anatomy = dissect(copy.deepcopy(model))
-    anatomy = packed.pack(anatomy, packed.calibrated(anatomy, SAMPLES))
+    anatomy = cpu_linear.pack(anatomy, cpu_linear.calibrated(anatomy, SAMPLES))
     attention.install(anatomy.model)
     want = next_logits(anatomy)
-    compiled._build(tmp_path / "model", DTYPE, out := tmp_path / "library", packed.format_of(anatomy))
+    compiled._build(tmp_path / "model", DTYPE, out := tmp_path / "library", cpu_linear.format_of(anatomy))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "kept", lambda _: out)
         compiled.attach(anatomy)
     assert all(isinstance(vars(layer).get("forward"), compiled.CompiledLayer) for layer in anatomy.layers)
-    assert selftest.failure(anatomy, None) is None and selftest.exact(anatomy)
+    assert self_test.failure(anatomy, None) is None and self_test.exact(anatomy)
     assert (next_logits(anatomy) - want).abs().mean() < 0.1 * want.std()  # they round at other places
 
 
 def test_a_library_is_of_one_format(tmp_path: Path) -> None:
     kept = set()
-    for form in (packed.NATIVE, Format("int8"), Format("int8", kept=frozenset({"mlp.down_proj"}))):
-        anatomy = packed.pack(dissect(tiny.tiny("llama").to(DTYPE)), form)
+    for form in (cpu_linear.NATIVE, Format("int8"), Format("int8", kept=frozenset({"mlp.down_proj"}))):
+        anatomy = cpu_linear.pack(dissect(tiny.tiny("llama").to(DTYPE)), form)
         kept.add(compiled.kept(anatomy))
     assert len(kept) == 3
 
@@ -180,8 +181,8 @@ def test_a_loaded_model_says_that_it_is_in_int8(tmp_path: Path) -> None:
     save(tiny.tiny("llama"), tmp_path)
     loaded = engine.load(str(tmp_path), adapter="none", device="cpu", dtype="int8")
     assert loaded.info.dtype == "int8" and loaded.info.exact and not loaded.info.unavailable.keys() & {"prompt_lookup"}
-    with pytest.raises(outside.ReferenceUnavailable, match="choose another dtype"):
-        outside.references(["hf"], loaded, "none", None)
+    with pytest.raises(baselines.ReferenceUnavailable, match="choose another dtype"):
+        baselines.references(["hf"], loaded, "none", None)
     auto = engine.load(str(tmp_path), adapter="none", device="cpu")
     assert auto.info.dtype != "int8"
 

@@ -16,12 +16,13 @@ import click
 import torch
 from torch import Tensor
 
-from specstream import engine, quality
-from specstream.bench.machine import heading
+from specstream import engine
+from specstream.bench import evaluation
+from specstream.bench.provenance import heading
+from specstream.data.datasets import task_rows
+from specstream.data.tasks import task
 from specstream.params import Sampling, Standard, Streaming
 from specstream.session import token_ids
-from specstream.tasks import task
-from specstream.training.sources import task_rows
 
 MODEL = "smollm2-135m"
 Text = tuple[list[int], int]  # tokens, and where the answer begins
@@ -55,13 +56,13 @@ def _answer_logits(loaded: engine.Engine, text: Text) -> Tensor:
 
 def evaluated(loaded: engine.Engine, name: str, data: Path, limit: int) -> list[str]:
     """The cells of a table's row: the quality of the texts of a task, and tokens per step of streaming."""
-    items = quality.read_items(loaded, str(data / name / "dev.jsonl"), "", task(name), limit)
+    items = evaluation.read_items(loaded, str(data / name / "dev.jsonl"), "", task(name), limit)
     results = [
-        quality.evaluate(loaded, items, name, method, Sampling(max_new_tokens=128))
+        evaluation.evaluate(loaded, items, name, method, Sampling(max_new_tokens=128))
         for method in (Standard(), Streaming())
     ]
-    same = quality.compare(*results)["same_texts"]
-    scores = ", ".join(f"{quality.NAMES[n]} {v['mean']:.1f}" for n, v in (results[0]["quality"] or {}).items())
+    same = evaluation.compare(*results)["same_texts"]
+    scores = ", ".join(f"{evaluation.NAMES[n]} {v['mean']:.1f}" for n, v in (results[0]["quality"] or {}).items())
     return [scores or "no references", f"{results[1]['tokens_per_step']:.2f}", f"{same} of {len(items)}"]
 
 
