@@ -48,6 +48,7 @@ from specstream.model import devices, introspection, loading, quantized, self_te
 from specstream.model import draft_model as pairing
 from specstream.model.compiled import Layers
 from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
+from specstream.model.passed import Passed
 from specstream.model.target import ModelTarget, PlainTarget, Variant
 from specstream.params import (
     METHODS,
@@ -232,7 +233,7 @@ def load(
     extra = loaded.drafting_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
     texts = quantized.samples(tokenizer, introspection.context_of(network.config)) if dtype == "int8" else ()
-    form = FLOAT16 if half else NATIVE
+    form, exact, passed = FLOAT16 if half else NATIVE, False, Passed((source.path, folder), where, dtype, str(kind))
     pair = (
         None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, form, texts)
     )
@@ -241,8 +242,7 @@ def load(
         loading.made_ready(parts, loaded, beside)
         form = loading.in_int8(parts, texts) if texts else form
         parts = loading.packed_up(parts, loaded, beside, form)
-        attention, reason = loading.tested(parts, streams)
-        network.set_attn_implementation(attention)
+        reason, exact = loading.checked(parts, streams, passed)
     unavailable = _unavailable(reason, streams, pair, beside)
     nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
     info = EngineInfo(
@@ -272,12 +272,12 @@ def load(
         head_parameters=beside.parameters(),
         nodes=nodes,
         nodes_reason=nodes_reason,
-        exact=parts is not None and reason is None and self_test.exact(parts),
+        exact=exact,
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None
     compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
-    layers = _layers(parts, streams, source.path) if parts and compiles else None
+    layers = _layers(parts, streams, source.path, passed) if parts and compiles else None
     engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
     if layers:
         layers.start()
@@ -316,12 +316,18 @@ def _put_on(
     return None, Heads()
 
 
-def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
+def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path, passed: Passed) -> Layers:
     """The compiled layers, not yet in place."""
 
     def check() -> str | None:
+        if passed.recall("compiled") is not None:
+            return None
         wrong = self_test.failure(parts, streams)
-        return wrong or (None if self_test.exact(parts) else "tokens would depend on what is decoded beside them")
+        if not wrong and not self_test.exact(parts):
+            wrong = "tokens would depend on what is decoded beside them"
+        if not wrong:
+            passed.note("compiled")
+        return wrong
 
     turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
     return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)

@@ -8,16 +8,13 @@ never needed: without it the layer's own Python code runs. The compiled layer ke
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
 from specstream.model.introspection import Anatomy, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
+from specstream.model.passed import digest
 from specstream.model.quantized import Int8Linear
 
 MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls of the Python code
@@ -119,28 +117,11 @@ def kept(anatomy: Anatomy) -> Path:
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
     here = Path(__file__).parent
     code = [(here / f"{name}.py").read_text(encoding="utf-8") for name in _SOURCES]
-    capabilities = [k for k, v in torch.cpu.get_capabilities().items() if v is True]
-    machine = [
-        platform.machine(),
-        torch.backends.cpu.get_cpu_capability(),
-        sorted(capabilities),
-        torch.get_num_threads(),
-    ]
-    parts = [
-        told,
-        str(anatomy.dtype),
-        _words(format_of(anatomy)),
-        version("torch"),
-        version("transformers"),
-        machine,
-        code,
-    ]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
-    return download.home() / "compiled" / digest
+    return download.home() / "compiled" / digest(told, str(anatomy.dtype), _words(format_of(anatomy)), code)
 
 
 def _words(form: Format) -> str:
-    """A format without its samples as one word: those have no part in a layer's structure."""
+    """What of a format decides on a layer's structure."""
     return " ".join([form.name, *sorted(form.kept)])
 
 

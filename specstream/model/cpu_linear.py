@@ -285,21 +285,37 @@ class Owner(NamedTuple):
         return cast(nn.Linear, getattr(self.module, self.name))
 
 
-def _groups(anatomy: Anatomy, layers: Sequence[int]) -> list[list[Owner]]:
-    """The linear maps of these layers; those of one module that read the same tensor together, seen on a token."""
-    owners = [
-        Owner(module, name, layer, f"{path}.{name}".lstrip("."))
-        for layer in layers
-        for path, module in anatomy.layers[layer].named_modules()
+def _owners(layer: nn.Module, index: int) -> list[Owner]:
+    """The linear layers of a decoder layer."""
+    return [
+        Owner(module, name, index, f"{path}.{name}".lstrip("."))
+        for path, module in layer.named_modules()
         for name, child in module.named_children()
         if isinstance(child, nn.Linear)
     ]
+
+
+def _groups(anatomy: Anatomy, layers: Sequence[int]) -> list[list[Owner]]:
+    """The linear layers of these decoder layers; those of one module that read the same tensor together.
+
+    That is seen on a token, in the first decoder layer of every structure.
+    """
+    owners = [_owners(layer, i) for i, layer in enumerate(anatomy.layers)]
+    structures = [(type(layer), *(o.path for o in of)) for layer, of in zip(anatomy.layers, owners, strict=True)]
+    alike = {i: structures.index(structures[i]) for i in layers}
+    shown = [owner for i in sorted(set(alike.values())) for owner in owners[i]]
     read: dict[int, Tensor] = {}  # held, so that no two have one id
-    _read_by(anatomy, owners, [torch.zeros(1, 1, dtype=torch.long)], read.__setitem__)
+    with suppress(_Enough):
+        _read_by(anatomy, shown, [torch.zeros(1, 1, dtype=torch.long)], read.__setitem__, max(alike.values()))
+    reads = {(o.layer, o.path): id(read[i]) if i in read else -i for i, o in enumerate(shown)}
     together: dict[tuple[int, int], list[Owner]] = defaultdict(list)
-    for index, owner in enumerate(owners):
-        together[id(owner.module), id(read[index]) if index in read else -index].append(owner)
+    for owner in (owner for i in layers for owner in owners[i]):
+        together[id(owner.module), reads[alike[owner.layer], owner.path]].append(owner)
     return list(together.values())
+
+
+class _Enough(Exception):
+    """Ends a pass of which the rest is not needed."""
 
 
 def _inputs(anatomy: Anatomy, groups: Sequence[Sequence[Owner]], samples: Sequence[Tensor]) -> list[Tensor]:
@@ -312,19 +328,34 @@ def _inputs(anatomy: Anatomy, groups: Sequence[Sequence[Owner]], samples: Sequen
 
 @torch.inference_mode()
 def _read_by(
-    anatomy: Anatomy, owners: Sequence[Owner], samples: Sequence[Tensor], take: Callable[[int, Tensor], None]
+    anatomy: Anatomy,
+    owners: Sequence[Owner],
+    samples: Sequence[Tensor],
+    take: Callable[[int, Tensor], None],
+    last: int | None = None,
 ) -> None:
-    """Let the model read texts, and ``take`` what each of these maps reads."""
+    """Let the model read texts, and ``take`` what each of these linear layers reads.
+
+    Raises _Enough after the decoder layer ``last``.
+    """
 
     def note(index: int, _module: nn.Module, args: tuple[Any, ...]) -> None:
         if args:
             take(index, args[0])
 
     hooks = [owner.linear.register_forward_pre_hook(partial(note, i)) for i, owner in enumerate(owners)]
-    for ids in samples:
-        anatomy.model(input_ids=ids, use_cache=False)
-    for hook in hooks:
-        hook.remove()
+    if last is not None:
+        hooks.append(anatomy.layers[last].register_forward_hook(_enough))
+    try:
+        for ids in samples:
+            anatomy.model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _enough(*_: Any) -> None:
+    raise _Enough
 
 
 @torch.inference_mode()

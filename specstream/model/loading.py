@@ -24,6 +24,7 @@ from specstream.hub.download import ModelError, ModelSource, Progress
 from specstream.model import attention, self_test
 from specstream.model.cpu_linear import Format, HalfLinear, PackedLinear, calibrated, pack, packed_linear, suits
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
+from specstream.model.passed import Passed
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,23 @@ def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
                 return attention.NAME, None
     with attention.using(parts.model, parts.attention):
         return parts.attention, self_test.failure(parts, streams)
+
+
+def checked(parts: Anatomy, streams: Adapter | None, passed: Passed) -> tuple[str | None, bool]:
+    """Why the model can't verify trees (None: it can), and whether a token has the same bits in a tree as by itself.
+
+    The model attends by what suits it from now on. What it passed before is not run again.
+    """
+    known = passed.recall("layers") or {}
+    if known.get("attention") in (attention.NAME, parts.attention):
+        parts.model.set_attn_implementation(known["attention"])
+        return None, bool(known.get("exact"))
+    name, reason = tested(parts, streams)
+    parts.model.set_attn_implementation(name)
+    exact = reason is None and self_test.exact(parts)
+    if reason is None:
+        passed.note("layers", attention=name, exact=exact)
+    return reason, exact
 
 
 def lacking(streams: Adapter | None, beside: Heads, second: Any, no_second: str) -> dict[str, str]:
