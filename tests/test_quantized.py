@@ -16,20 +16,21 @@ from specstream import engine
 from specstream.bench import baselines
 from specstream.events import Draft
 from specstream.hub.download import ModelError
-from specstream.model import attention, compiled, cpu_linear, devices, quantized, self_test
+from specstream.model import attention, cpu_linear, hardware, quantized
 from specstream.model.cpu_linear import Format
 from specstream.model.devices import choose_dtype
 from specstream.model.introspection import Anatomy, dissect
 from specstream.model.quantized import Int8Linear
-from specstream.model.target import ModelTarget
 from specstream.params import Medusa, Sampling, Standard, Streaming
 from specstream.session import token_ids
+from specstream.target import compiled, self_test
+from specstream.target.model_target import ModelTarget
 from tests import tiny
 from tests.test_heads import medusa_run, random_heads
 from tests.test_models import save
 
 pytestmark = pytest.mark.skipif(not quantized.works(), reason="this processor has no fast product of bytes")
-DTYPE = torch.bfloat16 if devices.computes_bfloat16("cpu") else torch.float32
+DTYPE = torch.bfloat16 if hardware.computes_bfloat16("cpu") else torch.float32
 SAMPLES = tuple(torch.tensor([tiny.prompt(length, length)]) for length in (20, 9))
 PROMPT = tiny.prompt(21)
 

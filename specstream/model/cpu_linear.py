@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from specstream.adapters.lora import LoRA
 from specstream.model import quantized
-from specstream.model.devices import computes_bfloat16
+from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import Anatomy
+from specstream.model.lora import LoRA
 from specstream.model.quantized import Int8Linear
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well

@@ -19,7 +19,7 @@ import torch
 from specstream.hub import download
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CODE = ("model", "streams", "adapters")  # packages whose code decides
+CODE = ("model", "target", "streams", "adapters")  # packages whose code decides
 
 
 class Passed:

@@ -27,12 +27,12 @@ from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
 from specstream.model.introspection import Anatomy, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
-from specstream.model.passed import digest
+from specstream.model.passed import PACKAGE, digest
 from specstream.model.quantized import Int8Linear
 
 MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls of the Python code
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
-_SOURCES = ("attention", "cpu_linear", "quantized", "compiled", "kv_cache")
+_SOURCES = ("model/attention", "model/cpu_linear", "model/quantized", "model/kv_cache", "target/compiled")
 LIMIT = 600  # seconds that a build may take
 CACHE = "past_key_values"
 Place = tuple[nn.Module, str]  # a module and the name of a tensor in it
@@ -115,8 +115,7 @@ def kept(anatomy: Anatomy) -> Path:
     """Where the library for a model on this machine lies, or would lie."""
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
-    here = Path(__file__).parent
-    code = [(here / f"{name}.py").read_text(encoding="utf-8") for name in _SOURCES]
+    code = [(PACKAGE / f"{name}.py").read_text(encoding="utf-8") for name in _SOURCES]
     return download.home() / "compiled" / digest(told, str(anatomy.dtype), _words(format_of(anatomy)), code)
 
 
@@ -184,7 +183,7 @@ class Layers:
         if shutil.which(compiler.split()[0]) is None:
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
-        call = [sys.executable, "-m", "specstream.model.compiled", str(self._source), str(self._anatomy.dtype)]
+        call = [sys.executable, "-m", "specstream.target.compiled", str(self._source), str(self._anatomy.dtype)]
         call += [str(kept(self._anatomy)), *_words(format_of(self._anatomy)).split()]
         threads, path = str(torch.get_num_threads()), os.pathsep.join(p for p in sys.path if p)
         self._build = subprocess.Popen(
@@ -302,7 +301,7 @@ def _one_layer(folder: Path, dtype: torch.dtype, form: Format) -> Anatomy:
 def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
     """How the model calls its layer in a pass: its arguments, and whether a tuple comes back."""
     from specstream.events import Draft
-    from specstream.model.target import ModelTarget
+    from specstream.target.model_target import ModelTarget
 
     calls: list[tuple[Any, dict[str, Any], Any]] = []
     nodes = EXAMPLE_ROWS - 1

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specstream.hub.download import Progress
-from specstream.model import loading, self_test
 from specstream.model.cpu_linear import NATIVE, Format, pack
 from specstream.model.introspection import Anatomy, UnsupportedModel
-from specstream.model.target import ModelTarget
+from specstream.target import loading, self_test
+from specstream.target.model_target import ModelTarget
 
 NONE = ("", "none")  # names that mean no draft model
 NO_DRAFT_MODEL = (
@@ -42,7 +42,7 @@ class Pair:
 
 def load(
     name: str,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     device: str,
     dtype: torch.dtype,
     progress: Progress,
@@ -63,7 +63,7 @@ def load(
     return Pair(name, pack(parts, form), sum(p.numel() for p in weights), size)
 
 
-def usable(name: str, network: Any) -> Anatomy:
+def usable(name: str, network: PreTrainedModel) -> Anatomy:
     """The parts of a network that can draft. Raises DraftModelError for one that can't take a draft back."""
     try:
         parts = loading.parts_of(network)
@@ -76,7 +76,7 @@ def usable(name: str, network: Any) -> Anatomy:
     return parts
 
 
-def check_tokenizers(name: str, drafter: Any, target: Any) -> None:
+def check_tokenizers(name: str, drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
     """Raise DraftModelError, naming the first difference, unless the same ids are the same tokens for both models."""
     ours, theirs = target.get_vocab(), drafter.get_vocab()
     differ = sorted(ours.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
@@ -92,7 +92,7 @@ def check_tokenizers(name: str, drafter: Any, target: Any) -> None:
     )
 
 
-def _special(tokenizer: Any) -> set[int]:
+def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
