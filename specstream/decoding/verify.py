@@ -15,8 +15,8 @@ from torch import Tensor
 
 from specstream import tree
 from specstream.decoding.sampling import Picker
+from specstream.decoding.softmax import log_total
 from specstream.events import Draft, Fate
-from specstream.model.softmax import log_total
 
 
 class Pick(NamedTuple):

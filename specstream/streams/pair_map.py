@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specstream.model.softmax import log_total
+from specstream.decoding.softmax import log_total
 from specstream.tree import Level
 
 CHUNK = 4096  # embeddings at a time: their copies in float32 stay small

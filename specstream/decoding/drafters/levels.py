@@ -8,8 +8,8 @@ from torch import Tensor
 
 from specstream import tree
 from specstream.decoding.interfaces import Drafter, Synchronized
+from specstream.decoding.softmax import log_total
 from specstream.events import Draft
-from specstream.model.softmax import log_total
 from specstream.params import LevelTree
 from specstream.tree import Candidates, Level, Levels
 
