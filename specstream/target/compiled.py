@@ -34,7 +34,13 @@ MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls o
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
 LIMIT = 600  # seconds that a build may take
 CACHE = "past_key_values"
-COMPILED_IN = ("model/attention", "model/cpu_linear", "model/quantized", "model/kv_cache", "target/compiled")  # modules
+COMPILED_IN = (  # files of the package
+    "model/attention.py",
+    "model/cpu_linear.py",
+    "model/quantized.py",
+    "model/kv_cache.py",
+    "target/compiled.py",
+)
 Place = tuple[nn.Module, str]  # a module and the name of a tensor in it
 Extra = tuple[str, int | None]  # an argument of a layer, and which of its tensors
 
@@ -115,7 +121,7 @@ def kept(anatomy: Anatomy) -> Path:
     """Where the library for a model on this machine lies, or would lie."""
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
-    code = [(PACKAGE / f"{name}.py").read_text(encoding="utf-8") for name in COMPILED_IN]
+    code = [(PACKAGE / name).read_text(encoding="utf-8") for name in COMPILED_IN]
     return download.home() / "compiled" / digest(told, str(anatomy.dtype), _words(format_of(anatomy)), code)
 
 
