@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = "smollm2-135m"
+TOY = "toy"  # the scripted model of specstream.testing, among the names of models
 
 
 @dataclass(frozen=True)
