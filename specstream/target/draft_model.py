@@ -1,4 +1,4 @@
-"""A second model beside the first: a draft model, which must speak the same tokens."""
+"""A second model beside the first: a draft model, which must have the same tokenizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specstream.hub.download import Progress
+from specstream.hub.download import StatusCallback
 from specstream.model.cpu_linear import NATIVE, Format, pack
 from specstream.model.introspection import Anatomy, UnsupportedModel
 from specstream.target import loading, self_test
@@ -45,7 +45,7 @@ def load(
     tokenizer: PreTrainedTokenizerBase,
     device: str,
     dtype: torch.dtype,
-    progress: Progress,
+    progress: StatusCallback,
     form: Format = NATIVE,
     texts: Sequence[Tensor] = (),
 ) -> Pair:
