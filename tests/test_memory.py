@@ -68,7 +68,7 @@ def test_what_a_folder_needs_is_its_parameters_times_bytes_and_its_cache(folder:
 
 
 def test_what_is_not_here_is_estimated_from_the_catalogue_or_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.models, "here", lambda name: None)
+    monkeypatch.setattr(memory.catalogue, "here", lambda name: None)
     assert memory.need("smollm2-1.7b", "cpu", "float32") == Need(4 * 1_711_376_384)
     assert memory.need("someone/something", "cpu", "float32") is None  # the Hub can't be reached
     answer = SimpleNamespace(safetensors=SimpleNamespace(total=10))

@@ -18,7 +18,6 @@ from ui.charts import benchmarks, runs
 from ui.html import headline as lines
 from ui.html import render
 from ui.state import feed
-from ui.state.headline import Headline
 from ui.state.view import View, replay, root_text
 
 EVIL = '<img src=x onerror="alert(1)">&'
@@ -75,7 +74,7 @@ def test_everything_from_outside_is_escaped() -> None:
     info = EngineInfo(EVIL, EVIL, EVIL, "e2e", "shared", EVIL, EVIL, EVIL, EVIL, 1, 1, 2, 10, notes=(EVIL,))
     pieces = [
         render.status(EVIL),
-        lines.headline(Headline(EVIL, EVIL, (EVIL,), (EVIL,), EVIL)),
+        lines.headline(lines.Headline(EVIL, EVIL, (EVIL,), (EVIL,), EVIL)),
         render.model_card(info),
         render.sentences([EVIL]),
         render.facts([(EVIL, EVIL)]),

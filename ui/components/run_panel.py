@@ -14,7 +14,7 @@ from ..html import render
 from ..jobs.engine_host import Engines
 from ..state import insights
 from ..state.feed import Feed, encode
-from ..state.headline import Headline, headline
+from ..state.headline import headline
 from ..state.view import View
 from ..theme import DEEPEST
 from . import details
@@ -61,7 +61,7 @@ class RunView:
             **self.details.ended(view),
         }
 
-    def said(self, line: Headline) -> Updates:
+    def said(self, line: lines.Headline) -> Updates:
         """The headline, and the button that mends what it tells."""
         label = line.remedy.label if line.remedy else ""
         return {

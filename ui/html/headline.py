@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from html import escape
 
-from ..state.headline import Headline
+
+@dataclass(frozen=True)
+class Remedy:
+    """A button that mends a slow run: what it says, and the tree budget that it sets; 0: it loads another adapter."""
+
+    label: str
+    budget: int = 0
+
+
+@dataclass(frozen=True)
+class Headline:
+    """``main`` is what is read first, ``parts`` stand beside it, ``below`` are sentences in small type."""
+
+    tone: str
+    main: str
+    parts: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
+    details: str = ""
+    remedy: Remedy | None = None
 
 
 def headline(said: Headline) -> str:

@@ -13,6 +13,7 @@ from specstream.events import Agreement, Lane, Step, Verdict
 from specstream.params import Standard
 from specstream.stats import RunStats, counted, step_cost
 
+from ..html.headline import Headline, Remedy
 from .view import View
 
 ALIKE = 0.05  # a ratio within this of 1 is no difference
@@ -26,26 +27,6 @@ SAME = {
     Agreement.UNKNOWN: "",
 }
 NOISY = "This machine is busy: the times scatter, so measure again."
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """A button that mends a slow run: what it says, and the tree budget that it sets; 0: it loads another adapter."""
-
-    label: str
-    budget: int = 0
-
-
-@dataclass(frozen=True)
-class Headline:
-    """``main`` is what is read first, ``parts`` stand beside it, ``below`` are sentences in small type."""
-
-    tone: str
-    main: str
-    parts: tuple[str, ...] = ()
-    below: tuple[str, ...] = ()
-    details: str = ""
-    remedy: Remedy | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +135,7 @@ def _difference(verdict: Verdict) -> str:
 def _cause(view: View) -> tuple[str, Remedy | None]:
     """Why a run was slower than standard decoding, and what mends it."""
     ours, standard = view.stats[Lane.METHOD], view.stats[Lane.BASELINE]
-    cost, gain = step_cost(standard, ours), ours.tokens_per_step
+    cost, gain = step_cost([standard], [ours]), ours.tokens_per_step
     if not cost or not gain or cost < 1:
         return "The times scatter too much to tell why.", None
     budget = int((view.settings.get("method") or {}).get("budget", 0))

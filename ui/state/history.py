@@ -11,8 +11,9 @@ from specstream.events import Agreement, Lane, Verdict
 from specstream.params import METHODS
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
 
+from ..files import place
 from ..html.render import NOTHING, model_name, number
-from .files import place
+from . import origin
 from .view import View, replay
 
 HEADERS = (
@@ -104,7 +105,9 @@ def view(runlog: RunLog, run: Mapping[str, Any]) -> View:
     """A logged run as the page shows a run."""
     lanes = {lane: runlog.events(run["id"], lane) for lane in Lane}
     note = f"From the log: run of {run['started_utc'][:16].replace('T', ' ')} UTC, {run['status']}."
-    return replay(run["id"], method_label(run["method"]), lanes, verdict(run), note)
+    shown = replay(run["id"], method_label(run["method"]), lanes, verdict(run), note)
+    shown.log_id, shown.origin = run["id"], origin.of_row(run)
+    return shown
 
 
 def export_run(runlog: RunLog, run: str, folder: Path) -> tuple[Path, Path]:

@@ -10,8 +10,9 @@ from specstream.events import Event, Finished, Lane, Reason, Started, Step, Verd
 from specstream.params import NODES
 from specstream.stats import RunStats, counted
 
-from ..jobs.runs import Item, Notice, Recorded
 from .feed import Feed
+from .messages import Item, Notice, Recorded
+from .origin import Origin
 
 ENDS = {
     Reason.EOS: "the model ended the text",
@@ -44,6 +45,7 @@ class View:
     settings: dict[str, Any] = field(default_factory=dict)
     nodes: int = NODES
     mismatched: bool = False
+    origin: Origin | None = None
 
     def add(self, item: Item) -> None:
         """Take in one item."""
@@ -54,6 +56,8 @@ class View:
             self.log_id = item.run
         elif isinstance(item, Verdict):
             self.verdict = item
+        elif isinstance(item, Origin):
+            self.origin = item
         else:
             self._event(*item)
 

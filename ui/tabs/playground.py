@@ -31,10 +31,11 @@ from ..jobs import visitor
 from ..jobs.again import TIMES, Again
 from ..jobs.engine_host import Busy, Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask, Notice, Run
+from ..jobs.runs import Ask, Run
 from ..state import history, recording
 from ..state.feed import Feed
 from ..state.headline import Ratio, headline
+from ..state.messages import Notice
 from ..state.methods import Offer, mismatch
 from ..state.view import View
 
