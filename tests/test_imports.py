@@ -180,3 +180,10 @@ def test_replay_needs_no_torch_and_no_gradio() -> None:
     code = f"import sys, {', '.join(names)}; print({{'torch', 'transformers', 'gradio'}} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_the_files_that_are_compiled_are_there() -> None:
+    """The key of a compiled layer is made of their text: one that moves must be named anew."""
+    from specstream.target.compiled import COMPILED_IN
+
+    assert all((ROOT / "specstream" / name).is_file() for name in COMPILED_IN)

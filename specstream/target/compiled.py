@@ -35,6 +35,7 @@ MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls o
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
 LIMIT = 600  # seconds that a build may take
 CACHE = "past_key_values"
+COMPILED_IN = ("model/attention.py", "model/cpu_linear.py", "model/kv_cache.py", "target/compiled.py")  # of the package
 Place = tuple[nn.Module, str]  # a module and the name of a tensor in it
 Extra = tuple[str, int | None]  # an argument of a layer, and which of its tensors
 
@@ -113,8 +114,7 @@ def kept(anatomy: Anatomy) -> Path:
     """Where the library for a model on this machine lies, or would lie."""
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
-    compiled_in = ("attention", "cpu_linear", "compiled", "kv_cache")
-    code = [(Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in compiled_in]
+    code = [(Path(__file__).parents[1] / name).read_text(encoding="utf-8") for name in COMPILED_IN]
     capabilities = [k for k, v in torch.cpu.get_capabilities().items() if v is True]
     machine = [
         platform.machine(),
