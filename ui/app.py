@@ -57,7 +57,7 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
             with gr.Tab("How it works", id=howto.TAB):
                 howto.layout()
         playground.wire(play, demo, engines, runlog)
-        compare.wire(contest, race_tab, demo, engines, runlog)
+        compare.wire(contest, race_tab, demo, engines, runlog, play)
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         sessions.wire(logged, tab, demo, engines, runlog)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)

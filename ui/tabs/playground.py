@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
@@ -84,6 +84,7 @@ class Playground:
     view: RunView
     examples: list[gr.Button]
     last: gr.State
+    fit: Callable[..., Iterator[Updates]] | None = None  # loads the adapter of a task that was chosen
 
     @property
     def inputs(self) -> set[Any]:
@@ -189,9 +190,13 @@ def example_buttons() -> list[gr.Button]:
         return [gr.Button(known["shows"], size="sm", min_width=60, scale=0) for known in shown_examples()]
 
 
-def filling(example: dict[str, str]) -> str:
-    """The script that fills an example's prompt and task in."""
-    return f"() => {json.dumps([example['prompt'], example['task']], ensure_ascii=False)}"
+def fill_with_examples(buttons: list[gr.Button], tab: Playground) -> None:
+    """Each button fills an example's prompt and task in, in the browser; then the adapter of the task is loaded."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    for button, known in zip(buttons, shown_examples(), strict=True):
+        values = f"() => {json.dumps([known['prompt'], known['task']], ensure_ascii=False)}"
+        filled = button.click(None, None, [tab.prompt, tab.task], js=values, api_visibility="private")
+        filled.then(tab.fit, tab.chosen, tab.form, concurrency_limit=None, **quiet)
 
 
 def layout(engines: Engines) -> Playground:
@@ -347,9 +352,8 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     tab.method.input(lambda method: method, tab.method, tab.wish, queue=False, **quiet)
     tab.suit.load.click(load_fitting, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.task.input(fit, tab.chosen, form, concurrency_limit=None, **quiet)
-    for button, known in zip(tab.examples, shown_examples(), strict=True):
-        filled = button.click(None, None, [tab.prompt, tab.task], js=filling(known), api_visibility="private")
-        filled.then(fit, tab.chosen, form, concurrency_limit=None, **quiet)
+    tab.fit = fit
+    fill_with_examples(tab.examples, tab)
     tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)
     tab.chat.wire(demo)
