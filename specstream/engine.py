@@ -40,6 +40,7 @@ from specstream.decoding.text import (
 )
 from specstream.events import Event, Started
 from specstream.hub import catalogue
+from specstream.hub.download import StatusCallback
 from specstream.info import EngineInfo, processor
 from specstream.model import devices, introspection
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
@@ -49,14 +50,13 @@ from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
-Progress = Callable[[str, float | None], None]
 
 
 class MethodUnavailable(ValueError):
     """A method can't run on the loaded model; the message says why."""
 
 
-class Turn:
+class RunLock:
     """A lock for one run at a time. Who holds it already would wait for ever: that raises RuntimeError instead."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Engine:
     make_target: Callable[[Method], DraftingTarget]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
     make_second: Callable[[], RewindableTarget | None] = lambda: None
-    lock: Turn = field(default_factory=lambda: Turn())
+    lock: RunLock = field(default_factory=lambda: RunLock())
     layers: Layers | None = None
 
     def __post_init__(self) -> None:
@@ -184,7 +184,7 @@ def load(
     adapter: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
-    progress: Progress = lambda words, fraction: None,
+    progress: StatusCallback = lambda words, fraction: None,
     draft: str = "none",
 ) -> Engine:
     """Load a model and an adapter, and a draft model where ``draft`` names one.
@@ -302,7 +302,7 @@ def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path)
 
 
 def _product_of(parts: introspection.Anatomy | None, half: bool) -> str:
-    """What computes the linear maps."""
+    """What computes the linear layers."""
     if not loading.is_packed(parts):
         return "PyTorch"
     return "FBGEMM, packed" if half else "oneDNN, packed"

@@ -19,7 +19,7 @@ HEAVY, PAGE = {"torch", "transformers", "accelerate"}, {"gradio", "plotly", "ui"
 # From the bottom up: a module imports from its own layer's package and from layers below. A line is one layer; packages
 # in one line don't know each other.
 LAYERS = (
-    ("specstream.events", "specstream.params"),
+    ("specstream.events", "specstream.params", "specstream.installation"),
     ("specstream.tree", "specstream.stats", "specstream.info"),
     ("specstream.hub", "specstream.runlog"),
     ("specstream.data",),
@@ -42,6 +42,7 @@ LAYERS = (
     ("ui.tabs",),
     ("ui.api",),
     ("ui.app",),
+    ("ui.launch",),
     ("app",),
 )
 

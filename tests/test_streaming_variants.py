@@ -19,7 +19,7 @@ from specstream.model.introspection import dissect
 from specstream.model.partial_forward import TopLayers
 from specstream.params import Sampling, Streaming
 from specstream.stats import summarize
-from specstream.streams.stream_attention import Plan, Streams
+from specstream.streams.stream_attention import PassLayout, Streams
 from specstream.target.model_target import ModelTarget, Variant
 from specstream.testing import toy
 from tests import tiny
@@ -253,7 +253,7 @@ def test_top_layers_alone_give_what_the_model_gives() -> None:
 
 def test_narrowed_plan() -> None:
     mask = torch.ones(1, 3, 5).tril(2).bool()
-    plan = Plan({"full_attention": mask}, torch.tensor([[2, 3, 4]]), torch.tensor([[0, 1, 2]])).narrowed([0, 2])
+    plan = PassLayout({"full_attention": mask}, torch.tensor([[2, 3, 4]]), torch.tensor([[0, 1, 2]])).narrowed([0, 2])
     assert plan.positions.tolist() == [[2, 4]] and plan.nodes.tolist() == [[0, 1]]
     assert plan.masks["full_attention"].int().tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]]]
 

@@ -22,7 +22,7 @@ class NotFinite(ValueError):
 
 @dataclass
 class Clock:
-    """Seconds per phase of one step. The device is waited for, so that a phase pays for its own work."""
+    """Seconds per phase of one step. Synchronises, so that each phase is charged for the work it launched."""
 
     synchronize: Callable[[], None]
     seconds: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The pair map: how well a drafted token follows the one above it, which streams alone can't know."""
+"""The pair map, a low-rank bigram bias: how well a drafted token follows the one above it. Streams alone can't know."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CHUNK = 4096  # embeddings at a time: their copies in float32 stay small
 class Pairs(nn.Module):
     """Adds ``w_j a(x) . b(y)`` to the logit of token y in stream j where token x is above it.
 
-    Streams guess the tokens of all depths at once, none knowing what the others settle on. Here a and b are linear maps
-    of the model's input embeddings, scaled to unit length: ``before`` and ``after`` are ``[width, rank]``, ``weight`` w
-    is ``[gamma]``. Not of the paper; the idea that a draft should know the draft above it is that of Hydra heads
+    Streams guess the tokens of all depths at once, and none knows what the others settle on. a and b are linear
+    projections of the model's input embeddings, scaled to unit length: ``before`` and ``after`` are ``[width, rank]``,
+    ``weight`` w is ``[gamma]``. Ours, not the paper's; that a draft should know the token above it is Hydra's idea
     (Ankner et al., 2024).
     """
 

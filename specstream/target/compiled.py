@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from specstream.hub import download
+from specstream.installation import environment, python
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, PackedLinear, PackedPart, pack, suits
 from specstream.model.introspection import Anatomy, dissect
@@ -186,11 +187,10 @@ class Layers:
         if shutil.which(compiler.split()[0]) is None:
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
-        call = [sys.executable, "-m", "specstream.target.compiled", str(self._source), str(self._anatomy.dtype)]
-        threads, path = str(torch.get_num_threads()), os.pathsep.join(p for p in sys.path if p)
+        words = str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))
         self._build = subprocess.Popen(
-            [*call, str(kept(self._anatomy))],
-            env=os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path},
+            python("specstream.target.compiled", *words),
+            env=environment(OMP_NUM_THREADS=str(torch.get_num_threads())),
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             start_new_session=True,

@@ -1,4 +1,4 @@
-"""A second model beside the first: a draft model, which must speak the same tokens."""
+"""A second model beside the first: a draft model, which must have the same tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specstream.hub.download import Progress
+from specstream.hub.download import StatusCallback
 from specstream.model.cpu_linear import pack
 from specstream.model.introspection import Anatomy, UnsupportedModel
 from specstream.target import loading, self_test
@@ -43,7 +43,7 @@ def load(
     tokenizer: PreTrainedTokenizerBase,
     device: str,
     dtype: torch.dtype,
-    progress: Progress,
+    progress: StatusCallback,
     half: bool = False,
 ) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.

@@ -1,4 +1,4 @@
-"""From a model's name to a model that decodes, in small steps for whoever needs some of them.
+"""From a model's name to a model that decodes, in small steps.
 
 A model is fetched and loaded; its parts are found; an adapter and heads are put on it; their LoRA is merged and weights
 are packed; the result is tested. The engine takes all steps, ``custom_generate`` those for a model that it is given,
@@ -18,7 +18,7 @@ from specstream.adapters import heads, weights
 from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.hub import catalogue
-from specstream.hub.download import ModelSource, Progress
+from specstream.hub.download import ModelSource, StatusCallback
 from specstream.model import attention
 from specstream.model.cpu_linear import HalfLinear, PackedLinear, pack, packed_linear, suits
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
@@ -44,7 +44,7 @@ def fetch(
     name: str,
     device: str,
     dtype: torch.dtype,
-    progress: Progress = lambda words, fraction: None,
+    progress: StatusCallback = lambda words, fraction: None,
     words: str = "Loading the model",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]:
     """The model of a name with its tokenizer, and where it came from. Raises ModelError."""

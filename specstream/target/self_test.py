@@ -1,4 +1,4 @@
-"""A check at load time that the model verifies trees rightly: a dozen tokens, a few passes."""
+"""The check at load time that the model verifies trees correctly: a dozen tokens, a few passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from specstream.events import Draft
 from specstream.model.attention import using
 from specstream.model.introspection import Anatomy
 from specstream.model.masks import causal_mask, layer_masks, model_masks
-from specstream.streams.stream_attention import Plan, carry
+from specstream.streams.stream_attention import PassLayout, carry
 from specstream.target.model_target import ModelTarget, Variant
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: in
     rows = ids.shape[1]
     positions = torch.arange(rows, device=anatomy.device)[None]
     masks = layer_masks(anatomy, causal_mask(rows, 0).to(positions.device), positions)
-    plan = Plan(masks, positions, positions[:, -1:])
+    plan = PassLayout(masks, positions, positions[:, -1:])
     lora = adapter.lora if adapter.card.mode == "lossless" else None
     with carry(anatomy, adapter.streams, plan, lora) as carried:
         anatomy.decoder(
@@ -101,7 +101,7 @@ def _paths(drafted: Sequence[int]) -> list[list[int]]:
 
 def _alone(anatomy: Anatomy, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     """Logits ``[texts, vocab]`` after each text, and the last layer's states there ``[texts, hidden]``, by the model's
-    own forward with the library's attention. Shorter texts are filled up behind, where nobody looks."""
+    own forward with the library's attention. Shorter texts are padded on the right, where no row looks."""
     longest = max(map(len, texts))
     ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=anatomy.device)
     noted: list[Tensor] = []

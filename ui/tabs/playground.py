@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,6 +14,7 @@ import gradio as gr
 from specstream.data.chat import Chat
 from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
+from specstream.installation import data_file
 from specstream.params import METHODS, NODES, Standard, Streaming
 from specstream.runlog import RunLogError
 from specstream.stats import counted
@@ -39,7 +39,7 @@ from ..state.messages import Notice
 from ..state.methods import Offer, mismatch
 from ..state.view import View
 
-PROMPTS = Path(__file__).parents[2] / "assets" / "prompts.json"
+PROMPTS = data_file("assets/prompts.json")
 RUN, STOP = "Run", "Stop"  # what the button says
 PRESS_RUN = "() => document.getElementById('run').click()"
 MOST_WAITING = 64  # runs that wait for the model at a time, told their place; more wait in gradio's own queue

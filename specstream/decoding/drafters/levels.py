@@ -33,7 +33,7 @@ class Pauses:
         return self._left >= 0
 
     def saw(self, tokens: int) -> None:
-        """A step with a draft gave so many tokens."""
+        """Record a step with a draft that emitted this many ``tokens``."""
         self._mean += self.SHARE * (tokens - self._mean)
         if self._mean >= self._below:
             self._length = self.FIRST

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement
+from specstream.installation import data_file
 from specstream.stats import counted, speedup
 
 from ... import theme
@@ -28,7 +29,7 @@ from ...state.feed import encode
 
 HERE = Path(__file__).parent
 _runs = count(1)
-STYLE = HERE.parents[2] / "assets" / "style.css"
+STYLE = data_file("assets/style.css")
 HEADERS = ("Method", "Tokens", "Passes", "Seconds", "Tokens/s", "Tokens/step", "Rows/token", "Speed-up", "Text", "Run")
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 260, 44, 30  # of the drawing
 ORDINALS = ("first", "second", "third")
