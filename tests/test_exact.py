@@ -25,6 +25,7 @@ from tests import tiny
 from tests.test_golden import PROMPT, TEMPERATURES, Oracle
 
 FORMATS = ["float32", "float16", *(["bfloat16"] if computes_bfloat16("cpu") else [])]
+FORM = {"float16": cpu_linear.FLOAT16}
 STOCK_SUMS = {"gpt2"}  # its linear layers are of a kind that is not packed: PyTorch's own sums depend on the rows
 
 
@@ -34,8 +35,9 @@ def ready(family: str, kind: str, gamma: int = 3, mode: str = "shared", exit_ran
     if kind == "bfloat16":
         anatomy.model.bfloat16()
     adapter.ready(anatomy)
-    adapter.merge_copies(anatomy, kind == "float16")
-    anatomy = cpu_linear.pack(anatomy, kind == "float16")
+    form = FORM.get(kind, cpu_linear.NATIVE)
+    adapter.merge_copies(anatomy, form)
+    anatomy = cpu_linear.pack(anatomy, form)
     assert attention.install(anatomy.model)
     return anatomy, adapter
 

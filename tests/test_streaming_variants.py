@@ -15,6 +15,7 @@ from specstream.decoding.drafters.levels import Pauses
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.loop import Run
 from specstream.events import Draft, Fate, Origin, Step
+from specstream.model import cpu_linear
 from specstream.model.introspection import dissect
 from specstream.model.partial_forward import TopLayers
 from specstream.params import Sampling, Streaming
@@ -65,7 +66,7 @@ def test_deferred_drafts_are_those_of_the_pass(family: str, mode: str) -> None:
     drafts = []
     for deferred, merged in ((False, False), (True, False), (True, True)):
         if merged:
-            adapter.merge_copies(anatomy, half=False)
+            adapter.merge_copies(anatomy, cpu_linear.NATIVE)
             assert len(adapter.merged) == (2 if mode == "lossless" else 0)
         run = guided(anatomy, adapter, sampling, want, deferred=deferred)
         assert tiny.ids_of(tiny.finish(run)) == want

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specstream.adapters.card import WEIGHTS, AdapterError, Card, read_card, replacing, write_card
-from specstream.model.cpu_linear import merged_copies
+from specstream.model.cpu_linear import Format, merged_copies
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
 from specstream.streams.pair_map import Pairs
@@ -118,12 +118,12 @@ class Adapter(Drafting):
         if self.pairs:
             self.pairs.fix(anatomy.model.get_input_embeddings().weight, self.vocabulary)
 
-    def merge_copies(self, anatomy: Anatomy, half: bool) -> None:
+    def merge_copies(self, anatomy: Anatomy, form: Format) -> None:
         """In lossless mode, give deferred streams copies of their layers with the LoRA merged, so that it costs
         nothing. Before the model is packed.
         """
         if self.card.mode == "lossless" and self.lora:
-            self.merged = tuple(merged_copies(anatomy, self.lora, half))
+            self.merged = tuple(merged_copies(anatomy, self.lora, form))
 
     def logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
         """Logits, float32 ``[..., vocab]``, of stream states before the final norm ``[..., hidden]``."""

@@ -165,6 +165,8 @@ def references(names: Sequence[str], engine: Engine, adapter: str, assistant: st
         raise ReferenceUnavailable("The method hf-assistant needs a second model: give --draft-model or --assistant.")
     if engine.info.model == "toy":
         raise ReferenceUnavailable("The toy model is not a transformers model: outside references can't run on it.")
+    if engine.info.dtype == "int8":
+        raise ReferenceUnavailable("transformers has no int8 as here, so it writes other texts: choose another dtype.")
     model = stock(engine.info.model, adapter, engine.info.device, engine.info.dtype)
     return [_reference(name, engine, model, assistant) for name in names]
 

@@ -68,7 +68,7 @@ MODEL_OPTIONS = (
         help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or int8."),
     click.option(
         "--draft-model",
         default="none",

@@ -33,10 +33,6 @@ class LoRA(nn.Module):
                 self.a[key] = nn.Parameter(torch.randn(rank, inner) * inner**-0.5)
                 self.b[key] = nn.Parameter(torch.zeros(outer, rank))
 
-    def delta(self, key: str) -> Tensor:
-        """The full-size change of a weight, float32 ``[out, in]``."""
-        return self.scale * (self.b[key].float() @ self.a[key].float())
-
     @contextmanager
     def attached(self, anatomy: Anatomy, first_row: int = 0, rows: int = 0) -> Iterator[None]:
         """While open, the adapters act in the model's forward: on all rows, or on ``first_row`` .. ``rows`` - 1 of each
@@ -84,10 +80,10 @@ class LoRA(nn.Module):
             raise RuntimeError("The model's weights are packed and can't be changed: merge a LoRA before packing them.")
         for layer in layers:
             for path, linear in anatomy.linears(layer).items():
-                change = self.delta(_key(layer, path))
-                change = change.T if isinstance(linear, Conv1D) else change
-                weight = cast(Tensor, linear.weight)
-                weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+                weight, key = cast(Tensor, linear.weight), _key(layer, path)
+                a, b = (factor[key].float().to(weight.device) for factor in (self.a, self.b))
+                first, second = (a.T, b.T) if isinstance(linear, Conv1D) else (b, a)
+                weight.copy_(torch.addmm(weight.float(), first, second, alpha=self.scale))
 
 
 class _AddLowRank(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from specstream.decoding.softmax import log_total
 from specstream.tree import Level
 
 CHUNK = 4096  # embeddings at a time: their copies in float32 stay small
@@ -56,8 +57,8 @@ class Pairs(nn.Module):
         ``logits`` ``[depths, drafted]`` are the streams' of the tokens ``ids`` ``[drafted]`` (None: all), ``root`` is
         the token above the first depth, ``embeddings`` are ``[vocab, width]``.
         """
-        top = logits.log_softmax(-1).topk(min(self.POOL * width, logits.shape[-1]), -1)
-        logprobs, places = _array(top.values).numpy(), top.indices.cpu().numpy()
+        top = logits.topk(min(self.POOL * width, logits.shape[-1]), -1)
+        logprobs, places = _array(top.values - log_total(logits)).numpy(), top.indices.cpu().numpy()
         if self._tables is None:
             tokens = places if ids is None else ids.cpu().numpy()[places]
             higher = _under(root, tokens)

@@ -59,7 +59,7 @@ class Streams(nn.Module):
         if not self.rotation:
             out = out + self.embedding.to(main.dtype)
         if self.rank:
-            inner = main @ self.down.to(main.dtype).T  # [B, S, r]
+            inner = nn.functional.linear(main, self.down.to(main.dtype))  # [B, S, r]
             up = self.up.to(main.dtype).flatten(0, 1)  # as one matrix: a matmul per stream would copy it each time
             out = out + nn.functional.linear(inner, up).unflatten(-1, (self.gamma, -1))
         return out

@@ -123,8 +123,10 @@ class ModelTarget:
         visible = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
         mask = tree_mask(visible, self.length)
         states = self._states = self._pass(rows + [root] * fill, positions, mask, range(len(rows)), draft)
-        scored = [row for row in range(len(rows)) if row - 1 not in self.pruned]
-        return self.anatomy.head_logits(states)[scored]
+        logits = self.anatomy.head_logits(states)[: len(rows)]
+        if not self.pruned:
+            return logits  # a view: a copy of a whole vocabulary for every row takes as long as choosing from it
+        return logits[[row for row in range(len(rows)) if row - 1 not in self.pruned]]
 
     def _padded(self, rows: int) -> int:
         """How many rows a pass of so many has."""

@@ -21,7 +21,7 @@ ADAPTERS = ("auto", "none")
 NO_DRAFT = "none"
 AND_SETTINGS = " · settings"
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 @dataclass
