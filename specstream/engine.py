@@ -40,8 +40,11 @@ from specstream.decoding.text import (
 )
 from specstream.events import Event, Started
 from specstream.hub import catalogue
+from specstream.hub.download import ModelError, StatusCallback
 from specstream.info import EngineInfo, processor
-from specstream.model import devices, introspection
+from specstream.model import devices, introspection, quantized
+from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
+from specstream.model.passed import Passed
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
 from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
@@ -49,14 +52,13 @@ from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
-Progress = Callable[[str, float | None], None]
 
 
 class MethodUnavailable(ValueError):
     """A method can't run on the loaded model; the message says why."""
 
 
-class Turn:
+class RunLock:
     """A lock for one run at a time. Who holds it already would wait for ever: that raises RuntimeError instead."""
 
     def __init__(self) -> None:
@@ -96,7 +98,7 @@ class Engine:
     make_target: Callable[[Method], DraftingTarget]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
     make_second: Callable[[], RewindableTarget | None] = lambda: None
-    lock: Turn = field(default_factory=lambda: Turn())
+    lock: RunLock = field(default_factory=lambda: RunLock())
     layers: Layers | None = None
 
     def __post_init__(self) -> None:
@@ -184,7 +186,7 @@ def load(
     adapter: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
-    progress: Progress = lambda words, fraction: None,
+    progress: StatusCallback = lambda words, fraction: None,
     draft: str = "none",
 ) -> Engine:
     """Load a model and an adapter, and a draft model where ``draft`` names one.
@@ -201,17 +203,23 @@ def load(
     network, tokenizer, source = loading.fetch(model, where, kind, progress)
     parameters = sum(p.numel() for p in network.parameters())
     parts, reason = _parts(network)
+    if dtype == "int8" and parts is None:
+        raise ModelError(loading.NO_INT8)
     half = half and parts is not None  # nothing is packed of a model whose parts are not known
     loaded, beside = _put_on(folder, parts, reason)
     extra = loaded.drafting_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
-    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, half)
+    texts = quantized.samples(tokenizer, introspection.context_of(network.config)) if dtype == "int8" else ()
+    form, exact, passed = FLOAT16 if half else NATIVE, False, Passed((source.path, folder), where, dtype, str(kind))
+    pair = (
+        None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, form, texts)
+    )
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
         loading.made_ready(parts, loaded, beside)
-        parts = loading.packed_up(parts, loaded, beside, half)
-        attention, reason = loading.tested(parts, streams)
-        network.set_attn_implementation(attention)
+        form = loading.in_int8(parts, texts) if texts else form
+        parts = loading.packed_up(parts, loaded, beside, form)
+        reason, exact = loading.checked(parts, streams, passed)
     unavailable = _unavailable(reason, streams, pair, beside)
     nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
     info = EngineInfo(
@@ -223,7 +231,7 @@ def load(
         tuned=bool(loaded and loaded.card.tuning[0]),
         device=where,
         device_reason=device_reason,
-        dtype="float16" if half else str(network.dtype).removeprefix("torch."),
+        dtype=str(network.dtype).removeprefix("torch.") if form.name == "native" else form.name,
         dtype_reason=dtype_reason + (": weights in float16, arithmetic in float32" if half else ""),
         parameters=parameters,
         extra_parameters=extra,
@@ -232,7 +240,7 @@ def load(
         chat=bool(getattr(tokenizer, "chat_template", None)),
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
-        versions=versions() | {"linear": _product_of(parts, half)},
+        versions=versions() | {"linear": _product_of(parts, form)},
         layers=len(parts.layers) if parts else 0,
         stream_layers=loaded.card.layers if loaded else 0,
         draft_model=pair.name if pair else "none",
@@ -241,13 +249,13 @@ def load(
         head_parameters=beside.parameters(),
         nodes=nodes,
         nodes_reason=nodes_reason,
-        exact=parts is not None and reason is None and self_test.exact(parts),
+        exact=exact,
         processor=processor(),
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else _no_draft_model
     compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
-    layers = _layers(parts, streams, source.path) if parts and compiles else None
+    layers = _layers(parts, streams, source.path, passed) if parts and compiles else None
     engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
     if layers:
         layers.start()
@@ -290,22 +298,28 @@ def _put_on(
     return None, Heads()
 
 
-def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
+def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path, passed: Passed) -> Layers:
     """The compiled layers, not yet in place."""
 
     def check() -> str | None:
+        if passed.recall("compiled") is not None:
+            return None
         wrong = self_test.failure(parts, streams)
-        return wrong or (None if self_test.exact(parts) else "tokens would depend on what is decoded beside them")
+        if not wrong and not self_test.exact(parts):
+            wrong = "tokens would depend on what is decoded beside them"
+        if not wrong:
+            passed.note("compiled")
+        return wrong
 
     turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
     return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
 
 
-def _product_of(parts: introspection.Anatomy | None, half: bool) -> str:
-    """What computes the linear maps."""
+def _product_of(parts: introspection.Anatomy | None, form: Format) -> str:
+    """What computes the linear layers."""
     if not loading.is_packed(parts):
         return "PyTorch"
-    return "FBGEMM, packed" if half else "oneDNN, packed"
+    return "FBGEMM, packed" if form.half else "oneDNN, packed"
 
 
 def _unavailable(

@@ -56,7 +56,7 @@ HELD_OUT = 64  # rows that validations look at
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainingRequest:
     """What to train on and where to put it; ``Config`` says how.
 
     ``targets`` "references" trains on the data's references, "self" on the model's own answers to its prompts, at each
@@ -84,7 +84,7 @@ class Request:
     command: tuple[str, ...] = ()
 
 
-def train_adapter(request: Request, config: Config) -> Card:
+def train_adapter(request: TrainingRequest, config: Config) -> Card:
     """Train and save an adapter. Raises ValueError (one sentence) for anything wrong with the settings or the data."""
     chosen = task(request.task)
     if not chosen.outputs and request.targets == "references":
@@ -156,9 +156,9 @@ class _Watch:
 
 @contextmanager
 def stop_wish() -> Iterator[Callable[[], bool]]:
-    """Whether an interrupt (Ctrl-C) or SIGTERM has come: the step under way is ended, and a checkpoint saved.
+    """Whether an interrupt (Ctrl-C) or SIGTERM has arrived: the current step is finished and a checkpoint saved.
 
-    A second one ends the process at once. Python hears signals in its main thread only: elsewhere none comes.
+    A second one ends the process at once. Python delivers signals to its main thread only.
     """
     asked = threading.Event()
     before: dict[int, Any] = {}
@@ -187,7 +187,7 @@ def _make(out: Path) -> None:
         raise DataError(f"The folder {out} can't be written ({error.strerror}): give --out another one.") from None
 
 
-def _start(request: Request, config: Config) -> Path | None:
+def _start(request: TrainingRequest, config: Config) -> Path | None:
     """The folder of the adapter to begin with. Heads that are resumed find theirs beside them.
 
     Raises AdapterError for an unknown one, and DataError where the heads' folder holds another adapter.
@@ -200,7 +200,7 @@ def _start(request: Request, config: Config) -> Path | None:
     return start
 
 
-def _earlier(request: Request) -> dict[str, Any]:
+def _earlier(request: TrainingRequest) -> dict[str, Any]:
     """What was trained before this, where it begins with an adapter: the commands and how each training went."""
     if request.start is None:
         return {}
@@ -210,7 +210,7 @@ def _earlier(request: Request) -> dict[str, Any]:
 
 
 def _head_model(
-    request: Request, anatomy: Anatomy, base: Card, config: Config, vocabulary: Tensor | None
+    request: TrainingRequest, anatomy: Anatomy, base: Card, config: Config, vocabulary: Tensor | None
 ) -> MedusaModel | ExitModel:
     """Heads to train, on the base with the adapter's LoRA merged. ``base`` is the card of no adapter at all."""
     card = base
@@ -261,7 +261,12 @@ def _expectation(examples: list[Example], trainer: Trainer) -> str:
 
 
 def _examples(
-    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, watch: _Watch
+    request: TrainingRequest,
+    config: Config,
+    chosen: Task,
+    anatomy: Anatomy,
+    tokenizer: PreTrainedTokenizerBase,
+    watch: _Watch,
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples. The held-out ones are spread over the data."""
     watch.phase("Reading the data")
@@ -277,7 +282,7 @@ def _examples(
     return examples, spread(held_out, HELD_OUT)
 
 
-def _own_examples(request: Request, chosen: Task, make: _Answers) -> tuple[list[Example], list[Example]]:
+def _own_examples(request: TrainingRequest, chosen: Task, make: _Answers) -> tuple[list[Example], list[Example]]:
     """The same with the model's own answers."""
     longest = min(request.max_length, make.anatomy.context - request.max_answer)
     if longest < 1:
@@ -308,7 +313,7 @@ def _note(words: str) -> None:
 class _Answers:
     """Makes the model, with the LoRA of the adapter to start from, answer prompts."""
 
-    request: Request
+    request: TrainingRequest
     task: Task
     anatomy: Anatomy
     tokenizer: PreTrainedTokenizerBase
@@ -353,7 +358,7 @@ class _Answers:
         return adapter.main_lora.attached(self.anatomy) if adapter.main_lora else nullcontext()
 
 
-def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
+def _card(request: TrainingRequest, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
     data = request.data if request.data.startswith("hub:") else Path(request.data).name
     words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")

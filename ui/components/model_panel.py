@@ -19,7 +19,7 @@ from ..jobs.engine_host import TOY, Busy, Engines, State
 ADAPTERS = ("auto", "none")
 NO_DRAFT = "none"
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 @dataclass
