@@ -23,24 +23,23 @@ from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.data.chat import Chat
 from specstream.data.tasks import copy_after, task
+from specstream.decoding.detokenize import TextStream, token_text
 from specstream.decoding.drafters.registry import make_drafter
-from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
-from specstream.decoding.loop import Run, decode
-from specstream.decoding.sampling import Picker
-from specstream.decoding.text import (
+from specstream.decoding.encode import (
     NOTHING_BEFORE,
     PromptError,
-    TextStream,
     Tokenizer,
     chat_prompt,
     encode,
     least_tokens,
-    token_text,
     too_long,
 )
+from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
 from specstream.events import Event, Started
 from specstream.hub import catalogue
-from specstream.hub.download import ModelError, StatusCallback
+from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.info import EngineInfo, processor
 from specstream.model import devices, introspection, quantized
 from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
@@ -195,73 +194,143 @@ def load(
     folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
     """
     started = time.perf_counter()
-    where, device_reason = devices.choose_device(device)
-    kind, dtype_reason = devices.choose_dtype(dtype, where)
-    _read_grouped_keys(where)
+    placement = _placement(device, dtype)
+    _read_grouped_keys(placement.device)
     folder = find_adapter(adapter, model)
-    kind, half = devices.loaded_in(kind, where)
-    network, tokenizer, source = loading.fetch(model, where, kind, progress)
-    parameters = sum(p.numel() for p in network.parameters())
-    parts, reason = _parts(network)
-    if dtype == "int8" and parts is None:
-        raise ModelError(loading.NO_INT8)
-    half = half and parts is not None  # nothing is packed of a model whose parts are not known
-    loaded, beside = _put_on(folder, parts, reason)
-    extra = loaded.drafting_count() if loaded else 0
-    streams = loaded if loaded and loaded.card.gamma else None
-    texts = quantized.samples(tokenizer, introspection.context_of(network.config)) if dtype == "int8" else ()
-    form, exact, passed = FLOAT16 if half else NATIVE, False, Passed((source.path, folder), where, dtype, str(kind))
-    pair = (
-        None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, form, texts)
+    fetched = loading.fetch(model, placement.device, placement.kind, progress)
+    loaded = _loaded(fetched, folder, placement, dtype, draft, progress)
+    info = replace(_info(loaded, placement), model=model, adapter=_name(adapter, model, folder))
+    layers = _layers(loaded)
+    engine = Engine(
+        info,
+        loaded.tokenizer,
+        _eos(loaded.network, loaded.tokenizer),
+        _targets(loaded),
+        _float32(loaded.network),
+        loaded.pair.target if loaded.pair else _no_draft_model,
+        layers=layers,
     )
-    progress("Checking that the model can verify draft trees", None)
-    if parts is not None:
-        loading.made_ready(parts, loaded, beside)
-        form = loading.in_int8(parts, texts) if texts else form
-        parts = loading.packed_up(parts, loaded, beside, form)
-        reason, exact = loading.checked(parts, streams, passed)
-    unavailable = _unavailable(reason, streams, pair, beside)
-    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
-    info = EngineInfo(
-        model=model,
-        source=source.origin,
-        adapter=_name(adapter, model, folder),
-        task=loaded.card.task if loaded else "",
-        mode=loaded.card.mode if loaded else "",
-        tuned=bool(loaded and loaded.card.tuning[0]),
-        device=where,
-        device_reason=device_reason,
-        dtype=str(network.dtype).removeprefix("torch.") if form.name == "native" else form.name,
-        dtype_reason=dtype_reason + (": weights in float16, arithmetic in float32" if half else ""),
-        parameters=parameters,
-        extra_parameters=extra,
-        gamma=loaded.card.gamma if loaded else 0,
-        context=introspection.context_of(network.config),
-        chat=bool(getattr(tokenizer, "chat_template", None)),
-        unavailable=unavailable,
-        notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
-        versions=versions() | {"linear": _product_of(parts, form)},
-        layers=len(parts.layers) if parts else 0,
-        stream_layers=loaded.card.layers if loaded else 0,
-        draft_model=pair.name if pair else "none",
-        draft_parameters=pair.parameters if pair else 0,
-        draft_bytes=pair.size if pair else 0,
-        head_parameters=beside.parameters(),
-        nodes=nodes,
-        nodes_reason=nodes_reason,
-        exact=exact,
-        processor=processor(),
-    )
-    targets = _targets(network, parts, streams, reason, beside)
-    second = pair.target if pair else _no_draft_model
-    compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
-    layers = _layers(parts, streams, source.path, passed) if parts and compiles else None
-    engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
     if layers:
         layers.start()
         engine.refresh()
     engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)
     return engine
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model computes and the dtype that its weights are loaded in, each with its reason. ``half``: they are
+    packed in float16 afterwards."""
+
+    device: str
+    device_reason: str
+    kind: torch.dtype
+    dtype_reason: str
+    half: bool
+
+
+@dataclass
+class Loaded:
+    """A model with all that drafts for it. ``parts`` are None, and ``reason`` says why, for a model that can't verify
+    trees; ``parameters`` counts the base model's weights and ``extra`` those that drafting adds."""
+
+    network: PreTrainedModel
+    tokenizer: Tokenizer
+    source: ModelSource
+    parts: introspection.Anatomy | None
+    reason: str | None
+    adapter: Adapter | None
+    heads: Heads
+    pair: pairing.Pair | None
+    form: Format
+    passed: Passed
+    parameters: int
+    extra: int
+    exact: bool = False
+
+    @property
+    def streams(self) -> Adapter | None:
+        """The adapter, where it has streams."""
+        return self.adapter if self.adapter and self.adapter.card.gamma else None
+
+
+def _placement(device: str, dtype: str) -> Placement:
+    """Raises ModelError for an unknown device or dtype."""
+    where, device_reason = devices.choose_device(device)
+    kind, dtype_reason = devices.choose_dtype(dtype, where)
+    kind, half = devices.loaded_in(kind, where)
+    return Placement(where, device_reason, kind, dtype_reason, half)
+
+
+def _loaded(
+    fetched: loading.Fetched,
+    folder: Path | None,
+    placement: Placement,
+    dtype: str,
+    draft: str,
+    progress: StatusCallback,
+) -> Loaded:
+    """Put the adapter on, load the draft model, merge, pack and test. Raises ModelError, AdapterError or
+    DraftModelError."""
+    network, tokenizer, source = fetched
+    parts, reason = _parts(network)
+    if dtype == "int8" and parts is None:
+        raise ModelError(loading.NO_INT8)
+    form = FLOAT16 if placement.half and parts is not None else NATIVE  # without known parts nothing is packed
+    texts = quantized.samples(tokenizer, introspection.context_of(network.config)) if dtype == "int8" else ()
+    adapter, heads = _put_on(folder, parts, reason)
+    parameters = sum(p.numel() for p in network.parameters())
+    extra = adapter.drafting_count() if adapter else 0  # before the LoRA of the main stream is merged
+    second = (placement.device, network.dtype, progress, form, texts)
+    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, *second)
+    passed = Passed((source.path, folder), placement.device, dtype, str(placement.kind))
+    progress("Checking that the model can verify draft trees", None)
+    out = Loaded(network, tokenizer, source, parts, reason, adapter, heads, pair, form, passed, parameters, extra)
+    if parts is not None:
+        loading.made_ready(parts, adapter, heads)
+        out.form = loading.in_int8(parts, texts) if texts else form
+        out.parts = loading.packed_up(parts, adapter, heads, out.form)
+        out.reason, out.exact = loading.checked(out.parts, out.streams, passed)
+    return out
+
+
+def _info(loaded: Loaded, placement: Placement) -> EngineInfo:
+    """The facts of a loaded model, but for what the user called it and its adapter."""
+    network, parts, pair = loaded.network, loaded.parts, loaded.pair
+    card = loaded.adapter.card if loaded.adapter else None
+    unavailable = _unavailable(loaded)
+    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
+    return EngineInfo(
+        model="",
+        source=loaded.source.origin,
+        adapter="",
+        task=card.task if card else "",
+        mode=card.mode if card else "",
+        tuned=bool(card and card.tuning[0]),
+        device=placement.device,
+        device_reason=placement.device_reason,
+        dtype=str(network.dtype).removeprefix("torch.") if loaded.form.name == NATIVE.name else loaded.form.name,
+        dtype_reason=placement.dtype_reason
+        + (": weights in float16, arithmetic in float32" if loaded.form.half else ""),
+        parameters=loaded.parameters,
+        extra_parameters=loaded.extra,
+        gamma=card.gamma if card else 0,
+        context=introspection.context_of(network.config),
+        chat=bool(getattr(loaded.tokenizer, "chat_template", None)),
+        unavailable=unavailable,
+        notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if loaded.reason or name == Streaming.name)),
+        versions=versions() | {"linear": _linear_layers(loaded)},
+        layers=len(parts.layers) if parts else 0,
+        stream_layers=card.layers if card else 0,
+        draft_model=pair.name if pair else "none",
+        draft_parameters=pair.parameters if pair else 0,
+        draft_bytes=pair.size if pair else 0,
+        head_parameters=loaded.heads.parameters(),
+        nodes=nodes,
+        nodes_reason=nodes_reason,
+        exact=loaded.exact,
+        processor=processor(),
+    )
 
 
 def _no_draft_model() -> None:
@@ -298,8 +367,11 @@ def _put_on(
     return None, Heads()
 
 
-def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path, passed: Passed) -> Layers:
-    """The compiled layers, not yet in place."""
+def _layers(loaded: Loaded) -> Layers | None:
+    """The compiled layers, not yet in place; None where nothing is compiled."""
+    parts, streams, passed = loaded.parts, loaded.streams, loaded.passed
+    if parts is None or loaded.reason or os.environ.get(NO_COMPILER) == "1":
+        return None
 
     def check() -> str | None:
         if passed.recall("compiled") is not None:
@@ -312,39 +384,34 @@ def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path,
         return wrong
 
     turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
-    return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
+    return Layers(parts, streams.merged if streams else (), loaded.source.path, check, possible=not turned)
 
 
-def _product_of(parts: introspection.Anatomy | None, form: Format) -> str:
+def _linear_layers(loaded: Loaded) -> str:
     """What computes the linear layers."""
-    if not loading.is_packed(parts):
+    if not loading.is_packed(loaded.parts):
         return "PyTorch"
-    return "FBGEMM, packed" if form.half else "oneDNN, packed"
+    return "FBGEMM, packed" if loaded.form.half else "oneDNN, packed"
 
 
-def _unavailable(
-    reason: str | None, loaded: Adapter | None, pair: pairing.Pair | None, beside: Heads
-) -> dict[str, str]:
-    if reason:
-        return {name: reason for name in METHODS if name != Standard.name}
-    return loading.lacking(loaded, beside, pair, pairing.NO_DRAFT_MODEL)
+def _unavailable(loaded: Loaded) -> dict[str, str]:
+    """The methods that can't run, each with the reason."""
+    if loaded.reason:
+        return {name: loaded.reason for name in METHODS if name != Standard.name}
+    return loading.lacking(loaded.streams, loaded.heads, loaded.pair, pairing.NO_DRAFT_MODEL)
 
 
-def _targets(
-    network: PreTrainedModel,
-    parts: introspection.Anatomy | None,
-    adapter: Adapter | None,
-    reason: str | None,
-    beside: Heads,
-) -> Callable[[Method], DraftingTarget]:
+def _targets(loaded: Loaded) -> Callable[[Method], DraftingTarget]:
+    parts, streams, heads = loaded.parts, loaded.streams, loaded.heads
+
     def target(method: Method) -> ModelTarget:
         assert parts is not None
-        return ModelTarget(parts, adapter, Variant.of(method) if isinstance(method, Streaming) else None, beside)
+        return ModelTarget(parts, streams, Variant.of(method) if isinstance(method, Streaming) else None, heads)
 
     def plain(_method: Method) -> DraftingTarget:
-        return cast(DraftingTarget, PlainTarget(network))  # for standard decoding alone, which drafts nothing
+        return cast(DraftingTarget, PlainTarget(loaded.network))  # for standard decoding alone, which drafts nothing
 
-    return plain if reason else target
+    return plain if loaded.reason else target
 
 
 def _eos(network: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:

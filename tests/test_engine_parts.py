@@ -27,10 +27,10 @@ from specstream.adapters import heads, local, weights
 from specstream.adapters.card import CARD, WEIGHTS, AdapterError, Card, read_card, write_card
 from specstream.adapters.find import find_adapter
 from specstream.bench import baselines
+from specstream.decoding.detokenize import TextStream
 from specstream.decoding.drafters.standard import StandardDrafter
 from specstream.decoding.loop import decode
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream
 from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
 from specstream.hub.catalogue import load_model, resolve

@@ -25,8 +25,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from specstream.adapters.find import find_adapter
 from specstream.bench.tables import REFERENCES
+from specstream.decoding.detokenize import TextStream
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
 from specstream.model import devices

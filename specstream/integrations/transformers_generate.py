@@ -29,9 +29,9 @@ from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.data.tasks import copy_after
 from specstream.decoding.drafters.registry import make_drafter
+from specstream.decoding.encode import too_long
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import too_long
 from specstream.events import Reason, Step
 from specstream.model.attention import using
 from specstream.model.introspection import Anatomy, UnsupportedModel

@@ -29,6 +29,7 @@ from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
 from specstream.target import self_test
 
 log = logging.getLogger(__name__)
+Fetched = tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]
 NO_STREAMS = (
     "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
     "(python -m specstream train)."
@@ -50,7 +51,7 @@ def fetch(
     dtype: torch.dtype,
     progress: StatusCallback = lambda words, fraction: None,
     words: str = "Loading the model",
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]:
+) -> Fetched:
     """The model of a name with its tokenizer, and where it came from. Raises ModelError."""
     source = catalogue.resolve(name, progress)
     progress(words, None)

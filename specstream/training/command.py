@@ -30,7 +30,7 @@ from specstream.bench.provenance import PeakMemory
 from specstream.data import datasets
 from specstream.data.json_lines import whole_rows
 from specstream.data.tasks import Task, task
-from specstream.decoding.text import chat_prompt
+from specstream.decoding.encode import chat_prompt
 from specstream.model import devices
 from specstream.model.introspection import Anatomy
 from specstream.params import EarlyExit, Medusa

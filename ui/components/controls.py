@@ -87,16 +87,17 @@ def each_method(title: str, defaults: Mapping[str, Any] | None = None) -> Contro
     return Controls(parts)
 
 
-def method_box(name: str) -> gr.Checkbox:
-    """The box that chooses a method where several run."""
-    return gr.Checkbox(True, label=params.METHODS[name].label, info=methods.does(name), interactive=True)
+def method_box(name: str, said: bool = True) -> gr.Checkbox:
+    """The box that chooses a method where several run. ``said``: with what the method does."""
+    info = methods.does(name) if said else None
+    return gr.Checkbox(True, label=params.METHODS[name].label, info=info, interactive=True, min_width=150)
 
 
-def method_update(name: str, offer: Offer, wished: Collection[str]) -> Any:
+def method_update(name: str, offer: Offer, wished: Collection[str], said: bool = True) -> Any:
     """A method's box: as the visitor wished, or disabled with the reason."""
     if reason := offer.reason(name):
         return gr.update(value=False, interactive=False, info=reason)
-    return gr.update(value=name in wished, interactive=True, info=methods.does(name))
+    return gr.update(value=name in wished, interactive=True, info=methods.does(name) if said else None)
 
 
 def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:
