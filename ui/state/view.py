@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
 from specstream.stats import RunStats, counted
@@ -40,6 +41,7 @@ class View:
     tail: str = ""
     warning: str = ""
     origin: Origin | None = None
+    looks: dict[int, dict[str, Any]] = field(default_factory=dict)  # recorded of the streams, by step
 
     def add(self, item: Item) -> None:
         """Take in one item."""

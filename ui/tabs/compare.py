@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import gradio as gr
 
-from specstream import params
-from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
 from specstream.params import METHODS, Method, Standard
 from specstream.stats import counted
 
 from ..charts import runs
-from ..components import controls, race, task_hint
+from ..components import controls, race, share, task_hint
 from ..components.controls import Controls
+from ..components.share import Share
+from ..export import page, story
+from ..export.story import Story
 from ..html import render
 from ..jobs import visitor
 from ..jobs.comparisons import Contest, Entry, Lap, Prepared
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask, Notice
-from ..state.files import downloads, place
+from ..jobs.runs import Ask, Notice, origin
 from ..state.methods import Offer
+from ..state.origin import Origin
 from .playground import MOST_WAITING, check_prompt, examples, task_choices
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -53,7 +51,8 @@ class Compare:
     results: gr.Column
     table: gr.HTML
     chart: gr.Plot
-    file: gr.DownloadButton
+    raced: gr.State  # entries and origin of the race that is shown
+    share: Share
     key: gr.Textbox
 
     @property
@@ -62,7 +61,17 @@ class Compare:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.run, self.stop, self.status, self.race, self.results, self.table, self.chart, self.file]
+        return [
+            self.run,
+            self.stop,
+            self.status,
+            self.race,
+            self.results,
+            self.table,
+            self.chart,
+            self.raced,
+            *self.share.outputs,
+        ]
 
     def ask(self, values: Mapping[Any, Any]) -> tuple[Ask, list[Method]]:
         """What the form asks for. Raises ValueError with one sentence."""
@@ -155,17 +164,16 @@ def layout() -> Compare:
         table = gr.HTML()
         gr.HTML('<h2 class="ss-heading">Tokens over time</h2>')
         chart = gr.Plot(label="Tokens over time", show_label=False, container=False, elem_classes="ss-plot")
-        file = gr.DownloadButton("Download as one HTML file, to share", size="sm")
+        shared = share.layout()
     return Compare(
-        prompt, task, hint, methods, wished, settings, run, stop, status, track, results, table, chart, file,
-        visitor.layout(),
+        prompt, task, hint, methods, wished, settings, run, stop, status, track, results, table, chart, gr.State(None),
+        shared, visitor.layout(),
     )  # fmt: skip
 
 
 def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
     """Connect the tab to the engine and the log."""
     jobs = Jobs()
-    folder = downloads()
 
     def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         try:
@@ -177,7 +185,7 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
         who, session = visitor.name(values[tab.key], request), str(request.session_hash)
         job = Contest(engines, runlog, ask, methods, who)
         jobs.put(who, session, job)
-        yield from stream(tab, job, session, folder, page_address(request, engines.rules.demo))
+        yield from stream(tab, job, session)
 
     def stop(key: str, request: gr.Request) -> None:
         jobs.stop(visitor.name(key, request))
@@ -200,20 +208,15 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
     demo.load(watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET)
     visitor.wire(tab.key, demo)
     demo.unload(close)
+    tab.share.wire(tab.raced, lambda raced: story.of_entries(*raced), race_file, engines)
 
 
-def page_address(request: gr.Request, demo: bool) -> str | None:
-    """The address under which others find the runs; None where there is none.
-
-    That of one's own machine leads others to theirs, and in a demo visitors see their own runs only.
-    """
-    origin = str(request.headers.get("origin") or "")
-    host = urlsplit(origin).hostname or ""
-    own = host in ("", "localhost", "0.0.0.0", "::1") or host.startswith("127.")
-    return None if own or demo else f"{origin}/"
+def race_file(raced: tuple[list[Entry], Origin], told: Story, base: str | None) -> str:
+    """The race as one HTML file."""
+    return page.race_page(raced[0], told, base)
 
 
-def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str | None) -> Iterator[Updates]:
+def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
     """Follow a comparison and say what changes on the page."""
     progress = Progress()
     busy = {tab.run: gr.update(interactive=False), tab.stop: gr.update(interactive=True)}  # in each update, as a run's
@@ -229,35 +232,19 @@ def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str | N
             yield busy | {tab.status: render.status(progress.words, progress.tone)}
     progress.close(job.stop.is_set())
     done = {tab.run: gr.update(interactive=True), tab.stop: gr.update(interactive=False)}
-    yield (
-        done
-        | {tab.status: render.status(progress.words, progress.tone)}
-        | results(tab, progress, job.ask, folder, base)
-    )
+    yield (done | {tab.status: render.status(progress.words, progress.tone)} | results(tab, progress, job.ask))
 
 
-def results(tab: Compare, progress: Progress, ask: Ask, folder: Path, base: str | None) -> Updates:
-    """The race, the table, the chart and the file; nothing where nothing was measured."""
+def results(tab: Compare, progress: Progress, ask: Ask) -> Updates:
+    """The race, the table, the chart and what can be shared; nothing where nothing was measured."""
     if not progress.entries:
         return {}
-    file = place(folder, f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.html")
-    file.write_text(race.share(progress.entries, ask.prompt, list(about(progress.info, ask)), base), encoding="utf-8")
+    raced = progress.entries, origin(progress.info, ask)
     return {
         tab.race: race.message(progress.entries),
         tab.results: gr.update(visible=True),
         tab.table: race.table(progress.entries),
         tab.chart: runs.race({entry.label: race.curve(entry) for entry in progress.entries}),
-        tab.file: str(file),
+        tab.raced: raced,
+        **tab.share.show(story.of_entries(*raced)),
     }
-
-
-def about(info: EngineInfo | None, ask: Ask) -> Iterator[tuple[str, str]]:
-    """With what it was measured, and when."""
-    yield "Task", TASKS[ask.task].label if ask.task in TASKS else "none"
-    if info:
-        yield "Model", render.model_line(info)
-        yield "Versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())
-    defaults = params.Sampling().to_dict()
-    changed = {name: value for name, value in ask.sampling.to_dict().items() if value != defaults[name]}
-    yield "Settings", ", ".join(f"{name} {value}" for name, value in changed.items()) or "default settings"
-    yield "Measured", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, one method after the other"
