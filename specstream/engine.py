@@ -12,73 +12,52 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
-from specstream.adapters import store
+from specstream.adapters.card import AdapterError
+from specstream.adapters.find import bundled, find_adapter
 from specstream.adapters.heads import Heads
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.data.chat import Chat
 from specstream.data.tasks import copy_after, task
-from specstream.decoding.drafters import Drafter, Given
-from specstream.decoding.drafters.draft_model import DraftModelDrafter
-from specstream.decoding.drafters.early_exit import EarlyExitDrafter
-from specstream.decoding.drafters.medusa import MedusaDrafter
-from specstream.decoding.drafters.prompt_lookup import PromptLookupDrafter
-from specstream.decoding.drafters.standard import StandardDrafter
-from specstream.decoding.drafters.streaming import StreamingDrafter
-from specstream.decoding.loop import Run, decode
-from specstream.decoding.sampling import Picker
-from specstream.decoding.text import (
+from specstream.decoding.detokenize import TextStream, token_text
+from specstream.decoding.drafters.registry import make_drafter
+from specstream.decoding.encode import (
     NOTHING_BEFORE,
     PromptError,
-    TextStream,
+    Tokenizer,
     chat_prompt,
     encode,
     least_tokens,
-    token_text,
     too_long,
 )
+from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
 from specstream.events import Event, Started
 from specstream.hub import catalogue
+from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.info import EngineInfo, processor
-from specstream.model import devices, introspection, loading, self_test
-from specstream.model import draft_model as pairing
-from specstream.model.compiled import Layers
-from specstream.model.target import ModelTarget, PlainTarget, Variant
-from specstream.params import (
-    METHODS,
-    DraftModel,
-    EarlyExit,
-    Medusa,
-    Method,
-    PromptLookup,
-    Sampling,
-    Standard,
-    Streaming,
-)
+from specstream.model import devices, introspection, quantized
+from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
+from specstream.model.passed import Passed
+from specstream.params import METHODS, Method, Sampling, Standard, Streaming
+from specstream.target import draft_model as pairing
+from specstream.target import loading, self_test
+from specstream.target.compiled import Layers
+from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
-Progress = Callable[[str, float | None], None]
-# What drafts for a method.
-DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
-    Standard.name: lambda given: StandardDrafter(),
-    Streaming.name: lambda given: StreamingDrafter(given.target, given.params, given.ids),
-    PromptLookup.name: lambda given: PromptLookupDrafter(given.ids, given.params),
-    Medusa.name: lambda given: MedusaDrafter(given.target, given.params),
-    EarlyExit.name: lambda given: EarlyExitDrafter(given.target, given.ids, given.params),
-    DraftModel.name: lambda given: DraftModelDrafter(
-        given.second, given.ids, given.params, given.picker, given.target.vocabulary
-    ),
-}
 
 
 class MethodUnavailable(ValueError):
     """A method can't run on the loaded model; the message says why."""
 
 
-class Turn:
+class RunLock:
     """A lock for one run at a time. Who holds it already would wait for ever: that raises RuntimeError instead."""
 
     def __init__(self) -> None:
@@ -113,12 +92,12 @@ class Engine:
     """
 
     info: EngineInfo
-    tokenizer: Any
+    tokenizer: Tokenizer
     eos: Collection[int]
-    make_target: Callable[[Method], Any]
+    make_target: Callable[[Method], DraftingTarget]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
-    make_second: Callable[[], Any] = lambda: None
-    lock: Turn = field(default_factory=lambda: Turn())
+    make_second: Callable[[], RewindableTarget | None] = lambda: None
+    lock: RunLock = field(default_factory=lambda: RunLock())
     layers: Layers | None = None
 
     def __post_init__(self) -> None:
@@ -195,7 +174,7 @@ class Engine:
         """A run that has not begun; its ``ids`` grow as it goes."""
         target = self.make_target(method)
         picker = Picker(sampling)
-        drafter = DRAFTERS[method.name](Given(target, ids, method, picker, self.make_second()))
+        drafter = make_drafter(method, target, ids, picker, self.make_second())
         text = TextStream(self.tokenizer, sampling.stop)
         eos = () if sampling.ignore_eos else self.eos
         return Run(target, drafter, picker, text, ids, eos, self.show)
@@ -206,7 +185,7 @@ def load(
     adapter: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
-    progress: Progress = lambda words, fraction: None,
+    progress: StatusCallback = lambda words, fraction: None,
     draft: str = "none",
 ) -> Engine:
     """Load a model and an adapter, and a draft model where ``draft`` names one.
@@ -215,67 +194,147 @@ def load(
     folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
     """
     started = time.perf_counter()
-    where, device_reason = devices.choose_device(device)
-    kind, dtype_reason = devices.choose_dtype(dtype, where)
-    _read_grouped_keys(where)
-    folder = store.find(adapter, model)
-    kind, half = devices.loaded_in(kind, where)
-    network, tokenizer, source = loading.fetch(model, where, kind, progress)
-    parameters = sum(p.numel() for p in network.parameters())
-    parts, reason = _parts(network)
-    half = half and parts is not None  # nothing is packed of a model whose parts are not known
-    loaded, beside = _put_on(folder, parts, reason)
-    extra = loaded.drafting_count() if loaded else 0
-    streams = loaded if loaded and loaded.card.gamma else None
-    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, half)
-    progress("Checking that the model can verify draft trees", None)
-    if parts is not None:
-        loading.made_ready(parts, loaded, beside)
-        parts = loading.packed_up(parts, loaded, beside, half)
-        attention, reason = loading.tested(parts, streams)
-        network.set_attn_implementation(attention)
-    unavailable = _unavailable(reason, streams, pair, beside)
-    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
-    info = EngineInfo(
-        model=model,
-        source=source.origin,
-        adapter=_name(adapter, model, folder),
-        task=loaded.card.task if loaded else "",
-        mode=loaded.card.mode if loaded else "",
-        tuned=bool(loaded and loaded.card.tuning[0]),
-        device=where,
-        device_reason=device_reason,
-        dtype="float16" if half else str(network.dtype).removeprefix("torch."),
-        dtype_reason=dtype_reason + (": weights in float16, arithmetic in float32" if half else ""),
-        parameters=parameters,
-        extra_parameters=extra,
-        gamma=loaded.card.gamma if loaded else 0,
-        context=introspection.context_of(network.config),
-        chat=bool(getattr(tokenizer, "chat_template", None)),
-        unavailable=unavailable,
-        notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
-        versions=versions() | {"linear": _product_of(parts, half)},
-        layers=len(parts.layers) if parts else 0,
-        stream_layers=loaded.card.layers if loaded else 0,
-        draft_model=pair.name if pair else "none",
-        draft_parameters=pair.parameters if pair else 0,
-        draft_bytes=pair.size if pair else 0,
-        head_parameters=beside.parameters(),
-        nodes=nodes,
-        nodes_reason=nodes_reason,
-        exact=parts is not None and reason is None and self_test.exact(parts),
-        processor=processor(),
+    placement = _placement(device, dtype)
+    _read_grouped_keys(placement.device)
+    folder = find_adapter(adapter, model)
+    fetched = loading.fetch(model, placement.device, placement.kind, progress)
+    loaded = _loaded(fetched, folder, placement, dtype, draft, progress)
+    info = replace(_info(loaded, placement), model=model, adapter=_name(adapter, model, folder))
+    layers = _layers(loaded)
+    engine = Engine(
+        info,
+        loaded.tokenizer,
+        _eos(loaded.network, loaded.tokenizer),
+        _targets(loaded),
+        _float32(loaded.network),
+        loaded.pair.target if loaded.pair else _no_draft_model,
+        layers=layers,
     )
-    targets = _targets(network, parts, streams, reason, beside)
-    second = pair.target if pair else lambda: None
-    compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
-    layers = _layers(parts, streams, source.path) if parts and compiles else None
-    engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
     if layers:
         layers.start()
         engine.refresh()
     engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)
     return engine
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model computes and the dtype that its weights are loaded in, each with its reason. ``half``: they are
+    packed in float16 afterwards."""
+
+    device: str
+    device_reason: str
+    kind: torch.dtype
+    dtype_reason: str
+    half: bool
+
+
+@dataclass
+class Loaded:
+    """A model with all that drafts for it. ``parts`` are None, and ``reason`` says why, for a model that can't verify
+    trees; ``parameters`` counts the base model's weights and ``extra`` those that drafting adds."""
+
+    network: PreTrainedModel
+    tokenizer: Tokenizer
+    source: ModelSource
+    parts: introspection.Anatomy | None
+    reason: str | None
+    adapter: Adapter | None
+    heads: Heads
+    pair: pairing.Pair | None
+    form: Format
+    passed: Passed
+    parameters: int
+    extra: int
+    exact: bool = False
+
+    @property
+    def streams(self) -> Adapter | None:
+        """The adapter, where it has streams."""
+        return self.adapter if self.adapter and self.adapter.card.gamma else None
+
+
+def _placement(device: str, dtype: str) -> Placement:
+    """Raises ModelError for an unknown device or dtype."""
+    where, device_reason = devices.choose_device(device)
+    kind, dtype_reason = devices.choose_dtype(dtype, where)
+    kind, half = devices.loaded_in(kind, where)
+    return Placement(where, device_reason, kind, dtype_reason, half)
+
+
+def _loaded(
+    fetched: loading.Fetched,
+    folder: Path | None,
+    placement: Placement,
+    dtype: str,
+    draft: str,
+    progress: StatusCallback,
+) -> Loaded:
+    """Put the adapter on, load the draft model, merge, pack and test. Raises ModelError, AdapterError or
+    DraftModelError."""
+    network, tokenizer, source = fetched
+    parts, reason = _parts(network)
+    if dtype == "int8" and parts is None:
+        raise ModelError(loading.NO_INT8)
+    form = FLOAT16 if placement.half and parts is not None else NATIVE  # without known parts nothing is packed
+    texts = quantized.samples(tokenizer, introspection.context_of(network.config)) if dtype == "int8" else ()
+    adapter, heads = _put_on(folder, parts, reason)
+    parameters = sum(p.numel() for p in network.parameters())
+    extra = adapter.drafting_count() if adapter else 0  # before the LoRA of the main stream is merged
+    second = (placement.device, network.dtype, progress, form, texts)
+    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, *second)
+    passed = Passed((source.path, folder), placement.device, dtype, str(placement.kind))
+    progress("Checking that the model can verify draft trees", None)
+    out = Loaded(network, tokenizer, source, parts, reason, adapter, heads, pair, form, passed, parameters, extra)
+    if parts is not None:
+        loading.made_ready(parts, adapter, heads)
+        out.form = loading.in_int8(parts, texts) if texts else form
+        out.parts = loading.packed_up(parts, adapter, heads, out.form)
+        out.reason, out.exact = loading.checked(out.parts, out.streams, passed)
+    return out
+
+
+def _info(loaded: Loaded, placement: Placement) -> EngineInfo:
+    """The facts of a loaded model, but for what the user called it and its adapter."""
+    network, parts, pair = loaded.network, loaded.parts, loaded.pair
+    card = loaded.adapter.card if loaded.adapter else None
+    unavailable = _unavailable(loaded)
+    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
+    return EngineInfo(
+        model="",
+        source=loaded.source.origin,
+        adapter="",
+        task=card.task if card else "",
+        mode=card.mode if card else "",
+        tuned=bool(card and card.tuning[0]),
+        device=placement.device,
+        device_reason=placement.device_reason,
+        dtype=str(network.dtype).removeprefix("torch.") if loaded.form.name == NATIVE.name else loaded.form.name,
+        dtype_reason=placement.dtype_reason
+        + (": weights in float16, arithmetic in float32" if loaded.form.half else ""),
+        parameters=loaded.parameters,
+        extra_parameters=loaded.extra,
+        gamma=card.gamma if card else 0,
+        context=introspection.context_of(network.config),
+        chat=bool(getattr(loaded.tokenizer, "chat_template", None)),
+        unavailable=unavailable,
+        notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if loaded.reason or name == Streaming.name)),
+        versions=versions() | {"linear": _linear_layers(loaded)},
+        layers=len(parts.layers) if parts else 0,
+        stream_layers=card.layers if card else 0,
+        draft_model=pair.name if pair else "none",
+        draft_parameters=pair.parameters if pair else 0,
+        draft_bytes=pair.size if pair else 0,
+        head_parameters=loaded.heads.parameters(),
+        nodes=nodes,
+        nodes_reason=nodes_reason,
+        exact=loaded.exact,
+        processor=processor(),
+    )
+
+
+def _no_draft_model() -> None:
+    """Where none is loaded."""
 
 
 def _read_grouped_keys(device: str) -> None:
@@ -288,10 +347,10 @@ def _name(adapter: str, model: str, folder: Path | None) -> str:
     """What an adapter is called on the page and in the log."""
     if folder is None:
         return "none"
-    return adapter if adapter in store.bundled(model) or adapter.startswith("hub:") else folder.name
+    return adapter if adapter in bundled(model) or adapter.startswith("hub:") else folder.name
 
 
-def _parts(network: Any) -> tuple[introspection.Anatomy | None, str | None]:
+def _parts(network: PreTrainedModel) -> tuple[introspection.Anatomy | None, str | None]:
     try:
         return loading.parts_of(network), None
     except introspection.UnsupportedModel as error:  # standard decoding may still work
@@ -304,52 +363,64 @@ def _put_on(
     if parts is not None:
         return loading.drafting_parts(folder, parts)
     if folder is not None:
-        raise store.AdapterError(f"{reason} Load it with adapter none.")
+        raise AdapterError(f"{reason} Load it with adapter none.")
     return None, Heads()
 
 
-def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
-    """The compiled layers, not yet in place."""
+def _layers(loaded: Loaded) -> Layers | None:
+    """The compiled layers, not yet in place; None where nothing is compiled."""
+    parts, streams, passed = loaded.parts, loaded.streams, loaded.passed
+    if parts is None or loaded.reason or os.environ.get(NO_COMPILER) == "1":
+        return None
 
     def check() -> str | None:
+        if passed.recall("compiled") is not None:
+            return None
         wrong = self_test.failure(parts, streams)
-        return wrong or (None if self_test.exact(parts) else "tokens would depend on what is decoded beside them")
+        if not wrong and not self_test.exact(parts):
+            wrong = "tokens would depend on what is decoded beside them"
+        if not wrong:
+            passed.note("compiled")
+        return wrong
 
     turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
-    return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
+    return Layers(parts, streams.merged if streams else (), loaded.source.path, check, possible=not turned)
 
 
-def _product_of(parts: introspection.Anatomy | None, half: bool) -> str:
-    """What computes the linear maps."""
-    if not loading.is_packed(parts):
+def _linear_layers(loaded: Loaded) -> str:
+    """What computes the linear layers."""
+    if not loading.is_packed(loaded.parts):
         return "PyTorch"
-    return "FBGEMM, packed" if half else "oneDNN, packed"
+    return "FBGEMM, packed" if loaded.form.half else "oneDNN, packed"
 
 
-def _unavailable(
-    reason: str | None, loaded: Adapter | None, pair: pairing.Pair | None, beside: Heads
-) -> dict[str, str]:
-    if reason:
-        return {name: reason for name in METHODS if name != Standard.name}
-    return loading.lacking(loaded, beside, pair, pairing.NO_DRAFT_MODEL)
+def _unavailable(loaded: Loaded) -> dict[str, str]:
+    """The methods that can't run, each with the reason."""
+    if loaded.reason:
+        return {name: loaded.reason for name in METHODS if name != Standard.name}
+    return loading.lacking(loaded.streams, loaded.heads, loaded.pair, pairing.NO_DRAFT_MODEL)
 
 
-def _targets(
-    network: Any, parts: Any, adapter: Adapter | None, reason: str | None, beside: Heads
-) -> Callable[[Method], Any]:
+def _targets(loaded: Loaded) -> Callable[[Method], DraftingTarget]:
+    parts, streams, heads = loaded.parts, loaded.streams, loaded.heads
+
     def target(method: Method) -> ModelTarget:
-        return ModelTarget(parts, adapter, Variant.of(method) if isinstance(method, Streaming) else None, beside)
+        assert parts is not None
+        return ModelTarget(parts, streams, Variant.of(method) if isinstance(method, Streaming) else None, heads)
 
-    return (lambda method: PlainTarget(network)) if reason else target
+    def plain(_method: Method) -> DraftingTarget:
+        return cast(DraftingTarget, PlainTarget(loaded.network))  # for standard decoding alone, which drafts nothing
+
+    return plain if loaded.reason else target
 
 
-def _eos(network: Any, tokenizer: Any) -> set[int]:
+def _eos(network: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:
     ids = network.generation_config.eos_token_id
     out = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
     return {i for i in out if i is not None}
 
 
-def _float32(network: Any) -> Callable[[], AbstractContextManager[bool]]:
+def _float32(network: PreTrainedModel) -> Callable[[], AbstractContextManager[bool]]:
     @contextmanager
     def context() -> Iterator[bool]:
         """Every parameter and buffer in float32; the tensors themselves are put back afterwards, not converted back."""

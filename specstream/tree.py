@@ -50,7 +50,8 @@ def attention_rows(parents: Sequence[int]) -> list[list[int]]:
 
 
 def best_first(candidates: Candidates, budget: int) -> Draft:
-    """The ``budget`` likeliest nodes by joint probability: the product of the probabilities on the path.
+    """The ``budget`` likeliest nodes by joint probability, the product of the probabilities on the path. Our own choice
+    beside the paper's full tree.
 
     The candidates form a k-ary tree, which is grown lazily.
     """
@@ -97,7 +98,8 @@ def caterpillar(levels: Sequence[Level], budget: int) -> Draft:
 
 
 def full(candidates: Candidates) -> Draft:
-    """Every combination, as in the paper (section 3.2.2): the candidates of a depth under every node above."""
+    """Every combination, as in Speculative Streaming (Bhendawade et al. 2024, section 3.2.2): the candidates of a depth
+    under every node above."""
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
@@ -127,8 +129,25 @@ def children(draft: Draft) -> list[dict[int, int]]:
     return out
 
 
+def ranks(draft: Draft) -> tuple[int, ...]:
+    """The rank of every node among its siblings by drafted probability, 1 the likeliest."""
+    out = [0] * len(draft)
+    for siblings in children(draft):
+        for rank, node in enumerate(sorted(sorted(siblings.values()), key=lambda n: -draft.probs[n]), 1):
+            out[node] = rank
+    return tuple(out)
+
+
+def widest_on_path(draft: Draft) -> tuple[int, ...]:
+    """For every node the largest rank on the path to it: the width of the narrowest tree that still holds it."""
+    out: list[int] = []
+    for parent, rank in zip(draft.parents, ranks(draft), strict=True):
+        out.append(rank if parent < 0 else max(out[parent], rank))
+    return tuple(out)
+
+
 def pruned(parents: Sequence[int], likely: Sequence[bool]) -> frozenset[int]:
-    """The nodes that are not ``likely`` after their parent, and all nodes below these."""
+    """The nodes that are not ``likely`` after their parent, and all nodes below these (the paper, section 3.2.3)."""
     out: set[int] = set()
     for node, parent in enumerate(parents):
         if parent in out or not likely[node]:

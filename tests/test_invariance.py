@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from specstream import cli
-from specstream.model import attention, invariance
-from specstream.model.invariance import Finding, by_places, by_rows
+from specstream.bench import invariance
+from specstream.bench.invariance import Finding, by_places, by_rows
+from specstream.model import attention
 
 BY_ROWS = {
     "depends on the number of rows": lambda x: x + len(x),
@@ -84,7 +85,7 @@ def test_what_a_build_lacks_is_said_and_not_called_exact(monkeypatch: pytest.Mon
         raise NotImplementedError
 
     monkeypatch.setattr(invariance, "_onednn", absent)
-    seen = found("oneDNN float32 product, 1 row")[:1]
+    seen = found("oneDNN float32 matmul, 1 row")[:1]
     assert seen[0].exact is None
     assert "not here" in list(invariance.table(seen))[-1]
 

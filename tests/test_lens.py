@@ -12,9 +12,9 @@ from transformers import AttentionInterface
 
 from specstream.engine import Turn
 from specstream.model import attention
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import Sampling, Streaming
-from specstream.streams import lens
+from specstream.target import lens
+from specstream.target.model_target import ModelTarget, Variant
 from specstream.testing.toy import load_toy
 from tests import tiny
 from ui.components import lens as component

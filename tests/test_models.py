@@ -20,13 +20,13 @@ import torch
 from huggingface_hub import errors
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from specstream.hub import catalogue as models
+from specstream.hub import catalogue
 from specstream.hub import download as sources
 from specstream.hub.catalogue import DEFAULT, ModelError, load_model, resolve
 from specstream.hub.download import ModelSource
 from tests import tiny
 
-ENTRY = models.CATALOGUE[DEFAULT]
+ENTRY = catalogue.CATALOGUE[DEFAULT]
 
 
 @pytest.fixture(autouse=True)
@@ -564,7 +564,7 @@ def test_the_catalogue_costs_no_torch() -> None:
     code = "import sys; from specstream.hub.catalogue import catalogue; catalogue(); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
-    assert {e.licence for e in models.catalogue()} == {"Apache-2.0"}
+    assert {e.licence for e in catalogue.catalogue()} == {"Apache-2.0"}
 
 
 # ---- the real one ----------------------------------------------------------------------------------------------------

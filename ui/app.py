@@ -18,9 +18,10 @@ from .tabs import benchmark, compare, finetune, howto, playground, sessions
 KEYS = Path(__file__).parent / "keys.html"
 NO_FILES = 1  # bytes of an upload in a demo: gradio takes files at its own address, also where no field asks for one
 TITLE = "Speculative Streaming"
-INTRO = """# Speculative Streaming, live
-A language model drafts for itself: extra streams guess several tokens ahead, and the next pass checks all of them at
-once. The text stays what the model alone would write; it arrives in fewer passes."""
+HEADER = (
+    '<header class="ss-header"><h1>Speculative Streaming</h1><p>The model guesses its next few words, checks them all '
+    "at once and keeps the right ones. Same text, fewer passes.</p></header>"
+)
 
 
 class Page(gr.Blocks):
@@ -35,7 +36,7 @@ class Page(gr.Blocks):
 def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
     """The page over an engine and a log. ``runlog`` None: runs are not kept, which ``warning`` explains at the top."""
     with Page(title=TITLE, analytics_enabled=False) as demo:
-        gr.Markdown(INTRO, elem_classes="ss-intro")
+        gr.HTML(HEADER)
         if engines.rules.demo:
             gr.HTML(render.status(engines.rules.words))
         if warning:
@@ -56,7 +57,7 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
             with gr.Tab("How it works", id=howto.TAB):
                 howto.layout()
         playground.wire(play, demo, engines, runlog)
-        compare.wire(contest, race_tab, demo, engines, runlog)
+        compare.wire(contest, race_tab, demo, engines, runlog, play)
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         sessions.wire(logged, tab, demo, engines, runlog)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)

@@ -15,6 +15,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ import click
 import torch
 
 from specstream.bench.prompts import read_prompts
-from specstream.bench.provenance import heading
+from specstream.bench.provenance import described, heading
+from specstream.bench.results import suite
 from specstream.engine import load
 from specstream.events import Event
 from specstream.params import Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.stats import summarize
 
-LABELS = ("llama.cpp, standard decoding", "standard decoding", "Speculative Streaming")
+LLAMA = "llama.cpp, standard decoding"
+LABELS = (LLAMA, "standard decoding", "Speculative Streaming")
 PAUSE = 0.3  # seconds between turns: threads wait for more work for a while, on the cores that others are about to use
 Rate = Callable[[str], float]
 
@@ -54,24 +57,33 @@ def serve(pipe: Connection, file: str, tokens: int, threads: int) -> None:
     params = xllamacpp.CommonParams()
     params.model.path = file
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.n_ctx, params.n_parallel = 2048, 1
+    params.n_ctx, params.n_parallel, params.verbosity = 2048, 1, 0
     server = xllamacpp.Server(params)
     asked = {"n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
-    while True:
-        answer = server.handle_completions({"prompt": pipe.recv(), **asked})
-        told: dict[str, Any] = json.loads(answer) if isinstance(answer, str | bytes) else answer
-        pipe.send(told["timings"]["predicted_per_second"])
-        time.sleep(PAUSE)
+    with suppress(EOFError):  # the other end is closed: that process has ended
+        while True:
+            answer = server.handle_completions({"prompt": pipe.recv(), **asked})
+            told: dict[str, Any] = json.loads(answer) if isinstance(answer, str | bytes) else answer
+            pipe.send(told["timings"]["predicted_per_second"])
+            time.sleep(PAUSE)
 
 
 def table(rates: list[list[float]]) -> Iterator[str]:
-    """Medians over the prompts, and of the ratios to llama.cpp on each prompt."""
-    yield "| | tokens/s | of llama.cpp's (lowest to highest) |"
-    yield "|---|---|---|"
+    """Tokens per second, every prompt weighing the same, and how many times those of llama.cpp they are (95 %)."""
+    yield "| | tokens/s | over llama.cpp (95 %) | lowest | over our standard decoding (95 %) |"
+    yield "|---|---|---|---|---|"
     for label, own in zip(LABELS, rates, strict=True):
-        ratios = [a / b for a, b in zip(own, rates[0], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        yield f"| {label} | {statistics.median(own):.1f} | {spread} |"
+        lowest = min(a / b for a, b in zip(own, rates[0], strict=True))
+        yield (
+            f"| {label} | {statistics.harmonic_mean(own):.1f} | {times(own, rates[0])} | {lowest:.2f} "
+            f"| {times(own, rates[1])} |"
+        )
+
+
+def times(own: list[float], other: list[float]) -> str:
+    """How many times as fast, with the 95 % interval over the prompts, from tokens per second of each."""
+    value, (low, high) = suite([(1 / rate, 1) for rate in other], [(1 / rate, 1) for rate in own])
+    return f"{value:.2f}" + ("" if low is None else f" ({low:.2f}-{high:.2f})")
 
 
 def told(standard: list[list[Event]], streaming: list[list[Event]]) -> str:
@@ -89,7 +101,8 @@ def told(standard: list[list[Event]], streaming: list[list[Event]]) -> str:
 @click.option("--limit", default=10, show_default=True)
 @click.option("--tokens", default=96, show_default=True)
 @click.option("--dtype", default="auto", show_default=True)
-def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) -> None:
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rates there too.")
+def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str, file: Path | None) -> None:
     engine = load("smollm2-135m", adapter=task, device="cpu", dtype=dtype)
     if not engine.info.source.startswith("PyPI"):
         raise click.ClickException(
@@ -118,7 +131,11 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) 
     measured = [[way(prompt) for way in ways] for prompt in asked]
     print(heading(engine.info.dtype, f"{torch.get_num_threads()} threads", engine.info.compiling))
     print(f"{task}, {len(asked)} prompts, up to {tokens} tokens\n")
-    print("\n".join(table([list(column) for column in zip(*measured, strict=True)])))
+    rates = [list(column) for column in zip(*measured, strict=True)]
+    print("\n".join(table(rates)))
+    if file:
+        known = {"task": task, "tokens": tokens, "rates": dict(zip(LABELS, rates, strict=True))}
+        file.write_text(json.dumps(known | described(engine), indent=1) + "\n", encoding="utf-8")
     print(f"\n{told(*written.values())}")
 
 

@@ -16,7 +16,7 @@ from specstream.engine import Engine
 from specstream.events import Lane, Verdict, to_dict
 from specstream.params import NODES, Sampling, Streaming
 from specstream.session import run_session
-from specstream.streams.lens import look
+from specstream.target.lens import look
 
 ASSETS = Path(__file__).parents[2] / "assets"
 METHOD = Streaming(budget=NODES)  # on any machine: a larger tree is too small to read in a picture on a phone

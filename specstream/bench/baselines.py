@@ -1,6 +1,6 @@
 """Outside references: the same prompts through transformers' own ``generate``, which is not our code.
 
-They run on a copy of the stock model, as the library loads it: our packed weights are not theirs to profit from. Where
+They run on a copy of the stock model, as the library loads it, without our packed weights. Where
 an adapter tuned the model, the tuned weights are in the copy too, so that both write the same text.
 """
 
@@ -13,20 +13,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
-from specstream.adapters import store
+from specstream.adapters.find import find_adapter
 from specstream.bench.tables import REFERENCES
+from specstream.decoding.detokenize import TextStream
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
-from specstream.model import devices, loading
+from specstream.model import devices
 from specstream.model.cpu_linear import round_weights
-from specstream.model.draft_model import NONE
-from specstream.model.target import synchronize
 from specstream.params import Sampling
+from specstream.target import loading
+from specstream.target.draft_model import NONE
+from specstream.target.model_target import synchronize
 
 LOOKUP_TOKENS = 10  # what the method's author recommends
 NEVER = 2**31 - 1  # an end-of-text id that no token has; without one the model's own would be put in
@@ -37,7 +45,7 @@ class ReferenceUnavailable(ValueError):
 
 
 class Times(BaseStreamer):
-    """Notes when tokens arrive: ``generate`` hands over the prompt, then what each of its passes gave."""
+    """Records when tokens arrive: ``generate`` hands over the prompt, then the tokens of each pass."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -67,9 +75,9 @@ class _Choice(LogitsProcessor):
 
 
 class _StopText(StoppingCriteria):
-    """Our stop strings. The library's own look at the last token only, and miss one inside an accepted draft."""
+    """Our stop strings. The library's own look at the last token only and miss one inside an accepted draft."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
         self._text, self._seen = TextStream(tokenizer, stop), start
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
@@ -87,7 +95,7 @@ class Reference:
         self,
         name: str,
         engine: Engine,
-        model: Any,
+        model: PreTrainedModel,
         settings: dict[str, Any] | None = None,
         extra_parameters: int = 0,
         options: Callable[[], dict[str, Any]] = dict,
@@ -157,11 +165,13 @@ def references(names: Sequence[str], engine: Engine, adapter: str, assistant: st
         raise ReferenceUnavailable("The method hf-assistant needs a second model: give --draft-model or --assistant.")
     if engine.info.model == "toy":
         raise ReferenceUnavailable("The toy model is not a transformers model: outside references can't run on it.")
+    if engine.info.dtype == "int8":
+        raise ReferenceUnavailable("transformers has no int8 as here, so it writes other texts: choose another dtype.")
     model = stock(engine.info.model, adapter, engine.info.device, engine.info.dtype)
     return [_reference(name, engine, model, assistant) for name in names]
 
 
-def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
+def stock(name: str, adapter: str, device: str, dtype: str) -> PreTrainedModel:
     """The model as transformers loads it, with the weights that the adapter tuned.
 
     Where ours has float16 weights to compute with in float32, it has them too, as the float32 that transformers would
@@ -169,7 +179,7 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     """
     kind, half = devices.loaded_in(getattr(torch, dtype), device)
     network, _, _ = loading.fetch(name, device, kind)
-    folder = store.find(adapter, name)
+    folder = find_adapter(adapter, name)
     if folder or half:
         parts = loading.parts_of(network)
         if folder:
@@ -179,7 +189,7 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     return network
 
 
-def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> Reference:
+def _reference(name: str, engine: Engine, model: PreTrainedModel, assistant: str | None) -> Reference:
     if name == "hf":
         return Reference(name, engine, model)
     if name == "hf-prompt-lookup":
@@ -189,8 +199,9 @@ def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> 
     kind, _ = devices.loaded_in(getattr(torch, info.dtype), info.device)
     helper, tokenizer, _ = loading.fetch(str(assistant), info.device, kind)
     fresh = copy.deepcopy(helper.generation_config)
-    same = tokenizer.get_vocab() == engine.tokenizer.get_vocab()
-    both = {} if same else {"tokenizer": engine.tokenizer, "assistant_tokenizer": tokenizer}
+    own: PreTrainedTokenizerBase = engine.tokenizer  # the toy model has no references
+    same = tokenizer.get_vocab() == own.get_vocab()
+    both = {} if same else {"tokenizer": own, "assistant_tokenizer": tokenizer}
 
     def options() -> dict[str, Any]:
         helper.generation_config = copy.deepcopy(fresh)  # a run adapts its settings, and the next would inherit them

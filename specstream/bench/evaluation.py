@@ -1,6 +1,6 @@
 """Quality of a task's texts against its references, with intervals, and the comparison of two results.
 
-Metrics are in points from 0 to 100. They need the libraries of ``requirements-extra.txt``, imported when first used.
+Metrics are in points from 0 to 100. Their libraries (the extra ``eval``) are imported when first used.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def scorer(chosen: Task) -> Scorer | None:
         package = (error.name or "").split(".")[0].replace("_", "-")
         raise QualityError(
             f"The metric of the task {chosen.name} needs the package {package}, which is not installed: "
-            "pip install -r requirements-extra.txt."
+            f"pip install {package}."
         ) from None
     return SCORERS[chosen.metric]
 
@@ -110,25 +110,25 @@ def scorer(chosen: Task) -> Scorer | None:
 
 
 @dataclass(frozen=True)
-class Item:
+class EvaluationItem:
     """One prompt, and the reference texts of its row."""
 
     prompt: str
     references: list[str]
 
 
-def read_items(engine: Engine, data: str, split: str, chosen: Task, limit: int) -> list[Item]:
+def read_items(engine: Engine, data: str, split: str, chosen: Task, limit: int) -> list[EvaluationItem]:
     """The first rows (0: all) of a JSONL file, or of a split of a ``hub:`` dataset.
 
     Raises DataError naming a bad row.
     """
     rows = datasets.task_rows(data, split, chosen, limit)
-    return [Item(prompt_of(engine, chosen, row, data), row.references) for row in rows]
+    return [EvaluationItem(prompt_of(engine, chosen, row, data), row.references) for row in rows]
 
 
 def evaluate(
     engine: Engine,
-    items: Sequence[Item],
+    items: Sequence[EvaluationItem],
     task_name: str,
     method: Method,
     sampling: Sampling,
@@ -151,7 +151,7 @@ def evaluate(
     return _about(engine, task_name, method, sampling) | _decoding(runs) | {"quality": _quality(rows), "rows": rows}
 
 
-def _row(item: Item, text: str, scores: Scores | None, stats: RunStats) -> dict[str, Any]:
+def _row(item: EvaluationItem, text: str, scores: Scores | None, stats: RunStats) -> dict[str, Any]:
     numbers = {"tokens": stats.tokens, "steps": stats.steps, "reason": str(stats.reason)}
     return {"prompt": item.prompt, "references": item.references, "text": text, "scores": scores} | numbers
 

@@ -1,12 +1,11 @@
 """The memory of one method, measured in a process of its own that loads what the method needs and nothing else.
 
-``python -m specstream.bench.memory`` reads a Request from standard input and writes what it measured, both as JSON.
+``python -m specstream.bench.memory`` reads a MemoryRequest from standard input and writes its result, both as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,8 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specstream.adapters import store
+from specstream.adapters.card import WEIGHTS, Card, read_card, write_card
+from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
+from specstream.installation import environment, python
 from specstream.params import DraftModel, EarlyExit, Medusa, Sampling, Streaming, method
 
 PROMPTS = 3  # the shortest, the middling and the longest one
@@ -29,7 +30,7 @@ class NotMeasured(ValueError):
 
 
 @dataclass(frozen=True)
-class Request:
+class MemoryRequest:
     """What a process loads and runs. ``method`` and ``sampling`` are settings as their ``to_dict`` gives them."""
 
     model: str
@@ -44,21 +45,26 @@ class Request:
 
 
 def picked(prompts: Sequence[str]) -> list[str]:
-    """Prompts by which a method shows its peak."""
+    """A few prompts, from the shortest to the longest, so that a method shows its peak."""
     ranked = sorted(prompts, key=len)
     return list(dict.fromkeys(ranked[round(i * (len(ranked) - 1) / (PROMPTS - 1))] for i in range(PROMPTS)))
 
 
-def measured(request: Request) -> dict[str, int]:
-    """In a process of its own. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
+def measured(request: MemoryRequest) -> dict[str, int]:
+    """Measure in a new process. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
 
     Raises NotMeasured.
     """
-    call = [sys.executable, "-m", "specstream.bench.memory"]
-    where = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     said = json.dumps(asdict(request))
     try:
-        done = subprocess.run(call, input=said, capture_output=True, text=True, timeout=LIMIT, env=where)
+        done = subprocess.run(
+            python("specstream.bench.memory"),
+            input=said,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            env=environment(),
+        )
     except subprocess.TimeoutExpired:
         raise NotMeasured(f"The memory of {request.name} was not measured within {LIMIT} seconds.") from None
     if done.returncode:
@@ -68,8 +74,8 @@ def measured(request: Request) -> dict[str, int]:
     return out
 
 
-def measure(request: Request) -> dict[str, int]:
-    """In this process, which should have done nothing else."""
+def measure(request: MemoryRequest) -> dict[str, int]:
+    """Measure in this process, which should have done nothing else."""
     from specstream.bench.provenance import PeakMemory
     from specstream.engine import load
     from specstream.model.devices import choose_device
@@ -94,39 +100,39 @@ def reduced(adapter: str, model: str, name: str, folder: Path) -> str:
 
     Every method writes with the weights that the adapter tuned; streams and heads are for those that draft by them.
     """
-    source = store.find(adapter, model)
+    source = find_adapter(adapter, model)
     if source is None:
         return "none"
-    card = store.read_card(source)
+    card = read_card(source)
     kept = {kind: head for kind, head in card.heads.items() if kind == HEADS.get(name)}
     if name != Streaming.name:
         card = _without_streams(source, card, folder)
     else:
-        (folder / store.WEIGHTS).symlink_to((source / store.WEIGHTS).resolve())
+        (folder / WEIGHTS).symlink_to((source / WEIGHTS).resolve())
     if not (card.gamma or card.lora_rank or kept):
         return "none"
     for head in kept.values():
         (folder / head.file).symlink_to((source / head.file).resolve())
-    store.write_card(folder, replace(card, heads=kept))
+    write_card(folder, replace(card, heads=kept))
     return str(folder)
 
 
-def _without_streams(source: Path, card: store.Card, folder: Path) -> store.Card:
+def _without_streams(source: Path, card: Card, folder: Path) -> Card:
     """The LoRA that tuned the model, written as an adapter of its own; gives its card."""
     from safetensors.torch import load_file, save_file
 
     prefix = "main." if card.mode == "lossless" else "lora."
     rank, scale = card.tuning
-    weights = load_file(source / store.WEIGHTS)
+    weights = load_file(source / WEIGHTS)
     own = {"lora." + name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-    save_file(own if rank else {}, folder / store.WEIGHTS)
+    save_file(own if rank else {}, folder / WEIGHTS)
     plain = replace(card, mode="plain", gamma=0, lora_rank=rank, lora_scale=scale, main_rank=0)
     return replace(plain, exit_rank=0, draft_vocabulary=0, value_rotation=0.0, pair_rank=0)
 
 
 def main() -> None:
     try:
-        print(json.dumps(measure(Request(**json.load(sys.stdin)))))
+        print(json.dumps(measure(MemoryRequest(**json.load(sys.stdin)))))
     except Exception as error:  # for the process that asked: one line
         raise SystemExit(" ".join(str(error).split()) or type(error).__name__) from None
 

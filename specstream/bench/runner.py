@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Protocol
 
 from specstream.bench.prompts import Case
+from specstream.decoding.interfaces import never
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Verdict
-from specstream.model.target import never
 from specstream.params import DraftModel, Method, Sampling, Standard, Streaming
 from specstream.session import text_of, token_ids, verdict
 from specstream.stats import RunStats, summarize
@@ -58,7 +57,7 @@ def described(method: Method, settled: Method) -> str:
 
 @dataclass
 class Asked:
-    """One prompt with one method: the repeat with the median time, all times, and what was said."""
+    """One prompt with one method: the repeat with the median time, all times, and the verdict."""
 
     stats: RunStats
     seconds: list[float]
@@ -67,7 +66,7 @@ class Asked:
 
 
 @dataclass
-class Row:
+class MethodRuns:
     """Everything measured with one method, one ``Asked`` per prompt in the order of the prompts."""
 
     contender: Contender
@@ -90,19 +89,19 @@ def bench(
     sampling: Sampling,
     repeats: int = 1,
     done: Callable[[], object] = lambda: None,
-    booked: Callable[[list[Row]], object] = lambda rows: None,
+    booked: Callable[[list[MethodRuns]], object] = lambda rows: None,
     stop: Callable[[], bool] = never,
     warmed: Callable[[int, int], object] = lambda made, of: None,
-) -> list[Row]:
+) -> list[MethodRuns]:
     """Measure. Standard decoding is always the first row, whether it is among the contenders or not.
 
     Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
-    the machine's speed falls on all alike; before that, every method warms up. ``done`` is called after each run,
+    the machine's speed affects all alike; before that, every method warms up. ``done`` is called after each run,
     ``booked`` with the rows so far after each prompt, ``warmed`` after each run of the warm-up. Once ``stop`` is true,
     the result is the prompts that every method has answered once at least.
     """
     engine.refresh(wait=True)
-    rows = [Row(Ours(engine, Standard(), stop)), *(Row(c) for c in contenders if c.name != Standard.name)]
+    rows = [MethodRuns(Ours(engine, Standard(), stop)), *(MethodRuns(c) for c in contenders if c.name != Standard.name)]
     _warm_up(engine, cases, rows, sampling, stop, warmed)
     turn = 0
     for case in cases:
@@ -128,7 +127,7 @@ def bench(
 
 
 def _order(methods: int, turn: int, repeats: int) -> Iterator[int]:
-    """Forwards, backwards, forwards, ..., whichever it is at this turn."""
+    """Alternately forwards and backwards."""
     for now in range(turn, turn + repeats):
         yield from range(methods) if now % 2 == 0 else reversed(range(methods))
 
@@ -142,12 +141,12 @@ def runs_of(cases: Sequence[Case], contenders: Sequence[Contender], repeats: int
 def _warm_up(
     engine: Engine,
     cases: Sequence[Case],
-    rows: Sequence[Row],
+    rows: Sequence[MethodRuns],
     sampling: Sampling,
     stop: Callable[[], bool],
     warmed: Callable[[int, int], object],
 ) -> None:
-    """A short, a middling and a long prompt with every method: kernels are chosen, and memory grown, by size."""
+    """A short, a medium and a long prompt with every method: kernels are chosen and memory is grown by size."""
     prompts = sorted((c.prompt(engine, []) for c in cases), key=len)
     picked = [prompts[round(i * (len(prompts) - 1) / (WARM_UPS - 1))] for i in range(WARM_UPS)]
     short = {"max_new_tokens": min(WARM_UP_TOKENS, sampling.max_new_tokens), "stop": sampling.stop}
@@ -158,7 +157,12 @@ def _warm_up(
 
 
 def _book(
-    engine: Engine, prompt: str, sampling: Sampling, rows: list[Row], taken: list[list[list[Event]]], category: str
+    engine: Engine,
+    prompt: str,
+    sampling: Sampling,
+    rows: list[MethodRuns],
+    taken: list[list[list[Event]]],
+    category: str,
 ) -> None:
     standard = taken[0][0]
     for row, runs in zip(rows, taken, strict=True):
@@ -166,9 +170,3 @@ def _book(
         differ = [events for events in runs if token_ids(events) != token_ids(standard)]
         said = verdict(engine, prompt, sampling, differ[0] if differ else runs[0], standard)
         row.asked.append(Asked(stats[len(stats) // 2], [s.seconds for s in stats], said, category))
-
-
-def median_step(runs: Sequence[RunStats]) -> float | None:
-    """Median over the prompts of the time of a step, in seconds."""
-    costs = [r.decode_seconds / r.steps for r in runs if r.steps]
-    return statistics.median(costs) if costs else None

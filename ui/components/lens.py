@@ -13,7 +13,7 @@ from ..html import lens as html
 from ..html import render
 from ..jobs.engine_host import Engines
 from ..jobs.looks import Look, Looked, Place
-from ..jobs.runs import Notice
+from ..state.messages import Notice
 from ..state.view import View, root_text
 
 NAME = "Look inside a step: what each stream believed, layer by layer"

@@ -13,8 +13,8 @@ import gradio as gr
 
 from ..export import picture
 from ..export.story import Story
+from ..files import downloads, place
 from ..jobs.engine_host import Engines
-from ..state.files import downloads, place
 
 FORMS = {"html": "Page (HTML)", "png": "Picture", "webp": "Animation"}
 SAY = """(...given) => {

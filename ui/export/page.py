@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from specstream.installation import data_file
+
 from .. import product, theme
 from ..components import player, race
 from ..html.render import facts
@@ -16,7 +18,7 @@ from ..state.view import View
 from .story import Story
 
 HERE = Path(__file__).parent
-STYLES = Path(__file__).parents[2] / "assets"
+STYLES = data_file("assets")
 
 
 def style() -> str:

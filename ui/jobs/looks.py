@@ -36,7 +36,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Looked:
-    """What the streams saw: see ``specstream.streams.lens.look``."""
+    """What the streams saw: see ``specstream.target.lens.look``."""
 
     values: dict[str, Any]
 
@@ -67,7 +67,7 @@ class Look(ModelJob):
         """One pass over a text that was read before: no rule has to hold."""
 
     def use(self, engine: Any) -> None:
-        from specstream.streams import lens  # imports torch: only now, in the worker
+        from specstream.target import lens  # imports torch: only now, in the worker
 
         same_model(engine, self.ask.origin)
         self._say("Looking inside the step")

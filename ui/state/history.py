@@ -13,8 +13,8 @@ from specstream.events import Agreement, Lane, Verdict
 from specstream.params import METHODS, Sampling
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
 
+from ..files import place
 from . import origin
-from .files import place
 from .view import View, replay
 
 SHOWN_PROMPT = 70  # characters of a prompt in the table

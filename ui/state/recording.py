@@ -9,12 +9,13 @@ from typing import Any
 
 from specstream.events import Agreement, Lane, Verdict, from_dict
 from specstream.info import EngineInfo
+from specstream.installation import data_file
 from specstream.params import METHODS
 
 from .origin import of_info
 from .view import View, replay
 
-FILE = Path(__file__).parents[2] / "assets" / "recorded_run.json"
+FILE = data_file("assets/recorded_run.json")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from specstream.data.checks import MOST_HELD_OUT, Checked, check_file
+from specstream.data.checks import MOST_HELD_OUT, CheckedFile, check_file
 from specstream.data.datasets import HUB
 from specstream.data.tasks import TASKS, task
 from specstream.hub.catalogue import DEFAULT, catalogue, layer_count
@@ -151,7 +151,7 @@ class Form:
             return True
         return values[self.mode] in BESIDE and not tuned_by(values[self.start], self.base(values))
 
-    def check(self, values: Mapping[Any, Any]) -> Checked | None:
+    def check(self, values: Mapping[Any, Any]) -> CheckedFile | None:
         """A look at every row of an own file; None for a public dataset. Raises ValueError with one sentence."""
         chosen = task(values[self.task])
         if values[self.source] == PUBLIC:
@@ -184,7 +184,7 @@ class Form:
 class BadRows(ValueError):
     """Rows of a file can't be trained on."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: CheckedFile) -> None:
         total = checked.rows + checked.bad
         super().__init__(f"{checked.bad:,} of {counted(total, 'row')} can't be used: nothing was begun.")
         self.checked = checked
@@ -196,8 +196,7 @@ def check_public(label: str, hub: str) -> None:
         raise ValueError(f"{label} has no public dataset: upload a file of your own, with a prompt in each row.")
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(
-            "Public datasets need the package datasets (pip install -r requirements-extra.txt): install it, "
-            "or upload a file of your own."
+            "Public datasets need the package datasets: pip install datasets, or upload a file of your own."
         )
 
 
@@ -237,10 +236,11 @@ def tuned_by(adapter: str, model: str) -> bool:
 
     Raises AdapterError where there is no such adapter.
     """
-    from specstream.adapters import store
+    from specstream.adapters.card import read_card
+    from specstream.adapters.find import find_adapter
 
-    folder = store.find(adapter, model)
-    return folder is not None and store.read_card(folder).tuning[0] > 0
+    folder = find_adapter(adapter, model)
+    return folder is not None and read_card(folder).tuning[0] > 0
 
 
 def wish(name: str, mode: str) -> str:

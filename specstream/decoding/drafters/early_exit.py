@@ -1,14 +1,16 @@
-"""Early exit: the target's own first layers draft token by token."""
+"""Early exit (self-speculation, as in LayerSkip, Elhoushi et al. 2024): the target's first layers draft token by token.
+
+Theirs is a model trained to exit early; here a small exit is trained on a frozen model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from specstream import tree
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.levels import likeliest
+from specstream.decoding.interfaces import Drafter, ExitSource
 from specstream.events import Draft
-from specstream.model.target import ExitSource
 from specstream.params import EarlyExit
 from specstream.tree import Level
 

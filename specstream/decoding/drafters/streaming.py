@@ -1,4 +1,4 @@
-"""Speculative Streaming: the streams of the last accepted row are the next tree."""
+"""Speculative Streaming (Bhendawade et al. 2024): the streams of the last accepted row draft the next tree."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from specstream.decoding.drafters.levels import LevelDrafter
 from specstream.decoding.drafters.prompt_lookup import PromptLookupDrafter
+from specstream.decoding.interfaces import StreamSource
 from specstream.events import Draft
-from specstream.model.target import StreamSource
 from specstream.params import PromptLookup, Streaming
 from specstream.tree import Candidates
 

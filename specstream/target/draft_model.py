@@ -1,17 +1,19 @@
-"""A second model beside the first: a draft model, which must speak the same tokens."""
+"""A second model beside the first: a draft model, which must have the same tokenizer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specstream.hub.download import Progress
-from specstream.model import loading, self_test
-from specstream.model.cpu_linear import pack
+from specstream.hub.download import StatusCallback
+from specstream.model.cpu_linear import NATIVE, Format, pack
 from specstream.model.introspection import Anatomy, UnsupportedModel
-from specstream.model.target import ModelTarget
+from specstream.target import loading, self_test
+from specstream.target.model_target import ModelTarget
 
 NONE = ("", "none")  # names that mean no draft model
 NO_DRAFT_MODEL = (
@@ -38,19 +40,30 @@ class Pair:
         return ModelTarget(self.parts)
 
 
-def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, half: bool = False) -> Pair:
+def load(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    device: str,
+    dtype: torch.dtype,
+    progress: StatusCallback,
+    form: Format = NATIVE,
+    texts: Sequence[Tensor] = (),
+) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
 
-    ``half`` rounds its weights to float16 where they are packed. Raises ModelError or DraftModelError.
+    ``form`` is what its weights are packed in; with ``texts``, token ids ``[1, tokens]``, they are in int8, calibrated
+    on these. Raises ModelError or DraftModelError.
     """
     network, own, _ = loading.fetch(name, device, dtype, progress, "Loading the draft model")
     check_tokenizers(name, own, tokenizer)
     weights = list(network.parameters())
     size = sum(p.numel() * p.element_size() for p in weights)
-    return Pair(name, pack(usable(name, network), half), sum(p.numel() for p in weights), size)
+    parts = usable(name, network)
+    form = loading.in_int8(parts, texts) if texts else form
+    return Pair(name, pack(parts, form), sum(p.numel() for p in weights), size)
 
 
-def usable(name: str, network: Any) -> Anatomy:
+def usable(name: str, network: PreTrainedModel) -> Anatomy:
     """The parts of a network that can draft. Raises DraftModelError for one that can't take a draft back."""
     try:
         parts = loading.parts_of(network)
@@ -63,7 +76,7 @@ def usable(name: str, network: Any) -> Anatomy:
     return parts
 
 
-def check_tokenizers(name: str, drafter: Any, target: Any) -> None:
+def check_tokenizers(name: str, drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
     """Raise DraftModelError, naming the first difference, unless the same ids are the same tokens for both models."""
     ours, theirs = target.get_vocab(), drafter.get_vocab()
     differ = sorted(ours.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
@@ -79,7 +92,7 @@ def check_tokenizers(name: str, drafter: Any, target: Any) -> None:
     )
 
 
-def _special(tokenizer: Any) -> set[int]:
+def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 

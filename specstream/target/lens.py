@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from specstream.model.target import ModelTarget
 from specstream.params import Streaming
+from specstream.target.model_target import ModelTarget
 
 GUESSES, PLACES = 3, 6  # tokens of a layer, and places of the text, that are told
 

@@ -5,101 +5,32 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specstream.adapters.heads import Heads
-from specstream.adapters.lora import LoRA
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
+from specstream.decoding.interfaces import Stopped, never
 from specstream.events import Draft
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST
-from specstream.model.introspection import FULL, SLIDING, Anatomy, context_of
+from specstream.model.introspection import Anatomy, context_of
 from specstream.model.kv_cache import TreeCache
-from specstream.model.masks import additive, causal_mask, tree_mask, windowed, with_streams
-from specstream.model.partial_forward import Masks, TopLayers, ahead, run_below
+from specstream.model.lora import LoRA
+from specstream.model.masks import Masks, causal_mask, layer_masks, model_masks, tree_mask, with_streams
+from specstream.model.partial_forward import TopLayers, ahead, run_below
 from specstream.params import Streaming
-from specstream.streams.stream_attention import Carried, Plan, carry
+from specstream.streams.stream_attention import Carried, PassLayout, carry
 from specstream.tree import Candidates, attention_rows, pruned
 
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
 TILE = 16  # rows of a pass off the CPU come in multiples of it: libraries choose another kernel for another number
 NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
-
-
-class Stopped(Exception):
-    """The user stopped a run inside its prompt pass."""
-
-
-def never() -> bool:
-    """No wish to stop."""
-    return False
-
-
-class Target(Protocol):
-    """What the decode loop needs. A pass appends rows to the cache; ``keep`` then says which of them stay.
-
-    ``stream_rows`` are the rows that only the top layers had, in the last pass or for it. ``pruned`` are the nodes that
-    the last pass dropped: its logits hold no rows for them.
-    """
-
-    context: int
-    stream_rows: int
-    pruned: Collection[int]
-
-    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = ...) -> Tensor: ...
-    def verify(self, root: int, draft: Draft) -> Tensor: ...
-    def keep(self, rows: Sequence[int]) -> None: ...
-    def synchronize(self) -> None: ...
-    def release(self) -> None: ...
-
-
-class Synchronized(Protocol):
-    """What computes on a device that may work on its own: ``synchronize`` waits for it."""
-
-    def synchronize(self) -> None: ...
-
-
-class StreamSource(Synchronized, Protocol):
-    """A target that drafts: logits ``[gamma, drafted]`` of the streams of the row that was accepted last.
-
-    ``stream_ids`` ``[drafted]`` are the tokens that they are of; None: all. ``stream_pairs`` weighs them by the token
-    above, given the logits of some depths, the root and how many candidates to find; None where there is no pair map.
-    """
-
-    gamma: int
-
-    @property
-    def stream_ids(self) -> Tensor | None: ...
-    @property
-    def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None: ...
-    def stream_logits(self, row: int) -> Tensor: ...
-
-
-class MedusaSource(Synchronized, Protocol):
-    """A target with Medusa heads: their logits ``[medusa_depth, drafted]`` for the row that was accepted last, of the
-    tokens ``medusa_ids`` ``[drafted]``; None: all."""
-
-    medusa_depth: int
-
-    @property
-    def medusa_ids(self) -> Tensor | None: ...
-    def medusa_logits(self, row: int) -> Tensor: ...
-
-
-class ExitSource(Synchronized, Protocol):
-    """A target whose first layers draft.
-
-    While ``early_exit`` is open, it gives a function that puts one token after the text and those before it, and
-    returns the exit's logits ``[1, vocab]`` for what follows. Nothing of it stays in the target.
-    """
-
-    def early_exit(self) -> AbstractContextManager[Callable[[int], Tensor]]: ...
 
 
 def synchronize(device: torch.device) -> None:
@@ -192,8 +123,10 @@ class ModelTarget:
         visible = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
         mask = tree_mask(visible, self.length)
         states = self._states = self._pass(rows + [root] * fill, positions, mask, range(len(rows)), draft)
-        scored = [row for row in range(len(rows)) if row - 1 not in self.pruned]
-        return self.anatomy.head_logits(states)[scored]
+        logits = self.anatomy.head_logits(states)[: len(rows)]
+        if not self.pruned:
+            return logits  # a view: a copy of a whole vocabulary for every row takes as long as choosing from it
+        return logits[[row for row in range(len(rows)) if row - 1 not in self.pruned]]
 
     def _padded(self, rows: int) -> int:
         """How many rows a pass of so many has."""
@@ -207,11 +140,11 @@ class ModelTarget:
         it gives. Deferred streams can be had after ``keep`` only, of the last row that was kept.
         """
         assert self.adapter is not None and self._carried is not None, "no pass with streams yet"
-        place = self._carried.place(row)
+        index = self._carried.index(row)
         if self.variant.deferred:
-            states = self._late_streams(self._carried.main[:, place : place + 1])
+            states = self._late_streams(self._carried.main[:, index : index + 1])
         else:
-            states = self._carried.states[0, place]
+            states = self._carried.states[0, index]
         return self.adapter.draft_logits(self.anatomy, states)
 
     @property
@@ -269,7 +202,9 @@ class ModelTarget:
             self.anatomy,
             layers,
             input_ids=torch.tensor([[token]], device=where.device),
-            attention_mask=model_masks(self.anatomy, seen(self.anatomy, mask, where, position), self.cache.capacity),
+            attention_mask=model_masks(
+                self.anatomy, layer_masks(self.anatomy, mask, where, position), self.cache.capacity
+            ),
             position_ids=where,
             past_key_values=self.cache,
             use_cache=True,
@@ -285,7 +220,7 @@ class ModelTarget:
             self.cache.keep(self.length, rows)
         else:  # the top layers never had the pruned rows
             self.cache.keep(self.length, rows, slice(self._first))
-            self.cache.keep(self.length, [carried.place(r) for r in rows], slice(self._first, None))
+            self.cache.keep(self.length, [carried.index(r) for r in rows], slice(self._first, None))
         self.length += len(rows)
 
     @property
@@ -327,8 +262,8 @@ class ModelTarget:
         device, anatomy = self.anatomy.device, self.anatomy
         self.cache.reserve(self.length + len(tokens))
         where = torch.tensor([list(positions)], device=device)
-        masks = seen(anatomy, mask.to(device), where, self.length)
-        plan = Plan(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
+        masks = layer_masks(anatomy, mask.to(device), where, self.length)
+        plan = PassLayout(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
         self.pruned = frozenset()
         noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
         with noted as carried, self._recorded() if carried else nullcontext():
@@ -346,7 +281,7 @@ class ModelTarget:
         return out.last_hidden_state[0]
 
     @contextmanager
-    def _noted(self, plan: Plan, draft: Draft | None) -> Iterator[Carried]:
+    def _noted(self, plan: PassLayout, draft: Draft | None) -> Iterator[Carried]:
         """While open, a pass notes the states at layer N - N_s from which its rows' streams begin, and prunes."""
         assert self.adapter is not None
         if self.variant.prune and draft:
@@ -366,7 +301,7 @@ class ModelTarget:
         finally:
             hook.remove()
 
-    def _add_streams(self, carried: Carried, plan: Plan) -> None:
+    def _add_streams(self, carried: Carried, plan: PassLayout) -> None:
         """The streams of all rows that carry some, in the top layers and after the pass itself: no token's numbers
         depend on whether there are streams."""
         assert self.cache is not None
@@ -414,7 +349,7 @@ class ModelTarget:
         N - N_s. What the row saw is just what the cache holds."""
         assert self.cache is not None
         where = torch.tensor([[self.length - 1]], device=main.device)
-        row = seen(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
+        row = layer_masks(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
         states = self._stream_states(main, row, where)[0]
         self.cache.keep(self.length, [], slice(self._first, None))
         self._deferred_rows += self.gamma
@@ -437,25 +372,9 @@ class ModelTarget:
         lora = None if merged else self._stream_lora
         with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(merged or first, 0):
             start = streams.start(main).flatten(1, 2)
-            places = ahead(positions, self.gamma, self.context)
-            out = self._top.run(start, wider, places, self.cache.capacity)
+            positions = ahead(positions, self.gamma, self.context)
+            out = self._top.run(start, wider, positions, self.cache.capacity)
         return out[0].unflatten(0, (count, self.gamma))
-
-
-def seen(anatomy: Anatomy, mask: Tensor, positions: Tensor, prefix: int) -> Masks:
-    """By layer type what rows at ``positions`` ``[1, n]`` after ``prefix`` keys see, from a mask ``[1, n, keys]``
-    without a window."""
-    masks = {FULL: mask}
-    if anatomy.window:
-        keys = torch.cat([torch.arange(prefix, device=mask.device)[None], positions], 1)
-        masks[SLIDING] = windowed(mask, positions, keys, anatomy.window)
-    return {t: masks[t] for t in set(anatomy.layer_types)}
-
-
-def model_masks(anatomy: Anatomy, masks: Masks, keys: int = 0) -> Any:
-    """Masks in the form that the model's forward takes: additive, one or one for each layer type."""
-    floats = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
-    return floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]]
 
 
 class PlainTarget:
