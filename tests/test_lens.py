@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from specstream.engine import Turn
+from specstream.engine import RunLock
 from specstream.model import attention
 from specstream.params import Sampling, Streaming
 from specstream.target import lens
@@ -61,7 +61,7 @@ def test_a_model_that_attends_otherwise_tells_no_places() -> None:
     target = ModelTarget(anatomy, adapter, Variant(deferred=True))
     assert lens.watch(target, tiny.prompt(9)).shares is None
     engine: Any = SimpleNamespace(
-        info=replace(load_toy(pace=0).info, layers=4), lock=Turn(), make_target=lambda _: target, show=str,
+        info=replace(load_toy(pace=0).info, layers=4), lock=RunLock(), make_target=lambda _: target, show=str,
         settled=lambda method: method,
     )  # fmt: skip
     found = lens.look(engine, tiny.prompt(9))
