@@ -98,7 +98,7 @@ def _everything(info: EngineInfo, assistant: str | None) -> list[str]:
     ours = [name for name in METHODS if name not in info.unavailable]
     both = bool(assistant) or info.draft_parameters > 0  # the library's assistant is a second model too
     outside = [name for name in REFERENCES if both or name != "hf-assistant"]
-    return ours + (outside if info.model != "toy" else [])
+    return ours + (outside if info.model != "toy" and info.dtype != "int8" else [])
 
 
 def _timed(

@@ -68,7 +68,12 @@ MODEL_OPTIONS = (
         help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or int8."),
+    click.option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        help="auto, float32, bfloat16, float16 or int8 (faster on a processor; near bfloat16, but another model).",
+    ),
     click.option(
         "--draft-model",
         default="none",

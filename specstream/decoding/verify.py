@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from specstream import tree
@@ -69,22 +70,23 @@ def _likeliest(logits: Tensor) -> Callable[[int], int]:
 
 
 class Scores(NamedTuple):
-    """The target's logits ``[picks, vocab]`` at the rows of the picks, and the logarithm of each row's sum of
-    exponentials ``[picks]``."""
+    """The target's logits ``[rows, vocab]``, the row of each pick, and the logarithm of its sum of exponentials
+    ``[picks]``."""
 
     logits: Tensor
+    rows: list[int]
     totals: Tensor
 
     @classmethod
     def of(cls, logits: Tensor, picks: Sequence[Pick]) -> Scores:
-        """From the logits ``[rows, vocab]`` of a pass."""
-        rows = logits[[pick.place for pick in picks]]
-        return cls(rows, log_total(rows)[:, 0])
+        """Row by row: how a sum over several rows is shared out to threads depends on their number."""
+        rows = [pick.place for pick in picks]
+        return cls(logits, rows, torch.cat([log_total(logits[row]) for row in rows]))
 
     def logprobs(self, picks: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Log-probabilities ``[n]`` of tokens, each at the row of one of the picks, given by its index."""
         index = list(picks)
-        return self.logits[index, list(tokens)] - self.totals[index]
+        return self.logits[[self.rows[i] for i in index], list(tokens)] - self.totals[index]
 
 
 def judge(draft: Draft, picks: Sequence[Pick], scores: Scores, pruned: Collection[int] = ()) -> Draft:
