@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +16,6 @@ from ui.components import race
 from ui.jobs.comparisons import Entry
 from ui.state import insights, recording
 from ui.state.feed import Feed
-from ui.tabs import compare
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 
@@ -179,32 +174,3 @@ def test_the_table_has_measured_numbers_and_links_to_the_log() -> None:
         (pytest.approx(0.6), 3),
     ]  # fmt: skip
     assert [list(line.y)[-1] for line in runs.race({e.label: race.curve(e) for e in (SLOW, FAST)}).data] == [3, 3]
-
-
-def test_the_shared_file_needs_nothing_else_and_runs_no_markup(tmp_path: Path) -> None:
-    page = race.share([SLOW, FAST], EVIL, [("Model", EVIL)], "http://host/")
-    assert "<img" not in page and "default-src 'none'" in page
-    assert page.count("</script>") == page.count("<script")
-    assert not re.search(r"""(src|href)=["'](?!http://host/\?run=)""", page)
-    assert "url(" not in page and "@import" not in page
-
-
-def test_a_file_made_on_ones_own_machine_has_no_links() -> None:
-    page = race.share([SLOW, FAST], "Hi", [], None)
-    assert "<a " not in page and "?run=" not in page and "EAMING" in page  # the run is named all the same
-
-
-@pytest.mark.parametrize(
-    "origin, demo, base",
-    [
-        ("http://127.0.0.1:7860", False, None),
-        ("http://localhost:7860", False, None),
-        ("http://[::1]:7860", False, None),
-        ("", False, None),
-        ("https://lab.example", False, "https://lab.example/"),
-        ("https://someone-something.hf.space", True, None),
-    ],
-)
-def test_shared_links_lead_somewhere(origin: str, demo: bool, base: str | None) -> None:
-    request: Any = SimpleNamespace(headers={"origin": origin} if origin else {})
-    assert compare.page_address(request, demo) == base

@@ -92,9 +92,9 @@ def benchmark(page: Page) -> str:
 
 def sessions(page: Page) -> str:
     """The list, with a star."""
-    page.get_by_role("gridcell").nth(2).click()
+    page.locator(".ss-runs button").nth(0).click()
     page.get_by_label("Star", exact=True).check()
-    expect(page.get_by_role("gridcell").filter(has_text="★")).to_be_visible(timeout=LONG)
+    expect(page.locator(".ss-runs button").filter(has_text="★")).to_be_visible(timeout=LONG)
     return TABS
 
 
