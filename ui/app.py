@@ -58,6 +58,7 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                 howto.layout()
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog, play)
+        play.task.change(None, play.task, measured.form.task, js=compare.SAME, api_visibility="private")
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         sessions.wire(logged, tab, demo, engines, runlog)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)
