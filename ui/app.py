@@ -55,10 +55,11 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                     training = finetune.layout(engines)
                 finetune.wire(training, train_tab, tabs, demo, engines, play)
             with gr.Tab("How it works", id=howto.TAB):
-                howto.layout()
+                learned = howto.layout()
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog, play)
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
+        howto.wire(learned, play.view.details.view)
         sessions.wire(logged, tab, demo, engines, runlog)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)
         api.add(engines, runlog)
