@@ -160,7 +160,7 @@ def test_the_race_runs_on_measured_times_and_marks_the_first_difference() -> Non
     assert [[end for end, _ in lane["steps"]] for lane in lanes] == [[100, 300, 600], [100, 150, 200]]
     assert [lane["place"] for lane in lanes] == ["second", "first"] and [lane["total"] for lane in lanes] == [600, 200]
     assert lanes[0]["steps"][-1][1] == [["c!", 0]] and lanes[1]["steps"][-1][1] == [[EVIL, 0]]
-    assert [lane["differs"] for lane in lanes] == [None, 1] and "tie" in lanes[1]["words"]
+    assert [lane["differs"] for lane in lanes] == [None, 1] and "equally likely" in lanes[1]["words"]
     said = race.headline([SLOW, FAST])
     assert (said.tone, said.main) == ("bad", "Fastest: Speculative Streaming, 3.0× faster")
     assert said.parts == ("0 of 1 wrote the same text", "3 passes instead of 3")
@@ -168,7 +168,7 @@ def test_the_race_runs_on_measured_times_and_marks_the_first_difference() -> Non
 
 def test_the_table_has_measured_numbers_and_links_to_the_log() -> None:
     html = race.table([SLOW, FAST], "http://host/")
-    assert "3.0×" in html and "Numerical tie at token 2" in html and "http://host/?run=01RUNSTREAMING" in html
+    assert "3.0×" in html and "Nearly the same text at token 2" in html and "http://host/?run=01RUNSTREAMING" in html
     assert race.curve(SLOW) == [
         (0.0, 0), (0.1, 0), (0.1, 1), (pytest.approx(0.3), 1), (pytest.approx(0.3), 2), (pytest.approx(0.6), 2),
         (pytest.approx(0.6), 3),

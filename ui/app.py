@@ -58,6 +58,7 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                 learned = howto.layout()
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog, play)
+        play.task.change(None, play.task, measured.form.task, js=compare.SAME, api_visibility="private")
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         howto.wire(learned, play.view.details.view)
         sessions.wire(logged, tab, demo, engines, runlog)

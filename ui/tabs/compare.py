@@ -161,7 +161,7 @@ def layout() -> Compare:
                 status = gr.HTML(render.status(READY), min_width=160)
         buttons = example_buttons()
     hint = gr.HTML(visible=False)
-    with gr.Row(elem_classes="ss-boxes"):
+    with gr.Row(elem_classes="ss-choices"):
         gr.Checkbox(True, label=Standard.label, interactive=False, min_width=150)
         methods = {name: controls.method_box(name, said=False) for name in METHODS if name != Standard.name}
     wished = gr.State(list(methods))

@@ -321,6 +321,10 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
         else:
             yield tab.suited(task, engines.state.info)
 
+    def wished(method: str, wish: str) -> str:
+        """A list that is left says its value too: one that stands in for a method that can't run is no wish."""
+        return wish if method == engines.offer.fitting(wish) else method
+
     def ready(state: State) -> Updates:
         if state.loading or not state.info or state.error:
             return {}
@@ -349,7 +353,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     tab.panel.load.click(load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
     tab.panel.unload.click(unload, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.panel.wire()
-    tab.method.input(lambda method: method, tab.method, tab.wish, queue=False, **quiet)
+    tab.method.input(wished, [tab.method, tab.wish], tab.wish, queue=False, **quiet)
     tab.suit.load.click(load_fitting, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.task.input(fit, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.fit = fit

@@ -24,6 +24,7 @@ from ...html.headline import Headline
 from ...html.render import NOTHING, WORDS, number
 from ...jobs.comparisons import Entry, Lap
 from ...state.feed import encode
+from ...state.headline import difference
 
 HERE = Path(__file__).parent
 _runs = count(1)
@@ -99,7 +100,7 @@ def outcome(entry: Entry) -> tuple[str, str]:
     if entry.verdict is None:
         return "plain", "What the others are compared with."
     tone, words = WORDS[entry.verdict.agreement]
-    return tone, f"{words}. {entry.verdict.message}"
+    return tone, f"{words}. {difference(entry.verdict) or entry.verdict.message}"
 
 
 def table(entries: Sequence[Entry], base: str | None = "") -> str:
