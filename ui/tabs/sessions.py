@@ -15,10 +15,10 @@ from ..components import run_panel
 from ..components.run_panel import RunView
 from ..files import downloads
 from ..html import render
-from ..html import sessions as listed
 from ..jobs import visitor
 from ..jobs.engine_host import Engines
 from ..state import history, pair
+from . import sessions_list as listed
 
 TAB = "sessions"
 PAGE = 15  # runs on a page of the list
