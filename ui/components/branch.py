@@ -138,7 +138,8 @@ def both(first: View, branch: View, begin: str) -> str:
     kept = first.text[len(begin) :] if first.text.startswith(begin) else ""
     one = f"{shared}{escape(kept)}" if kept else escape(first.text)
     other = f"{shared}{escape(branch.text)}"
-    return f'<div class="ss-lanes ss-branches">{_pane("The first run", one, first)}{_pane("From there", other, branch)}</div>'
+    panes = _pane("The first run", one, first) + _pane("From there", other, branch)
+    return f'<div class="ss-lanes ss-branches">{panes}</div>'
 
 
 def _pane(name: str, text: str, view: View) -> str:
