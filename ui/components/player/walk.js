@@ -51,7 +51,7 @@ function walk(index, settled) {
 }
 
 function choose(step, node, token) {
-  if (step !== cursor || replay) walk(step, true);
+  if (step !== cursor || timer) walk(step, true);
   for (const chosen of element.querySelectorAll(".ss-chosen")) chosen.classList.remove("ss-chosen");
   const at = node >= 0 ? steps.method[step].t.findIndex((one) => one[3] === node) : token;
   const found = [part(`.ss-node[data-node="${node}"]`), part(`.ss-detail tr[data-node="${node}"]`)];
