@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from gradio.context import get_blocks_context
+from gradio.context import Context
 
 from specstream import params
 from specstream.data.chat import Chat
@@ -63,9 +63,8 @@ class Branch:
         """Follow clicks in the player. ``engines`` None: nothing can be run."""
         if engines is None:
             return
-        blocks = get_blocks_context()
-        if blocks is not None:
-            visitor.wire(self.key, blocks)
+        if Context.root_block is not None:  # the page that is being built
+            visitor.wire(self.key, Context.root_block)
 
         def clicked(shown: View | None, event: gr.EventData) -> Updates:
             if shown is None or not shown.steps:
