@@ -69,7 +69,7 @@ def run(page: Page) -> str:
     expect(player).to_have_attribute("data-state", "done", timeout=LONG)
     deep = player.locator(".ss-method .ss-tok.d3").or_(player.locator(".ss-method .ss-tok.d1"))
     deep.filter(has_text=re.compile(r"\S")).last.click()  # an end of text shows nothing to click
-    return TOOLBAR
+    return TABS
 
 
 def compare(page: Page) -> str:
