@@ -15,11 +15,13 @@ from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Re
 from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
-from tests.browsing import MARKS, load, open_tab, serious, unfold, visit, window
+from tests.browsing import MARKS, load, noted, open_tab, serious, unfold, visit, window
 from tests.conftest import Pace
 from ui import app
+from ui.export import gallery
 from ui.jobs.engine_host import Engines
 from ui.jobs.job import Job
+from ui.state import recording
 
 PROMPT = "name[The Salted Fig], food[Italian]"
 # The two buttons of a race, and its state after each: a short race would be over between two looks.
@@ -60,10 +62,9 @@ def log_markup(runlog: RunLog) -> None:
 def log_end_of_text(runlog: RunLog) -> None:
     """A logged run that accepted an end of text, below which more was drafted."""
     recorder = runlog.start(load_toy().info, "ends inside its tree", "raw", "streaming", {})
-    fates = (Fate.ACCEPTED, Fate.UNREACHED, Fate.REJECTED, Fate.UNREACHED)
-    draft = Draft(
-        (1, 2, 3, 4), (-1, 0, -1, 2), (0.5,) * 4, fates, (0.5, None, 0.5, None), ("end", "child", "no", "kid")
-    )
+    fates = (Fate.ACCEPTED, Fate.UNREACHED, Fate.REJECTED, Fate.UNREACHED, Fate.UNREACHED)
+    texts = ("end", "child", "no", "kid", "grandchild")
+    draft = Draft((1, 2, 3, 4, 5), (-1, 0, -1, 2, 1), (0.5,) * 5, fates, (0.5, None, 0.5, None, None), texts)
     recorder.add(Lane.METHOD, Started("streaming", 1))
     recorder.add(Lane.METHOD, Step(0, Draft(), (Token(9, "One", Origin.TARGET),), {"verify": 0.1}, 1))
     recorder.add(Lane.METHOD, Step(1, draft, (Token(1, "end", Origin.DRAFT, 1, 0),), {"verify": 0.1}, 5))
@@ -123,7 +124,7 @@ def test_generate_and_walk_back(page: Page) -> None:
     expect(page.locator(".ss-headline strong").first).to_have_text(re.compile(r"\d\.\d× faster|standard decoding"))
     now = player(page).locator(".ss-step.ss-now")
     assert now.locator(".ss-tok.d1").count() == 1  # it opens at a step that kept guesses, with the text whole
-    assert player(page).locator(".ss-aloud").inner_text() == f"Finished. {text}"
+    assert player(page).locator(".ss-aloud").inner_text().split() == ["Finished.", *text.split()]
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
     walk_back(page, text)
     measure_again(page)
@@ -246,7 +247,7 @@ def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
     open_sessions(page)
     page.get_by_label("Search").fill("wrote markup")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.get_by_role("gridcell").filter(has_text="onerror").first.click()
+    page.locator(".ss-runs button").filter(has_text="onerror").first.click()
     logged = page.locator(".ss-player").nth(1)
     expect(logged).to_have_attribute("data-state", "done")
     assert logged.locator(".ss-method").inner_text() == EVIL
@@ -298,7 +299,7 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
     open_sessions(page)
     page.get_by_label("Search").fill("walrus")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.get_by_role("gridcell").filter(has_text="Walrus Corner").first.click()
+    page.locator(".ss-runs button").filter(has_text="Walrus Corner").first.click()
     logged = page.locator(".ss-player").nth(1)
     expect(logged).to_have_attribute("data-state", "done")
     assert logged.locator(".ss-method").inner_text() == text
@@ -310,6 +311,7 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
         with page.expect_download() as download:
             page.get_by_role("link", name=button).or_(page.get_by_role("button", name=button)).first.click()
         assert download.value.suggested_filename.endswith(ending)
+    unfold(page, "Download these runs")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download the database").click()
     copy = tmp_path / "copy.db"
@@ -389,9 +391,11 @@ def test_what_was_drafted_below_the_end_of_the_text_is_told_so(page: Page, url: 
     open_sessions(page)
     page.get_by_label("Search").fill("ends inside its tree")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.get_by_role("gridcell").filter(has_text="ends inside").first.click()
+    page.locator(".ss-runs button").filter(has_text="ends inside").first.click()
     detail = page.locator(".ss-player").nth(1).locator(".ss-detail")
-    expect(detail.locator("tr", has_text="child")).to_contain_text("never compared: the text ended before it")
+    for child in ("child", "grandchild"):
+        row = detail.locator("tr", has_text=re.compile(f"^{child}"))
+        expect(row).to_contain_text("never compared: the text ended before it")
     expect(detail.locator("tr", has_text="kid")).to_contain_text("never compared: “no” before it lost")
 
 
@@ -399,11 +403,11 @@ def test_a_link_to_a_run_shows_it_at_once(page: Page, browser: Browser, url: str
     open_sessions(page)
     page.get_by_label("Search").fill("ends inside its tree")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.get_by_role("gridcell").filter(has_text="ends inside").first.click()
+    page.locator(".ss-runs button").filter(has_text="ends inside").first.click()
     run = page.locator("#opened-run .ss-facts dd").first.inner_text().split(",")[0]
     with visit(browser, url, "Sessions", query=f"&run={run}") as linked:
         shown = linked.locator("#opened-run")
-        expect(shown.locator(".ss-facts").first).to_be_in_viewport()
+        expect(shown.locator(".ss-player").first).to_be_in_viewport()
 
 
 def test_the_recordings_pace_is_not_that_of_the_next_run(page: Page) -> None:
@@ -543,9 +547,7 @@ def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url
     assert page.evaluate(RACE_AND_SHOW_THE_END) == ["racing", "over"]
     assert lanes.locator(".ss-text").all_inner_texts() == texts
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download as one HTML").or_(
-            page.get_by_role("link", name="Download as one HTML")
-        ).first.click()
+        page.get_by_role("button", name="Page (HTML)").locator("visible=true").click()
     shared = tmp_path / "shared.html"
     download.value.save_as(shared)
     shows_without_network(browser, shared, texts, url)
@@ -568,6 +570,25 @@ def shows_without_network(browser: Browser, file: Path, texts: list[str], url: s
     assert page.locator(".ss-lane .ss-text").all_inner_texts() == texts
     assert asked == [file.as_uri()] and "beforeunload" not in file.read_text()
     assert page.locator(".ss-grid a").count() == 0  # to this machine, where the reader is not
+    context.close()
+
+
+def test_the_gallery_works_from_plain_files(browser: Browser, tmp_path: Path) -> None:
+    gallery.build([gallery.shown("one", recording.load())], tmp_path)
+    context = browser.new_context(offline=True, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    problems = noted(page, tmp_path.as_uri())
+    page.goto((tmp_path / "index.html").as_uri())
+    expect(page.locator("img")).to_have_js_property("naturalWidth", 1200)
+    assert serious(page) == []
+    page.get_by_role("link", name="Marlow").click()
+    expect(page.locator(".ss-player")).to_have_attribute("data-state", "done")
+    assert "Marlow" in page.locator(".ss-method").first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert serious(page) == []
+    page.get_by_role("link", name="All runs").click()
+    expect(page.locator("img")).to_be_visible()
+    assert not problems, problems
     context.close()
 
 

@@ -8,15 +8,13 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from specstream.installation import data_file
-
-from . import api, first_script, theme
+from . import api, first_script
 from .access_rules import OPEN, Rules
+from .export import page
 from .html import render
 from .jobs.engine_host import Engines
 from .tabs import benchmark, compare, finetune, howto, playground, sessions
 
-STYLE = data_file("assets/style.css")
 KEYS = Path(__file__).parent / "keys.html"
 NO_FILES = 1  # bytes of an upload in a demo: gradio takes files at its own address, also where no field asks for one
 TITLE = "Speculative Streaming"
@@ -57,10 +55,12 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                     training = finetune.layout(engines)
                 finetune.wire(training, train_tab, tabs, demo, engines, play)
             with gr.Tab("How it works", id=howto.TAB):
-                howto.layout()
+                learned = howto.layout()
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog, play)
+        play.task.change(None, play.task, measured.form.task, js=compare.SAME, api_visibility="private")
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
+        howto.wire(learned, play.view.details.view)
         sessions.wire(logged, tab, demo, engines, runlog)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)
         api.add(engines, runlog)
@@ -72,7 +72,7 @@ def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
     return {
         "max_file_size": NO_FILES if rules.demo else None,
         "theme": look(),
-        "css": theme.variables() + STYLE.read_text(encoding="utf-8"),
+        "css": page.style(),
         "head": KEYS.read_text(encoding="utf-8"),
         "app_kwargs": {"middleware": [Middleware(first_script.FirstScript)]},
         "footer_links": ["api", "settings"],

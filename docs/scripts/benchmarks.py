@@ -74,7 +74,7 @@ def main() -> None:
     for task in options.tasks.split(","):
         other = f"streaming:lookup={0 if copy_after(task) else COPY_AFTER}"
         methods = options.methods + (f",{other},streaming:pairs=off" if options.methods == "all" else "")
-        results.append(measure(options, task, "bench", task, "--memory", "--methods", methods))
+        results.append(measure(options, task, "bench", task, "--methods", methods))
         if task not in options.cost_tasks.split(","):
             continue
         tuned = "streaming" if any(row["method"] == "streaming" for row in results[-1]["rows"]) else "prompt_lookup"

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,13 @@ def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], N
     return detach
 
 
+def works(compiler: str) -> bool:
+    """Whether there is a compiler by this name that runs."""
+    with suppress(OSError):
+        return subprocess.run([*compiler.split(), "--version"], capture_output=True, check=False).returncode == 0
+    return False
+
+
 class Layers:
     """The compiled layers of one loaded model: built in the background, then put in place by ``use``.
 
@@ -187,7 +195,7 @@ class Layers:
         if not self._possible or self._build or is_kept(self._anatomy):
             return
         compiler = os.environ.get("CXX") or "g++"
-        if shutil.which(compiler.split()[0]) is None:
+        if not works(compiler):
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
         words = [str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))]

@@ -82,11 +82,12 @@ def layout(view: View | None = None, live: bool = False) -> RunView:
     """Lay out the view of one run: a recorded one, or empty. ``live``: it can be measured again and mended."""
     known = view or View(Feed(""))
     stats = known.stats[Lane.METHOD]
-    with gr.Row(elem_classes="ss-result"):
-        line = gr.HTML(lines.headline(headline(known)) if view else "", min_width=240)
-        mend = gr.Button("", visible=False, size="sm", scale=0, min_width=100, elem_classes="ss-mend")
-        again = gr.Button("Measure again", interactive=False, visible=live, size="sm", scale=0, min_width=130)
-    play = player(encode(known.feed.whole()) if view else "", "recorded-run" if view else None)
+    with gr.Column(elem_classes="ss-stage"):
+        with gr.Row(elem_classes="ss-result"):
+            line = gr.HTML(lines.headline(headline(known)) if view else "", min_width=240)
+            mend = gr.Button("", visible=False, size="sm", scale=0, min_width=100, elem_classes="ss-mend")
+            again = gr.Button("Measure again", interactive=False, visible=live, size="sm", scale=0, min_width=130)
+        play = player(encode(known.feed.whole()) if view else "", "recorded-run" if view else None)
     with gr.Accordion("Numbers: speed, acceptance, where the time went, what if", open=False):
         gr.HTML(render.legend(DEEPEST))
         counters = gr.HTML(render.counters(stats, known.baseline, known.speedup))

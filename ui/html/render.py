@@ -21,7 +21,7 @@ KEYS = "Ctrl-Enter runs, Esc stops, ← and → step"
 
 WORDS = {
     Agreement.IDENTICAL: ("good", "✓ Same text"),
-    Agreement.TIE: ("warn", "≈ Numerical tie"),
+    Agreement.TIE: ("warn", "≈ Nearly the same text"),
     Agreement.MISMATCH: ("bad", "✗ Different text"),
     Agreement.UNKNOWN: ("plain", "Not compared"),
 }

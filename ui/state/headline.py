@@ -59,7 +59,7 @@ def headline(view: View, again: Sequence[Ratio] = ()) -> Headline:
     cause, remedy = _cause(view) if slower else ("", None)
     differs = view.verdict.agreement is Agreement.MISMATCH
     tone = "bad" if differs else "warn" if slower or view.verdict.agreement is Agreement.TIE else "good"
-    below = (cause, _measured(ratios), _difference(view.verdict), NOISY if len(again) < 1 and busy(view.plain) else "")
+    below = (cause, _measured(ratios), difference(view.verdict), NOISY if len(again) < 1 and busy(view.plain) else "")
     details = "" if view.verdict.agreement is Agreement.IDENTICAL else view.verdict.message
     parts = (SAME[view.verdict.agreement], passes(view))
     return Headline(tone, pace(middle), _said(parts), _said(below), details, remedy)
@@ -125,7 +125,8 @@ def _measured(ratios: Sequence[Ratio]) -> str:
     return f"Median of {len(ratios)} measurements, {min(whole):.1f}× to {max(whole):.1f}×. {beside}"
 
 
-def _difference(verdict: Verdict) -> str:
+def difference(verdict: Verdict) -> str:
+    """Where two texts part and why, in one plain sentence; nothing where they are the same."""
     at = f" from token {verdict.position + 1}" if verdict.position is not None else ""
     if verdict.agreement is Agreement.TIE:
         return f"The texts differ{at}: two words were equally likely."

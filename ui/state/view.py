@@ -46,6 +46,7 @@ class View:
     nodes: int = NODES
     mismatched: bool = False
     origin: Origin | None = None
+    looks: dict[int, dict[str, Any]] = field(default_factory=dict)  # recorded of the streams, by step
 
     def add(self, item: Item) -> None:
         """Take in one item."""

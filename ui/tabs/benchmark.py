@@ -354,74 +354,84 @@ def _results(run: gr.Button, tune: gr.Button, cancel: gr.Button, status: gr.HTML
     return Shown(run, tune, cancel, status, bar, group, tables, charts, frames, advice, use, file, gr.State([]))
 
 
-def wire(
-    tab: BenchmarkTab, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground
-) -> None:
-    """Connect the tab to the engine, the log and the Playground."""
-    form, shown, jobs, folder = tab.form, tab.shown, Jobs(), downloads()
-    earlier = Earlier(tab, engines, runlog, folder)
+class Handlers:
+    """What the tab's events do."""
 
-    def begin(values: dict[Any, Any], request: gr.Request, kind: type[Measurement]) -> Iterator[Updates]:
+    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: Any) -> None:
+        self._tab, self._engines, self._runlog = tab, engines, runlog
+        self._jobs, self._folder = Jobs(), downloads()
+        self.earlier = Earlier(tab, engines, runlog, self._folder)
+
+    def run(self, values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        yield from self._begin(values, request, Benchmark)
+
+    def tune(self, values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        yield from self._begin(values, request, Tuning)
+
+    def _begin(self, values: dict[Any, Any], request: gr.Request, kind: type[Measurement]) -> Iterator[Updates]:
+        form, shown = self._tab.form, self._tab.shown
         try:
             order = form.tuning(values) if kind is Tuning else form.order(values)
-            others = [*values[shown.reports], *earlier.chosen(values)]
+            others = [*values[shown.reports], *self.earlier.chosen(values)]
         except (ValueError, RunLogError) as error:
             gr.Warning(str(error))
             yield {shown.status: render.status(str(error), "bad")}
             return
         who = visitor.name(values[form.key], request)
-        job = kind(engines, runlog, order, who)
-        jobs.put(who, str(request.session_hash), job)
-        yield from stream(shown, job, str(request.session_hash), others, folder)
+        job = kind(self._engines, self._runlog, order, who)
+        self._jobs.put(who, str(request.session_hash), job)
+        yield from stream(shown, job, str(request.session_hash), others, self._folder)
 
-    def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        yield from begin(values, request, Benchmark)
-
-    def tune(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        yield from begin(values, request, Tuning)
-
-    def resume(key: str, request: gr.Request) -> Iterator[Updates]:
-        job = jobs.get(who := visitor.name(key, request))
+    def resume(self, key: str, request: gr.Request) -> Iterator[Updates]:
+        job = self._jobs.get(who := visitor.name(key, request))
         if isinstance(job, Measurement):
-            jobs.put(who, str(request.session_hash), job)
-            yield from stream(shown, job, str(request.session_hash), [], folder)
+            self._jobs.put(who, str(request.session_hash), job)
+            yield from stream(self._tab.shown, job, str(request.session_hash), [], self._folder)
         else:
-            yield earlier.last(who)
+            yield self.earlier.last(who)
 
-    def cancel(key: str, request: gr.Request) -> None:
-        jobs.stop(visitor.name(key, request))
+    def cancel(self, key: str, request: gr.Request) -> None:
+        self._jobs.stop(visitor.name(key, request))
 
-    def close(request: gr.Request) -> None:
-        jobs.close(str(request.session_hash))
+    def close(self, request: gr.Request) -> None:
+        self._jobs.close(str(request.session_hash))
 
-    def watch(task: str, wished: list[str], tuned: str) -> Iterator[Updates]:
-        for state in engines.watch():
-            yield tab.available(state, engines.offer, task, wished, tuned) | tab.suited(state)
+    def watch(self, task: str, wished: list[str], tuned: str) -> Iterator[Updates]:
+        for state in self._engines.watch():
+            yield self._tab.available(state, self._engines.offer, task, wished, tuned) | self._tab.suited(state)
 
-    def refresh(key: str, task: str, wished: list[str], tuned: str, request: gr.Request) -> Updates:
-        fitted = tab.available(engines.state, engines.offer, task, wished, tuned)
-        return fitted | earlier.listed(visitor.name(key, request))
+    def refresh(self, key: str, task: str, wished: list[str], tuned: str, request: gr.Request) -> Updates:
+        fitted = self._tab.available(self._engines.state, self._engines.offer, task, wished, tuned)
+        return fitted | self.earlier.listed(visitor.name(key, request))
 
+
+def wire(
+    tab: BenchmarkTab, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground
+) -> None:
+    """Connect the tab to the engine, the log and the Playground."""
+    form, shown, on = tab.form, tab.shown, Handlers(tab, engines, runlog)
     inputs = form.inputs | {shown.reports, tab.upload}
     work: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING, **QUIET}
     listing = [*tab.depends, form.earlier]
-    for button, start in ((shown.run, run), (shown.tune, tune)):
+    for button, start in ((shown.run, on.run), (shown.tune, on.tune)):
         button.click(start, inputs, shown.outputs, **work).then(
-            refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET
+            on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET
         )
-    shown.cancel.click(cancel, form.key, queue=False, **QUIET)
-    opened.select(refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET)
+    shown.cancel.click(on.cancel, form.key, queue=False, **QUIET)
+    opened.select(on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET)
     form.task.change(lambda task: task_hint.hint(task, engines.state.info), form.task, form.hint, queue=False, **QUIET)
     form.tuned.input(lambda tuned: tuned, form.tuned, form.tuned_wish, queue=False, **QUIET)
     controls.wire_wishes(form.wished, form.methods | form.references)
     for picked in (form.earlier, tab.upload):
-        picked.change(earlier.drawn, inputs, shown.outputs, **QUIET)
-    shown.use.click(lambda values: used(play, tabs, earlier.shown(values)), inputs, used_outputs(play, tabs), **QUIET)
-    visitor.wire(form.key, demo)
-    demo.load(watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET).then(
-        resume, form.key, shown.outputs, concurrency_limit=None, **QUIET
+        picked.change(on.earlier.drawn, inputs, shown.outputs, **QUIET)
+    shown.use.click(
+        lambda values: used(play, tabs, on.earlier.shown(values)), inputs, used_outputs(play, tabs), **QUIET
     )
-    demo.unload(close)
+    visitor.wire(form.key, demo)
+    demo.load(on.watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET).then(
+        on.resume, form.key, shown.outputs, concurrency_limit=None, **QUIET
+    )
+    demo.unload(on.close)
 
 
 def stream(shown: Shown, job: Measurement, session: str, others: Sequence[Report], folder: Path) -> Iterator[Updates]:

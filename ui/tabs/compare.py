@@ -5,32 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import gradio as gr
 
-from specstream import params
-from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
 from specstream.params import METHODS, Method, Standard
 from specstream.stats import counted
 
 from ..charts import runs
-from ..components import controls, race, task_hint
+from ..components import controls, race, share, task_hint
 from ..components.controls import Controls
-from ..files import downloads, place
+from ..components.share import Share
+from ..export import page, story
+from ..export.story import Story
 from ..html import headline as lines
 from ..html import render
 from ..jobs import visitor
 from ..jobs.comparisons import Contest, Entry, Lap, Prepared
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask
+from ..jobs.runs import Ask, origin
 from ..state.messages import Notice
 from ..state.methods import Offer
+from ..state.origin import Origin
 from .playground import (
     MOST_WAITING,
     Playground,
@@ -66,7 +64,8 @@ class Compare:
     results: gr.Column
     table: gr.HTML
     chart: gr.Plot
-    file: gr.DownloadButton
+    raced: gr.State  # entries and origin of the race that is shown
+    share: Share
     key: gr.Textbox
     examples: list[gr.Button]
 
@@ -76,7 +75,8 @@ class Compare:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.run, self.status, self.headline, self.race, self.results, self.table, self.chart, self.file]
+        own = [self.run, self.status, self.headline, self.race, self.results, self.table, self.chart, self.raced]
+        return [*own, *self.share.outputs]
 
     def ask(self, values: Mapping[Any, Any]) -> tuple[Ask, list[Method]]:
         """What the form asks for. Raises ValueError with one sentence."""
@@ -161,7 +161,7 @@ def layout() -> Compare:
                 status = gr.HTML(render.status(READY), min_width=160)
         buttons = example_buttons()
     hint = gr.HTML(visible=False)
-    with gr.Row(elem_classes="ss-boxes"):
+    with gr.Row(elem_classes="ss-choices"):
         gr.Checkbox(True, label=Standard.label, interactive=False, min_width=150)
         methods = {name: controls.method_box(name, said=False) for name in METHODS if name != Standard.name}
     wished = gr.State(list(methods))
@@ -174,17 +174,16 @@ def layout() -> Compare:
         table = gr.HTML()
         gr.HTML('<h2 class="ss-heading">Tokens over time</h2>')
         chart = gr.Plot(label="Tokens over time", show_label=False, container=False, elem_classes="ss-plot")
-        file = gr.DownloadButton("Download as one HTML file, to share", size="sm")
+        shared = share.layout()
     return Compare(
-        prompt, task, hint, methods, wished, settings, run, status, line, track, results, table, chart, file,
-        visitor.layout(), buttons,
+        prompt, task, hint, methods, wished, settings, run, status, line, track, results, table, chart,
+        gr.State(None), shared, visitor.layout(), buttons,
     )  # fmt: skip
 
 
 def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground) -> None:
     """Connect the tab to the engine and the log. Prompt, task and model are those of ``play``."""
     jobs = Jobs()
-    folder = downloads()
 
     def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
         if values[tab.run] == STOP:
@@ -199,7 +198,7 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
         who, session = visitor.name(values[tab.key], request), str(request.session_hash)
         job = Contest(engines, runlog, ask, methods, who)
         jobs.put(who, session, job)
-        yield from stream(tab, job, session, folder, page_address(request, engines.rules.demo))
+        yield from stream(tab, job, session)
 
     def stop(label: str, key: str, request: gr.Request) -> None:
         if label == STOP:
@@ -224,6 +223,12 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
     visitor.wire(tab.key, demo)
     demo.unload(close)
     share_prompt(tab, play)
+    tab.share.wire(tab.raced, lambda raced: story.of_entries(*raced), race_file, engines)
+
+
+def race_file(raced: tuple[list[Entry], Origin], told: Story, base: str | None) -> str:
+    """The race as one HTML file."""
+    return page.race_page(raced[0], told, base)
 
 
 def share_prompt(tab: Compare, play: Playground) -> None:
@@ -235,18 +240,7 @@ def share_prompt(tab: Compare, play: Playground) -> None:
     tab.task.input(play.fit, play.chosen, play.form, concurrency_limit=None, **QUIET)
 
 
-def page_address(request: gr.Request, demo: bool) -> str | None:
-    """The address under which others find the runs; None where there is none.
-
-    That of one's own machine leads others to theirs, and in a demo visitors see their own runs only.
-    """
-    origin = str(request.headers.get("origin") or "")
-    host = urlsplit(origin).hostname or ""
-    own = host in ("", "localhost", "0.0.0.0", "::1") or host.startswith("127.")
-    return None if own or demo else f"{origin}/"
-
-
-def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str | None) -> Iterator[Updates]:
+def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
     """Follow a comparison and say what changes on the page."""
     progress = Progress(race.Live([METHODS[name].label for name in job.names]))
     busy = {tab.run: gr.update(value=STOP, variant="stop")}  # in each update, as a run's
@@ -263,19 +257,14 @@ def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str | N
             yield busy | {tab.status: render.status(progress.words, progress.tone), tab.race: progress.live.message()}
     progress.close(job.stop.is_set())
     done = {tab.run: gr.update(value=RUN, variant="primary")}
-    yield (
-        done
-        | {tab.status: render.status(progress.words, progress.tone)}
-        | results(tab, progress, job.ask, folder, base)
-    )
+    yield (done | {tab.status: render.status(progress.words, progress.tone)} | results(tab, progress, job.ask))
 
 
-def results(tab: Compare, progress: Progress, ask: Ask, folder: Path, base: str | None) -> Updates:
-    """The race, the table, the chart and the file; nothing where nothing was measured."""
+def results(tab: Compare, progress: Progress, ask: Ask) -> Updates:
+    """The race, the table, the chart and what can be shared; nothing where nothing was measured."""
     if not progress.entries:
         return {}
-    file = place(folder, f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.html")
-    file.write_text(race.share(progress.entries, ask.prompt, list(about(progress.info, ask)), base), encoding="utf-8")
+    raced = progress.entries, origin(progress.info, ask)
     said = race.headline(progress.entries)
     return {
         tab.headline: lines.headline(said),
@@ -283,17 +272,6 @@ def results(tab: Compare, progress: Progress, ask: Ask, folder: Path, base: str 
         tab.results: gr.update(visible=True),
         tab.table: race.table(progress.entries),
         tab.chart: runs.race({entry.label: race.curve(entry) for entry in progress.entries}),
-        tab.file: str(file),
+        tab.raced: raced,
+        **tab.share.show(story.of_entries(*raced)),
     }
-
-
-def about(info: EngineInfo | None, ask: Ask) -> Iterator[tuple[str, str]]:
-    """With what it was measured, and when."""
-    yield "Task", TASKS[ask.task].label if ask.task in TASKS else "none"
-    if info:
-        yield "Model", render.model_line(info)
-        yield "Versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())
-    defaults = params.Sampling().to_dict()
-    changed = {name: value for name, value in ask.sampling.to_dict().items() if value != defaults[name]}
-    yield "Settings", ", ".join(f"{name} {value}" for name, value in changed.items()) or "default settings"
-    yield "Measured", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, one method after the other"

@@ -37,7 +37,7 @@ function bar(step, index) {
 
 // Bars are as wide as fits; where more come than fit they are all made anew, narrower: none ever moves.
 function appendBars() {
-  const count = steps.method.length, width = [30, 22, 14, 9, 6, 4, 2].find((wide) => count * (wide + 2) < strip.clientWidth - 4) ?? 1;
+  const count = steps.method.length, width = [60, 44, 30, 22, 14, 9, 6, 4, 2].find((wide) => count * (wide + 2) < strip.clientWidth - 4) ?? 1;
   const most = Math.max(3, ...steps.method.map((step) => step.t.length));
   if (strip.style.getPropertyValue("--wide") !== width + "px" || Number(strip.dataset.most) !== most || strip.children.length > count) strip.replaceChildren();
   strip.style.setProperty("--wide", width + "px");

@@ -1,4 +1,4 @@
-"""Measured runs side by side: what the race on the page reads, the table, and a file to share. Pure, no gradio.
+"""Measured runs side by side: what the race on the page reads, the table, and a drawing. Pure, no gradio.
 
 The race reads ``{run, done, lanes: [...]}`` as JSON text. A lane is ``{label, colour, state, at, steps}``: ``state``
 is waiting, measured (now) or over, a step is ``[milliseconds at its end, [[text, depth], ...]]``, and ``at`` how many
@@ -9,7 +9,6 @@ standard decoding has not, or null.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,18 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement
-from specstream.installation import data_file
 from specstream.stats import counted, speedup
 
 from ... import theme
 from ...html.headline import Headline
-from ...html.render import NOTHING, WORDS, facts, number
+from ...html.render import NOTHING, WORDS, number
 from ...jobs.comparisons import Entry, Lap
 from ...state.feed import encode
+from ...state.headline import difference
 
 HERE = Path(__file__).parent
 _runs = count(1)
-STYLE = data_file("assets/style.css")
 HEADERS = ("Method", "Tokens", "Passes", "Seconds", "Tokens/s", "Tokens/step", "Rows/token", "Speed-up", "Text", "Run")
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 260, 44, 30  # of the drawing
 ORDINALS = ("first", "second", "third")
@@ -102,7 +100,7 @@ def outcome(entry: Entry) -> tuple[str, str]:
     if entry.verdict is None:
         return "plain", "What the others are compared with."
     tone, words = WORDS[entry.verdict.agreement]
-    return tone, f"{words}. {entry.verdict.message}"
+    return tone, f"{words}. {difference(entry.verdict) or entry.verdict.message}"
 
 
 def table(entries: Sequence[Entry], base: str | None = "") -> str:
@@ -208,23 +206,3 @@ def curve(entry: Entry) -> list[tuple[float, int]]:
         after = seconds + step.total_seconds
         points += [(after, tokens), (after, tokens + len(step.tokens))]
     return points
-
-
-def share(entries: Sequence[Entry], prompt: str, about: Sequence[tuple[str, str]], base: str | None) -> str:
-    """A page that shows the result without a network: style, data, script and drawing are in it.
-
-    ``base`` is the address under which whoever gets the file finds the runs, None where there is none.
-    """
-    tone, words = summary(entries)
-    values = {
-        "title": "One prompt, several decoding methods",
-        "intro": escape(words),
-        "facts": facts([("Prompt", prompt), *about]),
-        "style": theme.variables() + STYLE.read_text(encoding="utf-8"),
-        "race": text("race.html"),
-        "table": table(entries, base),
-        "chart": lines_svg(entries),
-        "data": message(entries),
-        "script": text("race.js"),
-    }
-    return string.Template(text("share.html")).substitute(values)
