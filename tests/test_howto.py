@@ -205,7 +205,7 @@ class TestInABrowser:
             page.get_by_label("A guess is right").fill("100")
             page.get_by_label("It guesses").fill("3")
             page.get_by_label("A pass that checks").fill("2")
-            expect(page.locator(".ss-result")).to_have_text(
+            expect(page.locator(".ss-gain")).to_have_text(
                 "A pass brings 4.0 tokens: 2.0 times as fast as standard decoding."
             )
             page.get_by_role("button", name="Use my last run").click()

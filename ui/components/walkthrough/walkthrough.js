@@ -78,7 +78,7 @@ function draw() {
   const stage = tag("div");
   stage.append(tag("p", "", STAGES[at][1]), at === 0 ? guesses() : branch(-1, at));
   if (at === 3) stage.append(kept());
-  part(".ss-stage").replaceChildren(stage);
+  part(".ss-scene").replaceChildren(stage);
   part(".ss-back").disabled = at === 0;
   part(".ss-next").textContent = at === STAGES.length - 1 ? "Start again" : "Next";
 }
@@ -95,7 +95,7 @@ function weigh() {
   part(".ss-one").style.width = `${100 / longest}%`;
   part(".ss-many").style.width = `${(100 * times) / longest}%`;
   const said = times > 1.05 ? `${times.toFixed(1)} times as fast` : times < 0.95 ? `slower: ${times.toFixed(2)} times the speed` : "no faster";
-  part(".ss-result").textContent = `A pass brings ${tokens.toFixed(1)} tokens: ${said} as standard decoding.`.replace("slower: ", "slower, ").replace("no faster as", "no faster than");
+  part(".ss-gain").textContent = `A pass brings ${tokens.toFixed(1)} tokens: ${said} as standard decoding.`.replace("slower: ", "slower, ").replace("no faster as", "no faster than");
 }
 
 function receive(text) {
