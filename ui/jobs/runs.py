@@ -43,11 +43,13 @@ class Ask:
     sampling: Sampling
     baseline: bool
     chat: Chat | None = None  # the conversation that the prompt continues
+    prefix: str = ""  # how the answer begins: the run goes on from there
+    parent: str = ""  # id of the run that this one branches off
 
     @property
     def characters(self) -> int:
         """The length of what the visitor gave."""
-        return len(self.prompt) + (self.chat.characters if self.chat else 0)
+        return len(self.prompt) + len(self.prefix) + (self.chat.characters if self.chat else 0)
 
 
 def failure(error: Exception) -> Notice:
@@ -129,7 +131,7 @@ class Run(ModelJob):
         if zerogpu.ACTIVE:
             items = zerogpu.session(self._engines.choice, ask, self.stop.is_set)
             return next(items), items
-        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat())
+        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat()) + ask.prefix
         return engine.info, run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)
 
     def _pass_on(self, item: tuple[Lane, Event] | Verdict, record: Record) -> None:
@@ -140,7 +142,8 @@ class Run(ModelJob):
 def settings_of(ask: Ask) -> dict[str, Any]:
     """The settings of a run as the log keeps them."""
     settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
-    return settings | ({"chat": ask.chat.to_dict()} if ask.chat else {})
+    settings |= {"chat": ask.chat.to_dict()} if ask.chat else {}
+    return settings | ({"branch": {"of": ask.parent, "after": ask.prefix}} if ask.prefix else {})
 
 
 def origin(info: Any, ask: Ask) -> Origin:

@@ -384,7 +384,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
         runs.resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
     )
     demo.unload(runs.close)
-    tab.view.wire(engines)
+    tab.view.wire(engines, runlog)
     show_own_settings(tab, engines)
 
 
