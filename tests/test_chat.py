@@ -19,7 +19,7 @@ from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from ui.components import chat, task_hint
 from ui.jobs.engine_host import Engines
-from ui.jobs.runs import Ask, Run
+from ui.jobs.runs import RunJob, RunRequest
 from ui.state import history
 from ui.state.feed import Feed
 from ui.state.view import View
@@ -83,9 +83,9 @@ def test_a_template_that_refuses_is_one_sentence() -> None:
 
 
 def finished(engines: Engines, runlog: Any, message: str, before: Chat) -> View:
-    ask = Ask(message, "chat", Streaming(), Sampling(max_new_tokens=40), False, before)
+    ask = RunRequest(message, "chat", Streaming(), Sampling(max_new_tokens=40), False, before)
     view = View(Feed("live"))
-    for batch in Run(engines, runlog, ask, "me").batches():
+    for batch in RunJob(engines, runlog, ask, "me").batches():
         for item in batch:
             view.add(item)
     return view
@@ -136,7 +136,7 @@ def test_the_form_asks_with_the_conversation_only_where_the_model_can_chat(engin
 def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
-    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
     assert tab.asked(ask)[tab.prompt] == ""
     failed, answered = tab.answered(ask, "", True), tab.answered(ask, "Hello.", True)
     assert failed[tab.prompt] == "Hi" and Chat.from_json(failed[tab.chat.kept]) == BEFORE
@@ -147,7 +147,7 @@ def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
 def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
-    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
     stopped = tab.answered(ask, "Well, I", False)
     assert stopped[tab.prompt] == "Hi" and Chat.from_json(stopped[tab.chat.kept]) == BEFORE
     for reason, whole in ((Reason.STOPPED, False), (Reason.ERROR, False), (Reason.LENGTH, True), (Reason.EOS, True)):
