@@ -127,14 +127,18 @@ class Playground:
         """A chat's message moves from the box into the conversation."""
         return {self.prompt: ""} | self.chat.asked(ask.chat, ask.prompt) if ask.chat else {}
 
-    def answered(self, ask: RunRequest, reply: str, whole: bool) -> Updates:
+    def answering(self, ask: RunRequest, view: View) -> Updates:
+        """A chat's answer so far."""
+        return self.chat.writing(ask.chat, ask.prompt, view.steps) if ask.chat else {}
+
+    def answered(self, ask: RunRequest, view: View) -> Updates:
         """A chat's turn is complete. Where it is not, because nothing was answered or the answer was broken off, the
         message is back in the box: the model would take the fragment for all that it had to say."""
         if not ask.chat:
             return {}
-        if reply and whole:
-            return self.chat.show(ask.chat.add(ask.prompt, reply))
-        return self.chat.show(ask.chat) | {self.prompt: ask.prompt}
+        if view.text and view.whole:
+            return self.chat.show(ask.chat.add(ask.prompt, view.text), view.steps)
+        return self.chat.stopped(ask.chat, ask.prompt, view.steps) | {self.prompt: ask.prompt}
 
     def suited(self, task: str, info: EngineInfo | None) -> Updates:
         """What the choice of a task changes."""
@@ -379,7 +383,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     fill_with_examples(tab.examples, tab)
     tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)
-    tab.chat.wire(demo)
+    tab.chat.wire(demo, tab.prompt)
     demo.load(models.watch, tab.chosen, form, concurrency_limit=None, **quiet).then(
         runs.resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
     )
@@ -398,12 +402,13 @@ def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iter
         for batch in batches:
             for item in batch:
                 view.add(item)
-            yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view) | busy
+            told = {tab.status: render.status(view.words, view.tone)} | tab.answering(run.ask, view)
+            yield told | tab.view.running(view) | busy
     view.close(run.stop.is_set())
     info = engines.state.info
     view.nodes, view.mismatched = (info.nodes, bool(mismatch(run.ask.task, info))) if info else (NODES, False)
     last = Last(run.ask, view, info) if view.whole and view.speedup else None
-    ended = tab.answered(run.ask, view.text, view.whole) | {tab.status: render.status(view.words, view.tone)}
+    ended = tab.answered(run.ask, view) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.ended(view) | tab.idle(again=last is not None) | {tab.last: last}
 
 
