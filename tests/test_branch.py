@@ -11,7 +11,7 @@ from specstream.testing.toy import load_toy
 from ui.components import branch, guess
 from ui.jobs import looks
 from ui.jobs.engine_host import Engines
-from ui.jobs.runs import Ask, Run
+from ui.jobs.runs import RunJob, RunRequest
 from ui.state import history, recording
 from ui.state.feed import Feed
 from ui.state.view import View
@@ -20,8 +20,8 @@ PROMPT = "name[The Copper Kettle]"
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
 
 
-def run(engines: Engines, runlog: RunLog, ask: Ask) -> View:
-    view, job = View(Feed("test")), Run(engines, runlog, ask)
+def run(engines: Engines, runlog: RunLog, ask: RunRequest) -> View:
+    view, job = View(Feed("test")), RunJob(engines, runlog, ask)
     for batch in job.batches():
         for item in batch:
             view.add(item)
@@ -38,7 +38,7 @@ def loaded() -> Engines:
 
 def test_a_branch_begins_as_it_was_told_and_is_linked_to_its_run(tmp_path: Path) -> None:
     engines, runlog = loaded(), RunLog(tmp_path / "runs.db")
-    first = run(engines, runlog, Ask(PROMPT, "e2e", Streaming(), Sampling(max_new_tokens=40), True))
+    first = run(engines, runlog, RunRequest(PROMPT, "e2e", Streaming(), Sampling(max_new_tokens=40), True))
     begin, last = branch.beginning(first, 2, -1, 0)
     assert first.text.startswith(begin) and begin.endswith(last)
     ask = branch.asked(first, begin)

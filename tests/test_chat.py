@@ -20,7 +20,7 @@ from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from ui.components import chat, task_hint
 from ui.jobs.engine_host import Engines
-from ui.jobs.runs import Ask, Run
+from ui.jobs.runs import RunJob, RunRequest
 from ui.state import history
 from ui.state.feed import Feed
 from ui.state.view import View
@@ -84,9 +84,9 @@ def test_a_template_that_refuses_is_one_sentence() -> None:
 
 
 def finished(engines: Engines, runlog: Any, message: str, before: Chat) -> View:
-    ask = Ask(message, "chat", Streaming(), Sampling(max_new_tokens=40), False, before)
+    ask = RunRequest(message, "chat", Streaming(), Sampling(max_new_tokens=40), False, before)
     view = View(Feed("live"))
-    for batch in Run(engines, runlog, ask, "me").batches():
+    for batch in RunJob(engines, runlog, ask, "me").batches():
         for item in batch:
             view.add(item)
     return view
@@ -147,7 +147,7 @@ def answer(text: str, reason: Reason = Reason.EOS) -> View:
 def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
-    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
     assert tab.asked(ask)[tab.prompt] == ""
     failed, answered = tab.answered(ask, answer("")), tab.answered(ask, answer("Hello."))
     assert failed[tab.prompt] == "Hi" and Chat.from_json(failed[tab.chat.kept]) == BEFORE
@@ -158,7 +158,7 @@ def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
 def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
-    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
     stopped = tab.answered(ask, answer("Well, I", Reason.STOPPED))
     shown = stopped[tab.chat.turns]
     assert "stopped: not part of the conversation" in shown and "Well," in shown and shown.count("ss-tok") == 2
@@ -173,7 +173,7 @@ def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:
 def test_an_answer_is_coloured_where_it_stands_and_can_be_asked_for_again(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
-    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
     under_way = tab.answering(ask, answer("<b>Well</b>"))[tab.chat.turns]
     assert 'class="ss-tok d1"' in under_way and "<b>" not in under_way
     done = tab.answered(ask, answer("Well then."))

@@ -20,7 +20,7 @@ from ..html import render
 from ..jobs import visitor
 from ..jobs.engine_host import Engines
 from ..jobs.looks import same_model
-from ..jobs.runs import Ask, Run
+from ..jobs.runs import RunJob, RunRequest
 from ..state.feed import Feed
 from ..state.history import shorten
 from ..state.view import View
@@ -77,9 +77,9 @@ class Branch:
                 yield {self.status: render.status(HINT, "bad")}
                 return
             try:
-                if engines.state.info is not None:
+                if engines.state.info is not None and shown.origin is not None:
                     same_model(engines.state, shown.origin)
-                job = Run(engines, runlog, asked(shown, begin), visitor.name(key, request))
+                job = RunJob(engines, runlog, asked(shown, begin), visitor.name(key, request))
             except ValueError as error:
                 yield {self.status: render.status(str(error), "bad")}
                 return
@@ -88,7 +88,7 @@ class Branch:
         player.input(clicked, view, self.outputs, queue=False, **QUIET)
         self.button.click(run, [view, self.begin, self.key], self.outputs, concurrency_limit=None, **QUIET)
 
-    def follow(self, first: View, begin: str, job: Run, session: str) -> Iterator[Updates]:
+    def follow(self, first: View, begin: str, job: RunJob, session: str) -> Iterator[Updates]:
         """The new run as it is written, beside the first."""
         view = View(Feed("branch"))
         busy = {self.button: gr.update(interactive=False)}
@@ -117,7 +117,7 @@ def beginning(view: View, index: int, node: int, token: int) -> tuple[str, str]:
     return before + "".join(reversed(path)), path[0] if path else ""
 
 
-def asked(view: View, begin: str) -> Ask:
+def asked(view: View, begin: str) -> RunRequest:
     """What the first run asked for, with the beginning of its text given. Raises ValueError for settings of old."""
     assert view.origin is not None, "a run of unknown origin"
     settings = view.origin.settings or {}
@@ -127,7 +127,7 @@ def asked(view: View, begin: str) -> Ask:
     chat = Chat.from_dict(settings["chat"]) if settings.get("chat") else None
     baseline = not isinstance(method, Standard)
     given = (settings.get("branch") or {}).get("after", "")
-    return Ask(view.origin.prompt, view.origin.task, method, Sampling(**sampling), baseline, chat, given + begin,
+    return RunRequest(view.origin.prompt, view.origin.task, method, Sampling(**sampling), baseline, chat, given + begin,
                view.log_id)  # fmt: skip
 
 

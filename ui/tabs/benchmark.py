@@ -27,7 +27,7 @@ from ..html import render, results
 from ..jobs import visitor
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
-from ..jobs.measurements import Benchmark, Lap, Measurement, Order, Report, Result, Tuning
+from ..jobs.measurements import Benchmark, Lap, Measurement, MeasurementRequest, Report, Result, Tuning
 from ..state.messages import Notice
 from ..state.methods import Offer
 from .playground import MOST_WAITING, Playground, examples, task_choices
@@ -76,7 +76,7 @@ class Form:
         own = [self.task, self.file, self.count, self.repeats, self.tuned, self.pace, self.earlier, self.key]
         return {*own, *boxes}
 
-    def order(self, values: Mapping[Any, Any]) -> Order:
+    def order(self, values: Mapping[Any, Any]) -> MeasurementRequest:
         """A benchmark. Raises ValueError with one sentence."""
         chosen = [name for name, box in self.methods.items() if values[box]]
         references = tuple(name for name, box in self.references.items() if values[box])
@@ -85,23 +85,23 @@ class Form:
         methods = tuple(self.settings.parse(values, name)[0] for name in chosen)
         return replace(self._prompts(values, methods), references=references)
 
-    def tuning(self, values: Mapping[Any, Any]) -> Order:
+    def tuning(self, values: Mapping[Any, Any]) -> MeasurementRequest:
         """A measurement of this machine. Raises ValueError with one sentence."""
         if not values[self.tuned]:
             raise ValueError("The loaded model runs standard decoding only, so there is no tree to tune: load another.")
         method = self.settings.parse(values, values[self.tuned])[0]
         return replace(self._prompts(values, (method,)), seconds=PACES[values[self.pace]])
 
-    def _prompts(self, values: Mapping[Any, Any], methods: tuple[Method, ...]) -> Order:
+    def _prompts(self, values: Mapping[Any, Any], methods: tuple[Method, ...]) -> MeasurementRequest:
         task, limit = values[self.task], whole(values[self.count], "Prompts", 1000)
         repeats = whole(values[self.repeats], "Repeats", 20)
         sampling = self.settings.parse(values, Standard.name)[1]
         if values[self.file]:
-            return Order(task, (), methods, sampling, Path(values[self.file]), limit, repeats=repeats)
+            return MeasurementRequest(task, (), methods, sampling, Path(values[self.file]), limit, repeats=repeats)
         known = tuple(e["prompt"] for e in examples() if e["task"] == task)[:limit]
         if not known:
             raise ValueError("There are no example prompts of this task: choose another one, or give a file.")
-        return Order(task, known, methods, sampling, repeats=repeats)
+        return MeasurementRequest(task, known, methods, sampling, repeats=repeats)
 
 
 def whole(value: Any, name: str, most: int) -> int:
@@ -218,7 +218,7 @@ def reference_update(name: str, state: State, wished: Collection[str]) -> Any:
 
 
 @dataclass
-class Progress:
+class MeasurementProgress:
     """What the page knows of a measurement: a fold over its items."""
 
     words: str = "Starting"
@@ -436,7 +436,7 @@ def wire(
 
 def stream(shown: Shown, job: Measurement, session: str, others: Sequence[Report], folder: Path) -> Iterator[Updates]:
     """Follow a measurement and say what changes on the page. ``others`` are drawn beside its result."""
-    progress, drawn = Progress(), None
+    progress, drawn = MeasurementProgress(), None
     busy = shown.working(True)  # in every update, as in the Playground's
     yield busy | {shown.status: render.status(progress.words, progress.tone), shown.bar: ""}
     with closing(job.batches(session)) as batches:
@@ -463,7 +463,7 @@ def beside(report: Report | None, others: Sequence[Report]) -> list[Report]:
     return [report, *(r for r in others if r.get("name") or ("rows" in r) != ("rows" in report))]
 
 
-def ended(shown: Shown, progress: Progress, others: Sequence[Report], folder: Path) -> Updates:
+def ended(shown: Shown, progress: MeasurementProgress, others: Sequence[Report], folder: Path) -> Updates:
     """The result of the whole work, to be kept by the page and as a file; nothing where there is none."""
     if progress.report is None:
         return {}

@@ -31,7 +31,7 @@ from ..jobs import visitor
 from ..jobs.again import TIMES, Again
 from ..jobs.engine_host import Busy, Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask, Run
+from ..jobs.runs import RunJob, RunRequest
 from ..state import history, recording
 from ..state.feed import Feed
 from ..state.headline import Ratio, headline
@@ -52,7 +52,7 @@ _numbers = count(1)
 class Last:
     """The run that is shown, and what it asked for of which model: it can be measured again."""
 
-    ask: Ask
+    ask: RunRequest
     view: View
     info: EngineInfo | None
 
@@ -108,14 +108,14 @@ class Playground:
         """What a newly loaded model is fitted to."""
         return [self.task, self.wish, self.prompt]
 
-    def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> Ask:
+    def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> RunRequest:
         """What the form asks for, of the model that is loaded. Raises ValueError with one sentence."""
         prompt = values[self.prompt] or ""
         check_prompt(prompt)
         method, sampling = self.settings.parse(values, values[self.method])
         baseline = bool(values[self.compare]) and not isinstance(method, Standard)
         chat = self.chat.ask(values) if talks(values[self.task], info) else None
-        return Ask(prompt, values[self.task], method, sampling, baseline, chat)
+        return RunRequest(prompt, values[self.task], method, sampling, baseline, chat)
 
     def idle(self, again: bool = False) -> Updates:
         return {self.run: gr.update(value=RUN, variant="primary"), self.view.again: gr.update(interactive=again)}
@@ -123,15 +123,15 @@ class Playground:
     def busy(self) -> Updates:
         return {self.run: gr.update(value=STOP, variant="stop"), self.view.again: gr.update(interactive=False)}
 
-    def asked(self, ask: Ask) -> Updates:
+    def asked(self, ask: RunRequest) -> Updates:
         """A chat's message moves from the box into the conversation."""
         return {self.prompt: ""} | self.chat.asked(ask.chat, ask.prompt) if ask.chat else {}
 
-    def answering(self, ask: Ask, view: View) -> Updates:
+    def answering(self, ask: RunRequest, view: View) -> Updates:
         """A chat's answer so far."""
         return self.chat.writing(ask.chat, ask.prompt, view.steps) if ask.chat else {}
 
-    def answered(self, ask: Ask, view: View) -> Updates:
+    def answered(self, ask: RunRequest, view: View) -> Updates:
         """A chat's turn is complete. Where it is not, because nothing was answered or the answer was broken off, the
         message is back in the box: the model would take the fragment for all that it had to say."""
         if not ask.chat:
@@ -271,13 +271,13 @@ class RunEvents:
             return
         yield self._tab.panel.told(self._engines.state)  # another visitor may have loaded another model meanwhile
         who = visitor.name(values[self._tab.key], request)
-        job = Run(self._engines, self._runlog, ask, who)
+        job = RunJob(self._engines, self._runlog, ask, who)
         self._jobs.put(who, str(request.session_hash), job)
         yield from stream(self._tab, job, str(request.session_hash), self._engines)
 
     def resume(self, key: str, kept: str, request: gr.Request) -> Iterator[Updates]:
         job = self._jobs.get(who := visitor.name(key, request))
-        if isinstance(job, Run):
+        if isinstance(job, RunJob):
             self._jobs.put(who, str(request.session_hash), job)
             system = {self._tab.chat.system: job.ask.chat.system} if job.ask.chat else {}
             yield {self._tab.prompt: job.ask.prompt, self._tab.task: job.ask.task} | system
@@ -392,7 +392,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     show_own_settings(tab, engines)
 
 
-def stream(tab: Playground, run: Run, session: str, engines: Engines) -> Iterator[Updates]:
+def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iterator[Updates]:
     """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
     busy = tab.busy()  # in every update: of two that arrive together gradio's page loses what the later one leaves out
