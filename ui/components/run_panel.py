@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from specstream.events import Lane
+from specstream.runlog import RunLog
 
 from ..html import headline as lines
 from ..html import render
@@ -73,7 +74,7 @@ class RunView:
         """Updates when a run begins: what belongs to the one before goes."""
         return {self.mend: gr.update(visible=False), **self.details.begun()}
 
-    def wire(self, engines: Engines | None = None, runlog: Any = None) -> None:
+    def wire(self, engines: Engines | None = None, runlog: RunLog | None = None) -> None:
         """Connect the details; ``engines`` lend them the model, and what they run goes into the log."""
         self.details.wire(self.player, self.steps, engines, runlog)
 
