@@ -122,8 +122,8 @@ def asked(view: View, begin: str) -> RunRequest:
     """What the first run asked for, with the beginning of its text given. Raises ValueError for settings of old."""
     assert view.origin is not None, "a run of unknown origin"
     settings = view.origin.settings or {}
-    sampling = settings.get("sampling", {})
-    sampling |= {"stop": tuple(sampling.get("stop", ()))}
+    sampling = dict(settings.get("sampling", {}))
+    sampling["stop"] = tuple(sampling.get("stop", ()))
     method = params.method(view.origin.method, **settings.get("method", {}))
     chat = Chat.from_dict(settings["chat"]) if settings.get("chat") else None
     baseline = not isinstance(method, Standard)
