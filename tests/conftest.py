@@ -20,9 +20,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes that each compute with all 
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+# Files that train, load many models, or start programs: left out of make test-fast.
+SLOW = {
+    f"test_{name}.py"
+    for name in (
+        "ablations", "api", "bad_data", "bench_memory", "catalogue", "checkpoint", "draft_model", "engine_parts",
+        "evaluation", "exact", "exact_runs", "figures", "finetune", "golden", "heads", "invariance", "pair_map",
+        "playground", "quantized", "streaming_variants", "training", "training_heads", "training_jobs",
+        "transformers_generate", "visitors", "wheel", "zerogpu",
+    )
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with a browser or the real model come first: they last, and processes that share the files end together."""
     long = {item.path for item in items if {"browser", "real_model"} & {mark.name for mark in item.iter_markers()}}
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path not in long)
 
 

@@ -44,7 +44,7 @@ from specstream.target import self_test
 from specstream.target.model_target import PlainTarget, Variant
 from specstream.testing import toy
 from tests import tiny
-from tests.test_models import save
+from tests.tiny import save
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

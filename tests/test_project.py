@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 import pytest
 
 import specstream
+from tests.conftest import SLOW
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = {
@@ -45,6 +47,19 @@ def test_every_pin_is_exact_and_installed(file: str) -> None:
     for name, exact in pins(file).items():
         assert re.fullmatch(r"\d+(\.\d+)+", exact), name
         assert version(name).split("+")[0] == exact, name
+
+
+def test_the_wheel_needs_what_is_pinned_from_the_pinned_version_on_or_earlier() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [word for words in project["optional-dependencies"].values() for word in words]
+    known = pins("requirements.txt") | pins("requirements-extra.txt")
+    ranges = {}
+    for word in [*project["dependencies"], *extras]:
+        if not word.startswith(f"{project['name']}["):
+            name, least = word.split(",")[0].split(">=")
+            ranges[name.replace("-", "_")] = [int(part) for part in least.split(".")]
+    assert set(ranges) == set(known)
+    assert [n for n, least in ranges.items() if [int(part) for part in known[n].split(".")] < least] == []
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONAL))
@@ -211,6 +226,10 @@ def module(file: Path) -> str:
 def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
     marks = [b"/wo" + b"rk/", b"/ho" + b"me/" + b"root", b"/ro" + b"ot/"]
     assert [(f, m) for f in our_files() for m in marks if m in f.read_bytes()] == []
+
+
+def test_files_of_slow_tests_exist() -> None:
+    assert [name for name in SLOW if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_continuous_integration_runs_make_check() -> None:

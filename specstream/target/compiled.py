@@ -29,8 +29,8 @@ from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
 from specstream.model.introspection import Anatomy, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
-from specstream.model.passed import PACKAGE, digest
 from specstream.model.quantized import Int8Linear
+from specstream.target.self_test_cache import PACKAGE, digest
 
 MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls of the Python code
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has

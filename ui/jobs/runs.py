@@ -7,11 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from specstream.data.chat import Chat
 from specstream.events import Event, Lane, Verdict
 from specstream.params import Method, Sampling
+from specstream.runlog import RunLog
 
 from ..state.messages import Notice, Recorded
 from ..state.methods import mismatch
@@ -20,10 +21,13 @@ from . import zerogpu
 from .engine_host import Engines, Stopped, sentence
 from .job import Job
 
+if TYPE_CHECKING:  # the page starts without torch
+    from specstream.engine import Engine
+
 log = logging.getLogger(__name__)
 
 
-class Wish(Protocol):
+class Request(Protocol):
     """What every job tells of what it was asked for: the rules look at it."""
 
     @property
@@ -34,7 +38,7 @@ class Wish(Protocol):
 
 
 @dataclass(frozen=True)
-class Ask:
+class RunRequest:
     """What a visitor wants to run. ``prompt`` is the text as typed, which the task's template wraps."""
 
     prompt: str
@@ -43,11 +47,13 @@ class Ask:
     sampling: Sampling
     baseline: bool
     chat: Chat | None = None  # the conversation that the prompt continues
+    prefix: str = ""  # how the answer begins: the run goes on from there
+    parent: str = ""  # id of the run that this one branches off
 
     @property
     def characters(self) -> int:
         """The length of what the visitor gave."""
-        return len(self.prompt) + (self.chat.characters if self.chat else 0)
+        return len(self.prompt) + len(self.prefix) + (self.chat.characters if self.chat else 0)
 
 
 def failure(error: Exception) -> Notice:
@@ -60,13 +66,13 @@ def failure(error: Exception) -> Notice:
 class ModelJob(Job):
     """A job that has the model to itself while it works. Subclasses write ``use``; what goes wrong becomes a Notice."""
 
-    def __init__(self, engines: Engines, runlog: Any, ask: Wish, visitor: str | None = None) -> None:
+    def __init__(self, engines: Engines, runlog: RunLog | None, ask: Request, visitor: str | None = None) -> None:
         super().__init__()
         self.ask = ask
         self._engines, self._runlog, self._visitor = engines, runlog, visitor
 
     @abstractmethod
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         """What is done with the model."""
 
     def check(self) -> None:
@@ -83,7 +89,7 @@ class ModelJob(Job):
         except Exception as error:
             self.put(failure(error))
 
-    def _say_mismatch(self, engine: Any, task: str) -> None:
+    def _say_mismatch(self, engine: Engine, task: str) -> None:
         """What is measured on a task that the adapter was not trained for is no measure of it."""
         if words := mismatch(task, engine.info):
             self._say(words, lasting=True)
@@ -92,17 +98,17 @@ class ModelJob(Job):
         self.put(Notice(words, lasting=lasting))
 
 
-class Run(ModelJob):
+class RunJob(ModelJob):
     """One run of the Playground. Its items are notices, the number in the log, events and the verdict."""
 
-    ask: Ask
+    ask: RunRequest
     patience = 0.15  # a step of a large model may take seconds: Stop does not wait for it
 
     def check(self) -> None:
         """Of a chat everything that was said counts."""
         self._engines.rules.check_run(self.ask.characters, self.ask.sampling)
 
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         self._say("Running")
         ask = self.ask
         info, items = self._session(engine)
@@ -121,7 +127,7 @@ class Run(ModelJob):
             raise
         record.close(None)
 
-    def _session(self, engine: Any) -> tuple[Any, Iterator[tuple[Lane, Event] | Verdict]]:
+    def _session(self, engine: Engine) -> tuple[Any, Iterator[tuple[Lane, Event] | Verdict]]:
         """The facts of the model that runs, and what the run gives."""
         from specstream.session import run_session  # imports torch: only now, in the worker
 
@@ -129,7 +135,7 @@ class Run(ModelJob):
         if zerogpu.ACTIVE:
             items = zerogpu.session(self._engines.choice, ask, self.stop.is_set)
             return next(items), items
-        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat())
+        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat()) + ask.prefix
         return engine.info, run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)
 
     def _pass_on(self, item: tuple[Lane, Event] | Verdict, record: Record) -> None:
@@ -137,13 +143,14 @@ class Run(ModelJob):
         record.add(item)
 
 
-def settings_of(ask: Ask) -> dict[str, Any]:
+def settings_of(ask: RunRequest) -> dict[str, Any]:
     """The settings of a run as the log keeps them."""
     settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
-    return settings | ({"chat": ask.chat.to_dict()} if ask.chat else {})
+    settings |= {"chat": ask.chat.to_dict()} if ask.chat else {}
+    return settings | ({"branch": {"of": ask.parent, "after": ask.prefix}} if ask.prefix else {})
 
 
-def origin(info: Any, ask: Ask) -> Origin:
+def origin(info: Any, ask: RunRequest) -> Origin:
     """What is run, on what, and when it begins."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return of_info(info, ask.prompt, ask.task, ask.method.name, info.processor, when, settings_of(ask))
@@ -152,17 +159,17 @@ def origin(info: Any, ask: Ask) -> Origin:
 class Record:
     """Writes a run to the log. A log that can't be written costs the user a sentence, not the run."""
 
-    def __init__(self, runlog: Any, say: Callable[..., None]) -> None:
+    def __init__(self, runlog: RunLog | None, say: Callable[..., None]) -> None:
         self.run = ""
         self._runlog, self._say = runlog, say
         self._recorder: Any = None
 
-    def start(self, info: Any, ask: Ask, visitor: str | None) -> None:
+    def start(self, info: Any, ask: RunRequest, visitor: str | None) -> None:
         if self._runlog is not None:
-            self._try(self._begin, info, ask, settings_of(ask), visitor)
+            self._try(self._begin, self._runlog, info, ask, settings_of(ask), visitor)
 
-    def _begin(self, info: Any, ask: Ask, settings: dict[str, Any], visitor: str | None) -> None:
-        self._recorder = self._runlog.start(info, ask.prompt, ask.task, ask.method.name, settings, visitor=visitor)
+    def _begin(self, runlog: RunLog, info: Any, ask: RunRequest, settings: dict[str, Any], visitor: str | None) -> None:
+        self._recorder = runlog.start(info, ask.prompt, ask.task, ask.method.name, settings, visitor=visitor)
         self.run = str(self._recorder.run_id)
 
     def add(self, item: tuple[Lane, Event] | Verdict) -> None:

@@ -15,7 +15,7 @@ import gradio as gr
 from specstream.bench.prediction import fastest_tried
 from specstream.bench.tables import REFERENCES
 from specstream.params import METHODS, Method, PromptLookup, Standard, Streaming
-from specstream.runlog import RunLogError
+from specstream.runlog import RunLog, RunLogError
 from specstream.stats import counted
 
 from ..access_rules import Rules
@@ -27,7 +27,7 @@ from ..html import render, results
 from ..jobs import visitor
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
-from ..jobs.measurements import Benchmark, Lap, Measurement, Order, Report, Result, Tuning
+from ..jobs.measurements import Benchmark, Lap, Measurement, MeasurementRequest, Report, Result, Tuning
 from ..state.messages import Notice
 from ..state.methods import Offer
 from .playground import MOST_WAITING, Playground, examples, task_choices
@@ -76,7 +76,7 @@ class Form:
         own = [self.task, self.file, self.count, self.repeats, self.tuned, self.pace, self.earlier, self.key]
         return {*own, *boxes}
 
-    def order(self, values: Mapping[Any, Any]) -> Order:
+    def order(self, values: Mapping[Any, Any]) -> MeasurementRequest:
         """A benchmark. Raises ValueError with one sentence."""
         chosen = [name for name, box in self.methods.items() if values[box]]
         references = tuple(name for name, box in self.references.items() if values[box])
@@ -85,23 +85,23 @@ class Form:
         methods = tuple(self.settings.parse(values, name)[0] for name in chosen)
         return replace(self._prompts(values, methods), references=references)
 
-    def tuning(self, values: Mapping[Any, Any]) -> Order:
+    def tuning(self, values: Mapping[Any, Any]) -> MeasurementRequest:
         """A measurement of this machine. Raises ValueError with one sentence."""
         if not values[self.tuned]:
             raise ValueError("The loaded model runs standard decoding only, so there is no tree to tune: load another.")
         method = self.settings.parse(values, values[self.tuned])[0]
         return replace(self._prompts(values, (method,)), seconds=PACES[values[self.pace]])
 
-    def _prompts(self, values: Mapping[Any, Any], methods: tuple[Method, ...]) -> Order:
+    def _prompts(self, values: Mapping[Any, Any], methods: tuple[Method, ...]) -> MeasurementRequest:
         task, limit = values[self.task], whole(values[self.count], "Prompts", 1000)
         repeats = whole(values[self.repeats], "Repeats", 20)
         sampling = self.settings.parse(values, Standard.name)[1]
         if values[self.file]:
-            return Order(task, (), methods, sampling, Path(values[self.file]), limit, repeats=repeats)
+            return MeasurementRequest(task, (), methods, sampling, Path(values[self.file]), limit, repeats=repeats)
         known = tuple(e["prompt"] for e in examples() if e["task"] == task)[:limit]
         if not known:
             raise ValueError("There are no example prompts of this task: choose another one, or give a file.")
-        return Order(task, known, methods, sampling, repeats=repeats)
+        return MeasurementRequest(task, known, methods, sampling, repeats=repeats)
 
 
 def whole(value: Any, name: str, most: int) -> int:
@@ -218,7 +218,7 @@ def reference_update(name: str, state: State, wished: Collection[str]) -> Any:
 
 
 @dataclass
-class Progress:
+class MeasurementProgress:
     """What the page knows of a measurement: a fold over its items."""
 
     words: str = "Starting"
@@ -357,7 +357,7 @@ def _results(run: gr.Button, tune: gr.Button, cancel: gr.Button, status: gr.HTML
 class Handlers:
     """What the tab's events do."""
 
-    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: Any) -> None:
+    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: RunLog | None) -> None:
         self._tab, self._engines, self._runlog = tab, engines, runlog
         self._jobs, self._folder = Jobs(), downloads()
         self.earlier = Earlier(tab, engines, runlog, self._folder)
@@ -406,7 +406,13 @@ class Handlers:
 
 
 def wire(
-    tab: BenchmarkTab, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground
+    tab: BenchmarkTab,
+    opened: gr.Tab,
+    tabs: gr.Tabs,
+    demo: gr.Blocks,
+    engines: Engines,
+    runlog: RunLog | None,
+    play: Playground,
 ) -> None:
     """Connect the tab to the engine, the log and the Playground."""
     form, shown, on = tab.form, tab.shown, Handlers(tab, engines, runlog)
@@ -436,7 +442,7 @@ def wire(
 
 def stream(shown: Shown, job: Measurement, session: str, others: Sequence[Report], folder: Path) -> Iterator[Updates]:
     """Follow a measurement and say what changes on the page. ``others`` are drawn beside its result."""
-    progress, drawn = Progress(), None
+    progress, drawn = MeasurementProgress(), None
     busy = shown.working(True)  # in every update, as in the Playground's
     yield busy | {shown.status: render.status(progress.words, progress.tone), shown.bar: ""}
     with closing(job.batches(session)) as batches:
@@ -463,7 +469,7 @@ def beside(report: Report | None, others: Sequence[Report]) -> list[Report]:
     return [report, *(r for r in others if r.get("name") or ("rows" in r) != ("rows" in report))]
 
 
-def ended(shown: Shown, progress: Progress, others: Sequence[Report], folder: Path) -> Updates:
+def ended(shown: Shown, progress: MeasurementProgress, others: Sequence[Report], folder: Path) -> Updates:
     """The result of the whole work, to be kept by the page and as a file; nothing where there is none."""
     if progress.report is None:
         return {}
@@ -484,7 +490,7 @@ def written(report: Report, folder: Path) -> Path:
 class Earlier:
     """Results of other times: from the log, and from files."""
 
-    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: Any, folder: Path) -> None:
+    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: RunLog | None, folder: Path) -> None:
         self._tab, self._rules, self._runlog, self._folder = tab, engines.rules, runlog, folder
 
     def listed(self, who: str) -> Updates:
@@ -501,7 +507,8 @@ class Earlier:
     def chosen(self, values: Mapping[Any, Any]) -> list[Report]:
         """The results that are chosen, each with a name. Raises ValueError with one sentence."""
         who = self._rules.seen_by(values[self._tab.form.key] or "")
-        logged = [self._runlog.benchmark(key, who) for key in values[self._tab.form.earlier] or []]
+        keys = values[self._tab.form.earlier] or []
+        logged = [self._runlog.benchmark(key, who) for key in keys] if self._runlog is not None else []
         files = [Path(file) for file in values[self._tab.upload] or []]
         self._rules.check_files(*files)
         return [*(r | {"name": results.named(r)} for r in logged), *(read(file) for file in files)]
@@ -522,8 +529,7 @@ class Earlier:
         """What a page that is loaded again shows: the visitor's last result, from the log."""
         shown = self._tab.shown
         try:
-            found = self._runlog.benchmarks(1, who) if self._runlog is not None else []
-            report = self._runlog.benchmark(found[0]["id"]) if found else None
+            report = _newest(self._runlog, who) if self._runlog is not None else None
         except RunLogError as error:
             return {shown.status: render.status(str(error), "bad")}
         if report is None:
@@ -570,3 +576,9 @@ def used(play: Playground, tabs: gr.Tabs, reports: Sequence[Report]) -> Updates:
     parts = {key: part for key, part in play.settings.parts.items() if key[0] == tuned["method"]}
     updates = {part: settings[name] for (_, name), part in parts.items() if name in settings}
     return {tabs: gr.update(selected="playground"), play.method: tuned["method"], play.wish: tuned["method"]} | updates
+
+
+def _newest(runlog: RunLog, who: str) -> Report | None:
+    """A visitor's last result. Raises RunLogError."""
+    found = runlog.benchmarks(1, who)
+    return runlog.benchmark(found[0]["id"]) if found else None

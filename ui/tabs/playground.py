@@ -16,7 +16,7 @@ from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
 from specstream.installation import data_file
 from specstream.params import METHODS, NODES, Standard, Streaming
-from specstream.runlog import RunLogError
+from specstream.runlog import RunLog, RunLogError
 from specstream.stats import counted
 
 from ..access_rules import Refused
@@ -31,7 +31,7 @@ from ..jobs import visitor
 from ..jobs.again import TIMES, Again
 from ..jobs.engine_host import Busy, Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask, Run
+from ..jobs.runs import RunJob, RunRequest
 from ..state import history, recording
 from ..state.feed import Feed
 from ..state.headline import Ratio, headline
@@ -52,7 +52,7 @@ _numbers = count(1)
 class Last:
     """The run that is shown, and what it asked for of which model: it can be measured again."""
 
-    ask: Ask
+    ask: RunRequest
     view: View
     info: EngineInfo | None
 
@@ -108,14 +108,14 @@ class Playground:
         """What a newly loaded model is fitted to."""
         return [self.task, self.wish, self.prompt]
 
-    def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> Ask:
+    def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> RunRequest:
         """What the form asks for, of the model that is loaded. Raises ValueError with one sentence."""
         prompt = values[self.prompt] or ""
         check_prompt(prompt)
         method, sampling = self.settings.parse(values, values[self.method])
         baseline = bool(values[self.compare]) and not isinstance(method, Standard)
         chat = self.chat.ask(values) if talks(values[self.task], info) else None
-        return Ask(prompt, values[self.task], method, sampling, baseline, chat)
+        return RunRequest(prompt, values[self.task], method, sampling, baseline, chat)
 
     def idle(self, again: bool = False) -> Updates:
         return {self.run: gr.update(value=RUN, variant="primary"), self.view.again: gr.update(interactive=again)}
@@ -123,18 +123,22 @@ class Playground:
     def busy(self) -> Updates:
         return {self.run: gr.update(value=STOP, variant="stop"), self.view.again: gr.update(interactive=False)}
 
-    def asked(self, ask: Ask) -> Updates:
+    def asked(self, ask: RunRequest) -> Updates:
         """A chat's message moves from the box into the conversation."""
         return {self.prompt: ""} | self.chat.asked(ask.chat, ask.prompt) if ask.chat else {}
 
-    def answered(self, ask: Ask, reply: str, whole: bool) -> Updates:
+    def answering(self, ask: RunRequest, view: View) -> Updates:
+        """A chat's answer so far."""
+        return self.chat.writing(ask.chat, ask.prompt, view.steps) if ask.chat else {}
+
+    def answered(self, ask: RunRequest, view: View) -> Updates:
         """A chat's turn is complete. Where it is not, because nothing was answered or the answer was broken off, the
         message is back in the box: the model would take the fragment for all that it had to say."""
         if not ask.chat:
             return {}
-        if reply and whole:
-            return self.chat.show(ask.chat.add(ask.prompt, reply))
-        return self.chat.show(ask.chat) | {self.prompt: ask.prompt}
+        if view.text and view.whole:
+            return self.chat.show(ask.chat.add(ask.prompt, view.text), view.steps)
+        return self.chat.stopped(ask.chat, ask.prompt, view.steps) | {self.prompt: ask.prompt}
 
     def suited(self, task: str, info: EngineInfo | None) -> Updates:
         """What the choice of a task changes."""
@@ -251,7 +255,7 @@ def drawer(engines: Engines) -> tuple[ModelPanel, Controls, gr.Checkbox]:
 class RunEvents:
     """What the tab's events do with runs."""
 
-    def __init__(self, tab: Playground, engines: Engines, runlog: Any) -> None:
+    def __init__(self, tab: Playground, engines: Engines, runlog: RunLog | None) -> None:
         self._tab, self._engines, self._runlog, self._jobs = tab, engines, runlog, Jobs()
 
     def run(self, values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
@@ -267,13 +271,13 @@ class RunEvents:
             return
         yield self._tab.panel.told(self._engines.state)  # another visitor may have loaded another model meanwhile
         who = visitor.name(values[self._tab.key], request)
-        job = Run(self._engines, self._runlog, ask, who)
+        job = RunJob(self._engines, self._runlog, ask, who)
         self._jobs.put(who, str(request.session_hash), job)
         yield from stream(self._tab, job, str(request.session_hash), self._engines)
 
     def resume(self, key: str, kept: str, request: gr.Request) -> Iterator[Updates]:
         job = self._jobs.get(who := visitor.name(key, request))
-        if isinstance(job, Run):
+        if isinstance(job, RunJob):
             self._jobs.put(who, str(request.session_hash), job)
             system = {self._tab.chat.system: job.ask.chat.system} if job.ask.chat else {}
             yield {self._tab.prompt: job.ask.prompt, self._tab.task: job.ask.task} | system
@@ -356,7 +360,7 @@ class ModelEvents:
             waited = state.loading
 
 
-def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
+def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | None) -> None:
     """Connect the tab to the engine and the log."""
     runs, models = RunEvents(tab, engines, runlog), ModelEvents(tab, engines)
     outputs, form = tab.outputs, tab.form
@@ -378,16 +382,16 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     fill_with_examples(tab.examples, tab)
     tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)
-    tab.chat.wire(demo)
+    tab.chat.wire(demo, tab.prompt)
     demo.load(models.watch, tab.chosen, form, concurrency_limit=None, **quiet).then(
         runs.resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
     )
     demo.unload(runs.close)
-    tab.view.wire(engines)
+    tab.view.wire(engines, runlog)
     show_own_settings(tab, engines)
 
 
-def stream(tab: Playground, run: Run, session: str, engines: Engines) -> Iterator[Updates]:
+def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iterator[Updates]:
     """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
     busy = tab.busy()  # in every update: of two that arrive together gradio's page loses what the later one leaves out
@@ -397,12 +401,13 @@ def stream(tab: Playground, run: Run, session: str, engines: Engines) -> Iterato
         for batch in batches:
             for item in batch:
                 view.add(item)
-            yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view) | busy
+            told = {tab.status: render.status(view.words, view.tone)} | tab.answering(run.ask, view)
+            yield told | tab.view.running(view) | busy
     view.close(run.stop.is_set())
     info = engines.state.info
     view.nodes, view.mismatched = (info.nodes, bool(mismatch(run.ask.task, info))) if info else (NODES, False)
     last = Last(run.ask, view, info) if view.whole and view.speedup else None
-    ended = tab.answered(run.ask, view.text, view.whole) | {tab.status: render.status(view.words, view.tone)}
+    ended = tab.answered(run.ask, view) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.ended(view) | tab.idle(again=last is not None) | {tab.last: last}
 
 
@@ -421,11 +426,11 @@ def measured_again(tab: Playground, job: Again, view: View, session: str) -> Ite
     yield tab.idle(again=True) | ended | tab.view.said(headline(view, found))
 
 
-def last_run(tab: Playground, runlog: Any, who: str, kept: Chat) -> Updates:
+def last_run(tab: Playground, runlog: RunLog | None, who: str, kept: Chat) -> Updates:
     """What a page that is loaded again shows: the visitor's last run, from the log, and the conversation ``kept``."""
     try:
         found = runlog.runs(limit=1, visitor=who) if runlog is not None else []
-        if not found:
+        if runlog is None or not found:
             return {tab.status: gr.skip()} | tab.chat.show(kept)
         row = runlog.run(found[0]["id"])
         view = history.view(runlog, row)

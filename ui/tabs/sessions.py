@@ -265,7 +265,7 @@ def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlo
     _wire_listing(tab, opened, runlog, own)
     _wire_exports(tab, runlog, own)
     _wire_opened(tab, runlog, own)
-    one.view.wire(engines)
+    one.view.wire(engines, runlog)
 
 
 def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> None:

@@ -58,6 +58,7 @@ function choose(step, node, token) {
   if (at >= 0) found.push(part(`.ss-method .ss-step[data-index="${step}"]`)?.children[at]);
   for (const one of found) one?.classList.add("ss-chosen");
   into(part(".ss-detail"), found[1]);
+  if (done) trigger("input", { index: step, node, token: at });
 }
 
 // ---- playing -----------------------------------------------------------------------------------------------------------
