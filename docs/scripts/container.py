@@ -159,10 +159,12 @@ def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
     while True:
         try:
             client = Client(url, verbose=False)
+            if error := client.predict(api_name="/model")["error"]:
+                raise click.ClickException(error)
             answer = client.predict(PROMPT, task="e2e", settings={"max_new_tokens": 40}, api_name="/generate")
             return {"model": client.predict(api_name="/model"), "answer": answer}
-        except Exception:  # not served, or not loaded, yet
-            if time.monotonic() > end or program.poll() is not None:
+        except Exception as error:  # not served, or not loaded, yet
+            if isinstance(error, click.ClickException) or time.monotonic() > end or program.poll() is not None:
                 raise
             time.sleep(2)
 

@@ -11,9 +11,8 @@ from specstream.events import Lane
 from specstream.runlog import RunLog
 
 from ..html import headline as lines
-from ..html import render
+from ..html import insights, render
 from ..jobs.engine_host import Engines
-from ..state import insights
 from ..state.feed import Feed, encode
 from ..state.headline import headline
 from ..state.view import View

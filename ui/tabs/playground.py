@@ -370,9 +370,8 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
     tab.run.click(runs.stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **quiet)
     tab.view.again.click(runs.again, [tab.last, tab.key], outputs, **turn, **quiet)
     budgets = [part for (_, name), part in tab.settings.parts.items() if name == "budget"]
-    tab.view.mend.click(runs.mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **quiet).then(
-        None, js=PRESS_RUN, **quiet
-    )
+    mended = tab.view.mend.click(runs.mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **quiet)
+    mended.then(models.watch, tab.chosen, form, concurrency_limit=None, **quiet).then(None, js=PRESS_RUN, **quiet)
     tab.panel.load.click(models.load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
     tab.panel.unload.click(models.unload, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.panel.wire()
