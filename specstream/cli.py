@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from specstream.params import METHODS, Method, Sampling, Streaming, method, parse
+from specstream.tasks import NAMES
 from specstream.training.config import Config
 
 Command = Callable[..., Any]
@@ -247,7 +248,7 @@ def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> N
 )
 @click.option("--prompt", help="The prompt; with --task its template is put around it.")
 @click.option("--data", type=click.Path(path_type=Path), help="A JSONL file of prompts.")
-@click.option("--task", "task_name", help="e2e, sql, dialogsum or chat.")
+@click.option("--task", "task_name", help=f"{NAMES}.")
 @click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="Rows of --data to use; 0 is all.")
 @click.option(
     "--json",
@@ -379,7 +380,7 @@ def _same_file(one: Path, other: Path) -> bool:
 )
 @click.option("--assistant", help="The second model of hf-assistant (default: the draft model).")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
-@click.option("--task", "task_name", required=True, help="e2e, sql, dialogsum, chat, or spec-bench for its questions.")
+@click.option("--task", "task_name", required=True, help=f"{NAMES}, or spec-bench for its questions.")
 @click.option(
     "--limit",
     type=click.IntRange(0),
@@ -470,7 +471,7 @@ def _measure_memory(
 @model_options
 @click.option("--seconds", type=click.FloatRange(0), default=60.0, show_default=True, help="How long to measure.")
 @click.option("--data", type=click.Path(path_type=Path), help="A JSONL file of prompts to continue.")
-@click.option("--task", "task_name", help="e2e, sql, dialogsum, chat, or spec-bench for its questions.")
+@click.option("--task", "task_name", help=f"{NAMES}, or spec-bench for its questions.")
 @click.option("--limit", type=click.IntRange(0), default=16, show_default=True, help="Rows of --data to use; 0 is all.")
 @click.option(
     "--tune", is_flag=True, help="Choose the tree for this machine, on half of --data, and try it on the rest."
@@ -563,7 +564,7 @@ def _log_benchmark(report: dict[str, Any]) -> None:
 
 @cli.command()
 @click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
-@click.option("--task", required=True, help="e2e, sql, dialogsum or chat.")
+@click.option("--task", required=True, help=f"{NAMES}.")
 @click.option("--data", help="A JSONL file with the task's columns, or hub:NAME (default: the task's public dataset).")
 @click.option("--dev", help="A JSONL file, or hub:NAME, to validate on; the best adapter is then kept.")
 @click.option(
@@ -749,7 +750,7 @@ def models_pull(name: str) -> None:
 @click.option("--method", "method_name", help=f"{', '.join(METHODS)} (default: streaming where the model can).")
 @click.option("--data", help="A JSONL file with the task's columns, or hub:NAME.")
 @click.option("--split", default="validation", show_default=True, help="The split of a hub: dataset.")
-@click.option("--task", "task_name", help="e2e, sql, dialogsum or chat.")
+@click.option("--task", "task_name", help=f"{NAMES}.")
 @click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="Rows of --data to use; 0 is all.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result, with every text, here.")
 @click.option(

@@ -122,15 +122,16 @@ class Engine:
         self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
 
     def prompt(self, task_name: str, text: str, before: Chat = NOTHING_BEFORE) -> str:
-        """The prompt for a user's text: the task's template; for ``chat`` the model's own, where it has one.
+        """The prompt for a user's text: the task's template; for one that is ``asked`` the model's own, if it has one.
 
         ``before`` is the conversation that a ``chat`` message continues.
         """
         if task_name in ("", "none", "raw"):
             return text
-        if task_name == "chat" and getattr(self.tokenizer, "chat_template", None):
+        chosen = task(task_name)
+        if chosen.asked and getattr(self.tokenizer, "chat_template", None):
             return chat_prompt(self.tokenizer, text, before)
-        return task(task_name).prompt(text)
+        return chosen.prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt. Raises PromptError for an empty one, one that is no text, or one that does not fit the

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from specstream import processes
 from specstream.anatomy import Anatomy
 from specstream.text import chat_prompt, encode
 from specstream.training.data import DataError, Example
-from specstream.training.lines import end_line, whole_rows
+from specstream.training.generation import write
+from specstream.training.lines import add_rows, end_line, whole_rows
+
+Key = tuple[str, float]  # a prompt and a temperature
 
 # Tokens of the rows computed together, prompts and answers. On a GPU a step takes hardly longer for more rows.
 TOKENS, GPU_TOKENS = 16_384, 131_072
@@ -34,42 +35,12 @@ def own_prompts(anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: C
     out: dict[str, None] = {}
     round_ = 0
     while len(out) < count:
-        rows = generate(anatomy, tokenizer, [ids] * rows_at_once, 64, 1.0, seed + round_, end)
+        rows = write(anatomy, [ids] * rows_at_once, 64, [1.0] * rows_at_once, seed + round_, [tokenizer.eos_token_id, *end])
         texts = (tokenizer.decode(r[:-1], skip_special_tokens=True).strip() for r in rows if r[-1:] == end)
         out.update(dict.fromkeys(t for t in texts if len(t) > 8))
         round_ += 1
         done(len(out))
     return list(out)[:count]
-
-
-@torch.no_grad()
-def generate(
-    anatomy: Anatomy,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    most: int,
-    temperature: float,
-    seed: int,
-    end: Sequence[int] = (),
-) -> list[list[int]]:
-    """Answers of one batch by transformers: greedy at temperature 0. They end with EOS unless cut off at ``most``."""
-    longest = max(len(p) for p in prompts)
-    pad = tokenizer.eos_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=anatomy.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=anatomy.device)
-    torch.manual_seed(seed)
-    eos = [pad, *end]
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    out = anatomy.model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=most, eos_token_id=eos, pad_token_id=pad,
-        **{"do_sample": False, "temperature": None, "top_k": None, "top_p": None} | sampling,
-    )  # fmt: skip
-    return [_cut(row, eos) for row in out[:, longest:].tolist()]
-
-
-def _cut(row: list[int], eos: Sequence[int]) -> list[int]:
-    ends = [i for i, token in enumerate(row) if token in eos]
-    return row[: ends[0] + 1] if ends else row
 
 
 def answer_all(
@@ -87,20 +58,23 @@ def answer_all(
     LoRA on."""
     size = anatomy.model.get_input_embeddings().num_embeddings
     have = {(e["prompt"], e["temperature"]): e for e in whole_rows(file) if _is_answer(e, size)}
-    wanted = [(p, t) for t in temperatures for p in sorted(prompts, key=len) if (p, t) not in have]
-    total, made = len(wanted), 0
+    wanted = [(p, t) for t in temperatures for p in sorted(prompts, key=len)]
+    groups = list(enumerate(_groups(tokenizer, wanted, most, _room(anatomy))))
+    missing = [(seed, group) for seed, group in groups if not all(key in have for key in group)]
+
+    def answered(numbered: tuple[int, list[Key]]) -> list[dict[str, Any]]:
+        seed, group = numbered
+        ids, ends = [encode(tokenizer, p) for p, _ in group], [tokenizer.eos_token_id]
+        with tuned():
+            texts = write(anatomy, ids, most, [t for _, t in group], seed, ends)
+        return [{"prompt": p, "temperature": t, "answer": a} for (p, t), a in zip(group, texts, strict=True)]
+
     end_line(file)
-    with file.open("a", encoding="utf-8") as out, tuned():
-        for group in _groups(tokenizer, wanted, most, _room(anatomy)):
-            ids = [encode(tokenizer, p) for p, _ in group]
-            rows = generate(anatomy, tokenizer, ids, most, group[0][1], seed=made)
-            for (prompt, temperature), answer in zip(group, rows, strict=True):
-                row = {"prompt": prompt, "temperature": temperature, "answer": answer}
-                have[prompt, temperature] = row
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            out.flush()
-            made += len(group)
-            done(made, total)
+    for made, rows in enumerate(processes.shared(missing, answered), 1):
+        have |= {(row["prompt"], row["temperature"]): row for row in rows}
+        if processes.is_first():
+            add_rows(file, rows)
+        done(made, len(missing))
     keys = [(p, t) for t in temperatures for p in prompts]
     return [Example(tuple(encode(tokenizer, p)), tuple(have[p, t]["answer"])) for p, t in keys if have[p, t]["answer"]]
 
@@ -109,8 +83,8 @@ def _room(anatomy: Anatomy) -> int:
     return TOKENS if anatomy.device.type == "cpu" else GPU_TOKENS
 
 
-def _groups(tokenizer: Any, wanted: list[tuple[str, float]], most: int, room: int) -> Iterator[list[tuple[str, float]]]:
-    group: list[tuple[str, float]] = []
+def _groups(tokenizer: Any, wanted: list[Key], most: int, room: int) -> Iterator[list[Key]]:
+    group: list[Key] = []
     for prompt, temperature in wanted:
         rows = len(group) + 1
         full = group and (group[0][1] != temperature or rows * (len(encode(tokenizer, prompt)) + most) > room)

@@ -313,7 +313,7 @@ class _Answers:
         request = self.request
         if own:
             texts = list(dict.fromkeys([*texts, *self._own_prompts(own)]))
-        prompts = [chat_prompt(self.tokenizer, t) if self.task.name == "chat" else t for t in texts]
+        prompts = [chat_prompt(self.tokenizer, t) if self.task.asked else t for t in texts]
         with tqdm(desc="answers", file=sys.stderr) as bar:
 
             def done(made: int, total: int) -> None:
