@@ -37,11 +37,14 @@ def address() -> str:
 def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **choice: str) -> None:
     """Speculative Streaming in the browser."""
     logging.basicConfig(level=logging.WARNING)
-    from ui import app, rules  # after the environment is set
-    from ui.engines import Engines
+    from ui import (
+        access_rules,  # after the environment is set
+        app,
+    )
+    from ui.jobs.engine_host import Engines
 
-    allowed = rules.chosen(demo, local=for_this_machine())
-    engines = Engines(choice | ({"model": rules.TOY} if toy else {}), rules=allowed)
+    allowed = access_rules.chosen(demo, local=for_this_machine())
+    engines = Engines(choice | ({"model": access_rules.TOY} if toy else {}), rules=allowed)
     page = app.build(engines, *open_log(db))
     serve(page, host, port, app.launch_options(engines.rules))
     engines.load()  # in the background, and only now: its imports would slow the start of the page

@@ -16,21 +16,37 @@ from typing import Any
 
 import torch
 
-from specstream import adapters, anatomy, devices, loading, models, pairing, selftest
-from specstream.adapters import Adapter
-from specstream.chat import Chat
-from specstream.compiled import Layers
-from specstream.drafters import Drafter, Given
-from specstream.drafters.draft_model import DraftModelDrafter
-from specstream.drafters.early_exit import EarlyExitDrafter
-from specstream.drafters.medusa import MedusaDrafter
-from specstream.drafters.prompt_lookup import PromptLookupDrafter
-from specstream.drafters.standard import StandardDrafter
-from specstream.drafters.streaming import StreamingDrafter
+from specstream.adapters import store
+from specstream.adapters.heads import Heads
+from specstream.adapters.store import Adapter
+from specstream.data.chat import Chat
+from specstream.data.tasks import copy_after, task
+from specstream.decoding.drafters import Drafter, Given
+from specstream.decoding.drafters.draft_model import DraftModelDrafter
+from specstream.decoding.drafters.early_exit import EarlyExitDrafter
+from specstream.decoding.drafters.medusa import MedusaDrafter
+from specstream.decoding.drafters.prompt_lookup import PromptLookupDrafter
+from specstream.decoding.drafters.standard import StandardDrafter
+from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
+from specstream.decoding.text import (
+    NOTHING_BEFORE,
+    PromptError,
+    TextStream,
+    chat_prompt,
+    encode,
+    least_tokens,
+    token_text,
+    too_long,
+)
 from specstream.events import Event, Started
-from specstream.heads import Heads
+from specstream.hub import catalogue
 from specstream.info import EngineInfo
-from specstream.loop import Run, decode
+from specstream.model import devices, introspection, loading, self_test
+from specstream.model import draft_model as pairing
+from specstream.model.compiled import Layers
+from specstream.model.target import ModelTarget, PlainTarget, Variant
 from specstream.params import (
     METHODS,
     DraftModel,
@@ -41,19 +57,6 @@ from specstream.params import (
     Sampling,
     Standard,
     Streaming,
-)
-from specstream.sampling import Picker
-from specstream.target import ModelTarget, PlainTarget, Variant
-from specstream.tasks import copy_after, task
-from specstream.text import (
-    NOTHING_BEFORE,
-    PromptError,
-    TextStream,
-    chat_prompt,
-    encode,
-    least_tokens,
-    token_text,
-    too_long,
 )
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
@@ -200,7 +203,7 @@ class Engine:
 
 
 def load(
-    model: str = models.DEFAULT,
+    model: str = catalogue.DEFAULT,
     adapter: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
@@ -216,7 +219,7 @@ def load(
     where, device_reason = devices.choose_device(device)
     kind, dtype_reason = devices.choose_dtype(dtype, where)
     _read_grouped_keys(where)
-    folder = adapters.find(adapter, model)
+    folder = store.find(adapter, model)
     kind, half = devices.loaded_in(kind, where)
     network, tokenizer, source = loading.fetch(model, where, kind, progress)
     parameters = sum(p.numel() for p in network.parameters())
@@ -248,7 +251,7 @@ def load(
         parameters=parameters,
         extra_parameters=extra,
         gamma=loaded.card.gamma if loaded else 0,
-        context=anatomy.context_of(network.config),
+        context=introspection.context_of(network.config),
         chat=bool(getattr(tokenizer, "chat_template", None)),
         unavailable=unavailable,
         notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
@@ -261,7 +264,7 @@ def load(
         head_parameters=beside.parameters(),
         nodes=nodes,
         nodes_reason=nodes_reason,
-        exact=parts is not None and reason is None and selftest.exact(parts),
+        exact=parts is not None and reason is None and self_test.exact(parts),
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None
@@ -285,36 +288,38 @@ def _name(adapter: str, model: str, folder: Path | None) -> str:
     """What an adapter is called on the page and in the log."""
     if folder is None:
         return "none"
-    return adapter if adapter in adapters.bundled(model) or adapter.startswith("hub:") else folder.name
+    return adapter if adapter in store.bundled(model) or adapter.startswith("hub:") else folder.name
 
 
-def _parts(network: Any) -> tuple[anatomy.Anatomy | None, str | None]:
+def _parts(network: Any) -> tuple[introspection.Anatomy | None, str | None]:
     try:
         return loading.parts_of(network), None
-    except anatomy.UnsupportedModel as error:  # standard decoding may still work
+    except introspection.UnsupportedModel as error:  # standard decoding may still work
         return None, str(error)
 
 
-def _put_on(folder: Path | None, parts: anatomy.Anatomy | None, reason: str | None) -> tuple[Adapter | None, Heads]:
+def _put_on(
+    folder: Path | None, parts: introspection.Anatomy | None, reason: str | None
+) -> tuple[Adapter | None, Heads]:
     if parts is not None:
         return loading.drafting_parts(folder, parts)
     if folder is not None:
-        raise adapters.AdapterError(f"{reason} Load it with adapter none.")
+        raise store.AdapterError(f"{reason} Load it with adapter none.")
     return None, Heads()
 
 
-def _layers(parts: anatomy.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
+def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
     """The compiled layers, not yet in place."""
 
     def check() -> str | None:
-        wrong = selftest.failure(parts, streams)
-        return wrong or (None if selftest.exact(parts) else "tokens would depend on what is decoded beside them")
+        wrong = self_test.failure(parts, streams)
+        return wrong or (None if self_test.exact(parts) else "tokens would depend on what is decoded beside them")
 
     turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
     return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
 
 
-def _product_of(parts: anatomy.Anatomy | None, half: bool) -> str:
+def _product_of(parts: introspection.Anatomy | None, half: bool) -> str:
     """What computes the linear maps."""
     if not loading.is_packed(parts):
         return "PyTorch"

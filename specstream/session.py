@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
+from specstream.decoding.sampling import Picker
+from specstream.divergence import difference
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Finished, Lane, Reason, Started, Step, Verdict
 from specstream.params import Method, Sampling, Standard, method
-from specstream.sampling import Picker
 from specstream.stats import counted, speedup, summarize
-from specstream.verdict import difference
 
 Item = tuple[Lane, Event] | Verdict
 SAMPLED = "Sampled drafts give a text of the same distribution, but not the same text: there are no tokens to compare."

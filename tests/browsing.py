@@ -18,10 +18,10 @@ from docs.scripts.browser import chromium as chromium
 from docs.scripts.browser import installed, settle
 from docs.scripts.browser import unfold as unfold
 from docs.scripts.ports import free_port
-from specstream.toy import load_toy
+from specstream.testing.toy import load_toy
 from ui import app
-from ui.engines import Engines
-from ui.rules import OPEN, Rules
+from ui.access_rules import OPEN, Rules
+from ui.jobs.engine_host import Engines
 
 SLOW = 120_000  # milliseconds: a machine that trains beside the tests is slow
 LOOKS, QUIET = 1200, 3  # at what is under way, a tenth of a second apart; so many in a row see nothing

@@ -47,7 +47,7 @@ class Pace:
 @pytest.fixture
 def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
     """How long the toy model takes: a test that needs something to last, or to end, says so."""
-    from specstream import toy
+    from specstream.testing import toy
 
     pace = Pace()
     monkeypatch.setattr(toy, "time", pace)

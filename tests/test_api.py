@@ -19,10 +19,10 @@ from gradio_client import Client
 from docs.scripts.ports import free_port
 from specstream.params import METHODS, Streaming
 from specstream.runlog import RunLog
-from specstream.toy import load_toy
+from specstream.testing.toy import load_toy
 from ui import app
-from ui.engines import Engines
-from ui.rules import DEMO, OPEN, Rules
+from ui.access_rules import DEMO, OPEN, Rules
+from ui.jobs.engine_host import Engines
 
 pytestmark = pytest.mark.timeout(240)
 GUIDE = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from specstream import bench, cli, quality, toy
-from specstream.anatomy import dissect
-from specstream.bench import cases
-from specstream.tasks import task
+from specstream import bench, cli
+from specstream.bench import evaluation
+from specstream.bench import prompts as cases
+from specstream.data.checks import check_file
+from specstream.data.tasks import task
+from specstream.model.introspection import dissect
+from specstream.testing import toy
 from specstream.training import command
-from specstream.training.answers import answer_all
-from specstream.training.check import check_file
+from specstream.training.batches import DataError, hold_out, read_examples, read_prompts, spread
 from specstream.training.config import Config
-from specstream.training.data import DataError, hold_out, read_examples, read_prompts, spread
 from specstream.training.progress import Tail, Writer
+from specstream.training.self_distillation import answer_all
 from tests import tiny
 from tests.test_training import Letters
 from tests.trainings import rows, save_model
@@ -44,7 +46,7 @@ def reading(name: str) -> Callable[[Path], object]:
         "train": lambda file: read_examples(str(file), task("e2e"), Letters(), 100_000),
         "train on own answers": lambda file: read_prompts(str(file), task("e2e"), Letters(), 100_000),
         "generate": lambda file: cases.read_prompts(loaded, file, "e2e"),
-        "evaluate": lambda file: quality.read_items(loaded, str(file), "", task("e2e"), 0),
+        "evaluate": lambda file: evaluation.read_items(loaded, str(file), "", task("e2e"), 0),
         "bench": lambda file: bench.read_cases(loaded, file, "e2e"),
     }[name]
 
@@ -192,7 +194,7 @@ def test_a_byte_order_mark_is_passed_over_everywhere_else(tmp_path: Path) -> Non
     file.write_text(json.dumps(QUESTION), encoding="utf-8-sig")
     assert bench.spec_bench(file) == bench.read_cases(toy.load_toy(pace=0), file, "e2e")
     file.write_text(json.dumps({"rows": [{"prompt": "", "text": "", "scores": None}], "quality": None}), "utf-8-sig")
-    assert quality.read_result(file)["quality"] is None
+    assert evaluation.read_result(file)["quality"] is None
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -240,8 +242,8 @@ def test_a_question_that_cant_be_used_is_named(row: str, tmp_path: Path) -> None
 
 def test_a_result_that_is_nested_too_deep_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(DEEP)
-    with pytest.raises(quality.QualityError, match="is not a result"):
-        quality.read_result(tmp_path / "x.json")
+    with pytest.raises(evaluation.QualityError, match="is not a result"):
+        evaluation.read_result(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("name", ["generate", "evaluate", "bench"])

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from specstream import bench, engine, params, toy
-from specstream.bench import cases, curve, outside, runner, tables, tuning
-from specstream.bench.machine import PeakMemory
+from specstream import bench, engine, params
+from specstream.bench import baselines, prompts, runner, step_cost, tables, tune
+from specstream.bench.provenance import PeakMemory
+from specstream.data.datasets import DataError
 from specstream.events import Agreement, Reason, Verdict
 from specstream.params import PromptLookup, Sampling, Standard, Streaming
 from specstream.runlog import RunLog, RunLogError
 from specstream.session import token_ids
 from specstream.stats import RunStats, bootstrap
-from specstream.training.sources import DataError
+from specstream.testing import toy
 from tests import test_models, tiny
 
 SHORT = Sampling(max_new_tokens=30)
@@ -225,7 +226,7 @@ def test_turns_go_through_the_chat_template() -> None:
     class Loaded:
         tokenizer = Chatty()
 
-    case = cases.Case(("a", "b"), ready=False)
+    case = prompts.Case(("a", "b"), ready=False)
     assert case.prompt(Loaded(), []) == "user:a|"
     assert case.prompt(Loaded(), ["x"]) == "user:a|assistant:x|user:b|"
 
@@ -236,7 +237,7 @@ def test_a_chat_template_that_refuses_is_told_in_one_sentence() -> None:
 
     loaded = SimpleNamespace(tokenizer=SimpleNamespace(chat_template="x", apply_chat_template=refuse))
     with pytest.raises(ValueError, match=r"refuses this conversation \(A system message is needed\): choose another"):
-        cases.Case(("a", "b"), ready=False).prompt(loaded, [])
+        prompts.Case(("a", "b"), ready=False).prompt(loaded, [])
 
 
 def test_a_file_of_questions_is_known_by_its_turns(questions: Path, tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_a_file_of_questions_is_known_by_its_turns(questions: Path, tmp_path: Pa
     assert bench.task_of(asked, "e2e") == "spec-bench" and bench.task_of(bench.prompts_as_cases(["a"]), "e2e") == "e2e"
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"meaning_representation": "name[A]"}\n{"meaning_representation": "name[B]"}\n')
-    assert bench.read_cases(loaded, rows, "e2e", 1) == [cases.Case(("Facts: name[A]\nText:",))]
+    assert bench.read_cases(loaded, rows, "e2e", 1) == [prompts.Case(("Facts: name[A]\nText:",))]
     with pytest.raises(ValueError, match="line 1: the column 'question'"):
         bench.read_cases(loaded, rows, "sql")
     (tmp_path / "bad.jsonl").write_text("no JSON")
@@ -287,7 +288,7 @@ PROMPT = "5 7 3 6 5 7 3 6 5 7"
 def test_references_write_what_standard_decoding_writes(
     loaded: engine.Engine, folder: Path, temperature: float
 ) -> None:
-    contenders = outside.references(["hf", "hf-prompt-lookup", "hf-assistant"], loaded, "none", str(folder))
+    contenders = baselines.references(["hf", "hf-prompt-lookup", "hf-assistant"], loaded, "none", str(folder))
     sampling = Sampling(max_new_tokens=16, temperature=temperature, seed=3)
     rows = bench.bench(loaded, bench.prompts_as_cases([PROMPT]), contenders, sampling)
     out = bench.result_rows(rows, "chat")
@@ -302,7 +303,7 @@ def test_references_write_what_standard_decoding_writes(
 def test_references_end_where_our_runs_end(loaded: engine.Engine, folder: Path) -> None:
     free = token_ids(list(loaded.generate(PROMPT, Standard(), Sampling(max_new_tokens=24))))
     names = ["hf", "hf-prompt-lookup", "hf-assistant"]
-    for reference in outside.references(names, loaded, "none", str(folder)):
+    for reference in baselines.references(names, loaded, "none", str(folder)):
         stop = f"{free[5]} {free[6]}"
         events = reference.run(PROMPT, Sampling(max_new_tokens=24, stop=(stop,)))
         ours = list(loaded.generate(PROMPT, Standard(), Sampling(max_new_tokens=24, stop=(stop,))))
@@ -316,11 +317,11 @@ def test_references_end_where_our_runs_end(loaded: engine.Engine, folder: Path) 
 
 
 def test_what_references_need(loaded: engine.Engine) -> None:
-    with pytest.raises(outside.ReferenceUnavailable, match="--assistant"):
-        outside.references(["hf-assistant"], loaded, "none", None)
-    with pytest.raises(outside.ReferenceUnavailable, match="toy"):
-        outside.references(["hf"], toy.load_toy(pace=0), "none", None)
-    assert outside.references([], loaded, "none", None) == []
+    with pytest.raises(baselines.ReferenceUnavailable, match="--assistant"):
+        baselines.references(["hf-assistant"], loaded, "none", None)
+    with pytest.raises(baselines.ReferenceUnavailable, match="toy"):
+        baselines.references(["hf"], toy.load_toy(pace=0), "none", None)
+    assert baselines.references([], loaded, "none", None) == []
 
 
 # ---- the log ---------------------------------------------------------------------------------------------------------
@@ -353,14 +354,14 @@ def test_results_are_kept_in_the_log(tmp_path: Path) -> None:
 def test_tuning_tries_its_choice_on_other_prompts() -> None:
     toyed = toy.load_toy(pace=0.001)
     asked = bench.prompts_as_cases(["Text:", "Text: Near", "Text: In", "Text: The Brass"])
-    costs = curve.measure(toyed, ["Text:"], seconds=0, sizes=(0, 1, 4, 16))
-    out = tuning.tried(toyed, costs, asked, Streaming(budget=48), Sampling(max_new_tokens=40), 1)
+    costs = step_cost.measure(toyed, ["Text:"], seconds=0, sizes=(0, 1, 4, 16))
+    out = tune.tried(toyed, costs, asked, Streaming(budget=48), Sampling(max_new_tokens=40), 1)
     chosen, given = out["trials"]
     assert given["settings"]["budget"] == 48 and chosen["settings"] == out["settings"]
     assert chosen["identical"] == chosen["total"] == 2
     assert all(t["measured"] > 0 and t["predicted"] > 0 and t["explained"] > 0 for t in out["trials"])
     assert [line.split(":")[0] for line in tables.tuning_table(out)][2:] == ["| chosen", "| given"]
-    with pytest.raises(curve.Cancelled):
-        tuning.tried(toyed, costs, asked, Streaming(), SHORT, 1, lambda: True)
+    with pytest.raises(step_cost.Cancelled):
+        tune.tried(toyed, costs, asked, Streaming(), SHORT, 1, lambda: True)
     with pytest.raises(ValueError, match="two prompts"):
-        tuning.tried(toyed, costs, asked[:1], Streaming(), SHORT, 1)
+        tune.tried(toyed, costs, asked[:1], Streaming(), SHORT, 1)

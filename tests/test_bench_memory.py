@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from docs.scripts.exact_runs import make_tiny
-from specstream import adapters, bench, engine
-from specstream.anatomy import dissect
+from specstream import bench, engine
+from specstream.adapters import store
 from specstream.bench import memory
 from specstream.bench.memory import NotMeasured, Request
+from specstream.model.introspection import dissect
 from specstream.params import METHODS, Sampling, method
 from specstream.session import token_ids
 from tests import tiny
@@ -55,7 +56,7 @@ def test_streaming_keeps_streams_and_leaves_heads_out(model: Path, tmp_path: Pat
 
 
 def test_nothing_is_left_of_an_adapter_that_only_drafts(model: Path, tmp_path: Path) -> None:
-    mode = adapters.read_card(model / "adapter").mode
+    mode = store.read_card(model / "adapter").mode
     made = memory.reduced(str(model / "adapter"), str(model), "standard", tmp_path)
     assert (made == "none") == (mode == "lossless")  # its streams lie on the base as it is
 
@@ -64,13 +65,13 @@ def test_a_main_lora_is_kept_without_its_streams(tmp_path: Path) -> None:
     anatomy = dissect(tiny.tiny("llama"))
     card = tiny.random_adapter(anatomy, mode="lossless").card
     card = replace(card, main_rank=2, main_scale=0.5)
-    adapter = adapters.Adapter(anatomy, card)
+    adapter = store.Adapter(anatomy, card)
     assert adapter.main is not None
     for weight in adapter.main.parameters():
         torch.nn.init.normal_(weight)
-    adapters.save(adapter, tmp_path / "whole", card)
+    store.save(adapter, tmp_path / "whole", card)
     (tmp_path / "part").mkdir()
-    part = adapters.load(Path(memory.reduced(str(tmp_path / "whole"), "tiny", "standard", tmp_path / "part")), anatomy)
+    part = store.load(Path(memory.reduced(str(tmp_path / "whole"), "tiny", "standard", tmp_path / "part")), anatomy)
     assert part.main_lora is not None and part.card.tuning == (2, 0.5)
     want = [w.half().float() for w in adapter.main.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(part.main_lora.parameters(), want, strict=True))

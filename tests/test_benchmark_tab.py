@@ -14,11 +14,11 @@ from playwright.sync_api import Browser, Page, expect
 from specstream import bench
 from specstream.params import METHODS
 from specstream.runlog import RunLog
-from specstream.toy import load_toy
+from specstream.testing.toy import load_toy
 from tests.browsing import MARKS, load, open_tab, overhear, serious, served, unfold, visit, window
 from tests.conftest import Pace
 from tests.test_figures import report as report
-from ui.rules import DEMO
+from ui.access_rules import DEMO
 
 pytestmark = MARKS
 CHARTS_FIT = """() => [...document.querySelectorAll(".ss-plot")].filter((frame) => frame.offsetParent).every((frame) =>
@@ -143,7 +143,7 @@ def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pac
 def test_the_machine_is_tuned_and_the_playground_takes_the_settings(
     browser: Browser, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("ui.results", "ui.benchmark"):  # on a busy machine the toy's gain may be lost in noise
+    for module in ("ui.html.results", "ui.tabs.benchmark"):  # on a busy machine the toy's gain may be lost in noise
         monkeypatch.setattr(f"{module}.fastest_tried", lambda tuned: tuned["settings"])
     with visit(browser, url, "Benchmark") as page:
         page.get_by_label("Prompts", exact=True).fill("4")

@@ -14,12 +14,12 @@ from docs.scripts.ports import free_port
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.params import METHODS
 from specstream.runlog import RunLog
-from specstream.toy import load_toy
+from specstream.testing.toy import load_toy
 from tests.browsing import MARKS, load, open_tab, serious, unfold, visit, window
 from tests.conftest import Pace
 from ui import app
-from ui.engines import Engines
-from ui.jobs import Job
+from ui.jobs.engine_host import Engines
+from ui.jobs.job import Job
 
 PROMPT = "name[The Salted Fig], food[Italian]"
 # The two buttons of a race, and its state after each: a short race would be over between two looks.

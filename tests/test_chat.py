@@ -11,17 +11,19 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from specstream.chat import Chat
+from specstream.data.chat import Chat
+from specstream.decoding.text import chat_prompt
 from specstream.events import Finished, Lane, Reason
 from specstream.params import Sampling, Streaming
 from specstream.runlog import RunLog
-from specstream.text import chat_prompt
-from specstream.toy import load_toy
-from ui import chat, history, playground, suit
-from ui.engines import Engines
-from ui.feed import Feed
-from ui.view import View
-from ui.worker import Ask, Run
+from specstream.testing.toy import load_toy
+from ui.components import chat, task_hint
+from ui.jobs.engine_host import Engines
+from ui.jobs.runs import Ask, Run
+from ui.state import history
+from ui.state.feed import Feed
+from ui.state.view import View
+from ui.tabs import playground
 
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
 BEFORE = Chat("c1", "Be short.", (("Hello?", "Hi."), ("Who are you?", "A toy.")))
@@ -165,17 +167,17 @@ def test_markup_in_a_conversation_stays_text(engines: Engines) -> None:
 def test_a_hint_where_the_adapter_is_for_another_task(engines: Engines) -> None:
     info = engines.state.info
     assert info and info.task == "e2e" and info.tuned
-    assert suit.mismatch("e2e", info) == suit.mismatch("raw", info) == ""
-    assert "Restaurant" in suit.mismatch("sql", info) and "writes differently" in suit.mismatch("sql", info)
-    assert "writes differently" not in suit.mismatch("sql", replace(info, tuned=False))
-    assert "No adapter" in suit.mismatch("sql", replace(info, task=""))
+    assert task_hint.mismatch("e2e", info) == task_hint.mismatch("raw", info) == ""
+    assert "Restaurant" in task_hint.mismatch("sql", info) and "writes differently" in task_hint.mismatch("sql", info)
+    assert "writes differently" not in task_hint.mismatch("sql", replace(info, tuned=False))
+    assert "No adapter" in task_hint.mismatch("sql", replace(info, task=""))
     with gr.Blocks():
-        hint = suit.layout()
+        hint = task_hint.layout()
     has, lacks = hint.updates("sql", info, lambda model: {"sql": 1}), hint.updates("sql", info, lambda model: {})
     assert has[hint.load]["visible"] and not lacks[hint.load]["visible"] and lacks[hint.group]["visible"]
     assert not hint.updates("e2e", info, lambda model: {"e2e": 1})[hint.group]["visible"]
 
 
 def test_bundled_adapters_are_offered_by_their_task() -> None:
-    assert {"e2e", "sql", "chat"} <= set(suit.bundled("smollm2-135m"))
-    assert json.loads((suit.bundled("smollm2-135m")["sql"] / "card.json").read_text())["task"] == "sql"
+    assert {"e2e", "sql", "chat"} <= set(task_hint.bundled("smollm2-135m"))
+    assert json.loads((task_hint.bundled("smollm2-135m")["sql"] / "card.json").read_text())["task"] == "sql"

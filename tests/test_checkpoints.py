@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specstream import adapters, cli
+from specstream import cli
+from specstream.adapters import store
 from specstream.training import checkpoint, command
+from specstream.training.batches import DataError
 from specstream.training.config import Config
-from specstream.training.data import DataError
-from specstream.training.registry import has_checkpoint
+from specstream.training.jobs import has_checkpoint
 from tests.test_training import DATA, trainer
 from tests.trainings import rows, save_model
 
@@ -73,7 +74,7 @@ def test_the_adapter_of_an_old_checkpoint_is_what_a_training_begins_with(saved: 
     assert run.train(DATA, [], lambda event: None).training["progress"]["step"] == 4
 
 
-@pytest.mark.parametrize("name", [adapters.CARD, checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE])
+@pytest.mark.parametrize("name", [store.CARD, checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE])
 @pytest.mark.parametrize("harm", ["empty", "cut", "missing", "other"])
 def test_a_damaged_checkpoint_is_told(name: str, harm: str, saved: Path) -> None:
     file = saved / "checkpoint" / name
@@ -107,7 +108,7 @@ def test_a_checkpoint_that_lacks_the_heads_is_told(tmp_path: Path) -> None:
 
     start, out = started(tmp_path / "start"), tmp_path / "out"
     trainer_of("medusa", out, start, epochs=1).train(DATA, [], lambda event: None)
-    card = out / "checkpoint-medusa" / adapters.CARD
+    card = out / "checkpoint-medusa" / store.CARD
     card.write_text(json.dumps(json.loads(card.read_text()) | {"heads": {}}))
     with pytest.raises(DataError, match="has other heads"):
         trainer_of("medusa", out, start, epochs=1).resume()

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from specstream import adapters, cli, toy
+from specstream import cli
+from specstream.adapters import store
 from specstream.events import Lane
 from specstream.params import METHODS, Sampling, Streaming
 from specstream.runlog import RunLog
 from specstream.session import run_session
+from specstream.testing import toy
 from tests import tiny
 from tests.test_models import save
 
@@ -308,7 +310,7 @@ def test_an_adapter_can_not_steer_the_terminal(tmp_path, monkeypatch, capsys) ->
     monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
     _, adapter = tiny.model_with_adapter("llama")
     for name, card in (("one", replace(adapter.card, licence="\x1b[2Jfree\n")), ("two\x1b[2J", adapter.card)):
-        adapters.save(adapter, tmp_path / "adapters" / name, card)
+        store.save(adapter, tmp_path / "adapters" / name, card)
     (tmp_path / "adapters" / "two\x1b[2J" / "card.json").write_text('{"base": "tiny"}')
     assert run(["adapters", "list"]) == 0
     out = capsys.readouterr()

@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-from specstream.training import sources
-from specstream.training.data import DataError
+from specstream.data import datasets as sources
+from specstream.training.batches import DataError
 
 ROWS = [{"question": f"How many {i}?", "context": f"CREATE TABLE t{i}", "answer": f"SELECT {i}"} for i in range(3)]
 load_dataset = datasets.load_dataset

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from specstream import devices, packed
-from specstream.devices import choose_device, choose_dtype
-from specstream.sources import ModelError
+from specstream.hub.download import ModelError
+from specstream.model import cpu_linear, devices
+from specstream.model.devices import choose_device, choose_dtype
 from specstream.training.config import Config
 
 
@@ -48,7 +48,7 @@ def test_dtype_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, flag: str) -
     assert choose_dtype("auto", "cpu") == (torch.bfloat16, "the hardware computes in bfloat16")
     machine(monkeypatch, **{flag: False, "avx2": True})
     for works, kind in ((True, torch.float16), (False, torch.float32)):
-        monkeypatch.setattr(packed, "works", lambda half, works=works: works)
+        monkeypatch.setattr(cpu_linear, "works", lambda half, works=works: works)
         assert choose_dtype("auto", "cpu") == (kind, "the hardware has no bfloat16 arithmetic")
 
 
@@ -101,13 +101,13 @@ def test_more_nodes_are_drafted_where_a_matmul_takes_sixteen_rows_at_a_time(
 
 
 def test_float16_on_a_processor_is_loaded_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "works", lambda half: True)
+    monkeypatch.setattr(cpu_linear, "works", lambda half: True)
     assert devices.loaded_in(torch.float16, "cpu") == (torch.float32, True)
     assert devices.loaded_in(torch.float16, "cuda") == (torch.float16, False)
     assert devices.loaded_in(torch.bfloat16, "cpu") == (torch.bfloat16, False)
 
 
 def test_the_choices_cost_no_torch() -> None:
-    code = "import sys, specstream.devices, specstream.training.config; print('torch' in sys.modules)"
+    code = "import sys, specstream.model.devices, specstream.training.config; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

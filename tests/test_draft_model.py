@@ -14,19 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream import bench, engine, pairing, toy
-from specstream.anatomy import dissect
-from specstream.bench import outside
+from specstream import bench, engine
+from specstream.bench import baselines
 from specstream.cli import main
-from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.decoding.drafters.draft_model import DraftModelDrafter
+from specstream.decoding.loop import Run
 from specstream.events import Agreement, Draft, Fate, Reason, Verdict
-from specstream.loop import Run
+from specstream.model import draft_model as pairing
+from specstream.model.introspection import dissect
+from specstream.model.target import ModelTarget, never
 from specstream.params import DraftModel, Sampling, Standard
 from specstream.session import run_session, token_ids
-from specstream.target import ModelTarget, never
+from specstream.testing import toy
 from tests import test_models, tiny
-from ui import model_panel, render, rules
-from ui.engines import Engines
+from ui import access_rules
+from ui.components import model_panel
+from ui.html import render
+from ui.jobs.engine_host import Engines
 
 PROMPT = tiny.prompt(12)
 EAGER = DraftModel(confidence=0, depth=5, budget=8)
@@ -354,7 +358,7 @@ def test_a_benchmark_does_not_compare_what_need_not_be_the_same() -> None:
 def test_the_reference_takes_the_draft_model_or_another(folder: Path) -> None:
     loaded = engine.load(str(folder / "model"), "none", "cpu", "float32", draft=str(folder / "second"))
     own, other = (
-        outside.references(["hf-assistant"], loaded, "none", named)[0] for named in (None, str(folder / "model"))
+        baselines.references(["hf-assistant"], loaded, "none", named)[0] for named in (None, str(folder / "model"))
     )
     rows = bench.bench(loaded, bench.prompts_as_cases([TEXT]), [own, other], Sampling(max_new_tokens=16))
     assert [r.identical for r in rows] == [1, 1, 1]
@@ -376,6 +380,6 @@ def test_the_page_asks_for_a_draft_model_and_shows_it() -> None:
 
 
 def test_a_demo_loads_no_second_model() -> None:
-    rules.DEMO.check_choice("toy", "auto", "auto", "auto", "none")
-    with pytest.raises(rules.Refused, match="their own adapters only"):
-        rules.DEMO.check_choice("toy", "auto", "auto", "auto", "smollm2-135m")
+    access_rules.DEMO.check_choice("toy", "auto", "auto", "auto", "none")
+    with pytest.raises(access_rules.Refused, match="their own adapters only"):
+        access_rules.DEMO.check_choice("toy", "auto", "auto", "auto", "smollm2-135m")

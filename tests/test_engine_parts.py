@@ -21,20 +21,23 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.integrations import sdpa_attention
 
-from specstream import adapters, cli, devices, heads, packed, selftest, shelf, toy
-from specstream.anatomy import UnsupportedModel, context_of, dissect
-from specstream.bench import outside
-from specstream.drafters.standard import StandardDrafter
+from specstream import cli
+from specstream.adapters import heads, local, store
+from specstream.bench import baselines
+from specstream.decoding.drafters.standard import StandardDrafter
+from specstream.decoding.loop import decode
+from specstream.decoding.sampling import Picker
+from specstream.decoding.text import TextStream
 from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
-from specstream.loop import decode
-from specstream.models import load_model, resolve
+from specstream.hub.catalogue import load_model, resolve
+from specstream.model import cpu_linear, devices, self_test
+from specstream.model.introspection import UnsupportedModel, context_of, dissect
+from specstream.model.target import PlainTarget, Variant
 from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streaming, method
-from specstream.sampling import Picker
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
-from specstream.target import PlainTarget, Variant
-from specstream.text import TextStream
+from specstream.testing import toy
 from tests import tiny
 from tests.test_models import save
 
@@ -42,8 +45,8 @@ from tests.test_models import save
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_selftest_passes(family: str) -> None:
     anatomy, adapter = tiny.model_with_adapter(family)
-    assert selftest.failure(anatomy, None) is None
-    assert selftest.failure(anatomy, adapter) is None
+    assert self_test.failure(anatomy, None) is None
+    assert self_test.failure(anatomy, adapter) is None
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -51,20 +54,21 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
     anatomy = dissect(tiny.tiny(family))
     with monkeypatch.context() as patch:
         patch.setattr(
-            "specstream.target.tree_mask", lambda rows, prefix: torch.ones(1, len(rows), prefix + len(rows)).bool()
+            "specstream.model.target.tree_mask",
+            lambda rows, prefix: torch.ones(1, len(rows), prefix + len(rows)) > 0,
         )
-        assert "failed the tree self-test" in str(selftest.failure(anatomy, None))
+        assert "failed the tree self-test" in str(self_test.failure(anatomy, None))
     with monkeypatch.context() as patch:
         patch.setattr("specstream.events.Draft.depths", lambda draft: tuple(range(1, len(draft) + 1)))
-        assert "failed the tree self-test" in str(selftest.failure(anatomy, None))
+        assert "failed the tree self-test" in str(self_test.failure(anatomy, None))
 
 
 def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy, adapter = tiny.model_with_adapter("llama")
     monkeypatch.setattr(
-        "specstream.target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1)
+        "specstream.model.target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1)
     )
-    assert "failed the tree self-test" in str(selftest.failure(anatomy, adapter))
+    assert "failed the tree self-test" in str(self_test.failure(anatomy, adapter))
 
 
 SMALL = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -144,17 +148,17 @@ def test_unfinished_characters_wait_and_literal_replacement_marks_pass() -> None
     assert stream.flush() == "\ufffd"
 
 
-def saved_adapter(folder: Path, family: str = "llama") -> adapters.Card:
+def saved_adapter(folder: Path, family: str = "llama") -> store.Card:
     anatomy = dissect(tiny.tiny(family))
     adapter = tiny.random_adapter(anatomy)
-    adapters.save(adapter, folder, adapter.card)
+    store.save(adapter, folder, adapter.card)
     return adapter.card
 
 
 def test_adapter_round_trip_in_16_bit(tmp_path: Path) -> None:
     card = saved_adapter(tmp_path)
     anatomy = dissect(tiny.tiny("llama"))
-    adapter = adapters.load(tmp_path, anatomy)
+    adapter = store.load(tmp_path, anatomy)
     assert adapter.card == card
     again = tiny.random_adapter(dissect(tiny.tiny("llama")))
     for ours, theirs in zip(adapter.parameters(), again.parameters(), strict=True):
@@ -162,7 +166,7 @@ def test_adapter_round_trip_in_16_bit(tmp_path: Path) -> None:
 
 
 def spoil(folder: Path, how: str) -> None:
-    weights, card = folder / adapters.WEIGHTS, folder / adapters.CARD
+    weights, card = folder / store.WEIGHTS, folder / store.CARD
     data = json.loads(card.read_text())
     if how == "no card":
         card.unlink()
@@ -251,9 +255,9 @@ SPOILT = [
 def test_a_damaged_adapter_gives_one_sentence(how: str, tmp_path: Path) -> None:
     saved_adapter(tmp_path)
     spoil(tmp_path, how)
-    with pytest.raises(adapters.AdapterError) as error:
+    with pytest.raises(store.AdapterError) as error:
         anatomy = dissect(tiny.tiny("llama"))
-        adapters.load(tmp_path, anatomy)
+        store.load(tmp_path, anatomy)
         heads.load(tmp_path, anatomy)
     assert "\n" not in str(error.value) and str(error.value).endswith(".") and len(str(error.value)) < 200
     if how in CARDS:
@@ -268,7 +272,7 @@ def test_one_broken_folder_leaves_the_other_adapters_alone(how: str, tmp_path: P
     for name in ("good", "broken"):
         saved_adapter(tmp_path / "adapters" / name)
     spoil(tmp_path / "adapters" / "broken", how)
-    assert shelf.mine("tiny")["good"] == adapters.find("good", "tiny") == tmp_path / "adapters" / "good"
+    assert local.mine("tiny")["good"] == store.find("good", "tiny") == tmp_path / "adapters" / "good"
     cli.main(["adapters", "list"])
     out = capsys.readouterr()
     assert "good " in out.out and "broken" not in out.out
@@ -280,25 +284,25 @@ def test_a_base_of_any_name_leaves_the_other_adapters_alone(base: str, tmp_path:
     monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
     for name in ("good", "odd"):
         saved_adapter(tmp_path / "adapters" / name)
-    card = tmp_path / "adapters" / "odd" / adapters.CARD
+    card = tmp_path / "adapters" / "odd" / store.CARD
     card.write_text(json.dumps(json.loads(card.read_text()) | {"base": base}))
-    assert "good" in shelf.mine("tiny") and set(shelf.mine()) == {"good", "odd"}
-    with pytest.raises(adapters.AdapterError, match="There is no adapter"):
-        adapters.find(base or " ", "tiny")
+    assert "good" in local.mine("tiny") and set(local.mine()) == {"good", "odd"}
+    with pytest.raises(store.AdapterError, match="There is no adapter"):
+        store.find(base or " ", "tiny")
 
 
 def test_an_adapter_is_written_beside_the_old_one_and_swapped(tmp_path: Path, monkeypatch) -> None:
     card = saved_adapter(tmp_path)
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
     with pytest.raises(TypeError):
-        adapters.write_card(tmp_path, replace(card, training={"a": object()}))
-    monkeypatch.setattr(adapters, "save_file", lambda state, file: file.write_bytes(b"half") and 1 / 0)
+        store.write_card(tmp_path, replace(card, training={"a": object()}))
+    monkeypatch.setattr(store, "save_file", lambda state, file: file.write_bytes(b"half") and 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        adapters.save(tiny.random_adapter(dissect(tiny.tiny("llama"))), tmp_path, card)
+        store.save(tiny.random_adapter(dissect(tiny.tiny("llama"))), tmp_path, card)
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
-    opened = (tmp_path / adapters.CARD).open()
-    adapters.write_card(tmp_path, replace(card, date="today"))
-    assert opened.read() == before[adapters.CARD].decode()  # who reads the old one reads all of it
+    opened = (tmp_path / store.CARD).open()
+    store.write_card(tmp_path, replace(card, date="today"))
+    assert opened.read() == before[store.CARD].decode()  # who reads the old one reads all of it
 
 
 @pytest.mark.parametrize(
@@ -311,14 +315,14 @@ def test_an_adapter_is_written_beside_the_old_one_and_swapped(tmp_path: Path, mo
 )
 def test_a_folder_that_is_no_adapter_is_told_what_it_is(file: str, words: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("{}")
-    with pytest.raises(adapters.AdapterError, match=f"There is no adapter in .*: .*{words}.*\\.$"):
-        adapters.read_card(tmp_path)
+    with pytest.raises(store.AdapterError, match=f"There is no adapter in .*: .*{words}.*\\.$"):
+        store.read_card(tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     saved_adapter(tmp_path, "gpt2")
-    with pytest.raises(adapters.AdapterError, match="load it onto that model"):
-        adapters.load(tmp_path, dissect(tiny.tiny("llama")))
+    with pytest.raises(store.AdapterError, match="load it onto that model"):
+        store.load(tmp_path, dissect(tiny.tiny("llama")))
 
 
 @pytest.mark.parametrize(
@@ -456,7 +460,7 @@ def test_importing_events_does_not_import_torch() -> None:
     ("family", "mode"), [("llama", "shared"), ("opt", "lossless"), ("gpt2", "shared"), ("gemma2", "lossless")]
 )
 def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> None:
-    if not packed.works(half):
+    if not cpu_linear.works(half):
         pytest.skip("this build of PyTorch has no packed linear maps")
     ids, sampling = tiny.prompt(21), Sampling(max_new_tokens=24, temperature=0.7)
     anatomy, adapter = tiny.model_with_adapter(family, mode=mode)
@@ -464,15 +468,15 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
         for linear in (m for m in anatomy.model.modules() if isinstance(m, torch.nn.Linear)):
             linear.weight.data = linear.weight.data.half().float()
     want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
-    smaller = packed.pack(anatomy, half)
-    assert isinstance(smaller.head, packed.HalfLinear if half else packed.PackedLinear)
+    smaller = cpu_linear.pack(anatomy, half)
+    assert isinstance(smaller.head, cpu_linear.HalfLinear if half else cpu_linear.PackedLinear)
     assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
     run = tiny.streaming_run(smaller, adapter, ids, sampling)
     assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
 
 
 needs_bfloat16 = pytest.mark.skipif(
-    not (devices.computes_bfloat16("cpu") and packed.works(dtype=torch.bfloat16)),
+    not (devices.computes_bfloat16("cpu") and cpu_linear.works(dtype=torch.bfloat16)),
     reason="this processor does not compute in bfloat16",
 )
 
@@ -484,7 +488,7 @@ def test_packed_bfloat16_computes_the_same_and_in_float32_with_the_same_weights(
     ids = torch.tensor([tiny.prompt(21)])
     with torch.inference_mode():
         want, exact = model(ids).logits.float(), copy.deepcopy(model).float()(ids).logits
-        packed.pack(dissect(model))
+        cpu_linear.pack(dissect(model))
         assert not any(isinstance(m, torch.nn.Linear) for m in model.modules())
         rounding = (want - exact).abs().max()
         assert 0 < (model(ids).logits.float() - exact).abs().max() < 2 * rounding
@@ -496,10 +500,12 @@ def test_packed_bfloat16_computes_the_same_and_in_float32_with_the_same_weights(
 
 @pytest.mark.parametrize("native", [False, True])
 def test_bfloat16_is_packed_only_where_the_processor_computes_in_it(native: bool, monkeypatch) -> None:
-    monkeypatch.setattr(packed, "computes_bfloat16", lambda device: native)
-    assert packed.suits(dissect(tiny.tiny("llama").bfloat16())) == (native and packed.works(dtype=torch.bfloat16))
-    assert packed.suits(dissect(tiny.tiny("llama"))) == packed.works()
-    assert not packed.suits(dissect(tiny.tiny("llama").half()))
+    monkeypatch.setattr(cpu_linear, "computes_bfloat16", lambda device: native)
+    assert cpu_linear.suits(dissect(tiny.tiny("llama").bfloat16())) == (
+        native and cpu_linear.works(dtype=torch.bfloat16)
+    )
+    assert cpu_linear.suits(dissect(tiny.tiny("llama"))) == cpu_linear.works()
+    assert not cpu_linear.suits(dissect(tiny.tiny("llama").half()))
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if hasattr(m, "budget")])
@@ -525,7 +531,7 @@ def test_streams_draft_as_many_nodes_as_are_cheap() -> None:
 def test_a_lora_is_not_merged_into_packed_weights() -> None:
     anatomy = dissect(tiny.tiny("llama"))
     adapter = tiny.random_adapter(anatomy, mode="lossless")
-    packed.pack(anatomy)
+    cpu_linear.pack(anatomy)
     with pytest.raises(RuntimeError, match="merge a LoRA before packing"):
         adapter.lora.merge(anatomy)
 
@@ -537,7 +543,7 @@ def test_packed_maps_that_read_the_same_rows_are_one_product() -> None:
     names = {"q_proj": attention, "k_proj": attention, "v_proj": attention, "gate_proj": mlp, "up_proj": mlp}
     with torch.inference_mode():
         want = {(n, i): getattr(m, n)(rows) for n, m in names.items() for i, rows in enumerate((x, y))}
-        packed.pack(anatomy)
+        cpu_linear.pack(anatomy)
         assert len({id(getattr(m, n).shared) for n, m in names.items()}) == 2
         for order in (names, reversed(names), [*names, *names]):  # also one called twice, and others not at all
             for name in order:
@@ -558,7 +564,7 @@ def test_norms_become_one_call_only_where_that_gives_the_same(family: str, repla
     x = torch.randn(2, 5, *norms[0].weight.shape)
     with torch.inference_mode():
         want = norms[0](x)
-        packed.pack(dissect(model))
+        cpu_linear.pack(dissect(model))
         torch.testing.assert_close(norms[0](x), want)
     assert norms and all(("forward" in vars(norm)) == replaced for norm in norms)
 
@@ -591,12 +597,12 @@ def test_shared_keys_are_not_copied_for_every_head_on_a_cpu(tmp_path: Path, monk
 
 
 def test_float16_on_a_cpu_is_float32_arithmetic_with_rounded_weights(tmp_path: Path) -> None:
-    if not packed.works(half=True):
+    if not cpu_linear.works(half=True):
         pytest.skip("this build of PyTorch has no packed linear maps in float16")
     save(tiny.tiny("llama"), tmp_path)
     engine = load(str(tmp_path), adapter="none", device="cpu", dtype="float16")
     assert engine.info.dtype == "float16" and engine.info.dtype_reason.endswith("arithmetic in float32")
-    stock = outside.stock(str(tmp_path), "none", "cpu", "float16")
+    stock = baselines.stock(str(tmp_path), "none", "cpu", "float16")
     whole = load_model(resolve(str(tmp_path)), "cpu", torch.float32)[0]
     rounded = stock.model.layers[0].mlp.up_proj.weight
     assert torch.equal(rounded, whole.model.layers[0].mlp.up_proj.weight.half().float())
@@ -707,7 +713,7 @@ def test_numbers_that_are_not_finite_give_one_sentence() -> None:
 def test_selftest_refuses_a_head_that_is_scaled_elsewhere() -> None:
     config = AutoConfig.for_model("granite", **tiny.LLAMA, logits_scaling=8.0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    assert "failed the tree self-test" in str(selftest.failure(dissect(model), None))
+    assert "failed the tree self-test" in str(self_test.failure(dissect(model), None))
 
 
 def test_context_ends_where_rotary_tables_begin_to_change() -> None:
@@ -732,7 +738,7 @@ def test_a_model_without_a_state_is_shown_the_whole_text() -> None:
 
 
 def test_stop_inside_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specstream.target.CHUNK", 8)
+    monkeypatch.setattr("specstream.model.target.CHUNK", 8)
     anatomy, adapter = tiny.model_with_adapter("llama")
     run = tiny.streaming_run(anatomy, adapter, tiny.prompt(40), Sampling())
     seen: list[int] = []

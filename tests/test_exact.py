@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream import attention, cache, devices, packed, selftest, target
-from specstream.adapters import Adapter
-from specstream.anatomy import Anatomy
+from specstream.adapters.store import Adapter
+from specstream.decoding.loop import Run
 from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Draft, Origin, Step
-from specstream.loop import Run
+from specstream.model import attention, cpu_linear, devices, kv_cache, self_test, target
+from specstream.model.introspection import Anatomy
+from specstream.model.target import ModelTarget, Variant
 from specstream.params import Medusa, PromptLookup, Sampling, Standard, Streaming
-from specstream.target import ModelTarget, Variant
 from tests import tiny
 from tests.test_golden import PROMPT, TEMPERATURES, Oracle
 
@@ -33,7 +33,7 @@ def ready(family: str, kind: str, gamma: int = 3, mode: str = "shared", exit_ran
         anatomy.model.bfloat16()
     adapter.ready(anatomy)
     adapter.merge_copies(anatomy, kind == "float16")
-    anatomy = packed.pack(anatomy, kind == "float16")
+    anatomy = cpu_linear.pack(anatomy, kind == "float16")
     assert attention.install(anatomy.model)
     return anatomy, adapter
 
@@ -101,7 +101,7 @@ def bushy_run(anatomy: Anatomy, adapter: Adapter, variant: Variant, sampling: Sa
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f not in STOCK_SUMS])
 def test_every_step_is_that_of_standard_decoding(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "BLOCK", 16)  # so that buffers grow in the middle of a run
+    monkeypatch.setattr(kv_cache, "BLOCK", 16)  # so that buffers grow in the middle of a run
     for seed, (deferred, gamma, mode) in enumerate(((False, 1, "shared"), (True, 4, "lossless"), (True, 8, "shared"))):
         anatomy, adapter = ready(family, kind, gamma, mode)
         sampling = Sampling(max_new_tokens=30, temperature=TEMPERATURES[seed], seed=seed, repetition_penalty=1.1)
@@ -125,7 +125,7 @@ def test_pruned_rows_change_nothing(kind: str, deferred: bool) -> None:
 def test_stock_attention_and_stock_sums_are_caught(family: str) -> None:
     """What the tests above hold would be seen to fail: the mutants."""
     anatomy, adapter = ready(family, "float32")
-    assert selftest.exact(anatomy)
+    assert self_test.exact(anatomy)
     anatomy.model.set_attn_implementation("eager")
     failed = 0
     for seed in range(6):
@@ -202,9 +202,9 @@ def test_the_real_model_is_exact(task: str, kind: str, compiled: bool, request: 
 
 
 def rounds_one_row_otherwise() -> bool:
-    linear = packed.PackedLinear(torch.randn(2048, 1536).bfloat16())
+    linear = cpu_linear.PackedLinear(torch.randn(2048, 1536).bfloat16())
     rows = torch.randn(64, 1536).bfloat16()
-    alone = [packed._onednn(row[None], linear.packed, None, "none", [], "") for row in rows]
+    alone = [cpu_linear._onednn(row[None], linear.packed, None, "none", [], "") for row in rows]
     return not torch.equal(torch.cat(alone), linear(rows))
 
 
@@ -216,7 +216,7 @@ def test_a_pass_of_one_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("this processor rounds one row as it rounds many")
     engine = load("smollm2-135m", "sql", "cpu", "bfloat16")
     monkeypatch.setattr(target, "LEAST", 1)
-    monkeypatch.setattr(packed, "LEAST", 1)
+    monkeypatch.setattr(cpu_linear, "LEAST", 1)
     found = sum(
         differing(engine, TEXTS[t], Streaming(budget=5, pause=0), Sampling(max_new_tokens=48, ignore_eos=True))
         for t in ("sql", "chat")

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from docs.scripts import exact_runs
 from docs.scripts.exact_runs import Group
-from specstream import attention
 from specstream.engine import Engine
+from specstream.model import attention
 from specstream.params import Standard
 
 METHODS = {

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from docs.scripts import benchmarks
-from specstream import bench, toy
-from specstream.bench import curve, tuning
+from specstream import bench
+from specstream.bench import step_cost, tune
 from specstream.params import PromptLookup, Sampling, Streaming
-from ui import figures
+from specstream.testing import toy
+from ui.charts import benchmarks as figures
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,9 +25,9 @@ def report() -> dict:
     cases = bench.prompts_as_cases(["Text:", "Text: Near the"])
     contenders = [bench.Ours(engine, m) for m in (Streaming(), PromptLookup(shortest=1))]
     rows = bench.result_rows(bench.bench(engine, cases, contenders, sampling), "e2e")
-    cost = curve.measure(engine, ["Text:"], seconds=0, sizes=(0, 2, 8))
-    tuned = tuning.tried(engine, cost, cases, Streaming(), sampling, 1)
-    return json.loads(json.dumps({"rows": rows, "cost": curve.report(engine, cost), "tuned": tuned}))
+    cost = step_cost.measure(engine, ["Text:"], seconds=0, sizes=(0, 2, 8))
+    tuned = tune.tried(engine, cost, cases, Streaming(), sampling, 1)
+    return json.loads(json.dumps({"rows": rows, "cost": step_cost.report(engine, cost), "tuned": tuned}))
 
 
 def test_figures_show_the_numbers_of_the_result(report) -> None:

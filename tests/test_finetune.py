@@ -13,15 +13,18 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from specstream.models import layer_count
+from specstream.hub.catalogue import layer_count
 from specstream.training.config import Config
-from specstream.training.registry import Registry
+from specstream.training.jobs import Registry
 from tests.trainings import put_training, rows, save_model
-from ui import app, charts, finetune, finetune_form, trainview
-from ui.engines import Engines
-from ui.finetune import FineTune
-from ui.finetune_form import OWN, PUBLIC
-from ui.rules import DEMO
+from ui import app
+from ui.access_rules import DEMO
+from ui.charts import runs
+from ui.html import training as trainview
+from ui.jobs.engine_host import Engines
+from ui.tabs import finetune, finetune_form
+from ui.tabs.finetune import FineTune
+from ui.tabs.finetune_form import OWN, PUBLIC
 
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
 
@@ -228,7 +231,7 @@ def test_the_early_exit_is_no_stream(registry) -> None:
     (folder / "progress.jsonl").write_text("".join(json.dumps(e) + "\n" for e in more))
     training = registry.get("my-sql")
     assert training
-    figure = charts.losses(training.progress, "steps", *trainview.streams(training))
+    figure = runs.losses(training.progress, "steps", *trainview.streams(training))
     assert [t.name for t in figure.data if t.mode == "lines"][-2:] == ["stream 4", "early exit"]
     assert dict((n, v) for n, v, _ in trainview.numbers(training))["Loss of the streams"] == "4.80"
 
@@ -318,9 +321,9 @@ def test_the_zip_holds_the_adapter_and_nothing_else(registry, tmp_path: Path) ->
 
 def test_long_curves_are_thinned_to_their_end(registry) -> None:
     points = list(range(1001))
-    kept = charts.thinned(points, 300)  # type: ignore[arg-type]
+    kept = runs.thinned(points, 300)  # type: ignore[arg-type]
     assert len(kept) <= 300 and kept[-1] == 1000
-    assert charts.thinned([], 300) == [] and charts.thinned(points[:5], 300) == points[:5]  # type: ignore[arg-type]
+    assert runs.thinned([], 300) == [] and runs.thinned(points[:5], 300) == points[:5]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from docs.scripts.ports import free_port
-from specstream.toy import load_toy
-from specstream.training.registry import Registry
+from specstream.testing.toy import load_toy
+from specstream.training.jobs import Registry
 from tests.browsing import MARKS, noted, open_tab, serious, unfold, window
 from tests.trainings import put_training, rows, save_model
-from ui import app, rules
-from ui.engines import TOY, Engines, load
+from ui import access_rules, app
+from ui.jobs.engine_host import TOY, Engines, load
 
 pytestmark = MARKS
 
@@ -45,7 +45,7 @@ def url(home: Path) -> Iterator[str]:
     engines = Engines(
         {"model": TOY, "adapter": "auto", "device": "auto", "dtype": "auto"},
         loader,
-        rules.chosen(demo=False, local=True),
+        access_rules.chosen(demo=False, local=True),
     )
     engines.load()
     page = app.build(engines, None)

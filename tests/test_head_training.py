@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specstream import adapters, cli, engine, heads
-from specstream.adapters import Adapter, Card, HeadCard, base_shape
-from specstream.anatomy import Anatomy, dissect
-from specstream.drafters.early_exit import EarlyExitDrafter
-from specstream.drafters.medusa import MedusaDrafter
+from specstream import cli, engine
+from specstream.adapters import heads, store
+from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
+from specstream.decoding.drafters.early_exit import EarlyExitDrafter
+from specstream.decoding.drafters.medusa import MedusaDrafter
+from specstream.model.introspection import Anatomy, dissect
+from specstream.model.target import ModelTarget
 from specstream.params import EarlyExit, Medusa, Sampling, Standard, Streaming
 from specstream.session import token_ids
-from specstream.target import ModelTarget
 from specstream.training import probe
+from specstream.training.batches import DataError, collate
 from specstream.training.config import Config
-from specstream.training.data import DataError, collate
 from specstream.training.heads import check_out, head_model
 from specstream.training.trainer import Trainer
 from tests import tiny
@@ -41,7 +42,7 @@ def started(folder: Path) -> Path:
     adapter = Adapter(anatomy, card)
     for weight in adapter.parameters():
         torch.nn.init.normal_(weight, std=0.05)
-    adapters.save(adapter, folder, card)
+    store.save(adapter, folder, card)
     return folder
 
 
@@ -51,7 +52,7 @@ def model_of(kind: str, start: Path | None, vocabulary: torch.Tensor | None = No
     if start is None:
         card = Card("tiny", base_shape(anatomy), "e2e", "plain", 0, 2, start_rank=0, lora_rank=0, lora_scale=1.0)
     else:
-        adapter = adapters.load(start, anatomy)
+        adapter = store.load(start, anatomy)
         adapter.lora.merge(anatomy)
         card = adapter.card
     shape = SHAPES[kind]
@@ -115,8 +116,8 @@ def test_training_changes_the_heads_and_nothing_else(kind: str, tmp_path: Path) 
     assert not any(torch.equal(p, o) for p, o in zip(run.adapter.parameters(), old, strict=True))
     first, last = events[0]["losses"], events[-1]["losses"]
     assert all(b < 0.8 * a for a, b in zip(first[1:], last[1:], strict=True))
-    assert (tmp_path / "out" / adapters.WEIGHTS).read_bytes() == (start / adapters.WEIGHTS).read_bytes()
-    assert replace(card, heads={}) == adapters.read_card(start)
+    assert (tmp_path / "out" / store.WEIGHTS).read_bytes() == (start / store.WEIGHTS).read_bytes()
+    assert replace(card, heads={}) == store.read_card(start)
     head = card.heads[SHAPES[kind].kind]
     assert head.shape() == SHAPES[kind].shape() and head.training["progress"]["step"] == 48 and head.date
 
@@ -164,7 +165,7 @@ def test_a_folder_with_another_adapter_is_left_alone(tmp_path: Path) -> None:
     check_out(tmp_path / "new", start)
     check_out(start, start)
     anatomy = dissect(tiny.tiny("llama", seed=1))
-    adapters.save(tiny.random_adapter(anatomy), other, adapters.read_card(start))
+    store.save(tiny.random_adapter(anatomy), other, store.read_card(start))
     for given in (start, None):
         with pytest.raises(DataError, match="holds another adapter"):
             check_out(other, given)

@@ -17,10 +17,11 @@ from playwright.sync_api import Browser, expect
 from specstream.events import Draft, Fate, Lane
 from specstream.info import top_layers
 from specstream.tree import attention_rows
-from ui import howto, recording
-from ui import howto_pictures as pictures
-from ui.howto import Story
-from ui.recording import Recording
+from ui.html import howto_pictures as pictures
+from ui.state import recording
+from ui.state.recording import Recording
+from ui.tabs import howto
+from ui.tabs.howto import Story
 
 EVIL = '<img src=x onerror="document.title=1">'
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specstream import attention, cli, invariance
-from specstream.invariance import Finding, by_places, by_rows
+from specstream import cli
+from specstream.model import attention, invariance
+from specstream.model.invariance import Finding, by_places, by_rows
 
 BY_ROWS = {
     "depends on the number of rows": lambda x: x + len(x),

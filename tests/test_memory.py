@@ -13,15 +13,16 @@ import gradio as gr
 import huggingface_hub
 import pytest
 
-from specstream import memory, packed
-from specstream.memory import Need
+from specstream.hub.download import ModelError
+from specstream.model import cpu_linear, memory
+from specstream.model.memory import Need
 from specstream.params import Sampling, Standard
-from specstream.sources import ModelError
 from tests import tiny
 from tests.test_models import save
-from ui import model_panel, render
-from ui.engines import Busy, Engines, NotLoaded
-from ui.rules import DEMO, Refused
+from ui.access_rules import DEMO, Refused
+from ui.components import model_panel
+from ui.html import render
+from ui.jobs.engine_host import Busy, Engines, NotLoaded
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -58,14 +59,16 @@ def test_what_a_folder_needs_is_its_parameters_times_bytes_and_its_cache(folder:
     per_token = 2 * 4 * 2 * 16  # keys and values, layers, heads, width of a head
     assert memory.need(str(folder), "cpu", "float32") == Need(4 * parameters, 4 * per_token * 256, 256)
     assert memory.need(str(folder), "cpu", "bfloat16") == Need(2 * parameters, 2 * per_token * 256, 256)
-    loaded_first = 4 if packed.works(half=True) else 2  # bytes: float16 is packed from float32, and computed with in it
+    loaded_first = (
+        4 if cpu_linear.works(half=True) else 2
+    )  # bytes: float16 is packed from float32, and computed with in it
     assert memory.need(str(folder), "cpu", "float16") == Need(
         loaded_first * parameters, loaded_first * per_token * 256, 256
     )
 
 
 def test_what_is_not_here_is_estimated_from_the_catalogue_or_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.models, "here", lambda name: None)
+    monkeypatch.setattr(memory.catalogue, "here", lambda name: None)
     assert memory.need("smollm2-1.7b", "cpu", "float32") == Need(4 * 1_711_376_384)
     assert memory.need("someone/something", "cpu", "float32") is None  # the Hub can't be reached
     answer = SimpleNamespace(safetensors=SimpleNamespace(total=10))

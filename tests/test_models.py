@@ -20,9 +20,10 @@ import torch
 from huggingface_hub import errors
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from specstream import models, sources
-from specstream.models import DEFAULT, ModelError, load_model, resolve
-from specstream.sources import ModelSource
+from specstream.hub import catalogue as models
+from specstream.hub import download as sources
+from specstream.hub.catalogue import DEFAULT, ModelError, load_model, resolve
+from specstream.hub.download import ModelSource
 from tests import tiny
 
 ENTRY = models.CATALOGUE[DEFAULT]
@@ -560,7 +561,7 @@ def test_a_model_without_a_tokenizer(llama: Path, tmp_path: Path) -> None:
 
 
 def test_the_catalogue_costs_no_torch() -> None:
-    code = "import sys; from specstream.models import catalogue; catalogue(); print('torch' in sys.modules)"
+    code = "import sys; from specstream.hub.catalogue import catalogue; catalogue(); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
     assert {e.licence for e in models.catalogue()} == {"Apache-2.0"}

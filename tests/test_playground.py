@@ -21,11 +21,11 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from docs.scripts.ports import free_port
 from specstream.events import Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token
 from specstream.runlog import RunLog
-from specstream.toy import load_toy
+from specstream.testing.toy import load_toy
 from tests.conftest import Pace
 from ui import app
-from ui.engines import Engines
-from ui.rules import DEMO, OPEN, Rules
+from ui.access_rules import DEMO, OPEN, Rules
+from ui.jobs.engine_host import Engines
 
 pytestmark = MARKS
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from specstream import toy, tree
-from specstream.bench import curve, tables
-from specstream.bench.predict import (
+from specstream import tree
+from specstream.bench import step_cost as curve
+from specstream.bench import tables
+from specstream.bench.prediction import (
     Curve,
     Shape,
     Trace,
@@ -22,6 +23,7 @@ from specstream.bench.predict import (
 )
 from specstream.events import Draft, Fate, Origin, Step, Token
 from specstream.params import PromptLookup, Sampling, Standard, Streaming
+from specstream.testing import toy
 
 LINE = Curve(((1, 1.0), (3, 1.2), (8, 2.2)))
 # Two children of the root, one below the first of them, accepted: root's first child, then its child.

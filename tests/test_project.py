@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STDLIB = sys.stdlib_module_names
 PLAIN = {f"specstream.{name}" for name in ("events", "params", "stats", "tree", "info")}
-OPTIONAL = {"specstream.quality", "specstream.training.sources"}  # may import requirements-extra.txt, inside functions
+OPTIONAL = {
+    "specstream.bench.evaluation",
+    "specstream.data.datasets",
+}  # may import requirements-extra.txt, inside functions
 NOT_OURS = {"checkpoints", "runs"}  # what training and use leave in a working tree
 
 
@@ -155,7 +158,7 @@ def forbidden(name: str) -> set[str]:
         return heavy | page
     if touches(name, {"specstream"}):
         return page | {"sqlite_utils"} | (set() if name == "specstream.cli" else {"specstream.runlog"})
-    if name in ("ui.render", "ui.charts"):
+    if name in ("ui.html.render", "ui.charts.runs"):
         return heavy | {"gradio", "sqlite_utils", "specstream.runlog"}
     return heavy | {"sqlite_utils"}
 
@@ -177,7 +180,9 @@ def test_imports_keep_the_rules(file: Path) -> None:
 
 
 def test_replay_needs_no_torch_and_no_gradio() -> None:
-    names = sorted(PLAIN) + [n for n in ("ui.render", "ui.charts") if (ROOT / f"{n.replace('.', '/')}.py").exists()]
+    names = sorted(PLAIN) + [
+        n for n in ("ui.html.render", "ui.charts.runs") if (ROOT / f"{n.replace('.', '/')}.py").exists()
+    ]
     code = f"import sys, {', '.join(names)}; print({{'torch', 'transformers', 'gradio'}} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"

@@ -7,14 +7,14 @@ import random
 import pytest
 import torch
 
-from specstream import toy
-from specstream.drafters.prompt_lookup import Occurrences, PromptLookupDrafter, merged
+from specstream.adapters.heads import Heads
+from specstream.decoding.drafters.prompt_lookup import Occurrences, PromptLookupDrafter, merged
 from specstream.engine import _unavailable
 from specstream.events import Fate, Reason
-from specstream.heads import Heads
+from specstream.model.target import ModelTarget
 from specstream.params import METHODS, PromptLookup, Sampling, Standard
 from specstream.session import token_ids
-from specstream.target import ModelTarget
+from specstream.testing import toy
 from tests import tiny
 
 COPIED = tiny.prompt(8) * 3  # a text that repeats itself, longer than the sliding windows

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from specstream import cli, quality, toy
+from specstream import cli
+from specstream.bench import evaluation
+from specstream.bench.evaluation import QualityError, compare, exact_match, normal_sql, rouge
+from specstream.data.tasks import TASKS, task
 from specstream.params import Sampling, Standard
-from specstream.quality import QualityError, compare, exact_match, normal_sql, rouge
 from specstream.stats import mean_interval
-from specstream.tasks import TASKS, task
+from specstream.testing import toy
 
 SAME = {
     "keywords": (
@@ -87,18 +89,18 @@ def test_intervals_hold_the_mean_and_narrow_with_more_values() -> None:
 
 
 def test_every_metric_of_a_task_exists() -> None:
-    assert {t.metric for t in TASKS.values()} == {*quality.SCORERS, ""}
+    assert {t.metric for t in TASKS.values()} == {*evaluation.SCORERS, ""}
     assert all(bool(t.metric) == bool(t.outputs) for t in TASKS.values())
 
 
 @pytest.mark.parametrize(("name", "library"), [("sql", "sqlglot"), ("e2e", "rouge_score.rouge_scorer")])
 def test_a_missing_library_is_named(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    quality._rouge_scorer.cache_clear()
+    evaluation._rouge_scorer.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
     package = library.split(".")[0].replace("_", "-")
     with pytest.raises(QualityError, match=f"needs the package {package}.*pip install -r requirements-extra.txt"):
-        quality.scorer(task(name))
-    assert quality.scorer(task("chat")) is None
+        evaluation.scorer(task(name))
+    assert evaluation.scorer(task("chat")) is None
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -176,12 +178,12 @@ def test_chat_has_no_quality(toy_engine, tmp_path: Path, capsys: pytest.CaptureF
 
 def result_of(scores: list[float], names: str = "abcdefgh") -> dict[str, Any]:
     """A result with these scores, as evaluate gives it."""
-    items = [quality.Item(name, ["x"]) for name, _ in zip(names, scores, strict=False)]
+    items = [evaluation.Item(name, ["x"]) for name, _ in zip(names, scores, strict=False)]
     engine = toy.load_toy(pace=0)
-    result = quality.evaluate(engine, items, "chat", Standard(), Sampling(max_new_tokens=2))
+    result = evaluation.evaluate(engine, items, "chat", Standard(), Sampling(max_new_tokens=2))
     for row, score in zip(result["rows"], scores, strict=True):
         row["scores"] = {"exact_match": score}
-    return result | {"quality": quality._quality(result["rows"])}
+    return result | {"quality": evaluation._quality(result["rows"])}
 
 
 def test_a_comparison_is_paired() -> None:
@@ -228,11 +230,11 @@ def test_bad_input_gives_one_line(name: str, toy_engine, capsys, tmp_path, monke
 def test_files_that_are_no_results(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(QualityError, match="is not a result"):
-        quality.read_result(tmp_path / "x.json")
+        evaluation.read_result(tmp_path / "x.json")
 
 
 def test_a_row_without_a_reference_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text('{"meaning_representation": "a"}\n')
     with pytest.raises(ValueError, match="line 1: the column 'human_reference' is missing"):
-        quality.read_items(toy.load_toy(pace=0), str(file), "", task("e2e"), 0)
+        evaluation.read_items(toy.load_toy(pace=0), str(file), "", task("e2e"), 0)

@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from specstream import adapters, engine, models
-from specstream.adapters import WEIGHTS
-from specstream.anatomy import dissect
+from specstream import engine
+from specstream.adapters import store
+from specstream.adapters.store import WEIGHTS
 from specstream.events import Agreement
+from specstream.hub import catalogue
+from specstream.model.introspection import dissect
 from specstream.params import Sampling, Standard, Streaming
 from specstream.session import run_session, token_ids
 from specstream.stats import summarize
 from tests import tiny
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(1500)]
-ADAPTER = adapters.BUNDLED / "smollm2-135m" / "e2e"
+ADAPTER = store.BUNDLED / "smollm2-135m" / "e2e"
 NAMES = (
     "The Salted Fig",
     "Harbour Light",
@@ -54,10 +56,10 @@ def loaded() -> Any:
 @cache
 def tuned() -> Any:
     """The same tuned model, put together without our engine: base weights plus the adapter's LoRA."""
-    source = models.resolve("smollm2-135m")
-    network, _ = models.load_model(source, "cpu", torch.float32)
+    source = catalogue.resolve("smollm2-135m")
+    network, _ = catalogue.load_model(source, "cpu", torch.float32)
     anatomy = dissect(network)
-    adapters.load(ADAPTER, anatomy).main_lora.merge(anatomy)
+    store.load(ADAPTER, anatomy).main_lora.merge(anatomy)
     network.generation_config.eos_token_id = None
     return network
 
@@ -119,7 +121,7 @@ QUESTIONS = (
 )
 # Prompts of our own, and the least tokens per step with 32 nodes that the adapter must give on them.
 TASKS = {"e2e": (facts(12), 2.4), "sql": (SQL, 2.5), "dialogsum": (DIALOGUES, 1.6), "chat": (QUESTIONS, 1.5)}
-BUNDLED = adapters.bundled("smollm2-135m")
+BUNDLED = store.bundled("smollm2-135m")
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -141,9 +143,9 @@ def test_a_bundled_adapter_drafts_and_changes_nothing(name: str) -> None:
 def test_a_bundled_adapter_is_small_and_has_a_card(name: str) -> None:
     folder = BUNDLED[name]
     assert all(f.stat().st_size <= 16e6 for f in folder.iterdir())
-    heads = {folder / head.file for head in adapters.read_card(folder).heads.values()}
+    heads = {folder / head.file for head in store.read_card(folder).heads.values()}
     assert sum(f.stat().st_size for f in folder.iterdir() if f not in heads) <= 16e6 and (folder / WEIGHTS).is_file()
-    card = adapters.read_card(folder)
+    card = store.read_card(folder)
     assert card.task == name and card.data and card.command.startswith("python -m specstream train")
     assert card.licence or not card.tuning[0]
     assert card.training["progress"]["seconds"] > 0 and card.date
@@ -152,7 +154,7 @@ def test_a_bundled_adapter_is_small_and_has_a_card(name: str) -> None:
 
 def test_lossless_adapters_leave_the_base_model_alone() -> None:
     """Standard decoding with the adapter on is that of the base model, and so is streaming."""
-    found = [n for n, folder in BUNDLED.items() if not adapters.read_card(folder).tuning[0]]
+    found = [n for n, folder in BUNDLED.items() if not store.read_card(folder).tuning[0]]
     assert found
     base = engine.load("smollm2-135m", "none", device="cpu", dtype="float32")
     for name in found:
@@ -178,7 +180,7 @@ def test_without_adapter_streaming_is_unavailable_and_standard_is_the_base_model
         next(base.generate("Hello", Streaming(), Sampling()))
     prompt = base.prompt("chat", "Name three colours.")
     ids = token_ids(list(base.generate(prompt, Standard(), Sampling(max_new_tokens=24, ignore_eos=True))))
-    network, tokenizer = models.load_model(models.resolve("smollm2-135m"), "cpu", torch.float32)
+    network, tokenizer = catalogue.load_model(catalogue.resolve("smollm2-135m"), "cpu", torch.float32)
     network.generation_config.eos_token_id = None
     assert ids == tiny.generate_ids(
         network, tokenizer(prompt, add_special_tokens=False).input_ids, Sampling(max_new_tokens=24)

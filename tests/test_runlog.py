@@ -595,7 +595,7 @@ def test_a_disk_that_fails_is_reported_by_the_next_call(log: RunLog, monkeypatch
     tried = threading.Event()
     recorder = log.start(INFO, "p", "", "streaming", {})
     with monkeypatch.context() as patch:
-        patch.setattr("specstream.runlog.rows.write_events", full)
+        patch.setattr("specstream.runlog.serialization.write_events", full)
         recorder.add(Lane.METHOD, events()[0])
         assert tried.wait(20 * INTERVAL)
         with pytest.raises(RunLogError, match="disk is full"):

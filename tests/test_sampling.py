@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from specstream.decoding.sampling import Picker, gumbel
+from specstream.decoding.verify import walk
 from specstream.events import Draft
 from specstream.params import Sampling
-from specstream.sampling import Picker, gumbel
-from specstream.verify import walk
 
 VOCAB, RUNS = 8, 12_000
 LIMIT = 0.02  # total variation; exact sampling of this many draws stays below, each wrong rule above

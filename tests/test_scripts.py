@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from torch import nn
 
 from docs.scripts import llama_cpp, new_names, products
-from specstream import packed
-from specstream.tasks import task
-from specstream.training.sources import task_rows
+from specstream.data.datasets import task_rows
+from specstream.data.tasks import task
+from specstream.model import cpu_linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 
@@ -23,7 +23,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 def test_every_product_is_that_of_the_linear_map(name: str) -> None:
     dtype, make = products.KINDS[name]
     half = name.startswith("float16")
-    if "packed" in name and not packed.works(half=half, dtype=dtype):
+    if "packed" in name and not cpu_linear.works(half=half, dtype=dtype):
         pytest.skip("this processor or PyTorch has no such product")
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 32, bias=False), torch.randn(1, 3, 64)

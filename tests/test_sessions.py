@@ -23,10 +23,11 @@ from specstream.events import Lane, Step
 from specstream.params import Method, PromptLookup, Sampling, Streaming
 from specstream.runlog import RunLog, RunLogError
 from specstream.session import run_session
-from specstream.toy import load_toy
-from ui import pair, sessions
-from ui.rules import DEMO
-from ui.sessions import PAGE, Sessions
+from specstream.testing.toy import load_toy
+from ui.access_rules import DEMO
+from ui.state import pair
+from ui.tabs import sessions
+from ui.tabs.sessions import PAGE, Sessions
 
 pytestmark = pytest.mark.timeout(120)
 ENGINE = load_toy(pace=0)

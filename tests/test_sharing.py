@@ -12,9 +12,11 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard, errors
 
-from specstream import adapters, cli, modelcard, sharing
-from specstream.adapters import AdapterError, Card, HeadCard
-from specstream.anatomy import dissect
+from specstream import cli
+from specstream.adapters import hub as sharing
+from specstream.adapters import readme, store
+from specstream.adapters.store import AdapterError, Card, HeadCard
+from specstream.model.introspection import dissect
 from tests import tiny
 
 CARD = Card(
@@ -41,10 +43,10 @@ def folder(tmp_path: Path) -> Path:
     """A real adapter of a tiny model, with what training leaves beside it."""
     out = tmp_path / "adapter"
     anatomy, adapter = tiny.model_with_adapter("llama")
-    adapters.save(
+    store.save(
         adapter,
         out,
-        replace(CARD, base_shape=adapters.base_shape(anatomy), gamma=3, layers=2, start_rank=4, lora_rank=2),
+        replace(CARD, base_shape=store.base_shape(anatomy), gamma=3, layers=2, start_rank=4, lora_rank=2),
     )
     for secret in ("checkpoint/optimizer.bin", "answers.jsonl", ".env", "log.txt"):
         (out / secret).parent.mkdir(exist_ok=True)
@@ -112,8 +114,8 @@ def test_only_the_adapters_own_files_are_pushed(hub: Hub, folder: Path) -> None:
 
 
 def test_heads_are_pushed_with_their_adapter(hub: Hub, folder: Path) -> None:
-    card = adapters.read_card(folder)
-    adapters.write_card(folder, replace(card, heads={"medusa": HeadCard("medusa", count=3)}))
+    card = store.read_card(folder)
+    store.write_card(folder, replace(card, heads={"medusa": HeadCard("medusa", count=3)}))
     assert "medusa.safetensors is missing" in message(sharing.push, folder, "me/streams")
     (folder / "medusa.safetensors").write_bytes(b"heads")
     (folder / "exit.safetensors").write_bytes(b"not in the card")
@@ -174,7 +176,7 @@ def test_fetch_gives_a_folder_that_loads(hub: Hub, folder: Path, monkeypatch: py
     asked = download(monkeypatch, folder)
     for name in ("me/streams", "hub:me/streams"):
         assert sharing.fetch(name) == folder
-    assert adapters.load(sharing.fetch("me/streams@v1"), dissect(tiny.tiny("llama"))).card.gamma == 3
+    assert store.load(sharing.fetch("me/streams@v1"), dissect(tiny.tiny("llama"))).card.gamma == 3
     assert [a["revision"] for a in asked] == [None, None, "v1"]
     assert all(a["name"] == "me/streams" and not a["local_files_only"] for a in asked)
     own = {"adapter.safetensors", "medusa.safetensors", "exit.safetensors", "card.json", "README.md"}
@@ -237,14 +239,14 @@ def test_the_hubs_cache_is_listed(folder: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:
-    data = ModelCard(modelcard.text(CARD)).data
+    data = ModelCard(readme.text(CARD)).data
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and data.license == "cc-by-sa-4.0"
     assert data.datasets == ["tuetschek/e2e_nlg_cleaned"] and data.library_name == "specstream"
     assert {"speculative-decoding", "e2e", "shared"} <= set(data.tags)
 
 
 def test_the_card_says_what_was_done(tmp_path: Path) -> None:
-    words = modelcard.write(tmp_path, CARD).read_text(encoding="utf-8")
+    words = readme.write(tmp_path, CARD).read_text(encoding="utf-8")
     assert CARD.command in words and CARD.date in words and "| base revision | abc123 |" in words
     assert "| tokens per step | 3.812 |" in words and "| quality | mean 61.5, interval 60, 63 |" in words
     assert 'specstream.load("smollm2-135m", adapter="FOLDER")' in words
@@ -254,31 +256,31 @@ def test_the_card_shows_every_stage_and_how_it_went() -> None:
     looks = [{"step": s, "seconds": 60.0 * s, "losses": [1.0], "tokens_per_step": 2 + s / 10} for s in (1, 2)]
     first = {"command": "the first stage", "date": "2026-01-01", "progress": {"history": looks[:1]}}
     card = replace(CARD, exit_rank=8, training={"earlier": [first], "progress": {"history": looks[1:]}})
-    words = modelcard.text(card)
+    words = readme.text(card)
     assert words.index("the first stage") < words.index(CARD.command)
     assert "| 1 | 1 | 1 | 2.10 |\n| 2 | 2 | 2 | 2.20 |" in words
     assert "then each stream, then the early exit |" in words
-    assert "## Validations" not in modelcard.text(CARD)
+    assert "## Validations" not in readme.text(CARD)
 
 
 def test_a_base_that_is_a_folder_and_a_licence_of_ones_own() -> None:
     card = replace(CARD, base="/some/folder", licence="Mine | only", data="FILE.jsonl in the form of a/b", metrics={})
-    words = modelcard.text(card)
+    words = readme.text(card)
     data = ModelCard(words).data
     assert data.base_model is None and data.license == "other" and data.datasets is None
     assert "| licence of the data | Mine \\| only |" in words and "## Metrics" not in words
 
 
-@pytest.mark.parametrize("mode", modelcard.MODES)
+@pytest.mark.parametrize("mode", readme.MODES)
 def test_every_mode_has_its_words(mode: str) -> None:
-    words = modelcard.text(replace(CARD, mode=mode, gamma=0 if mode == "plain" else 4))
-    assert f"| mode | {mode}: {modelcard.MODES[mode]} |" in words
+    words = readme.text(replace(CARD, mode=mode, gamma=0 if mode == "plain" else 4))
+    assert f"| mode | {mode}: {readme.MODES[mode]} |" in words
     assert ("| streams | 4, in the top 6 layers |" in words) == (mode != "plain")
 
 
 def test_bundled_adapters_have_cards_that_can_be_written() -> None:
-    for folder in adapters.bundled("smollm2-135m").values():
-        assert ModelCard(modelcard.text(adapters.read_card(folder))).data.base_model
+    for folder in store.bundled("smollm2-135m").values():
+        assert ModelCard(readme.text(store.read_card(folder))).data.base_model
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import app
-from specstream.bench import machine
+from specstream.bench import provenance
 from ui import app as page
-from ui.rules import Rules
+from ui.access_rules import Rules
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_a_package_in_a_strange_repository_names_no_commit(tmp_path: Path, monke
     installed.write_text("")
     git("init", "--quiet")
     git("commit", "--quiet", "--allow-empty", "-m", "theirs")
-    monkeypatch.setattr(machine, "__file__", str(installed))
-    assert machine.commit() == ""
+    monkeypatch.setattr(provenance, "__file__", str(installed))
+    assert provenance.commit() == ""
     git("add", "--force", ".")  # a copy that they keep in a folder of theirs is not our commit either
     git("commit", "--quiet", "-m", "vendored")
-    assert machine.commit() == ""
+    assert provenance.commit() == ""
 
 
 def test_a_checkout_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +66,8 @@ def test_a_checkout_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     own.write_text("")
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
         run(["git", *words], cwd=tmp_path, check=True)
-    monkeypatch.setattr(machine, "__file__", str(own))
-    commit = machine.commit()
+    monkeypatch.setattr(provenance, "__file__", str(own))
+    commit = provenance.commit()
     assert len(commit) == 12
     own.write_text("changed")
-    assert machine.commit() == f"{commit}-dirty"
+    assert provenance.commit() == f"{commit}-dirty"

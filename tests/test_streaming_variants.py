@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream import toy
-from specstream.adapters import Adapter
-from specstream.anatomy import dissect
-from specstream.drafters.levels import Pauses
-from specstream.drafters.streaming import StreamingDrafter
+from specstream.adapters.store import Adapter
+from specstream.decoding.drafters.levels import Pauses
+from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.loop import Run
 from specstream.events import Draft, Fate, Origin, Step
-from specstream.loop import Run
+from specstream.model.introspection import dissect
+from specstream.model.partial_forward import TopLayers
+from specstream.model.target import ModelTarget, Variant
 from specstream.params import Sampling, Streaming
-from specstream.rows import TopLayers
 from specstream.stats import summarize
-from specstream.streams import Plan, Streams
-from specstream.target import ModelTarget, Variant
+from specstream.streams.stream_attention import Plan, Streams
+from specstream.testing import toy
 from tests import tiny
 from tests.test_golden import PROMPT, Oracle
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from specstream.chat import Chat
-from specstream.text import EncodedPrompt, TextStream, chat_prompt, encode
+from specstream.data.chat import Chat
+from specstream.decoding.text import EncodedPrompt, TextStream, chat_prompt, encode
 
 SPECIAL = ("<s>", "</s>", "<sep>")
 TEXTS = (

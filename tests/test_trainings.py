@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from specstream import shelf
-from specstream.adapters import AdapterError, find
-from specstream.tasks import task
-from specstream.training import registry
-from specstream.training.check import check_file
-from specstream.training.registry import Busy, Plan, Record, Registry, RegistryError, State, Training
-from specstream.training.sources import DataError
+from specstream.adapters import local
+from specstream.adapters.store import AdapterError, find
+from specstream.data.checks import check_file
+from specstream.data.datasets import DataError
+from specstream.data.tasks import task
+from specstream.training import jobs
+from specstream.training.jobs import Busy, Plan, Record, Registry, RegistryError, State, Training
 
 pytestmark = pytest.mark.timeout(120)
 ROW = {"question": "How many?", "context": "CREATE TABLE t (n INT)", "answer": "SELECT count(*) FROM t"}
@@ -55,7 +55,7 @@ else:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "home"))
-    return shelf.home()
+    return local.home()
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def behave(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """What the processes that are started from now on do."""
-    return lambda words: monkeypatch.setattr(registry, "PROGRAM", (sys.executable, "-c", WORKER, words))
+    return lambda words: monkeypatch.setattr(jobs, "PROGRAM", (sys.executable, "-c", WORKER, words))
 
 
 def plan(data: Path | str, name: str = "my-sql", **given) -> Plan:
@@ -138,8 +138,8 @@ def test_going_on_asks_for_the_checkpoint_only_where_there_is_one(data, behave, 
     trainings.start(plan(data))
     until(trainings, "my-sql", State.DIED)
     asked: list[list[str]] = []
-    popen = registry.subprocess.Popen
-    monkeypatch.setattr(registry.subprocess, "Popen", lambda args, **given: asked.append(args) or popen(args, **given))
+    popen = jobs.subprocess.Popen
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda args, **given: asked.append(args) or popen(args, **given))
     for _ in range(2):
         trainings.resume("my-sql")
         until(trainings, "my-sql", State.DIED)
@@ -173,14 +173,14 @@ def test_the_number_of_a_dead_process_may_belong_to_another(data, behave) -> Non
     behave("vanish")
     Registry().start(plan(data))
     until(Registry(), "my-sql", State.DIED)
-    folder = shelf.home() / "my-sql"
+    folder = local.home() / "my-sql"
     replace(Record.read(folder), pid=os.getpid()).write(folder)  # this very process: alive, and no training
     assert Registry().get("my-sql").state is State.DIED
     Registry().stop("my-sql")  # and it is not stopped
 
 
 def test_one_that_does_not_listen_is_ended_after_the_grace_time(data, behave, monkeypatch) -> None:
-    monkeypatch.setattr(registry, "GRACE", 0.5)
+    monkeypatch.setattr(jobs, "GRACE", 0.5)
     behave("deaf")
     trainings = Registry()
     trainings.start(plan(data))
@@ -273,15 +273,15 @@ def put(home: Path, name: str, base: object, weights: bool = True) -> Path:
 
 
 def test_my_adapters_are_found_by_name_for_their_model(home, tmp_path) -> None:
-    assert shelf.mine() == {}
+    assert local.mine() == {}
     ours = put(home, "ours", "smollm2-135m")
     put(home, "of-a-folder", str(tmp_path))
     put(home, "without-weights", "smollm2-135m", weights=False)
     put(home, "damaged", 7)
     (home / "a file").write_text("")
-    assert set(shelf.mine()) == {"ours", "of-a-folder"}
-    assert shelf.mine("HuggingFaceTB/SmolLM2-135M-Instruct") == {"ours": ours}
-    assert set(shelf.mine(f"{tmp_path}/../{tmp_path.name}")) == {"of-a-folder"}
+    assert set(local.mine()) == {"ours", "of-a-folder"}
+    assert local.mine("HuggingFaceTB/SmolLM2-135M-Instruct") == {"ours": ours}
+    assert set(local.mine(f"{tmp_path}/../{tmp_path.name}")) == {"of-a-folder"}
     assert find("ours", "smollm2-135m") == ours
     with pytest.raises(AdapterError, match="ours"):
         find("ours", "gpt2")

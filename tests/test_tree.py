@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specstream import masks, tree
+from specstream import tree
 from specstream.events import Draft
+from specstream.model import masks
 
 parents_lists = st.integers(0, 20).flatmap(lambda n: st.tuples(*(st.integers(-1, i - 1) for i in range(n))).map(list))
 

@@ -24,19 +24,21 @@ from gradio_client.exceptions import AppError
 
 from docs.scripts.ports import free_port
 from specstream import params
-from specstream.chat import Chat
+from specstream.data.chat import Chat
 from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
 from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
-from specstream.toy import load_toy
-from ui import app, compare, jobs, playground
-from ui.contest import Contest, Entry
-from ui.engines import Busy, Engines, NotLoaded, Stopped
-from ui.feed import Feed
-from ui.jobs import Jobs
-from ui.methods import CannotRun, Offer
-from ui.view import View
-from ui.worker import Ask, Item, Notice, Run
+from specstream.testing.toy import load_toy
+from ui import app
+from ui.jobs import job
+from ui.jobs.comparisons import Contest, Entry
+from ui.jobs.engine_host import Busy, Engines, NotLoaded, Stopped
+from ui.jobs.job import Jobs
+from ui.jobs.runs import Ask, Item, Notice, Run
+from ui.state.feed import Feed
+from ui.state.methods import CannotRun, Offer
+from ui.state.view import View
+from ui.tabs import compare, playground
 
 pytestmark = pytest.mark.timeout(120)
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
@@ -98,7 +100,7 @@ def test_stop_ends_a_run_after_the_step_under_way() -> None:
 
 
 def test_stop_is_told_at_once_not_with_the_next_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "UPDATES_PER_SECOND", 0.1)
+    monkeypatch.setattr(job, "UPDATES_PER_SECOND", 0.1)
     run = Run(loaded(pace=0.01), None, ask(tokens=2000, ignore_eos=True))
     batches = run.batches()
     next(batches)
@@ -471,7 +473,7 @@ def test_nan_from_outside_is_one_sentence(client: Client) -> None:
 def test_the_page_is_built_without_torch() -> None:
     code = (
         "import os, sys; os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'\n"
-        "from ui import app; from ui.engines import Engines\n"
+        "from ui import app; from ui.jobs.engine_host import Engines\n"
         f"app.build(Engines({CHOICE!r}), None); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,12 +13,14 @@ import pytest
 
 from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streaming
 from specstream.runlog import RunLog
-from specstream.toy import load_toy
+from specstream.testing.toy import load_toy
 from tests.test_figures import report as report  # a result of every kind, as the command line writes it
-from ui import benchmark, figures, results
-from ui.engines import Engines
-from ui.measure import Benchmark, Lap, Measurement, Order, Result, Tuning
-from ui.worker import Notice
+from ui.charts import benchmarks as figures
+from ui.html import results
+from ui.jobs.engine_host import Engines
+from ui.jobs.measurements import Benchmark, Lap, Measurement, Order, Result, Tuning
+from ui.jobs.runs import Notice
+from ui.tabs import benchmark
 
 TRYING = Lap("Trying", 1, 2, None)
 HEAD = {
@@ -50,7 +52,7 @@ def items(job: Measurement) -> list[Any]:
 
 
 def test_a_benchmark_counts_its_runs_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ui.measure.OFTEN", 0.0)
+    monkeypatch.setattr("ui.jobs.measurements.OFTEN", 0.0)
     log = RunLog(tmp_path / "runs.db", enabled=True)
     found = items(Benchmark(loaded(), log, order(repeats=2), "one"))
     laps = [item for item in found if isinstance(item, Lap)]

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.params import Streaming
 from specstream.stats import step_cost, summarize
-from ui import charts, compare, insights, race, recording
-from ui.contest import Entry
-from ui.feed import Feed
+from ui.charts import runs
+from ui.components import race
+from ui.jobs.comparisons import Entry
+from ui.state import insights, recording
+from ui.state.feed import Feed
+from ui.tabs import compare
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 
@@ -176,7 +179,7 @@ def test_the_table_has_measured_numbers_and_links_to_the_log() -> None:
         (0.0, 0), (0.1, 0), (0.1, 1), (pytest.approx(0.3), 1), (pytest.approx(0.3), 2), (pytest.approx(0.6), 2),
         (pytest.approx(0.6), 3),
     ]  # fmt: skip
-    assert [list(line.y)[-1] for line in charts.race({e.label: race.curve(e) for e in (SLOW, FAST)}).data] == [3, 3]
+    assert [list(line.y)[-1] for line in runs.race({e.label: race.curve(e) for e in (SLOW, FAST)}).data] == [3, 3]
 
 
 def test_the_shared_file_needs_nothing_else_and_runs_no_markup(tmp_path: Path) -> None:

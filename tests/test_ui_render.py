@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.info import EngineInfo
 from specstream.stats import RunStats, counted, summarize
-from ui import charts, feed, figures, render, theme
-from ui.view import View, replay, root_text
+from ui import theme
+from ui.charts import benchmarks, runs
+from ui.html import render
+from ui.state import feed
+from ui.state.view import View, replay, root_text
 
 EVIL = '<img src=x onerror="alert(1)">&'
 
@@ -156,27 +159,27 @@ def test_nodes_say_fate_and_probabilities() -> None:
 @given(drafts())
 @settings(max_examples=25, deadline=None)
 def test_the_plotly_tree_has_a_point_for_every_node(draft: Draft) -> None:
-    figure = charts.tree(draft, "<root>")
+    figure = runs.tree(draft, "<root>")
     points = [trace for trace in figure.data if trace.mode == "markers+text"]
     assert sum(len(trace.x) for trace in points) == len(draft) + 1
     assert not any("<" in label for trace in points for label in trace.text)
 
 
 def test_charts_of_a_run_without_drafts_say_so() -> None:
-    figure = charts.acceptance(summarize([step(0, token("a")), step(1, token("b"))]))
+    figure = runs.acceptance(summarize([step(0, token("a")), step(1, token("b"))]))
     assert "drafts nothing" in figure.layout.annotations[0].text
-    assert charts.tree(Draft(), "a").layout.annotations[0].text == "This step drafted nothing."
+    assert runs.tree(Draft(), "a").layout.annotations[0].text == "This step drafted nothing."
 
 
 def test_time_per_token_is_measured_time_over_tokens() -> None:
     stats = summarize([step(0, token("a")), step(1, token("b"), token("c"))])
-    bars = {bar.name: bar.x[0] for bar in charts.phases({Lane.METHOD: stats, Lane.BASELINE: RunStats()}).data}
+    bars = {bar.name: bar.x[0] for bar in runs.phases({Lane.METHOD: stats, Lane.BASELINE: RunStats()}).data}
     assert bars["verify"] == pytest.approx(10.0) and bars["draft"] == pytest.approx(0.5)
 
 
 def test_per_step_bars_split_accepted_and_own_tokens() -> None:
     steps = [step(0, token("a")), step(1, token("b", 1), token("c")), step(2, token("d"))]
-    own, accepted = charts.per_step(steps).data
+    own, accepted = runs.per_step(steps).data
     assert list(own.x) == [1, 2] and list(own.y) == [1, 1] and list(accepted.y) == [1, 0]
 
 
@@ -201,17 +204,20 @@ def test_replay_is_the_live_view_again() -> None:
 
 
 def test_pure_modules_need_neither_gradio_nor_torch() -> None:
-    code = "import sys, ui.render, ui.feed, ui.theme, ui.view; assert not {'gradio', 'torch'} & set(sys.modules)"
+    code = (
+        "import sys, ui.html.render, ui.state.feed, ui.theme, ui.state.view\n"
+        "assert not {'gradio', 'torch'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
-    code = "import sys, ui.charts; assert not {'gradio', 'torch'} & set(sys.modules)"
+    code = "import sys, ui.charts.runs; assert not {'gradio', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_chart_draws_where_plotly_puts_its_buttons() -> None:
     steps = [step(0, token("a")), step(1, token("b", 1), draft=CHAIN)]
-    made = (charts.per_step(steps), charts.tree(CHAIN, "a"), charts.race({"one": [(0.1, 1)]}))
-    for figure in (*made, figures.on_page(charts.per_step(steps))):
-        assert figure.layout.modebar.orientation == "v" and figure.layout.margin.r >= charts.BAR_ROOM
+    made = (runs.per_step(steps), runs.tree(CHAIN, "a"), runs.race({"one": [(0.1, 1)]}))
+    for figure in (*made, benchmarks.on_page(runs.per_step(steps))):
+        assert figure.layout.modebar.orientation == "v" and figure.layout.margin.r >= runs.BAR_ROOM
         assert theme.contrast(figure.layout.modebar.color, theme.LIGHT["page"]) > 3
 
 

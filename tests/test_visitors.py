@@ -13,13 +13,14 @@ import pytest
 import app
 from specstream.events import Finished, Lane
 from specstream.params import Sampling, Streaming
-from specstream.toy import load_toy
-from ui import benchmark, rules
-from ui.engines import Engines
-from ui.line import Line, Stopped
-from ui.measure import Benchmark, Measurement, Order, Tuning
-from ui.rules import DEMO, OPEN, Refused
-from ui.worker import Ask, Notice, Run
+from specstream.testing.toy import load_toy
+from ui import access_rules
+from ui.access_rules import DEMO, OPEN, Refused
+from ui.jobs.engine_host import Engines
+from ui.jobs.measurements import Benchmark, Measurement, Order, Tuning
+from ui.jobs.model_queue import Line, Stopped
+from ui.jobs.runs import Ask, Notice, Run
+from ui.tabs import benchmark
 
 pytestmark = pytest.mark.timeout(120)
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
@@ -124,9 +125,9 @@ def test_runs_are_told_their_place_as_it_changes() -> None:
 
 def test_a_space_is_a_demo_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert rules.chosen() is OPEN and rules.chosen(True) is DEMO and app.address() == "127.0.0.1"
+    assert access_rules.chosen() is OPEN and access_rules.chosen(True) is DEMO and app.address() == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "someone/something")
-    assert rules.chosen() is DEMO and rules.chosen(False) is OPEN and app.address() == "0.0.0.0"
+    assert access_rules.chosen() is DEMO and access_rules.chosen(False) is OPEN and app.address() == "0.0.0.0"
 
 
 def test_a_demo_refuses_long_runs_in_one_sentence() -> None:

@@ -17,10 +17,11 @@ import specstream
 from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
 from specstream.params import Sampling, Streaming
 from specstream.runlog import RunLog
-from specstream.toy import load_toy
-from ui import worker, zerogpu
-from ui.engines import Engines
-from ui.worker import Ask, Notice, Run
+from specstream.testing.toy import load_toy
+from ui.jobs import runs as worker
+from ui.jobs import zerogpu
+from ui.jobs.engine_host import Engines
+from ui.jobs.runs import Ask, Notice, Run
 
 pytestmark = pytest.mark.timeout(120)
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}

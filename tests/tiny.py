@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from specstream.adapters import Adapter, Card, base_shape
-from specstream.anatomy import Anatomy, dissect
-from specstream.drafters import Drafter
-from specstream.drafters.standard import StandardDrafter
-from specstream.drafters.streaming import StreamingDrafter
+from specstream.adapters.store import Adapter, Card, base_shape
+from specstream.decoding.drafters import Drafter
+from specstream.decoding.drafters.standard import StandardDrafter
+from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
+from specstream.decoding.text import TextStream
 from specstream.events import Step
-from specstream.loop import Run, decode
+from specstream.model.introspection import Anatomy, dissect
+from specstream.model.target import ModelTarget, Variant
 from specstream.params import Sampling, Streaming
-from specstream.sampling import Picker
-from specstream.target import ModelTarget, Variant
-from specstream.text import TextStream
 
 # Where the models of the engine's tests are: SPECSTREAM_TEST_DEVICE=cuda runs these tests on a GPU.
 DEVICE = os.environ.get("SPECSTREAM_TEST_DEVICE", "cpu")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from specstream.training.registry import Plan, Record
+from specstream.training.jobs import Plan, Record
 
 
 def save_model(folder: Path) -> Path:

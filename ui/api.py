@@ -12,17 +12,18 @@ from typing import Any
 import gradio as gr
 
 from specstream import params
+from specstream.data.tasks import TASKS
+from specstream.data.tasks import task as find_task
 from specstream.events import Lane
 from specstream.params import Method, Sampling, Standard
-from specstream.tasks import TASKS
-from specstream.tasks import task as find_task
-from ui.controls import WITHOUT_LIMITS
-from ui.engines import Engines
-from ui.feed import Feed
-from ui.history import shorten
-from ui.playground import MOST_WAITING, check_prompt
-from ui.view import View
-from ui.worker import Ask, Run
+
+from .components.controls import WITHOUT_LIMITS
+from .jobs.engine_host import Engines
+from .jobs.runs import Ask, Run
+from .state.feed import Feed
+from .state.history import shorten
+from .state.view import View
+from .tabs.playground import MOST_WAITING, check_prompt
 
 
 def add(engines: Engines, runlog: Any) -> None:

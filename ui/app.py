@@ -8,9 +8,11 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ui import api, benchmark, compare, finetune, first_script, howto, playground, render, sessions, theme
-from ui.engines import Engines
-from ui.rules import OPEN, Rules
+from . import api, first_script, theme
+from .access_rules import OPEN, Rules
+from .html import render
+from .jobs.engine_host import Engines
+from .tabs import benchmark, compare, finetune, howto, playground, sessions
 
 STYLE = Path(__file__).parents[1] / "assets" / "style.css"
 KEYS = Path(__file__).parent / "keys.html"

@@ -15,12 +15,12 @@ import click
 import torch
 from torch import Tensor
 
-from specstream.bench.machine import heading
+from specstream.bench.provenance import heading
+from specstream.decoding.text import chat_prompt, encode
 from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Draft
-from specstream.models import load_model, resolve
+from specstream.hub.catalogue import load_model, resolve
 from specstream.params import Standard
-from specstream.text import chat_prompt, encode
 
 QUESTIONS = (
     "Why is the sky blue?",

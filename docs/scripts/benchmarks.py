@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from docs.scripts.figures import write
-from specstream.bench.outside import REFERENCES
+from specstream.bench.baselines import REFERENCES
 from specstream.bench.results import suite
 from specstream.bench.tables import COLUMNS, cost_table, differences, table, tuning_table
+from specstream.data.tasks import copy_after
+from specstream.data.tasks import task as task_named
 from specstream.params import Medusa, Standard, Streaming
-from specstream.tasks import copy_after
-from specstream.tasks import task as task_named
 
 PAGE = Path(__file__).resolve().parent.parent / "benchmarks.md"
 README = PAGE.parent.parent / "README.md"

@@ -11,8 +11,8 @@ import time
 import click
 import torch
 
-from specstream.bench.machine import heading
-from specstream.models import load_model, resolve
+from specstream.bench.provenance import heading
+from specstream.hub.catalogue import load_model, resolve
 
 
 @click.command(help=__doc__.splitlines()[0])

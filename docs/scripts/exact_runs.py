@@ -24,10 +24,10 @@ from typing import Any
 
 import click
 
-from specstream import adapters
-from specstream.anatomy import Anatomy, dissect
+from specstream.adapters import store
 from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Event, Step
+from specstream.model.introspection import Anatomy, dissect
 from specstream.params import EarlyExit, Medusa, Method, PromptLookup, Sampling, Standard, Streaming
 from tests import test_heads, test_models, tiny
 
@@ -88,7 +88,7 @@ class Group:
         return f"{self.model}, {self.part}, {self.dtype}"
 
 
-GROUPS = [Group(REAL, name, dtype) for dtype in FORMATS for name in adapters.bundled(REAL)] + [
+GROUPS = [Group(REAL, name, dtype) for dtype in FORMATS for name in store.bundled(REAL)] + [
     Group("tiny", family, dtype) for dtype in FORMATS for family in tiny.FAMILIES
 ]
 
@@ -186,9 +186,9 @@ def make_tiny(family: str, folder: Path, mode: str) -> None:
     beside = test_heads.random_heads(anatomy)
     parts = [part for part in (beside.medusa, beside.exit) if part]
     card = replace(adapter.card, heads={part.card.kind: part.card for part in parts})
-    adapters.save(adapter, folder / "adapter", card)
+    store.save(adapter, folder / "adapter", card)
     for part in parts:
-        adapters.save_weights(part, folder / "adapter" / part.card.file)
+        store.save_weights(part, folder / "adapter" / part.card.file)
 
 
 # ---- the work --------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from specstream.adapters import Adapter, Card, HeadCard, base_shape
-from specstream.anatomy import Anatomy
-from specstream.heads import KINDS
+from specstream.adapters.heads import KINDS
+from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
+from specstream.model.introspection import Anatomy
 
 GAMMA, LAYERS, EXIT_RANK, START_RANK, LORA_RANK, PAIR_RANK, HEADS = 4, 6, 8, 64, 16, 64, 4
 # From the config.json that each model is published with.

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ui.figures import figures
+from ui.charts.benchmarks import figures
 
 
 def main() -> None:

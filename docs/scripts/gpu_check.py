@@ -21,8 +21,8 @@ from typing import Any
 
 import click
 
-from specstream.bench.machine import heading
-from specstream.models import DEFAULT, ModelError, here
+from specstream.bench.provenance import heading
+from specstream.hub.catalogue import DEFAULT, ModelError, here
 
 TASKS = ("sql", "e2e", "dialogsum", "chat")
 TESTS = ("tests/test_golden.py", "tests/test_streaming_variants.py")

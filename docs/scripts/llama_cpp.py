@@ -22,8 +22,8 @@ from typing import Any
 import click
 import torch
 
-from specstream.bench.cases import read_prompts
-from specstream.bench.machine import heading
+from specstream.bench.prompts import read_prompts
+from specstream.bench.provenance import heading
 from specstream.engine import load
 from specstream.events import Event
 from specstream.params import Sampling, Standard, Streaming

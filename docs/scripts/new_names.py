@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from specstream.training.sources import read_rows
+from specstream.data.datasets import read_rows
 
 # The words of the patterns below, by their letter.
 WORDS = {

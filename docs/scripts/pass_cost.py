@@ -8,9 +8,10 @@ import statistics
 import time
 from collections.abc import Callable
 
-from specstream import engine, packed
-from specstream.bench.machine import heading
+from specstream import engine
+from specstream.bench.provenance import heading
 from specstream.events import Draft
+from specstream.model import cpu_linear
 
 PROMPT = "Facts: name[The Salted Fig], eatType[pub], food[Italian], area[riverside]\nText: The Salted Fig is"
 WIDTH, REPEATS = 4, 9
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     if options.unpacked:
-        engine.suits = packed.suits = lambda *_: False
+        engine.suits = cpu_linear.suits = lambda *_: False
     loaded = engine.load("smollm2-135m", "e2e", dtype=options.dtype)
     print(heading(loaded.info.dtype, loaded.info.versions["linear"]))
     print(

@@ -22,8 +22,9 @@ from playwright.sync_api import Error, Page, expect
 
 from docs.scripts.browser import chromium
 from specstream.runlog import RunLog
-from specstream.toy import load_toy
-from ui import app, engines
+from specstream.testing.toy import load_toy
+from ui import app
+from ui.jobs import engine_host
 
 IMAGES = Path(__file__).parents[1] / "images"
 DESKTOP, PHONE = 1280, 390
@@ -119,9 +120,9 @@ def fill(page: Page, tab: str) -> str:
 @contextmanager
 def served(model: str, toy: bool) -> Iterator[str]:
     """The page with an empty log; its address."""
-    choice = {"model": engines.TOY if toy else model, "adapter": "auto", "device": "auto", "dtype": "auto"}
+    choice = {"model": engine_host.TOY if toy else model, "adapter": "auto", "device": "auto", "dtype": "auto"}
     loader = (lambda progress, **chosen: load_toy(pace=0.02)) if toy else None
-    known = engines.Engines(choice, loader)
+    known = engine_host.Engines(choice, loader)
     known.load()
     with tempfile.TemporaryDirectory() as folder:
         page = app.build(known, RunLog(Path(folder) / "runs.db"))

@@ -16,8 +16,8 @@ import click
 import torch
 from torch import Tensor, nn
 
-from specstream.bench.machine import heading
-from specstream.packed import packed_linear
+from specstream.bench.provenance import heading
+from specstream.model.cpu_linear import packed_linear
 
 LAYERS = 30
 SHAPES = [(960, 576, LAYERS), (576, 576, LAYERS), (3072, 576, LAYERS), (576, 1536, LAYERS), (49152, 576, 1)]

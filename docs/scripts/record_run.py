@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream import engine
-from specstream.bench.machine import commit, machine
+from specstream.bench.provenance import commit, machine
 from specstream.events import Lane, Verdict, to_dict
 from specstream.params import NODES, Sampling, Streaming
 from specstream.session import run_session

@@ -13,9 +13,9 @@ import click
 from playwright.sync_api import Page
 
 from docs.scripts.browser import chromium, unfold
-from specstream.toy import load_toy
+from specstream.testing.toy import load_toy
 from ui import app
-from ui.engines import Engines
+from ui.jobs.engine_host import Engines
 
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
 

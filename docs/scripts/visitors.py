@@ -20,14 +20,14 @@ import click
 from playwright.sync_api import Browser, Page, expect
 
 from docs.scripts.browser import chromium, unfold
-from specstream import memory
 from specstream.engine import Engine
+from specstream.model import memory
 from specstream.params import Sampling, Standard
 from specstream.runlog import RunLog
 from specstream.session import text_of
-from specstream.toy import load_toy
+from specstream.testing.toy import load_toy
 from ui import app
-from ui.engines import Engines
+from ui.jobs.engine_host import Engines
 
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
 FLAGS = ("--disable-background-timer-throttling", "--disable-renderer-backgrounding",

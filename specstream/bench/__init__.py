@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specstream.bench.cases import Case as Case
-    from specstream.bench.cases import prompts_as_cases as prompts_as_cases
-    from specstream.bench.cases import read_cases as read_cases
-    from specstream.bench.cases import spec_bench as spec_bench
-    from specstream.bench.cases import task_of as task_of
-    from specstream.bench.machine import commit as commit
-    from specstream.bench.machine import described as described
-    from specstream.bench.outside import references as references
+    from specstream.bench.baselines import references as references
+    from specstream.bench.prompts import Case as Case
+    from specstream.bench.prompts import prompts_as_cases as prompts_as_cases
+    from specstream.bench.prompts import read_cases as read_cases
+    from specstream.bench.prompts import spec_bench as spec_bench
+    from specstream.bench.prompts import task_of as task_of
+    from specstream.bench.provenance import commit as commit
+    from specstream.bench.provenance import described as described
     from specstream.bench.results import result_rows as result_rows
     from specstream.bench.results import total_of as total_of
     from specstream.bench.runner import Ours as Ours
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from specstream.bench.tables import table as table
 
 _HOME = {
-    "Case": "cases",
-    "prompts_as_cases": "cases",
-    "read_cases": "cases",
-    "spec_bench": "cases",
-    "task_of": "cases",
-    "commit": "machine",
-    "described": "machine",
-    "references": "outside",
+    "Case": "prompts",
+    "prompts_as_cases": "prompts",
+    "read_cases": "prompts",
+    "spec_bench": "prompts",
+    "task_of": "prompts",
+    "commit": "provenance",
+    "described": "provenance",
+    "references": "baselines",
     "result_rows": "results",
     "total_of": "results",
     "Ours": "runner",

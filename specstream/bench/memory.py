@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specstream import adapters
-from specstream.heads import EXIT, MEDUSA
+from specstream.adapters import store
+from specstream.adapters.heads import EXIT, MEDUSA
 from specstream.params import DraftModel, EarlyExit, Medusa, Sampling, Streaming, method
 
 PROMPTS = 3  # the shortest, the middling and the longest one
@@ -70,9 +70,9 @@ def measured(request: Request) -> dict[str, int]:
 
 def measure(request: Request) -> dict[str, int]:
     """In this process, which should have done nothing else."""
-    from specstream.bench.machine import PeakMemory
-    from specstream.devices import choose_device
+    from specstream.bench.provenance import PeakMemory
     from specstream.engine import load
+    from specstream.model.devices import choose_device
 
     memory = PeakMemory(choose_device(request.device)[0])
     memory.start()
@@ -94,32 +94,32 @@ def reduced(adapter: str, model: str, name: str, folder: Path) -> str:
 
     Every method writes with the weights that the adapter tuned; streams and heads are for those that draft by them.
     """
-    source = adapters.find(adapter, model)
+    source = store.find(adapter, model)
     if source is None:
         return "none"
-    card = adapters.read_card(source)
+    card = store.read_card(source)
     kept = {kind: head for kind, head in card.heads.items() if kind == HEADS.get(name)}
     if name != Streaming.name:
         card = _without_streams(source, card, folder)
     else:
-        (folder / adapters.WEIGHTS).symlink_to((source / adapters.WEIGHTS).resolve())
+        (folder / store.WEIGHTS).symlink_to((source / store.WEIGHTS).resolve())
     if not (card.gamma or card.lora_rank or kept):
         return "none"
     for head in kept.values():
         (folder / head.file).symlink_to((source / head.file).resolve())
-    adapters.write_card(folder, replace(card, heads=kept))
+    store.write_card(folder, replace(card, heads=kept))
     return str(folder)
 
 
-def _without_streams(source: Path, card: adapters.Card, folder: Path) -> adapters.Card:
+def _without_streams(source: Path, card: store.Card, folder: Path) -> store.Card:
     """The LoRA that tuned the model, written as an adapter of its own; gives its card."""
     from safetensors.torch import load_file, save_file
 
     prefix = "main." if card.mode == "lossless" else "lora."
     rank, scale = card.tuning
-    weights = load_file(source / adapters.WEIGHTS)
+    weights = load_file(source / store.WEIGHTS)
     own = {"lora." + name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-    save_file(own if rank else {}, folder / adapters.WEIGHTS)
+    save_file(own if rank else {}, folder / store.WEIGHTS)
     plain = replace(card, mode="plain", gamma=0, lora_rank=rank, lora_scale=scale, main_rank=0)
     return replace(plain, exit_rank=0, draft_vocabulary=0, value_rotation=0.0, pair_rank=0)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from specstream.bench.predict import break_even
+from specstream.bench.prediction import break_even
 from specstream.bench.runner import Asked, Row, median_step
 from specstream.events import Agreement
 from specstream.stats import Interval, RunStats, bootstrap, speedup

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Protocol
 
-from specstream.bench.cases import Case
+from specstream.bench.prompts import Case
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Verdict
+from specstream.model.target import never
 from specstream.params import DraftModel, Method, Sampling, Standard, Streaming
 from specstream.session import text_of, token_ids, verdict
 from specstream.stats import RunStats, summarize
-from specstream.target import never
 
 WARM_UP_TOKENS = 32
 WARM_UPS = 3

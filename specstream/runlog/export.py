@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from specstream.events import Event, Fate, Lane, Step, to_dict
 from specstream.runlog.database import new_id
-from specstream.runlog.rows import dumps
+from specstream.runlog.serialization import dumps
 from specstream.runlog.store import RunLog
 from specstream.stats import PHASES
 

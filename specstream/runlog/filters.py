@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from specstream.runlog.database import RunLogError
-from specstream.runlog.rows import clean
+from specstream.runlog.serialization import clean
 
 NEWEST = "newest"
 SORTS = {

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from specstream.events import Event, Lane, Verdict
-from specstream.runlog import rows
+from specstream.runlog import serialization
 from specstream.runlog.database import LogFile, RunLogError
 
 INTERVAL = 0.3  # seconds: what a killed process can lose at most
@@ -75,7 +75,7 @@ class Recorder(NullRecorder):
         """Save the verdict at once."""
         names = ("compared", "position", "margin", "speedup")
         values = {name: getattr(verdict, name) for name in names}
-        values |= {"agreement": str(verdict.agreement), "message": rows.clean(verdict.message)}
+        values |= {"agreement": str(verdict.agreement), "message": serialization.clean(verdict.message)}
         with self._mutex:
             self._check()
         with self._turn:
@@ -120,16 +120,16 @@ class Recorder(NullRecorder):
             batch = list(self._pending)
         if batch:
             with self._file.writing(self._db):
-                rows.write_events(self._db, self.run_id, batch)
+                serialization.write_events(self._db, self.run_id, batch)
             with self._mutex:
                 del self._pending[: len(batch)]
 
     def _finish(self, error: str | None) -> None:
-        status, message = rows.outcome(self._db, self.run_id)
+        status, message = serialization.outcome(self._db, self.run_id)
         if error is not None:
-            status, message = "error", rows.clean(error)
+            status, message = "error", serialization.clean(error)
         values = {"status": status, "error": message, "finished_utc": now()}
-        self._update(values | rows.summary(self._db, self.run_id))
+        self._update(values | serialization.summary(self._db, self.run_id))
 
     def _update(self, values: dict[str, Any]) -> None:
         with self._file.writing(self._db):

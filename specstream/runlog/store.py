@@ -11,7 +11,7 @@ from sqlite_utils import Database
 
 from specstream.events import Event, Lane
 from specstream.info import EngineInfo
-from specstream.runlog import rows
+from specstream.runlog import serialization
 from specstream.runlog.database import LogFile, RunLogError, default_path, new_id, switched_off
 from specstream.runlog.filters import NEWEST, Filter, order
 from specstream.runlog.recorder import NullRecorder, Recorder, now
@@ -49,7 +49,9 @@ class RunLog:
             dead = [run for run in running if run["writer"] not in alive]
             for run in dead:
                 with self.file.writing(db):
-                    db.table("runs").update(run["number"], {"status": "interrupted"} | rows.summary(db, run["id"]))
+                    db.table("runs").update(
+                        run["number"], {"status": "interrupted"} | serialization.summary(db, run["id"])
+                    )
 
     def start(
         self,
@@ -68,15 +70,15 @@ class RunLog:
             "id": run_id,
             "started_utc": now(),
             "status": "running",
-            "prompt": rows.clean(prompt),
+            "prompt": serialization.clean(prompt),
             "task": task,
             "method": method,
-            "settings_json": rows.dumps(settings),
+            "settings_json": serialization.dumps(settings),
             "model": info.model,
             "adapter": info.adapter,
             "device": info.device,
             "dtype": info.dtype,
-            "info_json": rows.dumps(info.to_dict()),
+            "info_json": serialization.dumps(info.to_dict()),
             "visitor": visitor,
             "writer": self.file.writer(),
         }
@@ -122,17 +124,17 @@ class RunLog:
         with self.file.connect() as db:
             row = _find(db, run, visitor)
             if row["status"] == "running":
-                row |= rows.summary(db, row["id"])
+                row |= serialization.summary(db, row["id"])
         return _decoded(row) | {"star": bool(row["star"])}
 
     def events(self, run: str, lane: Lane | str = Lane.METHOD, visitor: str | None = None) -> list[Event]:
         """A lane as it happened: Started, Steps, and Finished unless the run was cut off. Empty if it never ran."""
         with self.file.connect() as db:
-            return rows.read_events(db, _find(db, run, visitor)["id"], Lane(lane))
+            return serialization.read_events(db, _find(db, run, visitor)["id"], Lane(lane))
 
     def set_note(self, run: str, note: str, visitor: str | None = None) -> None:
         """Replace the note of a run."""
-        self._set(run, visitor, {"note": rows.clean(note)})
+        self._set(run, visitor, {"note": serialization.clean(note)})
 
     def set_star(self, run: str, star: bool = True, visitor: str | None = None) -> None:
         """Mark a run, or take the mark off."""
@@ -158,7 +160,7 @@ class RunLog:
         head = {name: report.get(name) for name in ("model", "adapter", "device", "dtype", "task")}
         head |= {"task": measured[0]["task"]} if measured else {}
         head |= {"id": key, "measured_utc": report["time_utc"], "commit_id": report["commit"], "visitor": visitor}
-        head |= {"report_json": rows.dumps(report)}
+        head |= {"report_json": serialization.dumps(report)}
         methods = [
             {"benchmark_id": key, "idx": i} | {name: row[name] for name in MEASURED} for i, row in enumerate(measured)
         ]

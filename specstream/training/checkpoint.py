@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from specstream import adapters
-from specstream.adapters import AdapterError, Card
-from specstream.training.sources import DataError
+from specstream.adapters import store
+from specstream.adapters.store import AdapterError, Card
+from specstream.data.datasets import DataError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 KEPT = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps for a parameter
@@ -47,9 +47,9 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_card(folder: Path) -> Card:
     """The card of a checkpoint. Raises DataError."""
     try:
-        return adapters.read_card(folder)
+        return store.read_card(folder)
     except AdapterError:
-        raise _unusable(folder, adapters.CARD) from None
+        raise _unusable(folder, store.CARD) from None
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, like: dict[str, Any]) -> dict[str, Any]:

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from specstream import adapters, devices, loading
-from specstream.adapters import Adapter, Card, HeadCard, base_shape
-from specstream.anatomy import Anatomy
-from specstream.bench.machine import PeakMemory
-from specstream.heads import EXIT, MEDUSA
+from specstream.adapters import store
+from specstream.adapters.heads import EXIT, MEDUSA
+from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
+from specstream.bench.provenance import PeakMemory
+from specstream.data import datasets
+from specstream.data.json_lines import whole_rows
+from specstream.data.tasks import Task, task
+from specstream.decoding.text import chat_prompt
+from specstream.model import devices, loading
+from specstream.model.introspection import Anatomy
 from specstream.params import EarlyExit, Medusa
-from specstream.tasks import Task, task
-from specstream.text import chat_prompt
-from specstream.training import sources
-from specstream.training.answers import answer_all, own_prompts
-from specstream.training.config import Config
-from specstream.training.data import (
+from specstream.training.batches import (
     DataError,
     Example,
     draft_vocabulary,
@@ -40,10 +40,11 @@ from specstream.training.data import (
     read_prompts,
     spread,
 )
+from specstream.training.config import Config
 from specstream.training.heads import ExitModel, MedusaModel, check_out, head_model
-from specstream.training.lines import whole_rows
 from specstream.training.probe import BUDGET
 from specstream.training.progress import Event, Writer
+from specstream.training.self_distillation import answer_all, own_prompts
 from specstream.training.trainer import Trainer
 
 METHOD_OF = {MEDUSA: Medusa.name, EXIT: EarlyExit.name}
@@ -85,8 +86,8 @@ def train_adapter(request: Request, config: Config) -> Card:
     if not chosen.outputs and request.targets == "references":
         raise DataError(f"The task {chosen.name} has no references to train on: give --targets self.")
     for name in (request.data, request.dev):
-        if name and not name.startswith(sources.HUB) and not Path(name).is_fifo():  # a pipe is read once
-            next(sources.read_rows(Path(name)), None)  # a bad path is told before the model is loaded
+        if name and not name.startswith(datasets.HUB) and not Path(name).is_fifo():  # a pipe is read once
+            next(datasets.read_rows(Path(name)), None)  # a bad path is told before the model is loaded
     request = replace(request, start=_start(request, config))
     _make(request.out)
     where, _ = devices.choose_device(request.device)
@@ -187,9 +188,9 @@ def _start(request: Request, config: Config) -> Path | None:
 
     Raises AdapterError for an unknown one, and DataError where the heads' folder holds another adapter.
     """
-    start = adapters.find(str(request.start), request.model) if request.start else None
+    start = store.find(str(request.start), request.model) if request.start else None
     if config.trains_heads:
-        if request.resume and not start and (request.out / adapters.CARD).is_file():
+        if request.resume and not start and (request.out / store.CARD).is_file():
             return request.out
         check_out(request.out, start)
     return start
@@ -199,7 +200,7 @@ def _earlier(request: Request) -> dict[str, Any]:
     """What was trained before this, where it begins with an adapter: the commands and how each training went."""
     if request.start is None:
         return {}
-    card = adapters.read_card(request.start)
+    card = store.read_card(request.start)
     stage = {"command": card.command, "date": card.date, "progress": card.training.get("progress", {})}
     return {"earlier": [*card.training.get("earlier", []), stage]}
 
@@ -344,7 +345,7 @@ class _Answers:
     def _tuned(self) -> Any:
         if self.request.start is None:
             return nullcontext()
-        adapter: Adapter = adapters.load(self.request.start, self.anatomy)
+        adapter: Adapter = store.load(self.request.start, self.anatomy)
         return adapter.main_lora.attached(self.anatomy) if adapter.main_lora else nullcontext()
 
 
@@ -354,7 +355,7 @@ def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> C
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
     shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary", "pair_rank")}
     if config.mode == "lossless" and request.start:
-        shape["main_rank"], shape["main_scale"] = adapters.read_card(request.start).tuning
+        shape["main_rank"], shape["main_scale"] = store.read_card(request.start).tuning
     if config.trains_heads:  # beside an adapter that changes nothing, unless --start names another
         shape |= {n: 0 for n in shape if n not in ("lora_scale", "layers")} | {"mode": "plain"}
     return Card(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specstream.devices import training_precision
+from specstream.model.devices import training_precision
 from specstream.params import Checked, choice, number
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from specstream.anatomy import Anatomy
+from specstream.model.introspection import Anatomy
 
 KEPT = 0.75  # rows are moved together once no more than this share of them is still being written
 

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specstream import adapters
-from specstream.adapters import Adapter, Card, HeadCard
-from specstream.anatomy import Anatomy
-from specstream.drafters import Drafter
-from specstream.drafters.early_exit import EarlyExitDrafter
-from specstream.drafters.medusa import MedusaDrafter
-from specstream.heads import MEDUSA, ExitHead, Heads, MedusaHeads
+from specstream.adapters import store
+from specstream.adapters.heads import MEDUSA, ExitHead, Heads, MedusaHeads
+from specstream.adapters.store import Adapter, Card, HeadCard
+from specstream.decoding.drafters import Drafter
+from specstream.decoding.drafters.early_exit import EarlyExitDrafter
+from specstream.decoding.drafters.medusa import MedusaDrafter
+from specstream.model.introspection import Anatomy
+from specstream.model.partial_forward import run_below
+from specstream.model.target import ModelTarget, Target
 from specstream.params import EarlyExit, Medusa
-from specstream.rows import run_below
-from specstream.target import ModelTarget, Target
+from specstream.training.batches import IGNORE, Batch, DataError
 from specstream.training.config import Config
-from specstream.training.data import IGNORE, Batch, DataError
-from specstream.training.frozen import FrozenStates
-from specstream.training.objective import noting, sums_of
-from specstream.training.trainee import Trainee, decoder_call, rows_of
+from specstream.training.frozen_cache import FrozenStates
+from specstream.training.loss import noting, sums_of
+from specstream.training.trainable import Trainee, decoder_call, rows_of
 
 
 class HeadModel(Trainee):
@@ -62,19 +62,19 @@ class HeadModel(Trainee):
 
     def save(self, folder: Path, card: Card) -> None:
         """Write the heads beside the adapter, which is copied there first where the folder has none."""
-        if not (folder / adapters.CARD).is_file():
+        if not (folder / store.CARD).is_file():
             self._put_adapter(folder)
         kind = self.heads.card.kind
-        adapters.save_weights(self.heads, folder / self.heads.card.file)
-        have = adapters.read_card(folder)  # heads of another kind may have come meanwhile
-        adapters.write_card(folder, replace(have, heads=have.heads | {kind: card.heads[kind]}))
+        store.save_weights(self.heads, folder / self.heads.card.file)
+        have = store.read_card(folder)  # heads of another kind may have come meanwhile
+        store.write_card(folder, replace(have, heads=have.heads | {kind: card.heads[kind]}))
 
     def _put_adapter(self, folder: Path) -> None:
         if self._start is None:
-            adapters.save(Adapter(self.anatomy, self._card), folder, self._card)
+            store.save(Adapter(self.anatomy, self._card), folder, self._card)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for name in adapters.files(self._card):
+        for name in store.files(self._card):
             shutil.copyfile(self._start / name, folder / name)
 
     def changed(self, before: Card) -> list[str]:
@@ -175,12 +175,12 @@ def head_model(
 
 def check_out(out: Path, start: Path | None) -> None:
     """Raise DataError where the folder holds another adapter than the one that the heads are for."""
-    if start == out or not (out / adapters.CARD).is_file():
+    if start == out or not (out / store.CARD).is_file():
         return
     if start is None or _weights(out) != _weights(start):
         raise DataError(f"{out} holds another adapter: give it as --start too, or give another --out.")
 
 
 def _weights(folder: Path) -> bytes:
-    file = folder / adapters.WEIGHTS
+    file = folder / store.WEIGHTS
     return file.read_bytes() if file.is_file() else b""

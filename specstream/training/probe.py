@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
+from specstream.decoding.text import TextStream
 from specstream.events import Step
-from specstream.loop import Run, decode
 from specstream.params import Sampling
-from specstream.sampling import Picker
-from specstream.text import TextStream
-from specstream.training.trainee import Trainee
+from specstream.training.trainable import Trainee
 
 BUDGET = 32  # nodes, as in the adapters' cards
 TOKENS = 64

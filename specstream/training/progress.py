@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specstream.training.lines import end_line
+from specstream.data.json_lines import end_line
 
 Event = dict[str, Any]
 PACE = 1.0  # seconds between lines of one kind, so that a long training leaves a short file

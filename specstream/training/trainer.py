@@ -22,15 +22,15 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from specstream import adapters, modelcard
-from specstream.adapters import Adapter, Card, Drafting
-from specstream.anatomy import Anatomy
+from specstream.adapters import readme, store
+from specstream.adapters.store import Adapter, Card, Drafting
+from specstream.model.introspection import Anatomy
 from specstream.training import checkpoint
+from specstream.training.batches import Batch, DataError, Example, batches, collate, spread
 from specstream.training.config import Config
-from specstream.training.data import Batch, DataError, Example, batches, collate, spread
-from specstream.training.objective import StreamModel, means, objective
+from specstream.training.loss import StreamModel, means, objective
 from specstream.training.probe import tokens_per_step
-from specstream.training.trainee import Trainee
+from specstream.training.trainable import Trainee
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Trainer:
         the draft vocabulary stays too.
         Raises AdapterError for one of another shape.
         """
-        before = adapters.load(folder, self.anatomy)
+        before = store.load(folder, self.anatomy)
         state = _beginning(cast(Adapter, self.adapter), before)
         if self.config.tuned_layers == "none" and before.vocabulary is not None:
             state["vocabulary"] = before.vocabulary  # else it follows from the data
@@ -135,7 +135,7 @@ class Trainer:
         except RuntimeError:  # other sizes
             unknown = list(state)
         if unknown:
-            raise adapters.AdapterError(
+            raise store.AdapterError(
                 f"The adapter in {folder} has other streams or ranks than this training: give it the same."
             )
         self.adapter.restrict_head(self.anatomy)
@@ -174,7 +174,7 @@ class Trainer:
             self.save_checkpoint()  # whoever does not wait for the validation loses nothing
             self._validate_and_keep(held_out, report, should_stop)
         self.save_checkpoint()
-        return adapters.read_card(self.out)
+        return store.read_card(self.out)
 
     @property
     def finished(self) -> bool:
@@ -334,7 +334,7 @@ class Trainer:
         new, current, old = (self.out / n for n in (f"{name}.new", name, f"{name}.old"))
         shutil.rmtree(new, ignore_errors=True)
         checkpoint.save(new, self._plain_model, self.optimizer, self._state())
-        adapters.write_card(new, self._card({}))
+        store.write_card(new, self._card({}))
         if current.exists():
             shutil.rmtree(old, ignore_errors=True)
             current.rename(old)
@@ -352,7 +352,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             card = self._card(metrics)
             self._plain_model.save(self.out, card)
-            modelcard.write(self.out, card)
+            readme.write(self.out, card)
 
     def _card(self, metrics: dict[str, Any]) -> Card:
         training = {"config": asdict(self.config), "progress": asdict(self.progress)}

@@ -1,0 +1,56 @@
+"""Your own adapters: each a folder, by its name, in one folder of yours. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import platformdirs
+
+from specstream.hub.catalogue import catalogue
+from specstream.hub.download import ADAPTER, folder_named
+
+WEIGHTS, CARD = ADAPTER, "card.json"
+
+
+def home() -> Path:
+    """Where your adapters are kept: in SPECSTREAM_HOME, else in the user's data folder."""
+    chosen = os.environ.get("SPECSTREAM_HOME")
+    root = Path(chosen) if chosen else platformdirs.user_data_path("specstream", appauthor=False)
+    return root / "adapters"
+
+
+def mine(model: str | None = None) -> dict[str, Path]:
+    """The folders of your adapters by name: of a model (its name, Hub id or folder), or all."""
+    try:
+        folders = sorted(home().iterdir())
+    except OSError:  # nothing was trained yet
+        return {}
+    found = {folder.name: base(folder) for folder in folders}
+    return {
+        name: home() / name for name, of in found.items() if of is not None and (model is None or same_model(of, model))
+    }
+
+
+def base(folder: Path) -> str | None:
+    """The base model that the card of an adapter names; None without an adapter that can be read."""
+    try:
+        found = json.loads((folder / CARD).read_text(encoding="utf-8"))["base"]
+        return found if isinstance(found, str) and (folder / WEIGHTS).is_file() else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean the same base model."""
+    return _full(one) == _full(other)
+
+
+def _full(model: str) -> str:
+    """The one name of a model: a catalogue name stands for its Hub id, a folder for its whole path."""
+    known = {entry.name: entry.hub_id for entry in catalogue()}
+    if model in known:
+        return known[model]
+    folder = folder_named(model)
+    return str(folder.resolve()) if folder else model

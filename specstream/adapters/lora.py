@@ -1,0 +1,125 @@
+"""Low-rank adapters on every linear map of the decoder layers (LoRA), with rows to act on.
+
+Our own and not peft's, because in lossless mode the adapters act on the stream rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from specstream.model.introspection import Anatomy
+
+
+class LoRA(nn.Module):
+    """One pair of low-rank factors per linear map in layers ``first`` .. N-1: ``y = W x + scale * B A x``.
+
+    A is ``[rank, in]``, random; B is ``[out, rank]``, zero, so that training starts from the base model.
+    """
+
+    def __init__(self, anatomy: Anatomy, rank: int, scale: float, first: int = 0) -> None:
+        super().__init__()
+        self.rank, self.scale, self.first = rank, scale, first
+        self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
+        for layer in range(first, len(anatomy.layers)):
+            for path, linear in anatomy.linears(layer).items():
+                inner, outer = _sizes(linear)
+                key = _key(layer, path)
+                self.a[key] = nn.Parameter(torch.randn(rank, inner) * inner**-0.5)
+                self.b[key] = nn.Parameter(torch.zeros(outer, rank))
+
+    def delta(self, key: str) -> Tensor:
+        """The full-size change of a weight, float32 ``[out, in]``."""
+        return self.scale * (self.b[key].float() @ self.a[key].float())
+
+    @contextmanager
+    def attached(self, anatomy: Anatomy, first_row: int = 0, rows: int = 0) -> Iterator[None]:
+        """While open, the adapters act in the model's forward: on all rows, or on ``first_row`` .. ``rows`` - 1 of each
+        sequence of ``rows``."""
+        hooks = [
+            linear.register_forward_hook(self._hook(_key(layer, path), first_row, rows))
+            for layer in range(self.first, len(anatomy.layers))
+            for path, linear in self._targets(anatomy, layer)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def below(self, layer: int) -> Iterator[nn.Parameter]:
+        """The factors of the layers below ``layer``."""
+        for factors in (self.a, self.b):
+            yield from (weight for key, weight in factors.items() if int(key.split("/")[0]) < layer)
+
+    def _targets(self, anatomy: Anatomy, layer: int) -> Iterator[tuple[str, nn.Module]]:
+        """The adapted maps of a layer by path; by name, for they may have been packed since."""
+        for path, module in anatomy.layers[layer].named_modules():
+            if _key(layer, path) in self.a:
+                yield path, module
+
+    def _hook(self, key: str, first_row: int, rows: int) -> Any:
+        def act(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            # Some families flatten batch and rows before their linear maps (OPT).
+            count = rows if first_row else out.shape[-2]
+            x, y = (t.reshape(-1, count, t.shape[-1]) for t in (args[0], out))
+            a, b = (w[key].to(y.dtype) for w in (self.a, self.b))  # with mixed precision x is wider than y
+            return cast(Tensor, _AddLowRank.apply(y, x.to(y.dtype), a, b, self.scale, first_row)).reshape(out.shape)
+
+        return act
+
+    @torch.no_grad()
+    def merge(self, anatomy: Anatomy) -> None:
+        """Add the adapters to the model's weights for good. The sum is taken in float32.
+
+        Raises RuntimeError for a model whose weights are packed.
+        """
+        layers = range(self.first, len(anatomy.layers))
+        if {_key(layer, path) for layer in layers for path in anatomy.linears(layer)} != self.a.keys():
+            raise RuntimeError("The model's weights are packed and can't be changed: merge a LoRA before packing them.")
+        for layer in layers:
+            for path, linear in anatomy.linears(layer).items():
+                change = self.delta(_key(layer, path))
+                change = change.T if isinstance(linear, Conv1D) else change
+                weight = cast(Tensor, linear.weight)
+                weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+
+
+class _AddLowRank(torch.autograd.Function):
+    """``y + scale * B A x`` from row ``first`` on, added to ``y`` in place, and a backward pass without full-size
+    intermediates, which a product, a scaling and a sum would keep."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, first: int) -> Tensor:
+        x = x[:, first:].reshape(-1, x.shape[-1])
+        inner = x @ a.T
+        y[:, first:].add_((inner @ b.T).view(len(y), -1, y.shape[-1]), alpha=scale)
+        ctx.save_for_backward(x, a, b, inner)
+        ctx.scale, ctx.first = scale, first
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, inner = ctx.saved_tensors
+        part = grad[:, ctx.first :].reshape(-1, grad.shape[-1])
+        back = (part @ b).mul_(ctx.scale)
+        to_x = None
+        if ctx.needs_input_grad[1]:
+            to_x = (back @ a).view(len(grad), -1, a.shape[1])
+            to_x = nn.functional.pad(to_x, (0, 0, ctx.first, 0)) if ctx.first else to_x
+        return grad, to_x, back.T @ x, (part.T @ inner).mul_(ctx.scale), None, None
+
+
+def _key(layer: int, path: str) -> str:
+    return f"{layer}/{path}".replace(".", "/")  # a ParameterDict key must not hold a dot
+
+
+def _sizes(linear: nn.Module) -> tuple[int, int]:
+    rows, columns = cast(Tensor, linear.weight).shape
+    return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)

@@ -1,0 +1,38 @@
+"""Files of JSON lines that a process adds to, and that may end in the middle of a line. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from specstream.data.datasets import DataError, parse_row
+
+
+def end_line(file: Path) -> None:
+    """End the last line of a file where a process was killed while it wrote it: what is added next stands alone."""
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with file.open("r+b") as lines:
+        lines.seek(-1, os.SEEK_END)
+        if lines.read(1) != b"\n":
+            lines.write(b"\n")
+
+
+def add_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add objects to the end of a file, a line each."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def whole_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file, where there is one. Lines that were cut off or damaged are passed over."""
+    if not file.is_file():
+        return
+    with file.open("rb") as lines:
+        for line in lines:
+            with suppress(DataError):
+                yield parse_row(line.decode(errors="replace"))

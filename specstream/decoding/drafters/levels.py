@@ -1,0 +1,106 @@
+"""A tree from one distribution per depth: what streams and Medusa heads draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from specstream import tree
+from specstream.decoding.drafters import Drafter
+from specstream.events import Draft
+from specstream.model.target import Synchronized
+from specstream.params import LevelTree
+from specstream.tree import Candidates, Level, Levels
+
+
+class Pauses:
+    """Whether drafting pays: the running mean of tokens per step falls ``below`` a limit where it does not.
+
+    Then some steps draft nothing, twice as many each time that the next step with a draft gains nothing either. It sees
+    what was accepted and no clock, so a run can be repeated.
+    """
+
+    SHARE = 0.2  # of the newest step in the mean
+    FIRST, LONGEST = 4, 32  # steps of a pause
+
+    def __init__(self, below: float) -> None:
+        self._below, self._mean = below, 2 * below
+        self._left, self._length = 0, self.FIRST
+
+    def due(self) -> bool:
+        """Whether the step to come is one of a pause."""
+        self._left -= 1
+        return self._left >= 0
+
+    def saw(self, tokens: int) -> None:
+        """A step with a draft gave so many tokens."""
+        self._mean += self.SHARE * (tokens - self._mean)
+        if self._mean >= self._below:
+            self._length = self.FIRST
+            return
+        self._left, self._length = self._length, min(2 * self._length, self.LONGEST)
+        self._mean = self._below  # one good step is enough to go on
+
+
+class LevelDrafter(Drafter):
+    """Grows a tree from the ``source``'s ``logits`` ``[depths, drafted]`` of the row that was accepted last.
+
+    ``ids`` ``[drafted]`` are the tokens that they are of; None: all.
+
+    Raises ValueError at once when the full tree that the settings ask for is too large.
+    """
+
+    def __init__(
+        self,
+        source: Synchronized,
+        logits: Callable[[int], Tensor],
+        ids: Tensor | None,
+        deepest: int,
+        params: LevelTree,
+    ) -> None:
+        self._source, self._ids = source, ids
+        self._logits, self._params = logits, params
+        self._depth = min(params.depth or deepest, deepest)
+        self._row = 0
+        self._draft = Draft()
+        self._pauses = Pauses(params.pause)
+        size = tree.full_size(params.width, self._depth)
+        if params.tree == "full" and size > tree.FULL_TREE_LIMIT:
+            raise ValueError(
+                f"A full tree of width {params.width} and depth {self._depth} has {size} nodes, more than "
+                f"{tree.FULL_TREE_LIMIT}: choose a smaller width or depth, or the best-first tree."
+            )
+
+    def propose(self, room: int) -> Draft:
+        depth = min(self._depth, room)
+        self._draft = Draft() if depth < 1 or self._pauses.due() else self._grown(depth)
+        return self._draft
+
+    def observe(self, row: int) -> None:
+        self._row = row
+        if len(self._draft):
+            self._pauses.saw(1 + (self._draft.depths()[row - 1] if row else 0))
+            self._draft = Draft()  # seen: the next row may be of another drafter's draft, where several take turns
+
+    def _grown(self, depth: int) -> Draft:
+        with self.passing(self._source.synchronize):
+            logits = self._logits(self._row)
+        found = self._candidates(logits[:depth])
+        return tree.full(found) if self._params.tree == "full" else tree.best_first(found, self._params.nodes)
+
+    def _candidates(self, logits: Tensor) -> Candidates:
+        return Levels(likeliest(logits, self._params.width, self._ids))
+
+
+def likeliest(logits: Tensor, width: int, ids: Tensor | None = None) -> list[Level]:
+    """The ``width`` likeliest tokens with their probabilities, for every row of logits ``[rows, drafted]``.
+
+    ``ids`` ``[drafted]`` are the tokens that these are of; None: the row is the whole vocabulary.
+    """
+    top = logits.softmax(-1).topk(min(width, logits.shape[-1]), -1)
+    found = top.indices if ids is None else ids[top.indices]
+    return [
+        list(zip(tokens, values, strict=True))
+        for tokens, values in zip(found.tolist(), top.values.tolist(), strict=True)
+    ]

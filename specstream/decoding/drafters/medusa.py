@@ -1,0 +1,14 @@
+"""Medusa: heads on the last accepted row's final state are the next tree."""
+
+from __future__ import annotations
+
+from specstream.decoding.drafters.levels import LevelDrafter
+from specstream.model.target import MedusaSource
+from specstream.params import Medusa
+
+
+class MedusaDrafter(LevelDrafter):
+    """Reads the heads of the row that was accepted last. Raises ValueError for a full tree that is too large."""
+
+    def __init__(self, source: MedusaSource, params: Medusa) -> None:
+        super().__init__(source, source.medusa_logits, source.medusa_ids, source.medusa_depth, params)

@@ -1,0 +1,85 @@
+"""Verification: the only place where tokens are accepted.
+
+Rule: at each row take the target's own choice. If a child carries that token, go there, else stop; the last choice is
+the next root. The tokens are those of standard decoding whatever was drafted, chain or tree, at any temperature.
+Where the picker knows of a draw, the ratio rule makes the choice (``specstream.decoding.sampling``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
+
+from torch import Tensor
+
+from specstream import tree
+from specstream.decoding.sampling import Picker
+from specstream.events import Draft, Fate
+
+
+class Pick(NamedTuple):
+    """The target's token at one row, and the node of the draft that carries it (-1: none does).
+
+    ``place`` is where the row is among the scored rows: pruned nodes are not.
+    """
+
+    token: int
+    node: int
+    row: int
+    place: int
+
+
+def walk(
+    logits: Tensor, draft: Draft, picker: Picker, prefix: Sequence[int], pruned: Collection[int] = ()
+) -> Iterator[Pick]:
+    """The target's tokens along the accepted path, one at a time, down to the first that no child carries.
+
+    ``logits`` ``[rows, vocab]`` are those of the pass (row 0 the root) without its ``pruned`` nodes, ``prefix`` the
+    committed ids with the root. Lazy: a consumer that stops (EOS, limit) leaves the rest of the path unjudged.
+    """
+    below = tree.children(draft)
+    scored = (row for row in range(len(draft) + 1) if row - 1 not in pruned)
+    places = {row: place for place, row in enumerate(scored)}
+    greedy = _likeliest(logits) if picker.plain else None
+    ids, row = list(prefix), 0
+    while True:
+        place = places[row]
+        token = greedy(place) if greedy else picker.pick(logits[place], ids)
+        node = below[row].get(token, -1)
+        node = -1 if node in pruned else node
+        yield Pick(token, node, row, place)
+        if node < 0:
+            return
+        ids.append(token)
+        row = node + 1
+
+
+def _likeliest(logits: Tensor) -> Callable[[int], int]:
+    """What gives the argmax of a row of ``logits`` ``[rows, vocab]``, the first of several.
+
+    On a CPU by numpy, which takes a fifth of PyTorch's time, and only of rows that are asked for; elsewhere of all at
+    once, for each answer means waiting for the device.
+    """
+    if logits.device.type != "cpu":
+        return cast(list[int], logits.argmax(-1).tolist()).__getitem__
+    values = logits.numpy()
+    return lambda row: int(values[row].argmax())
+
+
+def judge(draft: Draft, picks: Sequence[Pick], logprobs: Tensor, pruned: Collection[int] = ()) -> Draft:
+    """The draft with every node's fate and, where its parent was reached, the target's probability of its token.
+
+    ``logprobs`` ``[len(picks), vocab]`` are the target's own log-probabilities at the rows of ``picks``.
+    """
+    order = {pick.row: i for i, pick in enumerate(picks)}
+    taken = {pick.node for pick in picks}
+    reached = [(node, order[p + 1]) for node, p in enumerate(draft.parents) if p + 1 in order]
+    values = logprobs[[i for _, i in reached], [draft.tokens[node] for node, _ in reached]].exp().tolist()
+    probs: list[float | None] = [None] * len(draft)
+    fates = [Fate.PRUNED if node in pruned else Fate.UNREACHED for node in range(len(draft))]
+    for (node, _), value in zip(reached, values, strict=True):
+        probs[node] = value
+        if node not in pruned:
+            fates[node] = Fate.ACCEPTED if node in taken else Fate.REJECTED
+    return replace(draft, fate=tuple(fates), target_probs=tuple(probs))

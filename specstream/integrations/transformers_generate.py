@@ -1,0 +1,201 @@
+"""Our decoding inside transformers: ``model.generate(**inputs, custom_generate=decoder(model))``.
+
+The settings are those of ``generate``: its generation config, logits processors and stopping criteria are asked at
+every position, as in its own loop, so greedy decoding gives the same tokens. In half precision, where two candidates
+may tie within rounding error, they are those of our standard decoding, whatever drafts. Sampling draws from the same
+distribution with other random numbers; ``torch.manual_seed`` repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
+from transformers.generation.logits_process import (
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+
+from specstream.data.tasks import copy_after
+from specstream.decoding.drafters import Given
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
+from specstream.decoding.text import too_long
+from specstream.engine import DRAFTERS
+from specstream.events import Reason, Step
+from specstream.model import draft_model as pairing
+from specstream.model import loading
+from specstream.model.attention import using
+from specstream.model.introspection import UnsupportedModel
+from specstream.model.target import ModelTarget, Variant
+from specstream.params import DraftModel, Method, PromptLookup, Sampling, Streaming
+
+# These keep a state from call to call, and would see tokens that are only drafted.
+STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
+NO_SECOND = "The method draft_model needs a second model: give it as draft_model."
+EXTRAS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
+class NotSupported(ValueError):
+    """``generate`` was asked for something that this decoding can't do; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Processed(Picker):
+    """Chooses by the processors that ``generate`` prepared. When sampling, seed and position make the noise."""
+
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    sample: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        return not self.sample
+
+    @property
+    def plain(self) -> bool:
+        return not self.sample and not self.processors
+
+    def warped(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
+        ids = torch.tensor([list(prefix)], device=logits.device)
+        scores = logits.to(torch.float32, copy=True)  # a processor may write into it
+        return self.processors(ids, scores[None])[0]
+
+
+class Silent:
+    """No text: ``generate`` hands out token ids."""
+
+    def push(self, token: int) -> tuple[str, bool]:
+        return "", False
+
+    def flush(self) -> str:
+        return ""
+
+
+@dataclass
+class HostedRun(Run):
+    """A run that ends where transformers' stopping criteria say so, however long that is, or at the model's context."""
+
+    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+    longest: int = 0
+
+    def _room(self) -> int:
+        return max(0, min(self.longest - len(self.ids) - 1, self.target.context - len(self.ids)))
+
+    def _end(self, token: int, stopped: bool) -> Reason | None:
+        if bool(self.criteria(torch.tensor([self.ids]), None).any()):
+            return Reason.LENGTH if len(self.ids) >= self.longest else Reason.EOS
+        return Reason.CONTEXT if len(self.ids) >= self.target.context else None
+
+
+def decoder(
+    model: Any,
+    adapter: str | os.PathLike[str] | None = None,
+    method: Method | None = None,
+    streamer: Any = None,
+    draft_model: Any = None,
+) -> Callable[..., Any]:
+    """What to give ``model.generate`` as ``custom_generate``: made once for a model, used as often as you like.
+
+    ``adapter`` is the folder of an adapter for the model, with streams or heads; the weights that it tuned are
+    merged into the model here, so its own output changes alike. ``draft_model`` is a second model of transformers with
+    the same tokenizer. ``method`` is by default Speculative Streaming with streams, else the draft model where there is
+    one, else prompt lookup. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a
+    streamer is named here. Raises ValueError for a model that can't verify draft trees.
+    """
+    try:
+        parts = loading.parts_of(model)
+    except UnsupportedModel as error:
+        raise NotSupported(str(error)) from error
+    loaded, beside = loading.drafting_parts(Path(adapter) if adapter else None, parts)
+    loading.made_ready(parts, loaded, beside)
+    loaded = loaded if loaded and loaded.card.gamma else None
+    attention, reason = loading.tested(parts, loaded)
+    if reason:
+        raise NotSupported(reason)
+    second = pairing.usable("The given model", draft_model) if draft_model is not None else None
+    chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
+    chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
+    streams = Variant.of(chosen) if isinstance(chosen, Streaming) else None
+    if lacking := loading.lacking(loaded, beside, second, NO_SECOND).get(chosen.name):
+        raise NotSupported(lacking)
+
+    def generate(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        if model is not parts.model:
+            raise NotSupported("This decoder was made for another model: make one for this model.")
+        _refuse(input_ids, logits_processor, generation_config, kwargs)
+        if input_ids.shape[1] >= parts.context:
+            raise NotSupported(too_long(input_ids.shape[1], parts.context))
+        ids = input_ids[0].tolist()
+        seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
+        target = ModelTarget(parts, loaded, streams, beside)
+        picker = Processed(Sampling(seed=seed), processors=logits_processor, sample=bool(generation_config.do_sample))
+        given = Given(target, ids, chosen, picker, ModelTarget(second) if second else None)
+        run = HostedRun(
+            target=target,
+            drafter=DRAFTERS[chosen.name](given),
+            picker=picker,
+            text=Silent(),  # type: ignore[arg-type]
+            ids=ids,
+            eos=(),
+            show=str,
+            criteria=stopping_criteria,
+            longest=generation_config.max_length,
+        )
+        with using(parts.model, attention):
+            _drive(run, input_ids, streamer, kwargs.get("streamer"))
+        if run.reason is Reason.CONTEXT:
+            end = f"The text ends at {len(run.ids):,} tokens, the model's context"
+            warnings.warn(f"{end}, before the {run.longest:,} that were asked for.", stacklevel=2)
+        out = torch.tensor([run.ids], device=input_ids.device)
+        return GenerateDecoderOnlyOutput(sequences=out) if generation_config.return_dict_in_generate else out
+
+    return generate
+
+
+def _drive(run: Run, prompt: Tensor, own: Any, passed: Any) -> None:
+    """Run to the end, handing tokens to a streamer; one that ``generate`` passed on has had the prompt already."""
+    streamer = own or passed
+    if own:
+        own.put(prompt.cpu())
+    for event in decode(run, lambda: False):
+        for token in event.tokens if streamer and isinstance(event, Step) else ():
+            streamer.put(torch.tensor([token.id]))
+    if streamer:
+        streamer.end()
+
+
+def _refuse(
+    input_ids: Tensor, processors: LogitsProcessorList, config: GenerationConfig, kwargs: dict[str, Any]
+) -> None:
+    """Raise NotSupported for what would otherwise be ignored in silence."""
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise NotSupported(f"Only greedy decoding and sampling are possible, not {mode.value.replace('_', ' ')}.")
+    if input_ids.shape[0] != 1 or config.num_return_sequences not in (None, 1):
+        raise NotSupported("Speculative decoding here is for one sequence: call generate once for each prompt.")
+    if not input_ids.shape[1] or kwargs.get("inputs_embeds") is not None:
+        raise NotSupported("Give the prompt as input_ids.")
+    if wanted := [name for name in EXTRAS if getattr(config, name, None)]:
+        raise NotSupported(f"{wanted[0]} is not available: the tokens of a step come from one pass over a tree.")
+    if state := [p for p in processors if isinstance(p, STATEFUL)]:
+        raise NotSupported(f"{type(state[0]).__name__} can't judge drafted tokens: leave its setting out.")
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if mask is not None and not bool(mask.all()):
+        raise NotSupported("Padding is not supported: give the prompt without it.")
+    if config.cache_implementation or (cache is not None and cache.get_seq_length()):
+        raise NotSupported("The cache is this decoding's own: leave past_key_values and cache_implementation out.")

@@ -1,0 +1,386 @@
+"""The decoder layer as one compiled function, called once a layer: a third of a pass is small operations otherwise.
+
+A model's own layer is traced with its weights as arguments, so that one small library serves every layer, every adapter
+and every process on this machine. It is built by a C++ compiler in a process of its own, kept in the cache folder, and
+never needed: without it the layer's own Python code runs. The compiled layer keeps the promise of
+``specstream.model.attention``: its loops give a row the same bits whatever rows are beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from specstream.hub import download
+from specstream.model import attention
+from specstream.model.cpu_linear import LEAST, PackedLinear, PackedPart, pack, suits
+from specstream.model.introspection import Anatomy, dissect
+from specstream.model.kv_cache import BLOCK, TreeCache
+
+MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls of the Python code
+EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
+LIMIT = 600  # seconds that a build may take
+CACHE = "past_key_values"
+Place = tuple[nn.Module, str]  # a module and the name of a tensor in it
+Extra = tuple[str, int | None]  # an argument of a layer, and which of its tensors
+
+
+class NotCompiled(RuntimeError):
+    """The layers can't be compiled here; the message says why in one sentence."""
+
+
+class CompiledLayer:
+    """Stands in for the ``forward`` of one decoder layer, where a call is of the kind that was compiled."""
+
+    def __init__(self, run: Callable[..., list[Tensor]], form: dict[str, Any], layer: nn.Module, index: int) -> None:
+        self._run, self._index, self._own = run, index, layer.forward
+        self._extras: list[Extra] = [tuple(e) for e in form["extras"]]
+        self._constants: dict[str, Any] = form["constants"]
+        self._tuple = form["tuple"]
+        self._weights = [getattr(module, name) for module, name in places(layer)]
+        self._dtype = getattr(torch, form["dtype"])
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.get(CACHE)
+        if args or not isinstance(cache, TreeCache) or not self._fits(hidden_states, kwargs):
+            return self._own(hidden_states, *args, **kwargs)
+        rows = hidden_states.shape[1]
+        layer = cache.layers[self._index]
+        slots = cache.slots(layer.append(rows), rows)
+        extras = [kwargs[name] if at is None else kwargs[name][at] for name, at in self._extras]
+        (out,) = self._run([hidden_states, *extras, *layer.whole(), slots, *self._weights])
+        return (out,) if self._tuple else out
+
+    def _fits(self, states: Tensor, kwargs: dict[str, Any]) -> bool:
+        layer = kwargs[CACHE].layers[self._index]
+        return (
+            LEAST <= states.shape[1] <= MOST_ROWS
+            and states.shape[0] == 1
+            and states.dtype == self._dtype
+            and layer.is_initialized
+            and all(kwargs.get(name) == value for name, value in self._constants.items())
+        )
+
+
+def places(layer: nn.Module) -> list[Place]:
+    """Where the tensors of a packed layer are, in an order that is the same for all layers of one structure."""
+    found: list[Place] = []
+    shared: set[int] = set()
+    for module in layer.modules():
+        if isinstance(module, PackedPart) and id(module.shared) not in shared:
+            shared.add(id(module.shared))
+            module = module.shared.linear
+        if isinstance(module, PackedLinear):
+            found += [(module, name) for name in ("packed", "bias") if getattr(module, name) is not None]
+        found += [
+            (module, name) for name in (*module._parameters, *module._buffers) if getattr(module, name) is not None
+        ]
+    return found
+
+
+def shapes(layer: nn.Module) -> list[list[int]]:
+    """The shapes of a layer's tensors, to tell whether it is of the structure that was compiled."""
+    return [list(getattr(module, name).shape) for module, name in places(layer)]
+
+
+# ---- the kept libraries ----------------------------------------------------------------------------------------------
+
+
+def can_compile(anatomy: Anatomy) -> bool:
+    """Whether the layers of this model are of a kind to compile: on a CPU, packed in their own number format."""
+    return (
+        anatomy.device.type == "cpu"
+        and isinstance(anatomy.head, PackedLinear)
+        and anatomy.model.config._attn_implementation == attention.NAME
+    )
+
+
+def kept(anatomy: Anatomy) -> Path:
+    """Where the library for a model on this machine lies, or would lie."""
+    config = anatomy.model.config.to_dict()
+    told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
+    compiled_in = ("attention", "cpu_linear", "compiled", "kv_cache")
+    code = [(Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in compiled_in]
+    capabilities = [k for k, v in torch.cpu.get_capabilities().items() if v is True]
+    machine = [
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+        sorted(capabilities),
+        torch.get_num_threads(),
+    ]
+    parts = [told, str(anatomy.dtype), version("torch"), version("transformers"), machine, code]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    return download.home() / "compiled" / digest
+
+
+def is_kept(anatomy: Anatomy) -> bool:
+    """Whether there is a library for a model on this machine."""
+    return (kept(anatomy) / "form.json").is_file()
+
+
+def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], None]:
+    """Let the layers, and ``copies`` of the last ones, run compiled by the library that is kept for them.
+
+    Gives what takes it back. Raises NotCompiled for a damaged library.
+    """
+    folder = kept(anatomy)
+    try:
+        form = json.loads((folder / "form.json").read_text(encoding="utf-8"))
+        run = torch._C._aoti.AOTIModelPackageLoader(str(folder / "layer.pt2"), "model", False, 1, -1).boxed_run
+    except Exception as error:  # a file that was cut off, a library of another system
+        raise NotCompiled(f"The compiled layers in {folder} can't be loaded: delete that folder.") from error
+    first = len(anatomy.layers) - len(copies)
+    layers = [*enumerate(anatomy.layers), *enumerate(copies, first)]
+    replaced = [(i, layer) for i, layer in layers if shapes(layer) == form["shapes"]]
+    for index, layer in replaced:
+        layer.forward = CompiledLayer(run, form, layer, index)
+
+    def detach() -> None:
+        for _, layer in replaced:
+            vars(layer).pop("forward", None)
+
+    return detach
+
+
+class Layers:
+    """The compiled layers of one loaded model: built in the background, then put in place by ``use``.
+
+    ``copies`` are merged copies of the last layers, ``source`` is the folder of the model, and ``check`` says what is
+    wrong with the model as it is, None if nothing. ``words`` says how things stand, in one sentence for a user.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        copies: Sequence[nn.Module],
+        source: Path,
+        check: Callable[[], str | None],
+        possible: bool = True,
+    ) -> None:
+        self._anatomy, self._copies, self._source, self._check = anatomy, copies, source, check
+        self._build: subprocess.Popen[bytes] | None = None
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  of the build, for as long as it may write there
+        self.ready = False
+        self._possible = possible and can_compile(anatomy)
+        self.words = "" if self._possible else "The layers of this model are not of a kind to compile."
+
+    def start(self) -> None:
+        """Begin to build the library in a process of its own, where none is kept: a quarter of a minute on one core."""
+        if not self._possible or self._build or is_kept(self._anatomy):
+            return
+        compiler = os.environ.get("CXX") or "g++"
+        if shutil.which(compiler.split()[0]) is None:
+            self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
+            return
+        call = [sys.executable, "-m", "specstream.model.compiled", str(self._source), str(self._anatomy.dtype)]
+        threads, path = str(torch.get_num_threads()), os.pathsep.join(p for p in sys.path if p)
+        self._build = subprocess.Popen(
+            [*call, str(kept(self._anatomy))],
+            env=os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+        self.words = "Faster passes are being built in the background, once for this machine (about 15 s)."
+
+    def use(self, wait: bool = False) -> bool:
+        """Put the library in place if it is there, or, with ``wait``, once it is. Only between runs.
+
+        It is checked, and taken out again if the check fails.
+        """
+        if self.ready or not self._possible:
+            return self.ready
+        if wait:
+            self.start()
+        if self._build and not self._ended(wait):
+            return False
+        if is_kept(self._anatomy):
+            self._put_in_place()
+        return self.ready
+
+    def _ended(self, wait: bool) -> bool:
+        """Whether the build is over and gave a library."""
+        assert self._build is not None
+        if not wait and self._build.poll() is None:
+            return False
+        try:
+            failed = self._build.wait(LIMIT) != 0
+        except subprocess.TimeoutExpired:
+            self._build.kill()
+            failed = True
+        if failed:
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace").strip().splitlines()
+            self._refuse(f"the compiler failed ({said[-1][:200] if said else 'it said nothing'})")
+        self._build = None
+        return not failed
+
+    def _put_in_place(self) -> None:
+        try:
+            detach = attach(self._anatomy, self._copies)
+        except NotCompiled as error:
+            self._refuse(str(error))
+            return
+        if problem := self._check():
+            detach()
+            self._refuse(problem)
+            return
+        self.ready, self.words = True, "Layers are compiled for this machine."
+
+    def _refuse(self, why: str) -> None:
+        self._possible, self.words = False, f"Layers are not compiled, which makes passes slower: {why}."
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+class _TracedCache:
+    """A cache that is only arguments of the traced function."""
+
+    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        self._keys, self._values, self._slots = keys, values, slots
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self._keys.index_copy_(3, self._slots, keys.transpose(2, 3))
+        self._values.index_copy_(2, self._slots, values)
+        return self._keys.transpose(2, 3), self._values
+
+
+class _Traced(nn.Module):
+    """A layer as a function of its states, what its rows see and where they are, the cache, and its weights."""
+
+    def __init__(self, layer: nn.Module, extras: Sequence[Extra], constants: dict[str, Any]) -> None:
+        super().__init__()
+        # Kept out of the module's own tensors: these would be constants.
+        object.__setattr__(self, "_layer", [layer, places(layer), extras, constants])
+
+    def forward(
+        self, states: Tensor, extras: list[Tensor], keys: Tensor, values: Tensor, slots: Tensor, weights: list[Tensor]
+    ) -> Tensor:
+        layer, where, names, constants = vars(self)["_layer"]
+        for (module, name), weight in zip(where, weights, strict=True):
+            if name in module._parameters:
+                module._parameters[name] = weight
+            else:
+                setattr(module, name, weight)
+        call = dict(constants)
+        for (name, at), tensor in zip(names, extras, strict=True):
+            call[name] = tensor if at is None else (*call.get(name, ()), tensor)
+        out = layer(states, **call, **{CACHE: _TracedCache(keys, values, slots)})
+        return out[0] if isinstance(out, tuple) else out
+
+
+def _one_layer(folder: Path, dtype: torch.dtype) -> Anatomy:
+    """A model of one layer, with random weights, that is otherwise as the one in ``folder``."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    text = config.get_text_config(decoder=True)
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    anatomy = dissect(AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
+    assert suits(anatomy)
+    anatomy = pack(anatomy)
+    attention.install(anatomy.model)
+    return anatomy
+
+
+def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+    """How the model calls its layer in a pass: its arguments, and whether a tuple comes back."""
+    from specstream.events import Draft
+    from specstream.model.target import ModelTarget
+
+    calls: list[tuple[Any, dict[str, Any], Any]] = []
+    nodes = EXAMPLE_ROWS - 1
+    layer = anatomy.layers[0]
+    target = ModelTarget(anatomy)
+    target.prefill([1] * LEAST)
+    assert target.cache is not None
+    target.cache.reserve(EXAMPLE_KEYS)
+    hook = layer.register_forward_hook(lambda m, args, kwargs, out: calls.append((args, kwargs, out)), with_kwargs=True)
+    target.verify(1, Draft((1,) * nodes, (-1,) * nodes, (1.0,) * nodes))
+    hook.remove()
+    args, kwargs, out = calls[-1]
+    return args, kwargs, isinstance(out, tuple)
+
+
+def _build(folder: Path, dtype: torch.dtype, out: Path) -> None:
+    """Trace and compile the layer of a model, and put the library into ``out``."""
+    import torch._inductor as inductor
+
+    with torch.inference_mode():
+        anatomy = _one_layer(folder, dtype)
+        args, kwargs, is_tuple = _call(anatomy)
+    (states,) = args
+    cache = kwargs.pop(CACHE)
+    extras = list(_extras(kwargs))
+    constants = {n: v for n, v in kwargs.items() if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(v))}
+    layer = anatomy.layers[0]
+    form = {"extras": extras, "constants": constants, "tuple": is_tuple, "shapes": shapes(layer)}
+    form["dtype"] = str(dtype).removeprefix("torch.")
+    for module, name in places(layer):
+        if name == "packed":
+            setattr(module, name, torch.empty(module.packed.shape, dtype=dtype))  # type: ignore[arg-type]
+    weights = [torch.empty_like(getattr(module, name)) for module, name in places(layer)]
+    given = [kwargs[n] if at is None else kwargs[n][at] for n, at in extras]
+    keys, values = cache.layers[0].whole()
+    example = tuple(
+        t.clone() if isinstance(t, Tensor) else [e.clone() for e in t]
+        for t in (states, given, keys, values, torch.arange(EXAMPLE_ROWS), weights)
+    )
+    rows, blocks = torch.export.Dim("rows", min=2, max=MOST_ROWS), torch.export.Dim("blocks", min=1, max=4096)
+    length = BLOCK * blocks
+    by_size = {EXAMPLE_ROWS: rows, EXAMPLE_KEYS: length}
+    shown = [{d: by_size[s] for d, s in enumerate(t.shape) if s in by_size} for t in given]
+    dynamic = ({1: rows}, shown, {3: length}, {2: length}, {0: rows}, [None] * len(weights))
+    _lower_operations()
+    with torch.no_grad():
+        program = torch.export.export(_Traced(layer, extras, constants), example, dynamic_shapes=dynamic, strict=False)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as made:
+            inductor.aoti_compile_and_package(program, package_path=str(Path(made) / "layer.pt2"))
+            (Path(made) / "form.json").write_text(json.dumps(form), encoding="utf-8")
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(made, out.with_suffix(".new"))
+            out.with_suffix(".new").rename(out)
+
+
+def _extras(kwargs: dict[str, Any]) -> Iterator[Extra]:
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor):
+            yield name, None
+        elif isinstance(value, tuple) and value and all(isinstance(t, Tensor) for t in value):
+            yield from ((name, i) for i in range(len(value)))
+
+
+def _lower_operations() -> None:
+    """Tell the compiler what our two operations are: oneDNN's matmul, and a tensor that is to be kept."""
+    from torch._inductor import ir, mkldnn_ir
+    from torch._inductor.lowering import register_lowering
+
+    @register_lowering(torch.ops.specstream.linear.default)
+    def linear(x: Any, packed: Any, bias: Any) -> Any:
+        return ir.TensorBox.create(mkldnn_ir.LinearUnary.create(x, packed, bias, "none", [], ""))
+
+    @register_lowering(torch.ops.specstream.hold.default)
+    def hold(x: Any) -> Any:
+        return ir.TensorBox.create(ir.ExternKernel.require_contiguous(ir.ExternKernel.copy_input(x)))
+
+
+if __name__ == "__main__":
+    _build(Path(sys.argv[1]), getattr(torch, sys.argv[2].removeprefix("torch.")), Path(sys.argv[3]))

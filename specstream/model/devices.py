@@ -1,0 +1,97 @@
+"""Which device and number format a model runs on, and how many drafted nodes suit them, each with its reason in words.
+
+torch is imported inside the functions, so that asking for a model's name costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from specstream.hub.download import ModelError
+from specstream.params import NODES, NODES_IN_TILES
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str = "auto") -> tuple[str, str]:
+    """The device ("cpu", "cuda" or "mps") for a choice, and the reason in words. Raises ModelError."""
+    import torch
+
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        if have["cuda"]:
+            return "cuda", f"a CUDA GPU was found ({torch.cuda.get_device_name()})"
+        return ("mps", "an Apple GPU was found") if have["mps"] else ("cpu", "no GPU was found")
+    if name not in have:
+        raise ModelError(f"There is no device {name!r}: choose auto, cpu, cuda or mps.")
+    if not have[name]:
+        kind = {"cuda": "CUDA GPU", "mps": "Apple GPU"}[name]
+        raise ModelError(f"PyTorch finds no {kind} on this machine: choose device auto or cpu.")
+    return name, "you chose it"
+
+
+def choose_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
+    """The dtype for a choice on a device, and the reason in words. Raises ModelError."""
+    import torch
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name in kinds:
+        return kinds[name], "you chose it"
+    if name != "auto":
+        raise ModelError(f"There is no dtype {name!r}: choose auto, float32, bfloat16 or float16.")
+    if device == "mps":
+        return torch.float16, "Apple GPUs are fastest in float16"
+    if computes_bfloat16(device):
+        return torch.bfloat16, "the hardware computes in bfloat16"
+    kind = torch.float16 if packs(torch.float16, device) else torch.float32
+    return kind, "the hardware has no bfloat16 arithmetic"
+
+
+def training_precision(device: str) -> str:
+    """The number format that training multiplies in, as accelerate names it: "bf16", "fp16" or "no" (float32)."""
+    if computes_bfloat16(device):
+        return "bf16"
+    return "fp16" if device == "cuda" else "no"
+
+
+def loaded_in(kind: torch.dtype, device: str) -> tuple[torch.dtype, bool]:
+    """The dtype to load weights of a dtype in, and whether they are to be packed in float16 afterwards."""
+    import torch
+
+    half = packs(kind, device)
+    return (torch.float32 if half else kind), half
+
+
+def packs(kind: torch.dtype, device: str) -> bool:
+    """Whether weights of this dtype are loaded in float32 and packed in float16, to be computed with in float32.
+
+    So are those in float16 on a CPU, where PyTorch has that product: it reads half as many bytes.
+    """
+    import torch
+
+    from specstream.model import cpu_linear
+
+    return device == "cpu" and kind == torch.float16 and cpu_linear.works(half=True)
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Has "cuda" or "cpu" bfloat16 instructions? Without them PyTorch emulates the type, slower than float32."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    have = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return any(have.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+
+
+def cheap_nodes(kind: torch.dtype, packed: bool) -> tuple[int, str]:
+    """How many drafted nodes a pass verifies for little more than none, and the reason in words.
+
+    ``kind`` is the model's dtype, ``packed`` whether its weights are packed for a CPU.
+    """
+    import torch
+
+    if packed and kind == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False):
+        return NODES_IN_TILES, "the processor multiplies sixteen rows of bfloat16 at a time (AMX)"
+    return NODES, "a small tree costs little more than one token on any hardware"

@@ -1,0 +1,87 @@
+"""A second model beside the first: a draft model, which must speak the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from specstream.hub.download import Progress
+from specstream.model import loading, self_test
+from specstream.model.cpu_linear import pack
+from specstream.model.introspection import Anatomy, UnsupportedModel
+from specstream.model.target import ModelTarget
+
+NONE = ("", "none")  # names that mean no draft model
+NO_DRAFT_MODEL = (
+    "No draft model is loaded: name a smaller model with the same tokenizer, under Model on the page or with "
+    "--draft-model."
+)
+
+
+class DraftModelError(ValueError):
+    """A model can't draft for another one; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A loaded draft model. ``size`` is that of its weights in bytes."""
+
+    name: str
+    parts: Anatomy
+    parameters: int
+    size: int
+
+    def target(self) -> ModelTarget:
+        """A fresh view of it for one run."""
+        return ModelTarget(self.parts)
+
+
+def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, half: bool = False) -> Pair:
+    """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
+
+    ``half`` rounds its weights to float16 where they are packed. Raises ModelError or DraftModelError.
+    """
+    network, own, _ = loading.fetch(name, device, dtype, progress, "Loading the draft model")
+    check_tokenizers(name, own, tokenizer)
+    weights = list(network.parameters())
+    size = sum(p.numel() * p.element_size() for p in weights)
+    return Pair(name, pack(usable(name, network), half), sum(p.numel() for p in weights), size)
+
+
+def usable(name: str, network: Any) -> Anatomy:
+    """The parts of a network that can draft. Raises DraftModelError for one that can't take a draft back."""
+    try:
+        parts = loading.parts_of(network)
+        reason = self_test.failure(parts, None)
+    except UnsupportedModel as error:
+        reason = str(error)
+    if reason:
+        cause = reason.removesuffix(".").removesuffix(": standard decoding only")
+        raise DraftModelError(f"{name} can't be the draft model: choose another one. {cause}.")
+    return parts
+
+
+def check_tokenizers(name: str, drafter: Any, target: Any) -> None:
+    """Raise DraftModelError, naming the first difference, unless the same ids are the same tokens for both models."""
+    ours, theirs = target.get_vocab(), drafter.get_vocab()
+    differ = sorted(ours.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
+    if differ:
+        token, _ = differ[0]
+        words = f"the token {token!r} is {_number(theirs, token)} there and {_number(ours, token)} here"
+    elif odd := sorted(_special(drafter) ^ _special(target)):
+        words = f"the token {target.convert_ids_to_tokens(odd[0])!r} is a special token for one of them only"
+    else:
+        return
+    raise DraftModelError(
+        f"{name} has another tokenizer than the model ({words}): choose a draft model of the same family."
+    )
+
+
+def _special(tokenizer: Any) -> set[int]:
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _number(vocabulary: dict[str, int], token: str) -> str:
+    return f"number {vocabulary[token]}" if token in vocabulary else "missing"

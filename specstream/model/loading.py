@@ -1,0 +1,128 @@
+"""From a model's name to a model that decodes, in small steps for whoever needs some of them.
+
+A model is fetched and loaded; its parts are found; an adapter and heads are put on it; their LoRA is merged and weights
+are packed; the result is tested. The engine takes all steps, ``custom_generate`` those for a model that it is given,
+outside references and training the first few.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specstream.adapters import heads, store
+from specstream.adapters.heads import Heads
+from specstream.adapters.store import Adapter
+from specstream.hub import catalogue
+from specstream.hub.download import ModelSource, Progress
+from specstream.model import attention, self_test
+from specstream.model.cpu_linear import HalfLinear, PackedLinear, pack, packed_linear, suits
+from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
+from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
+
+log = logging.getLogger(__name__)
+NO_STREAMS = (
+    "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
+    "(python -m specstream train)."
+)
+NO_MEDUSA = (
+    "No Medusa heads are loaded: choose an adapter that has some, or train them beside yours "
+    "(python -m specstream train --mode medusa)."
+)
+NO_EXIT = (
+    "No early exit to draft with is loaded: choose an adapter that has one, or train it beside yours "
+    "(python -m specstream train --mode exit)."
+)
+
+
+def fetch(
+    name: str,
+    device: str,
+    dtype: torch.dtype,
+    progress: Progress = lambda words, fraction: None,
+    words: str = "Loading the model",
+) -> tuple[Any, Any, ModelSource]:
+    """The model of a name with its tokenizer, and where it came from. Raises ModelError."""
+    source = catalogue.resolve(name, progress)
+    progress(words, None)
+    return *catalogue.load_model(source, device, dtype), source
+
+
+def parts_of(network: Any) -> Anatomy:
+    """The parts of a model. Raises UnsupportedModel, with one sentence, however a foreign model fails."""
+    try:
+        return dissect(network)
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        log.info("the model's parts could not be found", exc_info=True)
+        raise UnsupportedModel(
+            f"The parts of this model could not be found ({type(error).__name__}): standard decoding only."
+        ) from error
+
+
+def drafting_parts(folder: Path | None, parts: Anatomy) -> tuple[Adapter | None, Heads]:
+    """The adapter of a folder and the heads beside it, loaded for a model. Raises AdapterError."""
+    if folder is None:
+        return None, Heads()
+    return store.load(folder, parts), heads.load(folder, parts)
+
+
+def tuned(folder: Path, parts: Anatomy) -> Adapter:
+    """Merge the LoRA by which the adapter of a folder fine-tunes the model into its weights. Raises AdapterError."""
+    adapter = store.load(folder, parts)
+    adapter.merge_main(parts)
+    return adapter
+
+
+def made_ready(parts: Anatomy, adapter: Adapter | None, beside: Heads) -> None:
+    """Merge the LoRA of the main stream into the weights, and bring what drafts into the model's number format."""
+    beside.ready(parts, None)
+    if adapter:
+        adapter.merge_main(parts)
+        adapter.ready(parts)
+
+
+def packed_up(parts: Anatomy, adapter: Adapter | None, beside: Heads, half: bool) -> Anatomy:
+    """Pack the weights of a model that was made ready, and of what drafts for it, where that helps."""
+    if adapter and Streaming().on(parts.device.type).streams == "deferred":  # streams run alone
+        adapter.merge_copies(parts, half)
+    if suits(parts, half):
+        layout = functools.partial(packed_linear, half=half)
+        beside.ready(parts, layout)
+        if adapter:
+            adapter.pack_head(layout)
+    return pack(parts, half)
+
+
+def is_packed(parts: Anatomy | None) -> bool:
+    """Whether a model computes by packed weights."""
+    return parts is not None and isinstance(parts.head, PackedLinear | HalfLinear)
+
+
+def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
+    """The attention by which a model decodes, and why it can't verify trees with it (None: it can).
+
+    The attention is ours, which is exact, where the family allows it. The model is left with the one that it has.
+    """
+    if parts.model._can_set_attn_implementation():  # its family uses the attention interface
+        with attention.using(parts.model, attention.NAME):
+            if self_test.failure(parts, streams) is None:
+                return attention.NAME, None
+    with attention.using(parts.model, parts.attention):
+        return parts.attention, self_test.failure(parts, streams)
+
+
+def lacking(streams: Adapter | None, beside: Heads, second: Any, no_second: str) -> dict[str, str]:
+    """The methods that need what is not loaded, each with a sentence; ``no_second`` is the draft model's."""
+    needs = {
+        Streaming.name: (streams, NO_STREAMS),
+        Medusa.name: (beside.medusa, NO_MEDUSA),
+        EarlyExit.name: (beside.exit, NO_EXIT),
+        DraftModel.name: (second, no_second),
+    }
+    return {name: words for name, (have, words) in needs.items() if have is None}

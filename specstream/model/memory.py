@@ -1,0 +1,121 @@
+"""Memory: what a model will need, what is free, what this process has. What is heavy is imported inside functions."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from specstream.hub import catalogue, download
+from specstream.hub.download import ModelError
+from specstream.model import devices
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model takes, in bytes: its weights, and the cache of a text that fills its ``context`` (tokens)."""
+
+    weights: int
+    cache: int = 0
+    context: int = 0
+
+
+def need(model: str, device: str = "auto", dtype: str = "auto") -> Need | None:
+    """What a model will take on a device: parameters times bytes, and the cache that follows from its config.
+
+    None where that is not known before it is fetched. Raises ModelError for a model, device or dtype that is none.
+    """
+    where = devices.choose_device(device)[0]
+    size = devices.loaded_in(devices.choose_dtype(dtype, where)[0], where)[0].itemsize
+    found = catalogue.here(model)
+    parameters = _counted(found.path) if found else _listed(model)
+    if not parameters:
+        return None
+    cache, context = _cache(found.path, size) if found else (0, 0)
+    return Need(parameters * size, cache, context)
+
+
+def _counted(folder: Path) -> int:
+    """The number of weights in a folder's safetensors files, read from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            total += sum(_product(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total
+
+
+def _product(shape: list[int]) -> int:
+    out = 1
+    for size in shape:
+        out *= size
+    return out
+
+
+def _listed(model: str) -> int:
+    """The catalogue's number, else the Hub's where it answers; 0 where neither knows."""
+    if entry := catalogue.CATALOGUE.get(model):
+        return entry.parameters
+    from huggingface_hub import HfApi
+
+    with suppress(Exception):  # the Hub may be out of reach in any way; the estimate is a convenience
+        found = HfApi().model_info(model, timeout=download.HUB_WAIT, expand=["safetensors"]).safetensors
+        return found.total if found else 0
+    return 0
+
+
+def _cache(folder: Path, itemsize: int) -> tuple[int, int]:
+    """Bytes of keys and values for a whole context, and its tokens; zeros where the config does not tell."""
+    from transformers import AutoConfig
+
+    with suppress(Exception):  # a foreign config may lack anything
+        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        context = config.max_position_embeddings
+        return 2 * config.num_hidden_layers * heads * width * itemsize * context, context
+    return 0, 0
+
+
+def free(device: str) -> int:
+    """Bytes that are free for a model on a device ("auto" and "mps" included)."""
+    if devices.choose_device(device)[0] == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def used() -> int:
+    """Bytes that this process has: of the main memory, and of a CUDA GPU where it uses one."""
+    total = psutil.Process().memory_info().rss
+    torch: Any = sys.modules.get("torch")
+    return int(total + (torch.cuda.memory_allocated() if torch and torch.cuda.is_available() else 0))
+
+
+def check(model: str, device: str, dtype: str) -> None:
+    """Raises ModelError for a model whose weights alone are more than what is free: it could end the program."""
+    wanted, there = need(model, device, dtype), free(device)
+    if wanted and wanted.weights > there:
+        raise ModelError(
+            f"The model {model} needs {gigabytes(wanted.weights)} and {gigabytes(there)} are free: unload the present "
+            "model first, or choose a smaller one or half precision."
+        )
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count < 1e10 else f"{count / 1e9:.0f} GB"
+
+
+def give_back() -> None:
+    """Free what is no longer referenced, also where objects hold each other, and a GPU's empty blocks."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,138 @@
+"""A check at load time that the model verifies trees rightly: a dozen tokens, a few passes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specstream.adapters.store import Adapter
+from specstream.events import Draft
+from specstream.model.attention import using
+from specstream.model.introspection import Anatomy
+from specstream.model.masks import causal_mask
+from specstream.model.target import ModelTarget, Variant, model_masks, seen
+from specstream.streams.stream_attention import Plan, carry
+
+log = logging.getLogger(__name__)
+# Largest logit difference that rounding explains, as a share of the logits' spread. A wrong mask or position changes
+# logits by about their spread.
+TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
+HALF_TOLERANCE = 0.3
+PARENTS = (-1, -1, 0, 0, 1, 2)
+PATH = (0, 1, 4)  # rows of an accepted path: the root, node 0, and its second child, node 3
+PROMPT, NODES = 6, len(PARENTS)
+
+
+def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
+    """Why this model can't verify trees, in one sentence, or None when its node logits equal its path logits."""
+    try:
+        gap = worst_gap(anatomy, adapter)
+    except Exception as error:  # any failure of foreign model code means the same to us: standard decoding only
+        log.info("the self-test failed", exc_info=True)
+        return f"This model can't verify draft trees ({type(error).__name__} in the self-test): standard decoding only."
+    if math.isnan(gap):
+        return "The model's numbers are not finite in the self-test: choose float32 as its number format."
+    if gap > TOLERANCE.get(anatomy.dtype, HALF_TOLERANCE):
+        return (
+            f"This model failed the tree self-test (logits off by {gap:.2g} of their spread): standard decoding only."
+        )
+    return None
+
+
+@torch.inference_mode()
+def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
+    """Largest difference, in spreads of the logits: of node logits in a tree pass from logits of each path alone, of
+    the logits that we make of the last layer's states, for the streams, from the model's own, and of streams from those
+    that the pass itself carries. NaN if any is."""
+    prompt, root, draft = _sample(anatomy)
+    target = ModelTarget(anatomy, adapter, Variant() if adapter else None)
+    target.prefill(prompt)
+    got = target.verify(root, draft)
+    want, states = _alone(anatomy, [[*prompt, root, *path] for path in _paths(draft.tokens)])
+    gaps = [_gap(ours, theirs) for ours, theirs in zip(got, want, strict=True)]
+    gaps.append(_gap(anatomy.logits(states[:1])[0], want[0]))
+    if adapter:
+        gaps.append(_streams_gap(anatomy, adapter, prompt, root, draft))
+    target.release()
+    return float(torch.tensor(gaps).max())
+
+
+def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: int, draft: Draft) -> float:
+    """Of the streams of an accepted path from those that a single pass over the same text carries, as in training."""
+    target = ModelTarget(anatomy, adapter, Variant(deferred=True))
+    target.prefill(prompt)
+    target.verify(root, draft)
+    target.keep(PATH)
+    deferred = target.stream_logits(PATH[-1])
+    target.release()
+    ids = torch.tensor([[*prompt, root, *(draft.tokens[row - 1] for row in PATH[1:])]], device=anatomy.device)
+    rows = ids.shape[1]
+    positions = torch.arange(rows, device=anatomy.device)[None]
+    plan = Plan(seen(anatomy, causal_mask(rows, 0).to(positions.device), positions, 0), positions, positions[:, -1:])
+    lora = adapter.lora if adapter.card.mode == "lossless" else None
+    with carry(anatomy, adapter.streams, plan, lora) as carried:
+        anatomy.decoder(
+            input_ids=ids,
+            attention_mask=model_masks(anatomy, plan.masks),
+            position_ids=positions,
+            use_cache=False,
+        )
+    return _gap(deferred, adapter.draft_logits(anatomy, carried.states[0, 0]))
+
+
+def _sample(anatomy: Anatomy) -> tuple[list[int], int, Draft]:
+    """A prompt, the root after it, and a tree below that."""
+    vocab = anatomy.model.get_input_embeddings().num_embeddings
+    tokens = torch.randint(vocab, (PROMPT + 1 + NODES,), generator=torch.Generator().manual_seed(0)).tolist()
+    return tokens[:PROMPT], tokens[PROMPT], Draft(tuple(tokens[PROMPT + 1 :]), PARENTS, (1.0,) * NODES)
+
+
+def _paths(drafted: Sequence[int]) -> list[list[int]]:
+    paths: list[list[int]] = [[]]
+    for node, parent in enumerate(PARENTS):
+        paths.append([*paths[parent + 1], drafted[node]])
+    return paths
+
+
+def _alone(anatomy: Anatomy, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Logits ``[texts, vocab]`` after each text, and the last layer's states there ``[texts, hidden]``, by the model's
+    own forward with the library's attention. Shorter texts are filled up behind, where nobody looks."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=anatomy.device)
+    noted: list[Tensor] = []
+    hook = anatomy.layers[-1].register_forward_hook(lambda _m, _a, out: noted.append(out))
+    try:
+        with using(anatomy.model, anatomy.attention):
+            logits = anatomy.model(input_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    states = noted[0][0] if isinstance(noted[0], tuple) else noted[0]
+    rows, last = torch.arange(len(texts)), torch.tensor([len(text) - 1 for text in texts])
+    return logits[rows, last].float(), states.view(*ids.shape, -1)[rows, last]
+
+
+@torch.inference_mode()
+def exact(anatomy: Anatomy) -> bool:
+    """Whether a token has the same bits as a node of a tree as in standard decoding, on this machine."""
+    prompt, root, draft = _sample(anatomy)
+    tree, plain = ModelTarget(anatomy), ModelTarget(anatomy)
+    for target in (tree, plain):
+        target.prefill(prompt)
+    logits = tree.verify(root, draft)
+    tree.keep(PATH)
+    equal = True
+    for row, token in zip(PATH, [root, *(draft.tokens[row - 1] for row in PATH[1:])], strict=True):
+        equal &= torch.equal(logits[row], plain.verify(token, Draft())[0])
+        plain.keep([0])
+    assert tree.cache is not None and plain.cache is not None
+    for ours, theirs in zip(tree.cache.layers, plain.cache.layers, strict=True):
+        equal &= torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+    return equal
+
+
+def _gap(got: Tensor, want: Tensor) -> float:
+    return float((got - want).abs().max() / want.std().clamp_min(1e-6))

@@ -1,0 +1,500 @@
+"""The model whose output must not change, behind four calls: prefill, verify, keep, release."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from specstream.adapters.heads import Heads
+from specstream.adapters.lora import LoRA
+from specstream.adapters.store import Adapter
+from specstream.events import Draft
+from specstream.model import attention
+from specstream.model.cpu_linear import LEAST
+from specstream.model.introspection import FULL, SLIDING, Anatomy, context_of
+from specstream.model.kv_cache import TreeCache
+from specstream.model.masks import additive, causal_mask, tree_mask, windowed, with_streams
+from specstream.model.partial_forward import Masks, TopLayers, ahead, run_below
+from specstream.params import Streaming
+from specstream.streams.stream_attention import Carried, Plan, carry
+from specstream.tree import Candidates, attention_rows, pruned
+
+CHUNK = 512  # prompt rows per pass: bounds the size of the mask
+TILE = 16  # rows of a pass off the CPU come in multiples of it: libraries choose another kernel for another number
+NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
+
+
+class Stopped(Exception):
+    """The user stopped a run inside its prompt pass."""
+
+
+def never() -> bool:
+    """No wish to stop."""
+    return False
+
+
+class Target(Protocol):
+    """What the decode loop needs. A pass appends rows to the cache; ``keep`` then says which of them stay.
+
+    ``stream_rows`` are the rows that only the top layers had, in the last pass or for it. ``pruned`` are the nodes that
+    the last pass dropped: its logits hold no rows for them.
+    """
+
+    context: int
+    stream_rows: int
+    pruned: Collection[int]
+
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = ...) -> Tensor: ...
+    def verify(self, root: int, draft: Draft) -> Tensor: ...
+    def keep(self, rows: Sequence[int]) -> None: ...
+    def synchronize(self) -> None: ...
+    def release(self) -> None: ...
+
+
+class Synchronized(Protocol):
+    """What computes on a device that may work on its own: ``synchronize`` waits for it."""
+
+    def synchronize(self) -> None: ...
+
+
+class StreamSource(Synchronized, Protocol):
+    """A target that drafts: logits ``[gamma, drafted]`` of the streams of the row that was accepted last.
+
+    ``stream_ids`` ``[drafted]`` are the tokens that they are of; None: all. ``stream_pairs`` weighs them by the token
+    above, given the logits of some depths, the root and how many candidates to find; None where there is no pair map.
+    """
+
+    gamma: int
+
+    @property
+    def stream_ids(self) -> Tensor | None: ...
+    @property
+    def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None: ...
+    def stream_logits(self, row: int) -> Tensor: ...
+
+
+class MedusaSource(Synchronized, Protocol):
+    """A target with Medusa heads: their logits ``[medusa_depth, drafted]`` for the row that was accepted last, of the
+    tokens ``medusa_ids`` ``[drafted]``; None: all."""
+
+    medusa_depth: int
+
+    @property
+    def medusa_ids(self) -> Tensor | None: ...
+    def medusa_logits(self, row: int) -> Tensor: ...
+
+
+class ExitSource(Synchronized, Protocol):
+    """A target whose first layers draft.
+
+    While ``early_exit`` is open, it gives a function that puts one token after the text and those before it, and
+    returns the exit's logits ``[1, vocab]`` for what follows. Nothing of it stays in the target.
+    """
+
+    def early_exit(self) -> AbstractContextManager[Callable[[int], Tensor]]: ...
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done its work, so that a clock reads true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a target streams.
+
+    ``deferred``: streams of the accepted row alone, computed after ``keep``; else those of every row, right after its
+    pass (the paper). ``prune`` is the early-exit probability below which a node is dropped with all below it; 0 keeps
+    all.
+    """
+
+    deferred: bool = False
+    prune: float = 0.0
+
+    @classmethod
+    def of(cls, params: Streaming) -> Variant:
+        """As settled settings of the method have it."""
+        return cls(params.streams == "deferred", params.prune)
+
+
+class ModelTarget:
+    """A stock Hugging Face causal LM. With ``streams`` it drafts by those of its adapter; with ``heads``, by these.
+
+    State belongs to one run: ``prefill`` begins it, ``release`` ends it. Raises ValueError for a variant that prunes
+    with an adapter that has no early exit.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        adapter: Adapter | None = None,
+        streams: Variant | None = None,
+        heads: Heads | None = None,
+    ) -> None:
+        if streams and streams.prune and adapter and not adapter.streams.exit_rank:
+            raise ValueError(NO_EXIT)
+        self.anatomy, self.adapter = anatomy, adapter if streams else None
+        self.variant = streams or Variant()
+        self.heads = heads or Heads()
+        self.medusa_depth = self.heads.medusa.card.count if self.heads.medusa else 0
+        self.gamma = self.adapter.card.gamma if self.adapter else 0
+        self.context = anatomy.context
+        self.stream_rows = 0
+        self.pruned: Collection[int] = frozenset()
+        self.length = 0  # committed positions in the cache
+        self.cache: TreeCache | None = None
+        self._top: TopLayers | None = None
+        self._carried: Carried | None = None
+        self._deferred_rows = 0
+        self._states = torch.empty(0)  # of the last pass, after the final norm
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
+        """Put the prompt through the model. Returns the logits of its last row, float32 ``[1, vocab]``.
+
+        Raises Stopped between two chunks of a long prompt once ``should_stop`` says so.
+        """
+        self.cache, self.length = TreeCache(len(self.anatomy.layers)), 0
+        chunks = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
+        states = torch.empty(0)
+        for chunk in chunks:
+            if should_stop():
+                raise Stopped
+            positions = range(self.length, self.length + len(chunk))
+            mask = causal_mask(len(chunk), self.length)
+            last = chunk is chunks[-1]
+            with attention.prompt_pass():
+                states = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [])
+            self.keep(range(len(chunk)))
+        self._states = states[-1:]
+        return self.anatomy.head_logits(self._states)
+
+    @torch.inference_mode()
+    def verify(self, root: int, draft: Draft) -> Tensor:
+        """One pass over the root and the draft's nodes.
+
+        Returns logits, float32 ``[1 + nodes, vocab]``, without those of ``pruned`` nodes.
+        """
+        rows = [root, *draft.tokens]
+        fill = self._padded(len(rows)) - len(rows)  # rows that nobody asks for, as other roots
+        positions = [self.length, *(self.length + d for d in draft.depths()), *[self.length] * fill]
+        visible = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
+        mask = tree_mask(visible, self.length)
+        states = self._states = self._pass(rows + [root] * fill, positions, mask, range(len(rows)), draft)
+        scored = [row for row in range(len(rows)) if row - 1 not in self.pruned]
+        return self.anatomy.head_logits(states)[scored]
+
+    def _padded(self, rows: int) -> int:
+        """How many rows a pass of so many has."""
+        return max(rows, LEAST) if self.anatomy.device.type == "cpu" else -(-rows // TILE) * TILE
+
+    @torch.inference_mode()
+    def stream_logits(self, row: int) -> Tensor:
+        """Logits of the streams of a row of the last pass (of the prompt pass: 0), float32 ``[gamma, drafted]``.
+
+        Computed for the one accepted row, after verification: the head over every node's streams would cost more than
+        it gives. Deferred streams can be had after ``keep`` only, of the last row that was kept.
+        """
+        assert self.adapter is not None and self._carried is not None, "no pass with streams yet"
+        place = self._carried.place(row)
+        if self.variant.deferred:
+            states = self._late_streams(self._carried.main[:, place : place + 1])
+        else:
+            states = self._carried.states[0, place]
+        return self.adapter.draft_logits(self.anatomy, states)
+
+    @property
+    def stream_ids(self) -> Tensor | None:
+        """The tokens that streams can draft, None for all."""
+        return self.adapter.vocabulary if self.adapter else None
+
+    @property
+    def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None:
+        """What weighs a stream's tokens by the one above, None where the adapter has no pair map."""
+        return self._weighed if self.adapter and self.adapter.pairs else None
+
+    @torch.inference_mode()
+    def _weighed(self, logits: Tensor, root: int, width: int) -> Candidates:
+        assert self.adapter is not None and self.adapter.pairs is not None, "no pair map"
+        table = self.anatomy.model.get_input_embeddings().weight
+        return self.adapter.pairs.weighed(logits, self.stream_ids, root, table, width)
+
+    @torch.inference_mode()
+    def medusa_logits(self, row: int) -> Tensor:
+        """Logits of the Medusa heads for a row of the last pass (the prompt pass: 0), ``[medusa_depth, drafted]``."""
+        assert self.heads.medusa is not None, "no Medusa heads"
+        return self.heads.medusa.row_scores(self.anatomy, self._states[row])
+
+    @property
+    def medusa_ids(self) -> Tensor | None:
+        """The tokens that Medusa heads can draft, None for all."""
+        return self.heads.medusa.vocabulary if self.heads.medusa else None
+
+    @contextmanager
+    def early_exit(self) -> Iterator[Callable[[int], Tensor]]:
+        """While open, gives what puts a token after the text, and after those before it, through the first layers, and
+        returns the exit's logits ``[1, vocab]``. Their keys and values follow the cache's, and are dropped in the end.
+        """
+        exit, cache = self.heads.exit, self.cache
+        assert exit is not None and cache is not None, "no exit, or no run"
+        drafted = itertools.count()
+
+        @torch.inference_mode()
+        def logits_after(token: int) -> Tensor:
+            return exit.logits(self.anatomy, self._first_layers(exit.card.layers, token, self.length + next(drafted)))
+
+        try:
+            yield logits_after
+        finally:
+            cache.keep(self.length, [], slice(exit.card.layers))
+
+    def _first_layers(self, layers: int, token: int, position: int) -> Tensor:
+        """State ``[1, hidden]`` after the first ``layers`` layers of one row that sees all of their cache."""
+        assert self.cache is not None, "no run"
+        self.cache.reserve(position + 1)
+        where = torch.tensor([[position]], device=self.anatomy.device)
+        mask = causal_mask(1, position).to(where.device)
+        states = run_below(
+            self.anatomy,
+            layers,
+            input_ids=torch.tensor([[token]], device=where.device),
+            attention_mask=model_masks(self.anatomy, seen(self.anatomy, mask, where, position), self.cache.capacity),
+            position_ids=where,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return states[0]
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Commit these rows of the last pass (0 is the root); the cache drops the others and all stream rows."""
+        assert self.cache is not None, "no run"
+        carried = self._carried
+        if carried is None or carried.rows is None:
+            self.cache.keep(self.length, rows)
+        else:  # the top layers never had the pruned rows
+            self.cache.keep(self.length, rows, slice(self._first))
+            self.cache.keep(self.length, [carried.place(r) for r in rows], slice(self._first, None))
+        self.length += len(rows)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model can read and score."""
+        return int(self.anatomy.model.get_input_embeddings().num_embeddings)
+
+    def rewind(self, length: int) -> None:
+        """Forget the committed positions from ``length`` on."""
+        assert self.cache is not None, "no run"
+        self.cache.keep(length, [])
+        self.length = length
+
+    def synchronize(self) -> None:
+        synchronize(self.anatomy.device)
+
+    def release(self) -> None:
+        """End the run and free its memory."""
+        self.cache = self._carried = self._top = None
+        self._states = torch.empty(0)
+        self.length = self._deferred_rows = 0
+
+    @property
+    def _first(self) -> int:
+        """The first layer with streams."""
+        assert self.adapter is not None
+        return len(self.anatomy.layers) - self.adapter.streams.layers
+
+    def _pass(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        mask: Tensor,
+        nodes: Sequence[int],
+        draft: Draft | None = None,
+    ) -> Tensor:
+        """States ``[n, hidden]`` after the final norm; those of pruned rows mean nothing."""
+        assert self.cache is not None, "no run"
+        device, anatomy = self.anatomy.device, self.anatomy
+        self.cache.reserve(self.length + len(tokens))
+        where = torch.tensor([list(positions)], device=device)
+        masks = seen(anatomy, mask.to(device), where, self.length)
+        plan = Plan(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
+        self.pruned = frozenset()
+        noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
+        with noted as carried, self._recorded() if carried else nullcontext():
+            out = anatomy.decoder(
+                input_ids=torch.tensor([list(tokens)], device=device),
+                attention_mask=model_masks(anatomy, masks, self.cache.capacity),
+                position_ids=where,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self._carried = carried
+        self.stream_rows, self._deferred_rows = self._deferred_rows, 0
+        if carried and not self.variant.deferred:
+            self._add_streams(carried, plan)
+        return out.last_hidden_state[0]
+
+    @contextmanager
+    def _noted(self, plan: Plan, draft: Draft | None) -> Iterator[Carried]:
+        """While open, a pass notes the states at layer N - N_s from which its rows' streams begin, and prunes."""
+        assert self.adapter is not None
+        if self.variant.prune and draft:
+            prune = lambda states: self._survivors(states, draft)  # noqa: E731
+            with carry(self.anatomy, self.adapter.streams, plan, survivors=prune, attach=False) as carried:
+                yield carried
+            return
+        carried = Carried()
+
+        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            states = args[0] if args else kwargs["hidden_states"]
+            carried.main = states[:, plan.nodes[0]]
+
+        hook = self.anatomy.layers[self._first].register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            yield carried
+        finally:
+            hook.remove()
+
+    def _add_streams(self, carried: Carried, plan: Plan) -> None:
+        """The streams of all rows that carry some, in the top layers and after the pass itself: no token's numbers
+        depend on whether there are streams."""
+        assert self.cache is not None
+        kept = plan if carried.rows is None else plan.narrowed(carried.rows)
+        keys = {t: m.gather(1, kept.nodes[:, :, None].expand(-1, -1, m.shape[2])) for t, m in kept.masks.items()}
+        states = self._stream_states(carried.main, keys, kept.positions.gather(1, kept.nodes))
+        self.cache.keep(self.length, range(kept.positions.shape[1]), slice(self._first, None))
+        carried.states = states[None]
+        self.stream_rows += (plan.nodes.shape[1] - len(self.pruned)) * self.gamma
+
+    @property
+    def _stream_lora(self) -> LoRA | None:
+        """What acts on stream rows only; in shared mode LoRA is merged into the weights."""
+        assert self.adapter is not None
+        return self.adapter.lora if self.adapter.card.mode == "lossless" else None
+
+    def _survivors(self, states: Tensor, draft: Draft) -> list[int]:
+        """Rows that go on, from states ``[1, n, hidden]`` at layer N - N_s: all but the pruned nodes, and of these and
+        the padding as many as a pass needs."""
+        self.pruned = self._unlikely(states, draft)
+        order = sorted(range(states.shape[1]), key=lambda row: row - 1 in self.pruned or row > len(draft))
+        return sorted(order[: self._padded(len(draft) + 1 - len(self.pruned))])
+
+    def _unlikely(self, states: Tensor, draft: Draft) -> frozenset[int]:
+        """The nodes that the early exit finds too unlikely after their parent, and those below them."""
+        assert self.adapter is not None
+        rows = sorted({p + 1 for p in draft.parents})  # leaves need no early exit
+        logits = self.adapter.logits(self.anatomy, self.adapter.streams.exit_states(states[0, rows]))
+        above = [rows.index(p + 1) for p in draft.parents]
+        logprobs = logits[above, list(draft.tokens)] - logits.logsumexp(-1)[above]
+        return pruned(draft.parents, (logprobs >= math.log(self.variant.prune)).tolist())
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """While open, the first pass of a run is recorded, so that streams can go through the top layers alone."""
+        if self.adapter is None or self._top is not None:
+            yield
+            return
+        self._top = TopLayers(self.anatomy, len(self.anatomy.layers) - self._first, self.adapter.merged)
+        with self._top.recorded():
+            yield
+
+    def _late_streams(self, main: Tensor) -> Tensor:
+        """States ``[gamma, hidden]`` of the streams of the row kept last, from its state ``[1, 1, hidden]`` at layer
+        N - N_s. What the row saw is just what the cache holds."""
+        assert self.cache is not None
+        where = torch.tensor([[self.length - 1]], device=main.device)
+        row = seen(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
+        states = self._stream_states(main, row, where)[0]
+        self.cache.keep(self.length, [], slice(self._first, None))
+        self._deferred_rows += self.gamma
+        return states
+
+    def _stream_states(self, main: Tensor, masks: Masks, positions: Tensor) -> Tensor:
+        """States ``[S, gamma, hidden]`` of the streams of S rows after the last layer, by a pass of the top ones.
+
+        ``main`` ``[1, S, hidden]`` are the rows' states at layer N - N_s, ``masks`` ``[1, S, keys]`` what each sees of
+        the top layers' cache, ``positions`` ``[1, S]``. The cache holds the streams afterwards: the caller drops them.
+        """
+        assert self.adapter is not None and self.cache is not None and self._top is not None, "no run"
+        count, first = main.shape[1], self.anatomy.layers[self._first :]
+        merged, streams = self.adapter.merged, self.adapter.streams
+        held = next(iter(masks.values())).shape[2]
+        rows = count * self.gamma
+        self.cache.reserve(held + rows)
+        index = torch.arange(count, device=main.device)[None]
+        wider = {t: with_streams(m, index, self.gamma)[:, count:] for t, m in masks.items()}
+        lora = None if merged else self._stream_lora
+        with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(merged or first, 0):
+            start = streams.start(main).flatten(1, 2)
+            places = ahead(positions, self.gamma, self.context)
+            out = self._top.run(start, wider, places, self.cache.capacity)
+        return out[0].unflatten(0, (count, self.gamma))
+
+
+def seen(anatomy: Anatomy, mask: Tensor, positions: Tensor, prefix: int) -> Masks:
+    """By layer type what rows at ``positions`` ``[1, n]`` after ``prefix`` keys see, from a mask ``[1, n, keys]``
+    without a window."""
+    masks = {FULL: mask}
+    if anatomy.window:
+        keys = torch.cat([torch.arange(prefix, device=mask.device)[None], positions], 1)
+        masks[SLIDING] = windowed(mask, positions, keys, anatomy.window)
+    return {t: masks[t] for t in set(anatomy.layer_types)}
+
+
+def model_masks(anatomy: Anatomy, masks: Masks, keys: int = 0) -> Any:
+    """Masks in the form that the model's forward takes: additive, one or one for each layer type."""
+    floats = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
+    return floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]]
+
+
+class PlainTarget:
+    """Standard decoding only, for models that can't verify a tree: the model's own cache and masks."""
+
+    gamma = 0
+    stream_rows = 0
+    pruned: Collection[int] = ()
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.context = context_of(model.config)
+        self._state: dict[str, Any] = {}
+        self._ids: list[int] = []
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
+        self.release()
+        return self._pass(ids)
+
+    @torch.inference_mode()
+    def verify(self, root: int, draft: Draft) -> Tensor:
+        if len(draft):
+            raise ValueError("This model can't verify drafts.")
+        return self._pass([root])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Nothing to do: without drafts every row stays."""
+
+    def synchronize(self) -> None:
+        synchronize(self.model.device)
+
+    def release(self) -> None:
+        self._state, self._ids = {}, []
+
+    def _pass(self, tokens: Sequence[int]) -> Tensor:
+        self._ids += tokens
+        ids = list(tokens) if self._state else self._ids  # a model that gives no state back is shown the whole text
+        out = self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=True, **self._state)
+        names = ("past_key_values", "cache_params", "state")  # recurrent models name their state otherwise
+        self._state = {n: out[n] for n in names if getattr(out, n, None) is not None}
+        return out.logits[0, -1:].float()

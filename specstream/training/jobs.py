@@ -1,0 +1,352 @@
+"""Trainings as processes of their own, one at a time, which outlive the page and the program that started them.
+
+Each has a folder among your adapters with its record, its progress, its output and, in the end, its adapter: whoever
+opens the folder later finds it, running or not. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+from specstream.adapters import local
+from specstream.data.datasets import HUB
+from specstream.training.progress import Progress, Tail, Writer
+
+RECORD, PROGRESS, OUTPUT, DATA = "training.json", "progress.jsonl", "output.log", "data.jsonl"
+PATIENCE = 10.0  # seconds to wait for another program that begins or stops a training
+GRACE = 120.0  # seconds for the step under way and its checkpoint after a stop wish
+KILLED = (
+    f"It did not end within {GRACE:.0f} seconds of Stop and was killed: what came after its last checkpoint is lost."
+)
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = (sys.executable, "-m", "specstream")
+QUIET = 10  # niceness: a page that generates meanwhile comes first
+
+
+class RegistryError(ValueError):
+    """A training can't be started, stopped or read; the message is one sentence for the user."""
+
+
+class Busy(RegistryError):
+    """Another training is under way."""
+
+
+class State(StrEnum):
+    """What has become of a training. A ``DIED`` one ended before its budget did, and not because it was asked to."""
+
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    DIED = "died"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train. ``data`` is a file, which is copied, or ``hub:NAME``; ``options`` are switches of ``train``.
+
+    ``owner`` is who may stop it and go on with it. Raises RegistryError for a name that can't be a folder's.
+    """
+
+    name: str
+    model: str
+    task: str
+    mode: str
+    data: str
+    minutes: float
+    owner: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}", self.name):
+            raise RegistryError(
+                f"{self.name!r} can't be the name of an adapter: use up to 60 letters, digits, dots, - and _."
+            )
+
+    def command(self, folder: Path) -> list[str]:
+        """The command line, without ``python -m specstream``."""
+        data = str(folder / DATA) if (folder / DATA).is_file() else self.data
+        given = {"model": self.model, "task": self.task, "mode": self.mode, "data": data, "minutes": self.minutes}
+        given |= self.options | {"out": folder, "progress": folder / PROGRESS}
+        return ["train", *(word for name, value in given.items() for word in (_switch(name), str(value)))]
+
+
+def _switch(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down of a training: its plan, when it was made, its process, whether it was asked to end, and
+    whether it was killed because it did not."""
+
+    plan: Plan
+    created: str
+    pid: int = 0
+    asked: bool = False
+    killed: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Raises RegistryError for a damaged record."""
+        try:
+            found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            plan = Plan(**{f.name: found["plan"][f.name] for f in fields(Plan)})
+            return cls(plan, str(found["created"]), int(found["pid"]), bool(found["asked"]),
+                       bool(found.get("killed")))  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RegistryError(f"The record {folder / RECORD} can't be read: it is damaged.") from error
+
+    def write(self, folder: Path) -> None:
+        """Write beside the old one, then swap, so that a crash leaves one of the two whole."""
+        new = folder / f"{RECORD}.new"
+        new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        new.replace(folder / RECORD)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training as it stands. ``plan`` is None where the record is damaged; ``reason`` says why it died."""
+
+    name: str
+    folder: Path
+    state: State
+    plan: Plan | None
+    progress: Progress
+    created: str = ""
+    reason: str = ""
+
+    @property
+    def active(self) -> bool:
+        return self.state in (State.RUNNING, State.STOPPING)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is more to do, and a way to do it."""
+        return self.plan is not None and self.state in (State.STOPPED, State.DIED)
+
+    @property
+    def has_adapter(self) -> bool:
+        return local.base(self.folder) is not None
+
+
+class Registry:
+    """All trainings in a folder. Safe to share between threads, and between programs that look at the same folder."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or local.home()
+        self._guard = threading.Lock()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._tails: dict[str, Tail] = {}
+
+    def all(self) -> list[Training]:
+        """Every training, the newest first."""
+        try:
+            folders = [folder for folder in self.root.iterdir() if (folder / RECORD).is_file()]
+        except OSError:  # there is none yet
+            return []
+        return sorted(map(self._training, folders), key=lambda t: t.created, reverse=True)
+
+    def get(self, name: str) -> Training | None:
+        """A training by name."""
+        folder = self.root / name
+        return self._training(folder) if name and (folder / RECORD).is_file() else None
+
+    def active(self) -> Training | None:
+        """The training under way."""
+        return next((t for t in self.all() if t.active), None)
+
+    def like(self, model: str, mode: str) -> Training | None:
+        """The newest training of a model in a mode that made some steps: what it cost tells what another one will."""
+        known = (t for t in self.all() if t.plan and t.plan.mode == mode and local.same_model(t.plan.model, model))
+        return next((t for t in known if t.progress.seconds and t.progress.step), None)
+
+    def free_name(self, wish: str) -> str:
+        """The wish, with a number where it is taken."""
+        names = (wish, *(f"{wish}-{number}" for number in range(2, 10_000)))
+        return next(name for name in names if not (self.root / name).exists())
+
+    def start(self, plan: Plan) -> Training:
+        """Begin a training in a folder of its own. Raises Busy or RegistryError."""
+        folder = self.root / plan.name
+        with self._alone(folder):
+            self._refuse_second()
+            plan = self._furnish(folder, plan)
+            self._spawn(folder, Record(plan, datetime.now(UTC).isoformat(timespec="milliseconds")))
+        return self._training(folder)
+
+    def _furnish(self, folder: Path, plan: Plan) -> Plan:
+        """Make the folder, with a copy of the file to train on; nothing is left of it where that fails."""
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            raise RegistryError(f"There is an adapter {plan.name} already: choose another name.") from None
+        if plan.data.startswith(HUB):
+            return plan
+        try:
+            shutil.copyfile(plan.data, folder / DATA)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return replace(plan, data=Path(plan.data).name)
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Nobody else begins, stops or deletes a training meanwhile; what the system refuses is a RegistryError."""
+        with self._guard, _told(folder):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".lock", timeout=PATIENCE):
+                yield
+
+    def resume(self, name: str) -> Training:
+        """Go on with a training where it stood; without a checkpoint from the start. Raises Busy or RegistryError."""
+        folder = self.root / name
+        with self._alone(folder):
+            self._refuse_second()
+            if (found := self.get(name)) is None or not found.resumable:
+                raise RegistryError(f"There is nothing to go on with in {name}: start a new training.")
+            self._spawn(folder, Record.read(folder), resume=has_checkpoint(folder))
+        return self._training(folder)
+
+    def _refuse_second(self) -> None:
+        if other := self.active():
+            raise Busy(f"A training is under way ({other.name}): wait for its end or stop it first.")
+
+    def _spawn(self, folder: Path, record: Record, resume: bool = False) -> None:
+        Writer(folder / PROGRESS).phase("Starting")
+        record = replace(record, pid=0, asked=False, killed=False)
+        record.write(folder)  # first: whatever happens next, the folder is known
+        command = [*PROGRAM, *record.plan.command(folder), *["--resume"] * resume]
+        environment = os.environ | {"TQDM_MININTERVAL": "30", "PYTHONUNBUFFERED": "1"}
+        with (folder / OUTPUT).open("ab") as out:
+            child = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
+        self._children[folder.name] = child
+        _be_nice(child.pid)
+        replace(record, pid=child.pid).write(folder)
+
+    def stop(self, name: str) -> None:
+        """Ask a training to save a checkpoint and end; after a grace time it is killed. Raises RegistryError."""
+        folder = self.root / name
+        with self._alone(folder):
+            record = Record.read(folder)
+            if not self._alive(record, folder):
+                return
+            if not record.asked:
+                replace(record, asked=True).write(folder)
+                psutil.Process(record.pid).terminate()
+                threading.Thread(target=self._end, args=(record, folder), daemon=True, name="stop").start()
+
+    def _end(self, record: Record, folder: Path) -> None:
+        """Kill a process that does not end by itself."""
+        try:
+            psutil.Process(record.pid).wait(GRACE)
+        except psutil.TimeoutExpired:
+            if self._alive(record, folder):
+                replace(record, asked=True, killed=True).write(folder)  # first: a new process has a new record
+                psutil.Process(record.pid).kill()
+        except psutil.NoSuchProcess:
+            return
+
+    def delete(self, name: str) -> None:
+        """Remove a training with its adapter. Raises RegistryError while it is under way."""
+        with self._alone(self.root / name):
+            if (found := self.get(name)) is None:
+                return
+            if found.active:
+                raise RegistryError(f"{name} is under way: stop it first.")
+            self._tails.pop(name, None)
+            shutil.rmtree(found.folder)
+
+    def _training(self, folder: Path) -> Training:
+        progress = self._progress(folder)
+        try:
+            record = Record.read(folder)
+        except RegistryError as error:
+            return Training(folder.name, folder, State.DAMAGED, None, progress, reason=str(error))
+        state = self._state(record, folder, progress)
+        reason = "" if state is not State.DIED else KILLED if record.killed else last_words(folder)
+        return Training(folder.name, folder, state, record.plan, progress, record.created, reason)
+
+    def _progress(self, folder: Path) -> Progress:
+        return self._tails.setdefault(folder.name, Tail(folder / PROGRESS)).read()
+
+    def _state(self, record: Record, folder: Path, progress: Progress) -> State:
+        if self._alive(record, folder):
+            return State.STOPPING if record.asked else State.RUNNING
+        progress = self._progress(folder)  # again: it may have ended since it was read
+        if progress.ended and not progress.stopped:
+            return State.FINISHED
+        return State.STOPPED if progress.ended or (record.asked and not record.killed) else State.DIED
+
+    def _alive(self, record: Record, folder: Path) -> bool:
+        """Whether the process of a training runs: one with its number, and with its folder among its arguments, since
+        numbers are given again."""
+        child = self._children.get(folder.name)
+        if child is not None and child.pid == record.pid:
+            return child.poll() is None
+        try:
+            process = psutil.Process(record.pid)
+            return process.status() != psutil.STATUS_ZOMBIE and str(folder) in process.cmdline()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a training can go on where it stood."""
+    found = folder.glob("checkpoint*")  # heads name theirs after their kind; one that ends in .new is incomplete
+    return any(f.is_dir() and f.suffix != ".new" for f in found)
+
+
+def last_words(folder: Path) -> str:
+    """Why a training died, from the end of its output."""
+    try:
+        with (folder / OUTPUT).open("rb") as out:
+            out.seek(max(0, out.seek(0, os.SEEK_END) - 8192))
+            lines = out.read().decode("utf-8", errors="replace").replace("\r", "\n").splitlines()
+    except OSError:
+        lines = []
+    if errors := [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]:
+        return errors[-1]
+    return "It ended without a word, as when memory runs out or the machine is switched off."
+
+
+def _be_nice(pid: int) -> None:
+    try:
+        if os.name == "posix":
+            psutil.Process(pid).nice(QUIET)
+    except psutil.Error:  # it has ended already
+        return
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What the system refuses, as a sentence."""
+    try:
+        yield
+    except psutil.Error as error:
+        raise RegistryError(f"The process of {folder.name} can't be reached ({error}).") from error
+    except OSError as error:
+        raise RegistryError(
+            f"{folder} can't be written or read ({error.strerror or error}): free or unlock that folder, "
+            "or set SPECSTREAM_HOME to another one."
+        ) from error

@@ -1,0 +1,108 @@
+"""What a Trainer trains: a frozen base with streams, or with heads, behind one interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specstream.adapters.store import Card, Drafting
+from specstream.decoding.drafters import Drafter
+from specstream.model.introspection import FULL, SLIDING, Anatomy
+from specstream.model.masks import additive, windowed
+from specstream.model.target import Target
+from specstream.training.batches import IGNORE, Batch
+
+
+class Trainee(nn.Module, ABC):
+    """A frozen base and the weights that are trained, as one module whose forward gives the losses.
+
+    Only those weights are registered, so an optimiser, a checkpoint or a distributed wrapper sees nothing else.
+    ``ahead`` is how many tokens beyond the next one a batch must have targets for, ``drafting`` the number of loss
+    columns that belong to streams or heads, and ``checkpoint`` the name of the checkpoint's folder.
+    """
+
+    ahead: int
+    drafting: int
+    checkpoint: str
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        super().__init__()
+        self._anatomy = [anatomy]  # in a list: the base model must not become a submodule
+
+    @property
+    def anatomy(self) -> Anatomy:
+        return self._anatomy[0]
+
+    @property
+    @abstractmethod
+    def part(self) -> Drafting:
+        """The weights that are trained."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """Sums over the batch, ``[3, columns]``: cross-entropy in nats, tokens guessed right (top 1), tokens counted.
+
+        Column 0 is the main stream; where that is not trained it is counted in evaluation mode only.
+        """
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> Tensor:
+        """Tokens that each column counts ``[columns]``, without a forward pass."""
+
+    @abstractmethod
+    def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
+        """A target and a drafter for a run from ``ids``, which grow as it goes, with trees of ``budget`` nodes."""
+
+    def tuned(self) -> AbstractContextManager[Any]:
+        """Open while a run decodes: the base computes what it does with the trained weights loaded."""
+        return nullcontext()
+
+    @abstractmethod
+    def described(self, training: dict[str, Any], metrics: dict[str, Any], date: str) -> Card:
+        """The card, with how the weights were made."""
+
+    @abstractmethod
+    def save(self, folder: Path, card: Card) -> None:
+        """Write the weights and the card into an adapter's folder."""
+
+    @abstractmethod
+    def changed(self, before: Card) -> list[str]:
+        """What a checkpoint with this card has otherwise than this training."""
+
+    def in_vocabulary(self, targets: Tensor) -> Tensor:
+        """Targets as places in the draft vocabulary; IGNORE where a token is not in it."""
+        ids = self.part.vocabulary
+        if ids is None:
+            return targets
+        ids = ids.to(targets.device)
+        places = torch.searchsorted(ids, targets.clamp_min(0)).clamp_max(len(ids) - 1)
+        return places.where((ids[places] == targets) & (targets != IGNORE), IGNORE)
+
+
+def decoder_call(anatomy: Anatomy, batch: Batch) -> dict[str, Any]:
+    """The arguments of the model's decoder for a batch."""
+    floats = {t: additive(m, anatomy.dtype) for t, m in layer_masks(anatomy, batch).items()}
+    return {
+        "input_ids": batch.ids,
+        "attention_mask": floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]],
+        "position_ids": batch.positions,
+        "use_cache": False,
+    }
+
+
+def layer_masks(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
+    """The boolean mask of every layer type of the model, ``[B, L, L]``."""
+    masks = {FULL: batch.mask}
+    if anatomy.window:
+        masks[SLIDING] = windowed(batch.mask, batch.positions, batch.positions, anatomy.window)
+    return {t: masks[t] for t in set(anatomy.layer_types)}
+
+
+def rows_of(states: Tensor, index: Tensor) -> Tensor:
+    """The rows ``index`` ``[B, R]`` of states ``[B, L, hidden]``."""
+    return states.gather(1, index[:, :, None].expand(-1, -1, states.shape[-1]))

@@ -1,0 +1,136 @@
+"""Settings of a run as form fields, made from the words and limits in ``specstream.params``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Any
+
+import gradio as gr
+
+from specstream import params
+from specstream.params import Method, Sampling
+
+from ..state import methods
+from ..state.methods import Offer
+
+MAIN = ("max_new_tokens", "temperature", "budget")  # shown at once; the rest is folded away
+SHARED = ("max_new_tokens", "temperature", "seed")  # the same where several methods run
+WITHOUT_LIMITS = {
+    "stop": {"label": "Stop strings", "help": "The run ends where one of these appears; one to a line."},
+    "ignore_eos": {"label": "Ignore end of text", "help": "Go on after the model's own end of text."},
+}
+
+Key = tuple[str, str]  # (method name or "sampling", field name)
+
+
+@dataclass
+class Controls:
+    """The fields by where their value goes."""
+
+    parts: dict[Key, gr.components.Component]
+
+    def parse(self, values: Mapping[Any, Any], method: str) -> tuple[Method, Sampling]:
+        """The settings in the form. Raises ValueError with one sentence when a value is out of its limits."""
+        owned = {key: _value(part, values[part]) for key, part in self.parts.items()}
+        sampling = {name: value for (owner, name), value in owned.items() if owner == "sampling"}
+        mine = {name: value for (owner, name), value in owned.items() if owner == method}
+        return params.method(method, **mine), Sampling(**sampling)
+
+    def of_method(self) -> Iterator[tuple[str, gr.components.Component]]:
+        """Fields that belong to one method, with its name."""
+        return ((owner, part) for (owner, _), part in self.parts.items() if owner != "sampling")
+
+
+def _value(part: gr.components.Component, value: Any) -> Any:
+    """Texts (stop strings) are typed one to a line; everything else is as it is."""
+    return tuple((value or "").splitlines()) if isinstance(part, gr.Textbox) else value
+
+
+def layout(method: str) -> Controls:
+    """Lay out the fields: the main ones, then the rest in a fold. Of the methods' own fields ``method``'s are shown."""
+
+    def shown(owner: str) -> bool:
+        return owner in ("sampling", method)
+
+    parts: dict[Key, gr.components.Component] = {}
+    known = [("sampling", f) for f in fields(Sampling)]
+    known += [(name, f) for name, kind in params.METHODS.items() for f in fields(kind)]
+    main = [(owner, f) for owner, f in known if f.name in MAIN]
+    with gr.Row():
+        parts |= {(owner, f.name): component(f, shown(owner)) for owner, f in main}
+    rest = [(owner, f) for owner, f in known if f.name not in MAIN]
+    with gr.Accordion("More settings", open=False):
+        with gr.Row():
+            parts |= {(owner, f.name): component(f, shown(owner)) for owner, f in rest if f.metadata}
+        parts |= {(owner, f.name): component(f) for owner, f in rest if not f.metadata}
+    return Controls(parts)
+
+
+def each_method(title: str, defaults: Mapping[str, Any] | None = None) -> Controls:
+    """A fold with the settings that all methods share, then those of each method in a fold of its own.
+
+    ``defaults`` replace those of the shared settings, by name.
+    """
+    shared = {("sampling", f.name): f for f in fields(Sampling)}
+    with gr.Accordion(title, open=False):
+        with gr.Row():
+            parts = {key: component(f, default=(defaults or {}).get(f.name)) for key, f in shared.items()
+                     if key[1] in SHARED}  # fmt: skip
+        with gr.Accordion("More settings", open=False):
+            parts |= {key: component(f) for key, f in shared.items() if key not in parts}
+        for name, kind in params.METHODS.items():
+            if own := fields(kind):
+                with gr.Accordion(f"Settings of {kind.label}", open=False), gr.Row():
+                    parts |= {(name, f.name): component(f) for f in own}
+    return Controls(parts)
+
+
+def method_box(name: str) -> gr.Checkbox:
+    """The box that chooses a method where several run."""
+    return gr.Checkbox(True, label=params.METHODS[name].label, info=methods.does(name), interactive=True)
+
+
+def method_update(name: str, offer: Offer, wished: Collection[str]) -> Any:
+    """A method's box: as the visitor wished, or disabled with the reason."""
+    if reason := offer.reason(name):
+        return gr.update(value=False, interactive=False, info=reason)
+    return gr.update(value=name in wished, interactive=True, info=methods.does(name))
+
+
+def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:
+    """Remember what the visitor ticks. A box that is disabled meanwhile keeps its wish: the method may come back."""
+
+    def ticked(name: str) -> Callable[[list[str], bool], list[str]]:
+        return lambda before, now: [*(n for n in before if n != name), *([name] if now else [])]
+
+    for name, box in boxes.items():
+        box.input(ticked(name), [wished, box], wished, queue=False, show_progress="hidden", api_visibility="private")
+
+
+class Number(gr.Number):
+    """A number that its reader checks, in a sentence that names it.
+
+    gradio refuses one out of its limits before anybody reads it, in words that don't say which field is meant.
+    """
+
+    is_template = True  # for the browser it is gradio's own
+
+    @staticmethod
+    def raise_if_out_of_bounds(*limits: Any) -> None:
+        pass
+
+
+def component(f: Field[Any], visible: bool = True, default: Any = None) -> gr.components.Component:
+    """One field: its kind follows from the metadata. No sliders: they change what is typed out of their limits."""
+    default = f.default if default is None else default
+    meta: Mapping[str, Any] = f.metadata or WITHOUT_LIMITS[f.name]
+    shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200, "visible": visible}
+    if "choices" in meta:
+        return gr.Dropdown(list(meta["choices"]), value=default, **shown)
+    if isinstance(f.default, bool):
+        return gr.Checkbox(default, **shown)
+    if isinstance(f.default, tuple):
+        return gr.Textbox("\n".join(default), lines=2, max_lines=4, **shown)
+    limits = {"minimum": meta["min"], "maximum": meta["max"], "step": meta["step"]}
+    return Number(default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)

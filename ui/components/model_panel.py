@@ -1,0 +1,190 @@
+"""The model: what is loaded, and the form that loads another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from specstream.hub.catalogue import catalogue
+from specstream.hub.download import ModelError
+from specstream.model import memory
+
+from ..access_rules import Refused
+from ..html import render
+from ..jobs.engine_host import TOY, Busy, Engines, State
+
+ADAPTERS = ("auto", "none")
+NO_DRAFT = "none"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class ModelPanel:
+    """The parts of the panel."""
+
+    line: gr.HTML
+    fold: gr.Accordion
+    card: gr.HTML
+    model: gr.Dropdown
+    adapter: gr.Dropdown
+    device: gr.Dropdown
+    dtype: gr.Dropdown
+    draft: gr.Dropdown
+    load: gr.Button
+    unload: gr.Button
+    need: gr.HTML
+
+    def told(self, state: State) -> dict[Any, Any]:
+        """What the panel says of a state."""
+        card = render.model_card(state.info, memory_facts(state)) if state.info else ""
+        return {
+            self.line: gr.update(value=(words := line(state)), visible=bool(words)),
+            self.fold: gr.update(label=title(state)),
+            self.card: card,
+        }
+
+    def updates(self, state: State) -> dict[Any, Any]:
+        """What the panel says of a state, and what it offers then."""
+        return (
+            self.told(state)
+            | {
+                self.load: gr.update(interactive=not state.loading),
+                self.unload: gr.update(interactive=state.info is not None and not state.loading),
+            }
+            | ({self.adapter: gr.update(choices=adapter_choices(state.info.model))} if state.info else {})
+        )
+
+    @property
+    def parts(self) -> dict[str, gr.Dropdown]:
+        """The form's fields by what they choose."""
+        return {
+            "model": self.model,
+            "adapter": self.adapter,
+            "device": self.device,
+            "dtype": self.dtype,
+            "draft": self.draft,
+        }
+
+    def chosen(self, values: Mapping[Any, Any]) -> dict[str, str]:
+        """The choice in the form."""
+        return {name: str(values[part] or "") for name, part in self.parts.items()}
+
+    def show(self, choice: Mapping[str, str]) -> dict[Any, Any]:
+        """Put a choice into the form."""
+        return {part: choice[name] for name, part in self.parts.items() if name in choice}
+
+    @property
+    def choice(self) -> list[Any]:
+        return list(self.parts.values())
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.line, self.fold, self.card, self.load, self.unload, *self.choice]
+
+    def wire(self) -> None:
+        """Say what a model will need as soon as it is chosen."""
+        fields = [self.model, self.device, self.dtype]
+        for event in (self.fold.expand, *(field.change for field in fields)):
+            event(need_words, fields, self.need, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def request_unload(engines: Engines) -> Iterator[State]:
+    """Give the model's memory back and follow it."""
+    try:
+        engines.unload()
+    except (Busy, Refused) as no:
+        gr.Warning(str(no))
+    yield from engines.watch()
+
+
+def request_load(engines: Engines, choice: dict[str, str]) -> Iterator[State]:
+    """Start a load and follow it. One that is refused, or comes while another is under way, gets a warning."""
+    try:
+        engines.load(**choice)
+    except (Busy, Refused) as no:
+        gr.Warning(str(no))
+    yield from engines.watch()
+
+
+def need_words(model: str | None, device: str, dtype: str) -> str:
+    """What the chosen model will take, before it is loaded; why it can't run, where that is known."""
+    try:
+        if not model or model == TOY:
+            return ""
+        wanted, free = memory.need(model.strip(), device, dtype), memory.free(device)
+    except ModelError as error:
+        return render.status(str(error), "bad")
+    return render.memory_need(wanted, free)
+
+
+def memory_facts(state: State) -> list[tuple[str, str]]:
+    """What is used after a load, and what is left."""
+    if not state.used:
+        return []
+    used, free = memory.gigabytes(state.used), memory.gigabytes(state.free)
+    return [("Memory", f"the whole program uses {used}; {free} are free")]
+
+
+def adapter_choices(model: str) -> list[str]:
+    """What can be put on a model that is loaded, by name; imports torch, which the load has done before."""
+    from specstream.adapters.local import mine
+    from specstream.adapters.store import bundled
+
+    return [*dict.fromkeys([*ADAPTERS, *bundled(model), *mine(model)])]
+
+
+def title(state: State) -> str:
+    """A load under way, or what is loaded, for the fold's title: it is there always, so that nothing moves."""
+    if state.loading:
+        share = "" if state.fraction is None else f", {state.fraction:.0%}"
+        return f"Model: loading ({state.words}{share})"
+    return f"Model: {render.model_line(state.info) if state.info else 'none yet'}"
+
+
+def line(state: State) -> str:
+    """What the last load failed with; nothing when all is well."""
+    if state.error:
+        kept = " The model loaded before stays in use." if state.info else ""
+        return render.status(state.error + kept, "bad")
+    return ""
+
+
+def layout(engines: Engines) -> ModelPanel:
+    """Lay out the panel with the choice that is being loaded."""
+    chosen, anything = engines.choice, not engines.rules.models
+    known = [entry.name for entry in catalogue()] if anything else list(engines.rules.models)
+    names = list(dict.fromkeys([chosen["model"], *known, TOY]))
+    second = chosen.get("draft", NO_DRAFT)
+    status = gr.HTML(words := line(engines.state), visible=bool(words))
+    with gr.Accordion(title(engines.state), open=False) as fold:
+        card = gr.HTML()
+        with gr.Row():
+            model = gr.Dropdown(
+                names, value=chosen["model"], allow_custom_value=anything, label="Model", interactive=True,
+                info="A name from the list, a Hugging Face Hub id or a folder.",
+            )  # fmt: skip
+            adapter = gr.Dropdown(
+                list(dict.fromkeys([*ADAPTERS, chosen["adapter"]])), value=chosen["adapter"],
+                allow_custom_value=anything, label="Adapter", interactive=True,
+                info="The trained streams: auto, none, the name of a task or a folder.",
+            )  # fmt: skip
+            device = gr.Dropdown(
+                list(DEVICES), value=chosen["device"], label="Device", info="Where it computes.", visible=anything
+            )
+            dtype = gr.Dropdown(
+                list(DTYPES), value=chosen["dtype"], label="Number format", info="Of the weights.", visible=anything
+            )
+            draft = gr.Dropdown(
+                list(dict.fromkeys([NO_DRAFT, second, *known])), value=second, allow_custom_value=True,
+                label="Draft model", interactive=True, visible=anything,
+                info="A second, smaller model with the same tokenizer, to compare with: a name, a Hub id or a folder.",
+            )  # fmt: skip
+        need = gr.HTML()
+        with gr.Row():
+            load = gr.Button("Load", size="sm")
+            unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
+    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need)

@@ -1,0 +1,25 @@
+"""The player: a run's text, tree and steps in the browser, fed by ``ui.state.feed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+HERE = Path(__file__).parent
+SCRIPTS = ("words", "text", "tree", "detail", "walk")
+
+
+def player(value: str = "", elem_id: str | None = None) -> gr.HTML:
+    """A component that shows the messages of ``ui.state.feed`` live and lets the user walk through the steps.
+
+    Its value is a message as JSON text. Text from the model is set with textContent only. It fires ``select`` with
+    ``index`` when the user settles on a step. (A subclass would make gradio write a stub file beside this one.)
+    """
+    return gr.HTML(
+        value,
+        html_template=(HERE / "player.html").read_text(encoding="utf-8"),
+        js_on_load="\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
+        apply_default_css=False,
+        elem_id=elem_id,
+    )

@@ -1,0 +1,59 @@
+"""Whether the loaded adapter suits the chosen task, and the button that loads the one that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from specstream.info import EngineInfo
+
+from ..html import render
+from ..state.methods import mismatch
+
+Updates = dict[Any, Any]
+
+
+@dataclass
+class Suit:
+    """The hint's parts."""
+
+    group: gr.Row
+    words: gr.HTML
+    load: gr.Button
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.group, self.words, self.load]
+
+    def updates(self, task: str, info: EngineInfo | None, bundled: Callable[[str], Any]) -> Updates:
+        """The hint for a task, none where all is well. ``bundled`` gives a model's adapters by their tasks."""
+        words = mismatch(task, info) if info else ""
+        return {
+            self.group: gr.update(visible=bool(words)),
+            self.words: render.sentences([words] if words else []),
+            self.load: gr.update(visible=bool(words and info and task in bundled(info.model))),
+        }
+
+
+def hint(task: str, info: EngineInfo | None) -> str:
+    """The same sentence as HTML, for a tab without the button."""
+    words = mismatch(task, info) if info else ""
+    return render.sentences([words] if words else [])
+
+
+def layout() -> Suit:
+    """Lay out the hint, out of sight."""
+    with gr.Row(visible=False, elem_classes="ss-suit") as group:
+        words = gr.HTML(min_width=240)
+        load = gr.Button("Load the adapter for this task", size="sm", scale=0, min_width=240)
+    return Suit(group, words, load)
+
+
+def bundled(model: str) -> Any:
+    """The adapters of a model that is loaded, by their tasks; imports torch, which the load has done before."""
+    from specstream.adapters.store import bundled as known
+
+    return known(model)

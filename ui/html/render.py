@@ -1,0 +1,221 @@
+"""Stats, verdicts and loaded models as HTML. Pure functions without gradio; every text from outside is escaped here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from specstream.events import Agreement, Draft, Verdict
+from specstream.info import EngineInfo
+from specstream.model.memory import Need, gigabytes
+from specstream.params import Standard
+from specstream.stats import RunStats, counted
+
+from ..theme import DEEPEST, depth_class
+
+NOTHING = "–"
+PATH = re.compile(r"[/~.]|[A-Za-z]:[/\\]")  # how the path of a folder begins, and no name of a model
+KEYS = "Ctrl-Enter runs, Esc stops, ← and → step"
+
+WORDS = {
+    Agreement.IDENTICAL: ("good", "✓ Same text"),
+    Agreement.TIE: ("warn", "≈ Numerical tie"),
+    Agreement.MISMATCH: ("bad", "✗ Different text"),
+    Agreement.UNKNOWN: ("plain", "Not compared"),
+}
+
+
+def number(value: float | None, digits: int = 1, unit: str = "") -> str:
+    """A measured value for people, or a dash where nothing was measured."""
+    return NOTHING if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def status(text: str, tone: str = "plain") -> str:
+    """The one line that says what the page is doing. ``tone``: plain, busy, good, warn or bad."""
+    return f'<p class="ss-status ss-{escape(tone)}" role="status">{escape(text)}</p>'
+
+
+def legend(depths: int) -> str:
+    """What the colours of tokens mean, for trees of this many levels."""
+    items = [_swatch(0, "chosen by the model")]
+    shown = min(depths, DEEPEST)
+    for depth in range(1, shown + 1):
+        deeper = "+" if depth == DEEPEST and depths > DEEPEST else ""
+        items.append(_swatch(depth, f"drafted, depth {depth}{deeper}"))
+    items.append(f'<li class="ss-keys-hint">{KEYS}</li>')
+    return f'<ul class="ss-legend" aria-label="Colours of tokens">{"".join(items)}</ul>'
+
+
+def _swatch(depth: int, words: str) -> str:
+    return f'<li><span class="ss-tok {depth_class(depth)}">token</span> {escape(words)}</li>'
+
+
+def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) -> str:
+    """The four numbers of a run. The speed-up is shown only when it was measured."""
+    passes = f"{stats.steps + 1:,}" if stats.tokens else NOTHING
+    instead = f"instead of {stats.tokens:,}" if stats.tokens else "standard decoding: one for each token"
+    standard = baseline.tokens_per_second if baseline else None
+    tiles = (
+        ("Speed-up", number(speedup, 2, "×"), _speedup_words(stats, speedup)),
+        ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),
+        ("Tokens per step", number(stats.tokens_per_step, 2), "a step is one pass of the model; standard: 1"),
+        ("Passes of the model", passes, instead),
+    )
+    return f'<dl class="ss-tiles">{"".join(_tile(*tile) for tile in tiles)}</dl>'
+
+
+def _speedup_words(stats: RunStats, speedup: float | None) -> str:
+    if stats.method == Standard.name:
+        return "this is standard decoding, which counts as 1"
+    return "wall time of standard decoding / this run" if speedup else "measured once standard decoding has run"
+
+
+def tiles(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Numbers to read at a glance: a name, a value and a line that explains it each."""
+    return f'<dl class="ss-tiles">{"".join(_tile(*row) for row in rows)}</dl>'
+
+
+def _tile(label: str, value: str, words: str) -> str:
+    return (
+        f'<div class="ss-tile"><dt>{escape(label)}</dt><dd class="ss-value">{escape(value)}</dd>'
+        f'<dd class="ss-words">{escape(words)}</dd></div>'
+    )
+
+
+def acceptance(stats: RunStats, levels: int) -> str:
+    """Bars: of the drafted tokens that were compared at each depth, the share of steps that accepted one."""
+    rates = stats.acceptance_by_depth
+    count = max(levels, len(rates), 1)
+    rows = (_bar(d, rates[d - 1] if d <= len(rates) else None) for d in range(1, count + 1))
+    return f'<div class="ss-bars" role="group" aria-label="Acceptance by depth">{"".join(rows)}</div>'
+
+
+def _bar(depth: int, rate: float | None) -> str:
+    width = 0 if rate is None else round(100 * rate)
+    text = NOTHING if rate is None else f"{width} %"
+    return (
+        f'<div class="ss-bar"><span>depth {depth}</span><span class="ss-track">'
+        f'<span class="ss-fill {depth_class(depth)}" style="width:{width}%"></span></span>'
+        f'<span class="ss-num">{text}</span></div>'
+    )
+
+
+def verdict(found: Verdict | None) -> str:
+    """The badge that says whether the two outputs were the same, with its sentence."""
+    if found is None:
+        return ""
+    tone, words = WORDS[found.agreement]
+    return (
+        f'<div class="ss-verdict ss-{tone}" role="status"><strong>{escape(words)}</strong> '
+        f"<span>{escape(found.message)}</span></div>"
+    )
+
+
+def pending() -> str:
+    """What stands in the place of the badge while a run goes on."""
+    return '<div class="ss-verdict ss-plain">Whether both texts are the same is said here at the end.</div>'
+
+
+def model_card(info: EngineInfo, more: Iterable[tuple[str, str]] = ()) -> str:
+    """What is loaded, where it runs and why, ``more`` names and values, and what it can't do."""
+    adapter = f"{info.adapter}, {counted(info.gamma, 'stream')}" if info.gamma else "none (no streams)"
+    size = f"{_millions(info.draft_parameters)} parameters, {info.draft_bytes / 1e6:,.0f} MB"
+    draft_model = [("Draft model", f"{info.draft_model}, {size}")] if info.draft_bytes else []
+    rows = (
+        ("Model", f"{info.model}, {_millions(info.parameters)} parameters, from {info.source}"),
+        ("Adapter", f"{adapter}{_extra(info)}"),
+        *draft_model,
+        ("Device", f"{info.device}: {info.device_reason}"),
+        ("Number format", f"{info.dtype}: {info.dtype_reason}"),
+        *([("Passes", info.compiling)] if info.compiling else []),
+        ("Context", f"{info.context:,} tokens"),
+        *more,
+    )
+    return facts(rows) + sentences(info.notes)
+
+
+def memory_need(need: Need | None, free: int) -> str:
+    """What a model will take before it is loaded, and what is free (bytes)."""
+    there = f"{gigabytes(free)} are free."
+    if need is None:
+        return status(f"What this model needs is known once it is fetched. {there}")
+    full = f", and up to {gigabytes(need.cache)} more for a text of {need.context:,} tokens" if need.cache else ""
+    fits = "" if need.weights < free else " It will not fit: choose a smaller model, or unload the present one."
+    return status(f"The weights need {gigabytes(need.weights)}{full}. {there}{fits}", "bad" if fits else "plain")
+
+
+def _extra(info: EngineInfo) -> str:
+    return f", {_millions(info.extra_parameters)} extra parameters" if info.extra_parameters else ""
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
+
+
+def model_name(model: str) -> str:
+    """A model's name; of a folder the last part of its path, which would not fit on a line."""
+    return model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] if PATH.match(model) else model
+
+
+def model_line(info: EngineInfo) -> str:
+    """What is loaded in one line of plain text."""
+    adapter = f" + {model_name(info.adapter)}" if info.gamma else ", no adapter"
+    return f"{model_name(info.model)}{adapter} on {info.device}, {info.dtype}"
+
+
+def sentences(texts: Iterable[str]) -> str:
+    """Notes that a user should see, one paragraph each."""
+    return "".join(f'<p class="ss-note">{escape(text)}</p>' for text in texts)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values, one pair to a line."""
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
+    return f'<dl class="ss-facts">{body}</dl>'
+
+
+def conversation(turns: Sequence[tuple[str, str]], message: str | None = None) -> str:
+    """A chat, oldest turn first. ``message`` is one that is being answered."""
+    said = [text for turn in turns for text in (_said("You", turn[0]), _said("Model", turn[1]))]
+    if message is not None:
+        said += [_said("You", message), _said("Model", "The answer is being written below.", " ss-pending")]
+    if not said:
+        return '<p class="ss-note ss-plain">A conversation: each message is answered with all that was said before.</p>'
+    return f'<div class="ss-turns" role="log" aria-label="Conversation" tabindex="0"><ol>{"".join(said)}</ol></div>'
+
+
+def _said(who: str, text: str, more: str = "") -> str:
+    return (
+        f'<li class="ss-{who.lower()}{more}"><span class="ss-who">{who}</span>'
+        f'<div class="ss-said" dir="auto">{escape(text.strip())}</div></li>'
+    )
+
+
+def tree_rows(draft: Draft) -> tuple[float, ...]:
+    """Tidy vertical places of a draft's nodes, in rows.
+
+    Every leaf has a row of its own, a parent sits amid its children. Leaves are numbered in depth-first order, so edges
+    never cross and no two nodes of one depth are less than a row apart.
+    """
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(draft.parents):
+        children.setdefault(parent, []).append(node)
+    rows = [0.0] * len(draft)
+    leaves = 0
+    for node in _depth_first(children):
+        if node not in children:
+            rows[node] = float(leaves)
+            leaves += 1
+    for node in reversed(range(len(draft))):  # children come after their parents
+        if node in children:
+            rows[node] = (rows[children[node][0]] + rows[children[node][-1]]) / 2
+    return tuple(rows)
+
+
+def _depth_first(children: dict[int, list[int]]) -> Iterable[int]:
+    stack = list(reversed(children.get(-1, [])))
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(reversed(children.get(node, [])))

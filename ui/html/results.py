@@ -1,0 +1,151 @@
+"""Results of benchmarks as HTML. No gradio here; model text is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from html import escape
+from typing import Any
+
+from specstream.bench.prediction import fastest_tried
+from specstream.bench.tables import COLUMNS, SPEC_BENCH, differences
+from specstream.data.tasks import TASKS
+from specstream.params import METHODS
+from specstream.stats import counted
+
+from .render import model_name
+
+Report = Mapping[str, Any]
+
+
+def task_label(name: str | None) -> str:
+    """The task in words."""
+    if name == SPEC_BENCH:
+        return "Spec-Bench"
+    return TASKS[name].label if name in TASKS else "Prompts as they are"
+
+
+def progress(words: str, done: float, total: float, left: float | None) -> str:
+    """A bar with its words; the time left where it is known."""
+    share = round(100 * done / total) if total else 0
+    rest = "" if left is None else f", about {duration(left)} left"
+    return (
+        f'<div class="ss-progress"><span class="ss-words">{escape(words)}{rest}</span>'
+        f'<div class="ss-track" role="progressbar" aria-label="{escape(words)}" aria-valuenow="{share}" '
+        f'aria-valuemin="0" aria-valuemax="100"><span class="ss-fill d1" style="width:{share}%"></span></div></div>'
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min"
+
+
+def tables(reports: Sequence[Report]) -> str:
+    """A table of methods for each result that has one."""
+    return "".join(_table(report) for report in reports if report.get("rows"))
+
+
+def _table(report: Report) -> str:
+    rows = report["rows"]
+    heads = "".join(f'<th scope="col" title="{escape(c.words)}">{escape(c.heading)}</th>' for c in COLUMNS)
+    body = "".join(_row(row) for row in rows)
+    by_category = "".join(f"<li>{escape(words)}</li>" for words in _by_category(rows))
+    notes = by_category + "".join(f"<li>{escape(words)}</li>" for words in differences(rows))
+    name = escape(title(report))
+    return (
+        f'<section class="ss-card"><h3>{name}</h3><p class="ss-words">{escape(measured(report))}</p>'
+        f'<div class="ss-scroll" tabindex="0" role="region" aria-label="{name}"><table class="ss-grid">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{f'<ul class=ss-words>{notes}</ul>' if notes else ''}</section>"
+    )
+
+
+def _by_category(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each method, where the questions have categories."""
+    for row in rows[1:]:
+        if found := row["by_category"]:
+            parts = (f"{name} {_ratio(values['speedup'])}" for name, values in found.items())
+            yield f"{row['label']}, speed-up by category: {', '.join(parts)}."
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    name, *cells = (escape(column.cell(row)) for column in COLUMNS)
+    return f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+
+
+def title(report: Report) -> str:
+    """What was measured, and when."""
+    rows = report.get("rows")
+    count = f", {counted(rows[0]['prompts'], 'prompt')}" if rows else ", cost of a step"
+    return f"{task_label(report.get('task') or (rows[0]['task'] if rows else None))}{count}: {named(report)}"
+
+
+def named(report: Report) -> str:
+    """What tells results apart: the name of a file, or the time."""
+    return str(report.get("name") or str(report["time_utc"])[:16].replace("T", " "))
+
+
+def measured(report: Report) -> str:
+    """On what it was measured, in one line."""
+    adapter = f" + {model_name(report['adapter'])}" if report["adapter"] not in ("", "none") else ", no adapter"
+    parts = [
+        f"{model_name(report['model'])}{adapter}, {report['dtype']} on {report['device']}",
+        report["machine"]["processor"],
+    ]
+    if "repeats" in report:
+        most = report["sampling"]["max_new_tokens"]
+        parts += [
+            f"up to {counted(most, 'token')}",
+            "once each" if report["repeats"] == 1 else f"{report['repeats']} times each",
+        ]
+    parts += [f"torch {report['machine']['torch']}", f"commit {report['commit']}" if report["commit"] else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def recommendation(tuned: Mapping[str, Any] | None) -> str:
+    """The settings that are fastest here, what was predicted of them, and what they brought."""
+    if not tuned:
+        return ""
+    best = fastest_tried(tuned)
+    heading, first = _advice(tuned, best)
+    lines = [first, _predicted(tuned), *map(_tried, tuned["trials"][:1])]
+    body = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<section class="ss-card"><h3>{heading}</h3>{body}</section>'
+
+
+def _advice(tuned: Mapping[str, Any], best: Mapping[str, Any] | None) -> tuple[str, str]:
+    label = METHODS[tuned["method"]].label if tuned["method"] in METHODS else tuned["method"]
+    if best is None:
+        return "Standard decoding is faster on this machine", f"{label} gained nothing here, whatever its settings."
+    if best != tuned["settings"]:
+        return "Keep your settings", f"{label} was fastest with yours, not with those that were predicted."
+    return "Recommended on this machine", f"{label} with {', '.join(settings(tuned))}."
+
+
+def _predicted(tuned: Mapping[str, Any]) -> str:
+    found, given = tuned["predicted"], tuned["given"]
+    return (
+        f"Predicted for {', '.join(settings(tuned))}: {found['speedup']:.2f} times as fast as standard decoding, "
+        f"{found['tokens_per_step']:.2f} tokens per step at {found['step_cost']:.2f} times the cost of a step. "
+        f"For your settings: {given['speedup']:.2f} times."
+    )
+
+
+def _tried(trial: Mapping[str, Any]) -> str:
+    same = f"{trial['identical']} of {counted(trial['total'], 'text')} the same as standard decoding's"
+    return f"Tried on other prompts: {trial['measured']:.2f} times as fast, {same}."
+
+
+def settings(tuned: Mapping[str, Any]) -> list[str]:
+    """The chosen settings that shape the tree, in the words of the form."""
+    if tuned["method"] not in METHODS:
+        return []
+    shaping = [f for f in fields(METHODS[tuned["method"]]) if f.name in ("streams", "budget", "width", "depth")]
+    return [f"{f.metadata['label'].lower()} {tuned['settings'][f.name]}" for f in shaping]

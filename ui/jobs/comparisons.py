@@ -1,0 +1,122 @@
+"""Several methods on one prompt, measured one after the other by one thread, every run in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specstream.events import Event, Finished, Lane, Reason, Started, Step, Verdict
+from specstream.params import METHODS, Method, Sampling, Standard
+from specstream.stats import RunStats, summarize
+
+from ..state.feed import WITH_COPIES
+from .engine_host import Engines, sentence
+from .runs import Ask, ModelJob, Record
+
+WARM_UP = 4  # tokens that each method writes before it is measured, so that none pays for cold caches
+
+
+@dataclass(frozen=True)
+class Lap:
+    """The method being measured has written this many tokens."""
+
+    method: str
+    number: int
+    of: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method's measured run. ``verdict`` compares it with standard decoding, and is None for that itself."""
+
+    method: str
+    events: tuple[Event, ...]
+    verdict: Verdict | None = None
+    run: str = ""
+
+    @property
+    def label(self) -> str:
+        copies = any(event.copies for event in self.events if isinstance(event, Started))
+        return METHODS[self.method].label + (WITH_COPIES if copies else "")
+
+    @property
+    def stats(self) -> RunStats:
+        return summarize(self.events)
+
+    @property
+    def steps(self) -> list[Step]:
+        return [event for event in self.events if isinstance(event, Step)]
+
+    @property
+    def tail(self) -> str:
+        """Text that comes after the last token's."""
+        return "".join(event.tail for event in self.events if isinstance(event, Finished))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The model that runs, as plain values."""
+
+    info: Any
+
+
+class Contest(ModelJob):
+    """Measures ``methods`` after standard decoding. Its items: Notice, Prepared, Lap, Entry."""
+
+    ask: Ask
+
+    def __init__(
+        self, engines: Engines, runlog: Any, ask: Ask, methods: Sequence[Method], visitor: str | None = None
+    ) -> None:
+        super().__init__(engines, runlog, ask, visitor)
+        self._methods: list[Method] = [Standard(), *methods]
+        self._reference: list[Event] = []
+
+    def use(self, engine: Any) -> None:
+        self.put(Prepared(engine.info))
+        self._say_mismatch(engine, self.ask.task)
+        for number, method in enumerate(self._methods, 1):
+            if not self.stop.is_set():
+                self._measure(engine, method, number)
+
+    def _measure(self, engine: Any, method: Method, number: int) -> None:
+        ask = replace(self.ask, method=method)
+        prompt = engine.prompt(ask.task, ask.prompt)
+        short = replace(ask.sampling, max_new_tokens=min(WARM_UP, ask.sampling.max_new_tokens))
+        self.put(Lap(method.name, number, len(self._methods), 0))
+        for _ in engine.generate(prompt, method, short, self.stop.is_set):
+            pass
+        record = Record(self._runlog, self._say)
+        record.start(engine.info, ask, self._visitor)
+        try:
+            self._run(engine, prompt, ask, record, number)
+        except BaseException as error:
+            record.close(sentence(error))
+            raise
+        record.close(None)
+
+    def _run(self, engine: Any, prompt: str, ask: Ask, record: Record, number: int) -> None:
+        events: list[Event] = []
+        tokens = 0
+        for event in engine.generate(prompt, ask.method, ask.sampling, self.stop.is_set):
+            events.append(event)
+            record.add((Lane.METHOD, event))
+            tokens += len(event.tokens) if isinstance(event, Step) else 0
+            self.put(Lap(ask.method.name, number, len(self._methods), tokens))
+        if isinstance(last := events[-1], Finished) and last.reason is Reason.STOPPED:
+            return  # it stays in the log as far as it got, but there is nothing to compare
+        found = None if not self._reference else self._compare(engine, prompt, ask.sampling, events, record)
+        self._reference = self._reference or events
+        self.put(Entry(ask.method.name, tuple(events), found, record.run))
+
+    def _compare(self, engine: Any, prompt: str, sampling: Sampling, events: list[Event], record: Record) -> Verdict:
+        """The logged run gets the lane of standard decoding, too, so that it can be walked through like any other."""
+        from specstream.session import verdict  # imports torch: only now, in the worker
+
+        for event in self._reference:
+            record.add((Lane.BASELINE, event))
+        found = verdict(engine, prompt, sampling, events, self._reference)
+        record.add(found)
+        return found

@@ -1,0 +1,179 @@
+"""The one loaded engine: loaded in the background, lent to one run at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specstream.info import EngineInfo
+from specstream.model import memory
+
+from ..access_rules import OPEN, TOY, Rules
+from ..state.methods import Offer
+from . import zerogpu
+from .model_queue import Line, Place, Stopped
+
+__all__ = ["TOY", "Busy", "Engines", "NotLoaded", "State", "Stopped", "sentence"]
+log = logging.getLogger(__name__)
+LOAD, RUN = "load", "run"  # what a turn is for
+
+
+class NotLoaded(ValueError):
+    """There is no engine to run on; the message says why and what to do."""
+
+
+class Busy(ValueError):
+    """Another load is under way."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the page shows of the engine. ``error`` is the sentence of the last load that failed.
+
+    ``used`` and ``free`` are bytes of memory after the last load: of the whole program, and left on the device.
+    """
+
+    loading: bool = False
+    words: str = "No model is loaded."
+    fraction: float | None = None
+    info: EngineInfo | None = None
+    error: str = ""
+    used: int = 0
+    free: int = 0
+
+
+class Engines:
+    """Holds the engine. ``choice`` (model, adapter, device, dtype, draft) is what ``load`` without arguments loads.
+
+    Loads and runs stand in one line: a load waits for the runs before it, a run waits for a load.
+    """
+
+    def __init__(self, choice: dict[str, str], loader: Callable[..., Any] | None = None, rules: Rules = OPEN) -> None:
+        self.state = State()
+        self.choice = choice
+        self.rules = rules
+        self._loader = loader or load
+        self._engine: Any = None
+        self._line = Line()
+        self._guard = threading.Lock()  # held for a moment: only one load starts
+
+    @property
+    def offer(self) -> Offer:
+        """The methods that the page offers: all of them while another model or adapter is on its way."""
+        return Offer(None if self.state.loading else self.state.info, self.rules.demo)
+
+    def load(self, **choice: str) -> None:
+        """Start to load in the background. Raises Busy while another load is under way, Refused against the rules."""
+        if choice:  # what the page was started with needs no leave
+            self.rules.check_choice(**choice)
+        choice = {name: value.strip() for name, value in (choice or self.choice).items()}
+        self._begin(lambda: self._load(choice))
+
+    def unload(self) -> None:
+        """Give the model's memory back, in the background. Raises Busy and Refused as ``load``."""
+        self.rules.check_unload()
+        self._begin(self._unload)
+
+    def _begin(self, change: Callable[[], None]) -> None:
+        """Stand in line for a change of the engine, in a thread of its own."""
+        with self._guard:
+            if self.state.loading:
+                raise Busy("A model is being loaded already: wait until it is ready.")
+            self._set(loading=True, words="Starting", fraction=None, error="")
+            place = self._line.join(LOAD)
+        threading.Thread(target=self._change, args=(change, place), daemon=True, name="load").start()
+
+    def _change(self, change: Callable[[], None], place: Place) -> None:
+        with self._line.turn(place, threading.Event(), self._behind):
+            try:
+                change()
+            except Exception as error:
+                if not isinstance(error, ValueError):
+                    log.exception("loading failed")
+                self._set(loading=False, words="Loading failed", error=sentence(error))
+
+    def _load(self, choice: dict[str, str]) -> None:
+        self._engine = self._loader(progress=self._progress, **choice)
+        self.choice = choice
+        memory.give_back()  # of the model before, whose parts hold each other
+        free = memory.free(self._engine.info.device)
+        self._set(loading=False, words="Ready", info=self._engine.info, used=memory.used(), free=free)
+
+    def _unload(self) -> None:
+        self._engine = None
+        memory.give_back()
+        self._set(loading=False, words="No model is loaded.", info=None, used=0, free=0)
+
+    def _progress(self, words: str, fraction: float | None = None) -> None:
+        self._set(words=words, fraction=fraction)
+
+    def _set(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+
+    def watch(self, seconds: float = 0.25) -> Iterator[State]:
+        """The state now and whenever it changes, until nothing is being loaded."""
+        shown = None
+        wait = threading.Event()
+        while True:
+            state = self.state
+            if state != shown:
+                shown = state
+                yield state
+            if not state.loading:
+                return
+            wait.wait(seconds)
+
+    def _behind(self, ahead: int, purpose: str) -> None:
+        self._set(words=f"Waiting: {ahead} ahead of it")
+
+    @contextmanager
+    def lend(self, stop: threading.Event, say: Callable[[str], None]) -> Iterator[Any]:
+        """The engine, for this thread alone. ``say`` is told what is being waited for.
+
+        Raises Stopped when ``stop`` is set while waiting, NotLoaded without an engine.
+        """
+        with self._line.turn(self._line.join(RUN), stop, lambda ahead, purpose: say(waiting(ahead, purpose))):
+            if self._engine is None:
+                raise NotLoaded(self.state.error or "No model is loaded: choose one under Model and press Load.")
+            self._refresh()
+            yield self._engine
+
+    def _refresh(self) -> None:
+        """Take compiled layers as soon as they are built: between jobs, for a job compares runs with each other."""
+        before = self._engine.info
+        self._engine.refresh()
+        if self._engine.info != before:
+            self._set(info=self._engine.info)
+
+
+def waiting(ahead: int, purpose: str) -> str:
+    """What a run that waits tells its visitor."""
+    if purpose != LOAD:
+        return f"Waiting for the model: {ahead} ahead of you"
+    return "Waiting for the model to load" + (f", {ahead - 1} ahead of you" if ahead > 1 else "")
+
+
+def load(model: str, progress: Callable[..., None], **choice: str) -> Any:
+    """The engine of a choice; torch is imported here, in the thread that loads. Raises ValueError with one sentence."""
+    if model == TOY:
+        from specstream.testing.toy import load_toy
+
+        return load_toy()
+    import specstream
+
+    if zerogpu.ACTIVE:  # there the runs have a model of their own
+        choice["device"] = "cpu"
+    memory.check(model, choice.get("device", "auto"), choice.get("dtype", "auto"))
+    return specstream.load(model, progress=progress, **choice)
+
+
+def sentence(error: BaseException) -> str:
+    """One line for the page: our own errors speak for themselves, others are named."""
+    if isinstance(error, ValueError) and str(error):
+        return str(error)
+    first = (str(error).strip().splitlines() or ["no further details"])[0]
+    return f"Something went wrong ({type(error).__name__}: {first}). The details are in the terminal."

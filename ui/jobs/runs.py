@@ -1,0 +1,190 @@
+"""One thread for each run: it alone touches the model and the log, and never waits for the page."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from specstream.data.chat import Chat
+from specstream.events import Event, Lane, Verdict
+from specstream.params import Method, Sampling
+
+from ..state.methods import mismatch
+from . import zerogpu
+from .engine_host import Engines, Stopped, sentence
+from .job import Job
+
+log = logging.getLogger(__name__)
+
+
+class Wish(Protocol):
+    """What every job tells of what it was asked for: the rules look at it."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def sampling(self) -> Sampling: ...
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a visitor wants to run. ``prompt`` is the text as typed, which the task's template wraps."""
+
+    prompt: str
+    task: str
+    method: Method
+    sampling: Sampling
+    baseline: bool
+    chat: Chat | None = None  # the conversation that the prompt continues
+
+    @property
+    def characters(self) -> int:
+        """The length of what the visitor gave."""
+        return len(self.prompt) + (self.chat.characters if self.chat else 0)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A sentence for the status line; ``failed``: the run could not go on, ``lasting``: to be said at its end too."""
+
+    text: str
+    failed: bool = False
+    lasting: bool = False
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The run's number in the log."""
+
+    run: str
+
+
+Item = tuple[Lane, Event] | Verdict | Notice | Recorded
+
+
+def failure(error: Exception) -> Notice:
+    """The sentence of what went wrong; what is not ours is written to the terminal too."""
+    if not isinstance(error, ValueError):
+        log.exception("the run failed", exc_info=error)
+    return Notice(sentence(error), failed=True)
+
+
+class ModelJob(Job):
+    """A job that has the model to itself while it works. Subclasses write ``use``; what goes wrong becomes a Notice."""
+
+    def __init__(self, engines: Engines, runlog: Any, ask: Wish, visitor: str | None = None) -> None:
+        super().__init__()
+        self.ask = ask
+        self._engines, self._runlog, self._visitor = engines, runlog, visitor
+
+    @abstractmethod
+    def use(self, engine: Any) -> None:
+        """What is done with the model."""
+
+    def check(self) -> None:
+        """Raises Refused for what the rules do not allow: a form's own limits hold for its honest users only."""
+        self._engines.rules.check_run(len(self.ask.prompt), self.ask.sampling)
+
+    def work(self) -> None:
+        try:
+            self.check()
+            with self._engines.lend(self.stop, self._say) as engine:
+                self.use(engine)
+        except Stopped:
+            self._say("Stopped before it began")
+        except Exception as error:
+            self.put(failure(error))
+
+    def _say_mismatch(self, engine: Any, task: str) -> None:
+        """What is measured on a task that the adapter was not trained for is no measure of it."""
+        if words := mismatch(task, engine.info):
+            self._say(words, lasting=True)
+
+    def _say(self, words: str, lasting: bool = False) -> None:
+        self.put(Notice(words, lasting=lasting))
+
+
+class Run(ModelJob):
+    """One run of the Playground. Its items are notices, the number in the log, events and the verdict."""
+
+    ask: Ask
+    patience = 0.15  # a step of a large model may take seconds: Stop does not wait for it
+
+    def check(self) -> None:
+        """Of a chat everything that was said counts."""
+        self._engines.rules.check_run(self.ask.characters, self.ask.sampling)
+
+    def use(self, engine: Any) -> None:
+        self._say("Running")
+        ask = self.ask
+        info, items = self._session(engine)
+        first = next(items)  # refusals come before the first event: they are no runs, and not logged
+        record = Record(self._runlog, self._say)
+        record.start(info, ask, self._visitor)
+        if record.run:
+            self.put(Recorded(record.run))
+        try:
+            self._pass_on(first, record)
+            for item in items:
+                self._pass_on(item, record)
+        except BaseException as error:
+            record.close(sentence(error))
+            raise
+        record.close(None)
+
+    def _session(self, engine: Any) -> tuple[Any, Iterator[tuple[Lane, Event] | Verdict]]:
+        """The facts of the model that runs, and what the run gives."""
+        from specstream.session import run_session  # imports torch: only now, in the worker
+
+        ask = self.ask
+        if zerogpu.ACTIVE:
+            items = zerogpu.session(self._engines.choice, ask, self.stop.is_set)
+            return next(items), items
+        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat())
+        return engine.info, run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)
+
+    def _pass_on(self, item: tuple[Lane, Event] | Verdict, record: Record) -> None:
+        self.put(item)
+        record.add(item)
+
+
+class Record:
+    """Writes a run to the log. A log that can't be written costs the user a sentence, not the run."""
+
+    def __init__(self, runlog: Any, say: Callable[..., None]) -> None:
+        self.run = ""
+        self._runlog, self._say = runlog, say
+        self._recorder: Any = None
+
+    def start(self, info: Any, ask: Ask, visitor: str | None) -> None:
+        if self._runlog is not None:
+            settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
+            settings |= {"chat": ask.chat.to_dict()} if ask.chat else {}
+            self._try(self._begin, info, ask, settings, visitor)
+
+    def _begin(self, info: Any, ask: Ask, settings: dict[str, Any], visitor: str | None) -> None:
+        self._recorder = self._runlog.start(info, ask.prompt, ask.task, ask.method.name, settings, visitor=visitor)
+        self.run = str(self._recorder.run_id)
+
+    def add(self, item: tuple[Lane, Event] | Verdict) -> None:
+        if self._recorder is not None:
+            if isinstance(item, Verdict):
+                self._try(self._recorder.verdict, item)
+            else:
+                self._try(self._recorder.add, *item)
+
+    def close(self, error: str | None) -> None:
+        if self._recorder is not None:
+            self._try(self._recorder.close, error)
+
+    def _try(self, write: Callable[..., Any], *values: Any) -> None:
+        try:
+            write(*values)
+        except Exception as error:
+            log.exception("the log can't be written")
+            self._recorder = None
+            self._say(f"Not logged: {sentence(error)}", True)

@@ -1,0 +1,130 @@
+"""Logged runs as the Sessions tab shows them: rows of the table, facts, the walk-through, files. No gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from specstream.events import Agreement, Lane, Verdict
+from specstream.params import METHODS
+from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
+
+from ..html.render import NOTHING, model_name, number
+from .files import place
+from .view import View, replay
+
+HEADERS = (
+    "Star", "Started (UTC)", "Prompt", "Model", "Method", "Tokens", "Tokens/s", "Tokens/step", "Speed-up", "Outcome",
+    "Run",
+)  # fmt: skip
+WIDTHS = ("60px", "160px", "280px", "140px", "200px", "80px", "95px", "115px", "95px", "135px", "290px")
+SHOWN_PROMPT = 70  # characters of a prompt in the table
+OUTCOMES = {"identical": "identical", "tie": "numerical tie", "mismatch": "different"}
+
+
+def row(run: Mapping[str, Any]) -> list[str]:
+    """One run as a row of the table; its id is the last cell."""
+    return [
+        "★" if run["star"] else "",
+        run["started_utc"][:16].replace("T", " "),
+        shorten(run["prompt"]),
+        model_name(run["model"]),
+        method_label(run["method"]),
+        NOTHING if run["tokens"] is None else str(run["tokens"]),
+        number(run["tokens_per_second"]),
+        number(run["tokens_per_step"], 2),
+        number(run["speedup"], 2, "×"),
+        outcome(run),
+        run["id"],
+    ]
+
+
+def outcome(run: Mapping[str, Any]) -> str:
+    """How its text compares with that of standard decoding, or how the run ended."""
+    return OUTCOMES.get(run["agreement"], run["status"])
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text[: 4 * SHOWN_PROMPT].split())
+    return line if len(line) <= SHOWN_PROMPT else line[: SHOWN_PROMPT - 1] + "…"
+
+
+def method_label(name: str) -> str:
+    return METHODS[name].label if name in METHODS else name
+
+
+def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is known of a run, as names and texts."""
+    yield "Run", f"{run['id']}, {run['started_utc']}, {run['status']}"
+    yield from conversation((run["settings"] or {}).get("chat"))
+    yield "Prompt", run["prompt"]
+    yield "Task", run["task"] or "none"
+    yield "Model", model_words(run)
+    yield "Settings", ", ".join(f"{name} {value}" for name, value in flat(run["settings"]).items())
+    versions = (run["info"] or {}).get("versions", {})
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    if run["error"]:
+        yield "Error", run["error"]
+
+
+def model_words(run: Mapping[str, Any]) -> str:
+    """What it ran on, on one line."""
+    return f"{run['model']}, adapter {run['adapter']}, {run['device']}, {run['dtype']}"
+
+
+def flat(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings by name, without the groups that they are in. What was said before a message is no setting."""
+    out: dict[str, Any] = {}
+    for name, value in (values or {}).items():
+        if name != "chat":
+            out |= flat(value) if isinstance(value, Mapping) else {name: value}
+    return out
+
+
+def conversation(chat: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What was said before a chat's message."""
+    if chat and chat["system"]:
+        yield "System prompt", chat["system"]
+    if chat and chat["turns"]:
+        yield "Said before", "\n\n".join(f"You: {asked}\nModel: {replied}" for asked, replied in chat["turns"])
+
+
+def verdict(run: Mapping[str, Any]) -> Verdict | None:
+    """The verdict of a run; None for one that was cut off before."""
+    if not run["agreement"]:
+        return None
+    measured = (run[name] for name in ("position", "margin", "speedup"))
+    return Verdict(Agreement(run["agreement"]), run["compared"] or 0, run["message"] or "", *measured)
+
+
+def view(runlog: RunLog, run: Mapping[str, Any]) -> View:
+    """A logged run as the page shows a run."""
+    lanes = {lane: runlog.events(run["id"], lane) for lane in Lane}
+    note = f"From the log: run of {run['started_utc'][:16].replace('T', ' ')} UTC, {run['status']}."
+    return replay(run["id"], method_label(run["method"]), lanes, verdict(run), note)
+
+
+def export_run(runlog: RunLog, run: str, folder: Path) -> tuple[Path, Path]:
+    """Write a run as JSON lines and its steps as CSV; the two files."""
+    lines, table = place(folder, f"run-{run}.jsonl"), place(folder, f"run-{run}-steps.csv")
+    with lines.open("w", encoding="utf-8") as out:
+        write_jsonl(runlog, out, [run])
+    with table.open("w", encoding="utf-8", newline="") as out:
+        write_steps_csv(runlog, out, [run])
+    return lines, table
+
+
+def export_runs(runlog: RunLog, ids: Sequence[str], folder: Path, form: str) -> Path:
+    """Write these runs to one file. ``form``: jsonl, with every step, or csv, a row for each run."""
+    file = place(folder, f"runs-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.{form}")
+    with file.open("w", encoding="utf-8", newline="") as out:
+        (write_jsonl if form == "jsonl" else write_runs_csv)(runlog, out, ids)
+    return file
+
+
+def export_database(runlog: RunLog, folder: Path) -> Path:
+    """A consistent copy of the whole log."""
+    return snapshot(runlog, place(folder, "runs.db"))

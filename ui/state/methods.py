@@ -1,0 +1,96 @@
+"""The methods as the page offers them: always all, in one order; of one that can't run, what it needs. No gradio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specstream.data.tasks import TASKS
+from specstream.info import EngineInfo
+from specstream.params import METHODS, DraftModel, EarlyExit, Medusa, PromptLookup, Streaming
+
+ORDER = tuple(sorted(METHODS, key=lambda name: name != Streaming.name))  # streaming first
+NEEDS = {  # what a method needs beside the model, what is missing without it, and what to do
+    Streaming.name: (
+        "an adapter",
+        "The model has no trained streams",
+        "choose an adapter under Model, or train one under Fine-tune",
+    ),
+    Medusa.name: (
+        "heads",
+        "The loaded adapter has no Medusa heads",
+        "load one that has some, or train them under Fine-tune",
+    ),
+    EarlyExit.name: (
+        "an exit",
+        "The loaded adapter has no early exit that drafts",
+        "load one that has, or train it under Fine-tune",
+    ),
+    DraftModel.name: ("another model", "No second model is loaded", "choose a smaller one under Model, Draft model"),
+}
+NOT_HERE = "this demo can't load one, your own machine can"
+
+
+class CannotRun(ValueError):
+    """The chosen method can't run on the loaded model; the message says why and what to do."""
+
+
+def does(name: str) -> str:
+    """What a method does, in the words of its parameters."""
+    words = (METHODS[name].__doc__ or "").split(": ", 1)[-1].strip()
+    return words[:1].upper() + words[1:]
+
+
+def mismatch(task: str, info: EngineInfo) -> str:
+    """One sentence where the loaded adapter was trained for another task, else nothing."""
+    if task not in TASKS or task == info.task:
+        return ""
+    if not info.task:
+        return "No adapter is loaded: without one the model can't draft for itself."
+    trained = TASKS[info.task].label if info.task in TASKS else info.task
+    worse = "writes differently and drafts worse" if info.tuned else "drafts worse"
+    return f"The loaded adapter was trained for “{trained}”: on other tasks the model {worse}."
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the page offers on the loaded model; all while ``info`` is None. A ``demo`` trains and adds nothing."""
+
+    info: EngineInfo | None = None
+    demo: bool = False
+
+    def reason(self, name: str) -> str:
+        """One sentence where a method can't run; empty where it can."""
+        if self.info is None or name not in self.info.unavailable:
+            return ""
+        if not self._lacks_parts(name):
+            return self.info.unavailable[name]
+        _, missing, remedy = NEEDS[name]
+        return f"{missing}: {NOT_HERE if self.demo else remedy}."
+
+    def _lacks_parts(self, name: str) -> bool:
+        """Whether it is for want of something beside the model: else prompt lookup, which needs nothing, would run."""
+        return name in NEEDS and self.info is not None and PromptLookup.name not in self.info.unavailable
+
+    def label(self, name: str) -> str:
+        """What a method is called, with what it lacks."""
+        if not self.reason(name):
+            return METHODS[name].label
+        lack = f"needs {NEEDS[name][0]}" if self._lacks_parts(name) else "not with this model"
+        return f"{METHODS[name].label} ({lack})"
+
+    def words(self, name: str) -> str:
+        """What a method does, or why it can't."""
+        return self.reason(name) or does(name)
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Labels and names of all methods."""
+        return [(self.label(name), name) for name in ORDER]
+
+    def fitting(self, chosen: str) -> str:
+        """The chosen method where it can run, else the first that can."""
+        return next(name for name in (chosen, *ORDER) if not self.reason(name))
+
+    def check(self, name: str) -> None:
+        """Raises CannotRun for a method that can't run."""
+        if why := self.reason(name):
+            raise CannotRun(why)

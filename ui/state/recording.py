@@ -1,0 +1,48 @@
+"""The recorded run that the page shows before any model is loaded. Made by docs/scripts/record_run.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specstream.events import Agreement, Lane, Verdict, from_dict
+from specstream.info import EngineInfo
+from specstream.params import METHODS
+
+from .view import View, replay
+
+FILE = Path(__file__).parents[2] / "assets" / "recorded_run.json"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run as it was recorded, with where and when."""
+
+    values: dict[str, Any]
+
+    @property
+    def info(self) -> EngineInfo:
+        """The model that ran."""
+        return EngineInfo(**self.values["info"])
+
+    @property
+    def about(self) -> str:
+        """One sentence that says that nothing is computed here."""
+        info = self.info
+        where = f"{self.values['processor']}, {self.values['recorded']}"
+        return f"Recording: {info.model} with the {info.adapter} adapter, made on {where}. Nothing is computed now."
+
+    def view(self) -> View:
+        """The run as the page shows a run."""
+        lanes = {lane: [from_dict(event) for event in self.values["lanes"][str(lane)]] for lane in Lane}
+        found = self.values["verdict"] | {"agreement": Agreement(self.values["verdict"]["agreement"])}
+        view = replay("recording", METHODS[self.values["method"]].label, lanes, Verdict(**found), self.about)
+        view.words, view.tone = "This is a recorded run: press Play to watch it, or Run to make your own.", "plain"
+        return view
+
+
+def load() -> Recording:
+    """Read the file that comes with the program."""
+    return Recording(json.loads(FILE.read_text(encoding="utf-8")))

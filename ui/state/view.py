@@ -1,0 +1,127 @@
+"""What the page knows of one run: a fold over what the worker sends, or over a logged run. Pure, no gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
+from specstream.stats import RunStats, counted
+
+from ..jobs.runs import Item, Notice, Recorded
+from .feed import Feed
+
+ENDS = {
+    Reason.EOS: "the model ended the text",
+    Reason.STOP_STRING: "a stop string appeared",
+    Reason.LENGTH: "the token limit was reached",
+    Reason.CONTEXT: "the end of the model's context was reached",
+    Reason.STOPPED: "stopped by you",
+    Reason.ERROR: "an error ended the run",
+}
+
+
+@dataclass
+class View:
+    """The state of a run: its feed, the steps and stats of each lane, the verdict and the words of the status line.
+
+    ``steps`` are those of the method, ``plain`` those of standard decoding.
+    """
+
+    feed: Feed
+    stats: dict[Lane, RunStats] = field(default_factory=lambda: {lane: RunStats() for lane in Lane})
+    steps: list[Step] = field(default_factory=list)
+    plain: list[Step] = field(default_factory=list)
+    verdict: Verdict | None = None
+    words: str = "Starting"
+    tone: str = "busy"
+    log_id: str = ""
+    tail: str = ""
+    warning: str = ""
+
+    def add(self, item: Item) -> None:
+        """Take in one item."""
+        if isinstance(item, Notice):
+            self.words, self.tone = item.text, "bad" if item.failed else "busy"
+            self.warning = item.text if item.lasting else self.warning
+        elif isinstance(item, Recorded):
+            self.log_id = item.run
+        elif isinstance(item, Verdict):
+            self.verdict = item
+        else:
+            self._event(*item)
+
+    def _event(self, lane: Lane, event: Event) -> None:
+        self.feed.add(lane, event)
+        self.stats[lane].add(event)
+        if isinstance(event, Step):
+            self.words = "Writing" if lane is Lane.METHOD else "Measuring standard decoding on the same prompt"
+            (self.steps if lane is Lane.METHOD else self.plain).append(event)
+        elif isinstance(event, Finished):
+            self.tail = event.tail if lane is Lane.METHOD else self.tail
+            if event.message:
+                self.words, self.tone = event.message, "bad"
+
+    def close(self, stopped: bool = False) -> None:
+        """No more items come: the status line says how the run ended, and what else the user must know.
+
+        ``stopped``: the user asked for it, and did not wait for the step that was under way.
+        """
+        self._conclude(stopped)
+        if self.warning and self.warning not in self.words:
+            self.words = f"{self.words}. {self.warning}"
+
+    def _conclude(self, stopped: bool) -> None:
+        ours, plain = self.stats[Lane.METHOD], self.stats[Lane.BASELINE]
+        if self.tone != "busy":
+            return
+        if ours.reason is None:
+            self.tone = "plain"
+            if stopped and self.steps:
+                self.words = f"Done: {ENDS[Reason.STOPPED]}, {counted(ours.tokens, 'token')}"
+            elif stopped and ours.method:  # begun: in a line of waiting visitors the words say so already
+                self.words = "Stopped by you before the first token"
+        elif plain.reason is Reason.STOPPED or (stopped and self.plain and plain.reason is None):
+            self.words, self.tone = "Stopped by you while standard decoding was measured", "plain"
+        else:
+            self.words = f"Done: {ENDS[ours.reason]}, {counted(ours.tokens, 'token')}"
+            self.tone = "plain" if ours.reason is Reason.STOPPED else "good"
+
+    @property
+    def text(self) -> str:
+        """The text that the method wrote."""
+        return "".join(token.text for step in self.steps for token in step.tokens) + self.tail
+
+    @property
+    def whole(self) -> bool:
+        """Whether the method wrote to the end: neither stopped nor broken off."""
+        return self.stats[Lane.METHOD].reason not in (None, Reason.STOPPED, Reason.ERROR)
+
+    @property
+    def baseline(self) -> RunStats | None:
+        """Stats of standard decoding, once it has begun."""
+        stats = self.stats[Lane.BASELINE]
+        return stats if stats.tokens else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Measured, or None."""
+        return self.verdict.speedup if self.verdict else None
+
+
+def replay(
+    run: str, title: str, lanes: Mapping[Lane, Iterable[Event]], verdict: Verdict | None, note: str = ""
+) -> View:
+    """The view of a logged run. ``note`` is a sentence that says what kind of run it is."""
+    view = View(Feed(run, title, note), verdict=verdict)
+    for lane, events in lanes.items():
+        for event in events:
+            view.add((lane, event))
+    view.close()
+    return view
+
+
+def root_text(steps: list[Step], index: int) -> str:
+    """The newest committed token before the step at this place in the list: the root of its tree."""
+    texts = [token.text for step in steps[:index] for token in step.tokens]
+    return texts[-1] if texts else ""

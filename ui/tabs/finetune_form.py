@@ -1,0 +1,375 @@
+"""What to train: the form of the Fine-tune tab, and the check of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from specstream.data.checks import MOST_HELD_OUT, Checked, check_file
+from specstream.data.datasets import HUB
+from specstream.data.tasks import TASKS, task
+from specstream.hub.catalogue import DEFAULT, catalogue, layer_count
+from specstream.model import memory
+from specstream.stats import counted
+from specstream.training.config import Config
+from specstream.training.jobs import Plan, Registry
+
+from ..components import controls
+from ..components.model_panel import adapter_choices
+from ..html import render
+from ..html import training as trainview
+from ..jobs.engine_host import TOY, Engines
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+PUBLIC, OWN = "public", "own"
+SOURCES = [("The public dataset of the task", PUBLIC), ("A file of my own (JSONL)", OWN)]
+MODES = [
+    ("Shared: tune the model for the task, together with its streams", "shared"),
+    ("Lossless: leave the model as it is, and train only the drafting", "lossless"),
+    ("Medusa heads: another way to draft, beside an adapter", "medusa"),
+    ("Early exit: the first layers draft, beside an adapter", "exit"),
+]
+MODE_WORDS = {
+    "shared": "The model learns to answer like the examples, and drafts best. Its texts change by that.",
+    "lossless": "Every text stays, word for word, what the model writes today. It first answers the prompts itself, "
+    "and its streams learn from these answers: that comes on top of the minutes.",
+    "medusa": "A head for each token ahead, to compare with streams. A copy of the adapter gets the heads.",
+    "exit": "The first layers draft through a small map, to compare. A copy of the adapter gets the map.",
+}
+BESIDE = ("medusa", "exit")  # modes that train something for an adapter that there is
+BARE = "none"  # no adapter: the model as it is
+MAIN = ("gamma", "lora_rank")
+MORE = (
+    "layers", "start_rank", "pair_rank", "exit_rank", "draft_vocabulary", "alpha", "batch", "lr", "validate_every",
+    "probes", "seed",
+)  # fmt: skip
+STREAMS_ONLY = ("lora_rank", "start_rank", "pair_rank", "alpha")
+LEFT_OUT = {"medusa": (*STREAMS_ONLY, "layers", "exit_rank"), "exit": (*STREAMS_ONLY, "gamma")}  # mean nothing there
+MINUTES = 20.0  # of a training, as it comes
+HERE = {"validate_every": 50, "probes": 4}  # where the page's defaults are not those of the command line
+WORDS = {  # plainer than those of the command line, which trains other things too
+    "gamma": "How many tokens ahead the model drafts: a stream for each.",
+    "lora_rank": "Size of what is learned on the model's layers (LoRA): more learns more and costs more; 0: nothing.",
+    "layers": "How many of the top layers carry streams: more draft better and cost more.",
+    "start_rank": "Size of the map that begins a stream; 0: none.",
+    "pair_rank": "Size of the map that weighs a drafted token by the one above it; 0: none.",
+    "exit_rank": "Size of the early exit that drops unlikely drafts; 0: none.",
+}
+OTHER_WORDS = {  # of settings that mean something else in a mode
+    ("medusa", "gamma"): "How many tokens ahead the heads draft: a head for each.",
+    ("exit", "layers"): "How many of the first layers draft: more draft better and cost more.",
+    ("exit", "exit_rank"): "Size of the map behind them; 0: the full size.",
+}
+MOST_ANSWERS = 500  # prompts that a model answers itself, as it comes
+OWNER = """() => {
+  let key = localStorage.getItem("specstream-owner");
+  if (!key) {
+    key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    localStorage.setItem("specstream-owner", key);
+  }
+  return key;
+}"""
+Updates = dict[Any, Any]
+
+
+@dataclass
+class Form:
+    """What to train."""
+
+    model: gr.Dropdown
+    task: gr.Dropdown
+    source: gr.Radio
+    file: gr.File
+    mode: gr.Radio
+    start: gr.Dropdown
+    top: gr.Checkbox
+    answers: gr.Number
+    name: gr.Textbox
+    settings: dict[str, gr.components.Component]
+    hint: gr.HTML
+    owner: gr.Textbox
+
+    @property
+    def inputs(self) -> set[Any]:
+        own = [self.model, self.task, self.source, self.file, self.mode, self.start, self.top]
+        return {*own, self.answers, self.name, self.owner, *self.settings.values()}
+
+    @property
+    def changes(self) -> list[Any]:
+        """Whatever the visitor corrects."""
+        typed = [self.name.change, self.answers.change, *(part.change for part in self.settings.values())]
+        picked = [part.input for part in (self.model, self.task, self.source, self.mode, self.top)]
+        return [*picked, *typed, self.file.change, self.start.change]
+
+    def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
+        """What the form asks for. Raises ValueError with one sentence."""
+        checked, config, base = self.check(values), self.config(values), self.base(values)
+        memory.check(base, "auto", "float32")
+        options = changed(config) | {"hold_out": checked.held_out if checked else MOST_HELD_OUT}
+        if config.mode in BESIDE and values[self.start] != BARE:
+            options["start"] = values[self.start]
+        if self.own_answers(values):
+            limit = whole(values[self.answers])
+            options |= {"targets": "self", "limit": limit, "hold_out": min(options["hold_out"], limit // 10)}
+        name = (values[self.name] or "").strip() or registry.free_name(wish(values[self.task], config.mode))
+        data = str(values[self.file]) if checked else HUB + task(values[self.task]).hub
+        return Plan(name, base, values[self.task], config.mode, data, config.minutes,
+                    values[self.owner] or "", options)  # fmt: skip
+
+    def base(self, values: Mapping[Any, Any]) -> str:
+        """The base model; a folder by its whole path. Raises ValueError where none is named."""
+        model = (values[self.model] or "").strip()
+        if not model or model == TOY:
+            raise ValueError(
+                "The toy model can't be trained: choose a base model." if model else "Choose a base model."
+            )
+        folder = Path(model).expanduser()
+        return str(folder.resolve()) if folder.is_dir() else model
+
+    def config(self, values: Mapping[Any, Any]) -> Config:
+        """The settings. Raises ValueError for one out of its limits, those of the model among them."""
+        tuned = "top" if values[self.top] and values[self.mode] == "shared" else "all"
+        given = {name: values[part] for name, part in self.settings.items()}
+        config = Config(mode=values[self.mode], tuned_layers=tuned, **given)
+        if not config.minutes:
+            raise ValueError("Minutes must be above 0: say how long to train.")
+        if "layers" not in LEFT_OUT.get(config.mode, ()):
+            check_layers(self.base(values), config)
+        return config
+
+    def own_answers(self, values: Mapping[Any, Any]) -> bool:
+        """Whether the model's own answers are learned: where its texts are not those of the examples.
+
+        Raises AdapterError where there is no such adapter.
+        """
+        if not task(values[self.task]).outputs or values[self.mode] == "lossless":
+            return True
+        return values[self.mode] in BESIDE and not tuned_by(values[self.start], self.base(values))
+
+    def check(self, values: Mapping[Any, Any]) -> Checked | None:
+        """A look at every row of an own file; None for a public dataset. Raises ValueError with one sentence."""
+        chosen = task(values[self.task])
+        if values[self.source] == PUBLIC:
+            check_public(chosen.label, chosen.hub)
+            return None
+        if not values[self.file]:
+            raise ValueError("No file is chosen: upload a JSONL file, one JSON object a line.")
+        found = check_file(
+            Path(values[self.file]), chosen, answers=bool(chosen.outputs) and not self.own_answers(values)
+        )
+        if found.bad:
+            raise BadRows(found)
+        if not found.rows:
+            raise ValueError("The file holds no rows: upload a JSONL file, one JSON object a line.")
+        return found
+
+    def expected(self, values: Mapping[Any, Any], registry: Registry) -> str:
+        """What is wrong with the form, or what to expect of it."""
+        try:
+            checked, config, model = self.check(values), self.config(values), self.base(values)
+            more = trainview.expectation(registry, model, config)
+        except BadRows as bad:
+            return render.status(str(bad), "bad") + render.sentences(trainview.unusable(bad.checked))
+        except ValueError as error:
+            return render.status(str(error), "bad")
+        rows = trainview.usable(checked) if checked else public_words(values[self.task])
+        return render.status(rows, "good" if checked else "plain") + render.status(more)
+
+
+class BadRows(ValueError):
+    """Rows of a file can't be trained on."""
+
+    def __init__(self, checked: Checked) -> None:
+        total = checked.rows + checked.bad
+        super().__init__(f"{checked.bad:,} of {counted(total, 'row')} can't be used: nothing was begun.")
+        self.checked = checked
+
+
+def check_public(label: str, hub: str) -> None:
+    """Raises ValueError where a task has no public dataset, or the library that fetches them is missing."""
+    if not hub:
+        raise ValueError(f"{label} has no public dataset: upload a file of your own, with a prompt in each row.")
+    if importlib.util.find_spec("datasets") is None:
+        raise ValueError(
+            "Public datasets need the package datasets (pip install -r requirements-extra.txt): install it, "
+            "or upload a file of your own."
+        )
+
+
+def public_words(name: str) -> str:
+    """Where a public dataset comes from."""
+    chosen = TASKS[name]
+    return (
+        f"{chosen.hub} ({chosen.licence}) comes from the Hugging Face Hub and is fetched once. "
+        "Without a network, upload a file of your own."
+    )
+
+
+def whole(value: Any) -> int:
+    """A number of prompts. Raises ValueError for anything else."""
+    if not isinstance(value, int | float) or value != int(value) or not 1 <= value <= 1_000_000:
+        raise ValueError(f"Prompts to answer must be a whole number from 1 to 1,000,000, not {value!r}.")
+    return int(value)
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The settings that are not those of the command line, without those that mean nothing in the mode."""
+    known = {f.name: f.default for f in fields(Config)}
+    names = [n for n in (*MAIN, *MORE, "tuned_layers") if n not in LEFT_OUT.get(config.mode, ())]
+    return {n: getattr(config, n) for n in names if getattr(config, n) != known[n]}
+
+
+def check_layers(model: str, config: Config) -> None:
+    """Raises ValueError for more layers than the model has; an exit leaves one at least above it."""
+    have = layer_count(model)
+    most = have - (config.mode == "exit")
+    if have and config.layers > most:
+        raise ValueError(f"{model} has {counted(have, 'layer')}: choose 1 to {most} for Layers, not {config.layers}.")
+
+
+def tuned_by(adapter: str, model: str) -> bool:
+    """Whether an adapter was tuned to answer like the examples. Imports torch: for a handler's thread.
+
+    Raises AdapterError where there is no such adapter.
+    """
+    from specstream.adapters import store
+
+    folder = store.find(adapter, model)
+    return folder is not None and store.read_card(folder).tuning[0] > 0
+
+
+def wish(name: str, mode: str) -> str:
+    """What a new adapter is called where its name is free."""
+    return f"my-{name}" + (f"-{mode}" if mode in BESIDE else "")
+
+
+def layout(engines: Engines) -> Form:
+    """Lay out the form."""
+    loaded = engines.choice["model"]
+    names = list(dict.fromkeys([loaded if loaded != TOY else DEFAULT, *(entry.name for entry in catalogue())]))
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            model = gr.Dropdown(
+                names, value=names[0], allow_custom_value=True, label="Base model", interactive=True,
+                info="A name from the list, a Hugging Face Hub id or a folder.",
+            )  # fmt: skip
+            tasks = gr.Dropdown(
+                [(t.label, name) for name, t in TASKS.items()], value="e2e", label="Task", interactive=True,
+                info="What the examples look like, and how each is wrapped before the model sees it.",
+            )  # fmt: skip
+            source = gr.Radio(
+                SOURCES, value=PUBLIC, label="Examples", info=columns("e2e", answers=True), interactive=True
+            )
+            file = gr.File(
+                label="JSONL file", file_types=[".jsonl"], visible=False, height=140, elem_classes="ss-upload"
+            )
+        with gr.Column(scale=2, min_width=320):
+            mode = gr.Radio(MODES, value="shared", label="Mode", info=MODE_WORDS["shared"], interactive=True)
+            start = gr.Dropdown(
+                [BARE], value=BARE, allow_custom_value=True, label="Adapter", interactive=True, visible=False,
+                info="What they are trained for, by name; none: the model without an adapter.",
+            )  # fmt: skip
+            settings: dict[str, gr.components.Component] = {
+                "minutes": controls.Number(
+                    MINUTES, minimum=0.1, step=1, label="Minutes", interactive=True,
+                    info="How long to train. You can stop at any time and go on later.",
+                )
+            }  # fmt: skip
+            settings |= {n: _setting(n) for n in MAIN}
+    with gr.Accordion("More settings", open=False), gr.Row():
+        settings |= {n: _setting(n) for n in MORE}
+        answers = controls.Number(
+            MOST_ANSWERS, precision=0, minimum=1, label="Prompts to answer", interactive=True, min_width=200,
+            info="Where the model's own answers are learned: how many prompts it answers first.",
+        )  # fmt: skip
+        top = gr.Checkbox(
+            False, label="Train the top layers only (quicker)", interactive=True, min_width=200,
+            info="The model learns in the layers that carry streams; those below stay as they are.",
+        )  # fmt: skip
+        name = gr.Textbox(
+            label="Name", placeholder="my-e2e", interactive=True, min_width=200, info="Of the adapter, for the lists."
+        )
+    hint = gr.HTML(render.status(public_words("e2e")))
+    owner = gr.Textbox(visible=False)
+    return Form(model, tasks, source, file, mode, start, top, answers, name, settings, hint, owner)
+
+
+def _setting(name: str) -> gr.components.Component:
+    f = next(f for f in fields(Config) if f.name == name)
+    part = controls.component(f, default=HERE.get(name))
+    part.info = _words(name, "shared")
+    return part
+
+
+def _words(name: str, mode: str) -> str:
+    """What a setting does, in a mode."""
+    help = next(f.metadata["help"] for f in fields(Config) if f.name == name)
+    return OTHER_WORDS.get((mode, name)) or WORDS.get(name, help)
+
+
+def columns(name: str, answers: bool) -> str:
+    """What each row of a file must hold; ``answers`` are needed unless the model's own are learned."""
+    chosen = TASKS[name]
+    wanted = [*chosen.inputs, *(chosen.outputs[:1] if answers else ())]
+    *first, last = wanted
+    return f"Each row has {', '.join(first) + ' and ' if first else ''}{last}, as texts."
+
+
+def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
+    """What is asked for is checked as it is put together."""
+    demo.load(None, None, form.owner, js=OWNER, api_visibility="private")
+
+    def asked(values: dict[Any, Any]) -> Updates:
+        mode, start = values[form.mode], begun_with(form, values)
+        answers = needs_answers(form, values | {form.start: start[form.start].get("value", BARE)})
+        return {
+            form.file: gr.update(visible=values[form.source] == OWN),
+            form.source: gr.update(info=columns(values[form.task], answers)),
+            form.mode: gr.update(info=MODE_WORDS[mode]),
+            form.name: gr.update(placeholder=registry.free_name(wish(values[form.task], mode))),
+            form.top: gr.update(visible=mode == "shared"),
+            **shown(form, mode),
+            **start,
+        }
+
+    def expected(values: dict[Any, Any]) -> Updates:  # apart from the rest: it reads files, and imports torch once
+        return {form.hint: form.expected(values, registry)}
+
+    kind = [form.task.input, form.source.input, form.mode.input]
+    numbers = [form.settings[name].change for name in ("minutes", "batch", "layers")]
+    amount = [form.model.input, form.file.change, form.start.change, *numbers]
+    changing = [form.file, form.source, form.mode, form.name, form.top, form.start, *form.settings.values()]
+    gr.on([*kind, form.model.input], asked, form.inputs, changing, queue=False, **QUIET)
+    gr.on([*kind, *amount], expected, form.inputs, form.hint, trigger_mode="always_last", **QUIET)
+
+
+def shown(form: Form, mode: str) -> Updates:
+    """The settings that mean something in a mode, in the words of the mode."""
+    return {
+        part: gr.update(visible=name not in LEFT_OUT.get(mode, ()), info=_words(name, mode))
+        for name, part in form.settings.items()
+        if name in (*MAIN, *MORE)
+    }
+
+
+def needs_answers(form: Form, values: Mapping[Any, Any]) -> bool:
+    """Whether each row must hold an answer, as far as the form tells yet."""
+    try:
+        return not form.own_answers(values)
+    except ValueError:
+        return True
+
+
+def begun_with(form: Form, values: Mapping[Any, Any]) -> Updates:
+    """The adapters that heads can be trained for, that of the task chosen. Imports torch: for a handler's thread."""
+    if values[form.mode] not in BESIDE:
+        return {form.start: gr.update(visible=False)}
+    have = [name for name in adapter_choices((values[form.model] or "").strip()) if name != "auto"]
+    wanted = (values[form.start], values[form.task])
+    chosen = next((name for name in wanted if name in have and name != BARE), BARE)
+    return {form.start: gr.update(visible=True, choices=have, value=chosen)}

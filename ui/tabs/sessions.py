@@ -1,0 +1,368 @@
+"""The Sessions tab: the log of runs, searched and filtered, and the walk back through one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from specstream.runlog import SORTS, RunLog, RunLogError
+
+from ..components import run_panel
+from ..components.run_panel import RunView
+from ..html import render
+from ..jobs import visitor
+from ..state import history, pair
+from ..state.files import downloads
+
+TAB = "sessions"
+PAGE = 15  # runs on a page of the table
+EMPTY = "No runs yet: each run of the Playground is kept here."
+NO_LOG = "Runs are not logged here: the terminal said why when the page was started."
+PIN, UNPIN = "Compare with another run", "End the comparison"
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+FETCH = "() => setTimeout(() => document.querySelector('#log-copy').click(), 200)"  # once the link is on the page
+CALENDARS = """() => document.querySelectorAll(".ss-day button.calendar").forEach(
+  (button) => button.setAttribute("aria-label", "Choose a day"))"""  # gradio gives these buttons no name
+SHOW = """() => setTimeout(() => document.querySelector("#opened-run")?.scrollIntoView({block: "start"}), 100)"""
+Updates = dict[Any, Any]
+Values = Mapping[Any, Any]
+
+
+@dataclass
+class Listing:
+    """The list of runs. ``filters`` are named as the fields of ``specstream.runlog.Filter``."""
+
+    filters: dict[str, gr.components.Component]
+    sort: gr.Dropdown
+    key: gr.Textbox
+    refresh: gr.Button
+    where: gr.HTML
+    table: gr.Dataframe
+    place: gr.State
+    previous: gr.Button
+    following: gr.Button
+    exports: dict[str, gr.Button]
+    copy: gr.DownloadButton
+
+    @property
+    def inputs(self) -> set[Any]:
+        return {*self.filters.values(), self.sort, self.key, self.place}
+
+    @property
+    def outputs(self) -> list[Any]:
+        known = [self.filters["method"], self.filters["model"]]
+        return [self.table, self.place, self.previous, self.following, self.where, *known]
+
+    def wanted(self, values: Values, own: bool) -> dict[str, Any]:
+        """The filters that are set. ``own``: only the visitor's runs."""
+        found = {name: values[part] for name, part in self.filters.items()}
+        return found | {"visitor": owner(values[self.key], own)}
+
+    def page(self, runlog: RunLog, values: Values, place: int, own: bool = False) -> Updates:
+        """One page of the table, from run number ``place`` on."""
+        wanted = self.wanted(values, own)
+        total = runlog.count(**wanted)
+        place = max(0, min(place, (total - 1) // PAGE * PAGE))
+        found = runlog.runs(limit=PAGE, offset=place, sort=values[self.sort], **wanted)
+        narrowed = any(value for name, value in wanted.items() if name != "visitor")
+        return {
+            self.table: gr.update(value=[history.row(run) for run in found]),
+            self.place: place,
+            self.previous: gr.update(interactive=place > 0),
+            self.following: gr.update(interactive=place + PAGE < total),
+            self.where: render.status(_where(place, len(found), total, narrowed)),
+        } | self._known(runlog, wanted)
+
+    def _known(self, runlog: RunLog, wanted: Mapping[str, Any]) -> Updates:
+        """Methods and models to choose from: those that occur."""
+        methods = [(history.method_label(name), name) for name in runlog.used("method", wanted["visitor"])]
+        models = runlog.used("model", wanted["visitor"])
+        return {
+            self.filters["method"]: gr.update(choices=[("All methods", ""), *methods]),
+            self.filters["model"]: gr.update(choices=[("All models", ""), *models]),
+        }
+
+
+@dataclass
+class Opened:
+    """One run, opened. ``run`` is its id, ``first`` that of the run that others are compared with."""
+
+    run: gr.State
+    first: gr.State
+    pair: gr.HTML
+    group: gr.Column
+    facts: gr.HTML
+    star: gr.Checkbox
+    note: gr.Textbox
+    pin: gr.Button
+    delete: gr.Button
+    sure: gr.Row
+    confirm: gr.Button
+    keep: gr.Button
+    jsonl: gr.DownloadButton
+    csv: gr.DownloadButton
+    view: RunView
+
+    @property
+    def outputs(self) -> list[Any]:
+        own = [self.run, self.first, self.pair, self.group, self.facts, self.star, self.note, self.pin, self.sure]
+        return [*own, self.jsonl, self.csv, *self.view.outputs]
+
+    def open(self, runlog: RunLog, run: str, folder: Path, first: str = "", who: str | None = None) -> Updates:
+        """Show a logged run as the Playground showed it, and compared with the run ``first`` if there is one.
+
+        ``who`` is the visitor whose runs alone may be seen, None for everybody's.
+        """
+        found = runlog.run(run, who)
+        jsonl, csv = history.export_run(runlog, found["id"], folder)
+        return self.view.ended(history.view(runlog, found)) | {
+            self.run: found["id"],
+            self.pair: self._compared(runlog, first, found["id"], who),
+            self.group: gr.update(visible=True),
+            self.facts: render.facts(history.facts(found)),
+            self.star: found["star"],
+            self.note: found["note"],
+            self.sure: gr.update(visible=False),
+            self.jsonl: str(jsonl),
+            self.csv: str(csv),
+        }
+
+    def _compared(self, runlog: RunLog, first: str, run: str, who: str | None) -> str:
+        if first in ("", run):
+            return ""
+        return pair.compared(pair.side(runlog, first, who), pair.side(runlog, run, who))
+
+    def pinned(self, run: str, first: str) -> Updates:
+        """Begin a comparison with the opened run, or end it."""
+        return {
+            self.first: "" if first else run,
+            self.pin: gr.update(value=PIN if first else UNPIN),
+            self.pair: "" if first else render.status("Now choose the other run in the table above.", "busy"),
+        }
+
+    def closed(self) -> Updates:
+        """Nothing is opened."""
+        return {self.group: gr.update(visible=False), self.run: "", self.sure: gr.update(visible=False)}
+
+
+@dataclass
+class Sessions:
+    """The tab's two parts."""
+
+    missing: gr.HTML  # says that the run of a link is not there: the listing has words of its own
+    listing: Listing
+    opened: Opened
+
+
+def owner(key: str | None, own: bool) -> str | None:
+    """Whose runs a page with this key may see: with ``own`` its visitor's, and nobody's without a key; else all."""
+    return (key or "") if own else None
+
+
+def _where(place: int, shown: int, total: int, narrowed: bool) -> str:
+    if total:
+        return f"Runs {place + 1} to {place + shown} of {total:,}. Choose one to walk through it."
+    return "No runs match your filters." if narrowed else EMPTY
+
+
+def layout() -> Sessions:
+    """Lay out the tab, empty."""
+    return Sessions(gr.HTML(), _listing(), _opened())
+
+
+def _listing() -> Listing:
+    with gr.Row(elem_classes="ss-search"):
+        search = gr.Textbox(
+            label="Search", placeholder="words of the prompt, the text or your notes", scale=4, min_width=240
+        )
+        sort = gr.Dropdown(list(SORTS), label="Sort by", interactive=True, min_width=160)
+        refresh = gr.Button("Refresh", size="sm", scale=0, min_width=110)
+    with gr.Row(elem_classes="ss-search"):
+        method = gr.Dropdown([("All methods", "")], value="", label="Method", interactive=True, min_width=160)
+        model = gr.Dropdown([("All models", "")], value="", label="Model", interactive=True, min_width=160)
+        since, until = _day("From day (UTC)"), _day("To day (UTC)")
+        starred = gr.Checkbox(label="Starred only", min_width=130)
+    where = gr.HTML(render.status(EMPTY))
+    table = gr.Dataframe(
+        headers=list(history.HEADERS), interactive=False, label="Runs", show_label=False, wrap=False,
+        column_widths=list(history.WIDTHS), elem_id="runs", max_height=520,
+    )  # fmt: skip
+    with gr.Row():
+        previous = gr.Button("Previous page", size="sm", interactive=False, scale=0, min_width=150)
+        following = gr.Button("Next page", size="sm", interactive=False, scale=0, min_width=150)
+    with gr.Row():
+        labels = {"jsonl": "These runs as JSON lines", "csv": "These runs as CSV", "db": "Download the database"}
+        exports = {form: gr.Button(label, size="sm", scale=0, min_width=210) for form, label in labels.items()}
+    copy = gr.DownloadButton(visible="hidden", elem_id="log-copy")
+    filters = {"search": search, "method": method, "model": model, "since": since, "until": until, "starred": starred}
+    return Listing(
+        filters, sort, visitor.layout(), refresh, where, table, gr.State(0), previous, following, exports, copy
+    )  # fmt: skip
+
+
+def _day(label: str) -> gr.DateTime:
+    return gr.DateTime(
+        label=label, include_time=False, type="string", interactive=True, min_width=150, elem_classes="ss-day"
+    )
+
+
+def _opened() -> Opened:
+    compared = gr.HTML()
+    with gr.Column(visible=False, elem_id="opened-run") as group:
+        facts = gr.HTML()
+        with gr.Row(elem_classes="ss-search"):
+            star = gr.Checkbox(label="Star", interactive=True, scale=0, min_width=110)
+            note = gr.Textbox(label="Note", placeholder="kept as you type", interactive=True, max_lines=4, scale=4)
+        with gr.Row():
+            pin = gr.Button(PIN, size="sm")
+            jsonl = gr.DownloadButton("This run as JSON lines", size="sm")
+            csv = gr.DownloadButton("Its steps as CSV", size="sm")
+            delete = gr.Button("Delete this run", size="sm")
+        with gr.Row(visible=False, elem_classes="ss-search") as sure:
+            gr.HTML(
+                render.status("The run and all its steps are removed from the log for good.", "warn"), min_width=260
+            )
+            confirm = gr.Button("Yes, delete it", variant="stop", size="sm", scale=0, min_width=160)
+            keep = gr.Button("Keep it", size="sm", scale=0, min_width=120)
+        view = run_panel.layout()
+    return Opened(
+        gr.State(""), gr.State(""), compared, group, facts, star, note, pin, delete, sure, confirm, keep, jsonl, csv,
+        view,
+    )  # fmt: skip
+
+
+def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, runlog: RunLog | None, own: bool = False) -> None:
+    """Connect the tab to the log. ``own``: a visitor sees their own runs only, and can't have the database."""
+    listing, one = tab.listing, tab.opened
+    visitor.wire(listing.key, demo)
+    if runlog is None:
+        opened.select(lambda: render.status(NO_LOG, "bad"), None, listing.where, **QUIET)
+        return
+    _wire_listing(tab, opened, runlog, own)
+    _wire_exports(tab, runlog, own)
+    _wire_opened(tab, runlog, own)
+    one.view.wire()
+
+
+def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> None:
+    listing, one, folder = tab.listing, tab.opened, downloads()
+
+    def listed(values: dict[Any, Any], move: int = 0) -> Updates:
+        return _told(tab, lambda: listing.page(runlog, values, values[listing.place] + move, own))
+
+    def anew(values: dict[Any, Any]) -> Updates:
+        return _told(tab, lambda: listing.page(runlog, values, 0, own))
+
+    def chosen(key: str, first: str, event: gr.SelectData) -> Updates:
+        run = str(event.row_value[-1] or "")
+        opens = _told(tab, lambda: one.open(runlog, run, folder, first, owner(key, own)) if run else {})
+        return {tab.missing: ""} | opens
+
+    form, shown = listing.inputs, listing.outputs
+    opened.select(listed, form, shown, **QUIET).then(None, js=CALENDARS, api_visibility="private")
+    listing.refresh.click(listed, form, shown, **QUIET)
+    for part in (*listing.filters.values(), listing.sort):
+        asked = part.input if isinstance(part, gr.Dropdown | gr.Checkbox) else part.change
+        asked(anew, form, shown, trigger_mode="always_last", **QUIET)
+    listing.previous.click(lambda values: listed(values, -PAGE), form, shown, **QUIET)
+    listing.following.click(lambda values: listed(values, PAGE), form, shown, **QUIET)
+    outputs = [tab.missing, listing.where, *one.outputs]
+    listing.table.select(chosen, [listing.key, one.first], outputs, **QUIET).then(
+        None, js=SHOW, api_visibility="private"
+    )
+
+
+def _wire_exports(tab: Sessions, runlog: RunLog, own: bool) -> None:
+    """Three files: the runs that the filters let through in two forms, and the database."""
+    listing, folder = tab.listing, downloads()
+
+    def written(values: dict[Any, Any], form: str) -> Updates:
+        ids = runlog.ids(sort=values[listing.sort], **listing.wanted(values, own))
+        return {listing.copy: str(history.export_runs(runlog, ids, folder, form))}
+
+    def work(form: str) -> Callable[[dict[Any, Any]], Updates]:
+        if form == "db":
+            return lambda values: _told(tab, lambda: {listing.copy: str(history.export_database(runlog, folder))})
+        return lambda values: _told(tab, lambda: written(values, form))
+
+    for form, button in listing.exports.items():
+        if form == "db" and own:
+            button.visible = False
+            continue
+        made = button.click(work(form), listing.inputs, [listing.copy, listing.where], **QUIET)
+        made.success(None, js=FETCH, api_visibility="private")
+
+
+def _wire_opened(tab: Sessions, runlog: RunLog, own: bool) -> None:
+    listing, one = tab.listing, tab.opened
+
+    def starred(run: str, star: bool, key: str) -> Updates:
+        def work() -> Updates:
+            runlog.set_star(run, star, owner(key, own))
+            return {}
+
+        return _told(tab, work)
+
+    def noted(run: str, note: str, key: str) -> Updates:
+        def work() -> Updates:
+            runlog.set_note(run, note, owner(key, own))
+            return {listing.where: render.status("The note is kept.", "good")}
+
+        return _told(tab, work)
+
+    def removed(values: dict[Any, Any]) -> Updates:
+        def work() -> Updates:
+            runlog.delete(values[one.run], owner(values[listing.key], own))
+            ended = {one.first: "", one.pin: gr.update(value=PIN), one.pair: ""}
+            return one.closed() | ended | listing.page(runlog, values, values[listing.place], own)
+
+        return _told(tab, work)
+
+    def listed(values: dict[Any, Any]) -> Updates:
+        return _told(tab, lambda: listing.page(runlog, values, values[listing.place], own))
+
+    kept: list[Any] = [listing.where]
+    one.star.input(starred, [one.run, one.star, listing.key], kept, **QUIET).then(
+        listed, listing.inputs, listing.outputs, **QUIET
+    )
+    written = [one.note.input, one.note.blur]  # the second for what came in without a key
+    gr.on(written, noted, [one.run, one.note, listing.key], kept, trigger_mode="always_last", **QUIET)
+    one.pin.click(one.pinned, [one.run, one.first], [one.first, one.pin, one.pair], **QUIET)
+    one.delete.click(lambda: gr.update(visible=True), None, one.sure, **QUIET)
+    one.keep.click(lambda: gr.update(visible=False), None, one.sure, **QUIET)
+    one.confirm.click(removed, {one.run, *listing.inputs}, [*one.outputs, *listing.outputs], **QUIET)
+
+
+def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | None, own: bool = False) -> None:
+    """A page whose address ends in ``?run=ID`` opens with that run."""
+    if runlog is None:
+        return
+    folder = downloads()
+
+    def linked(key: str, request: gr.Request) -> Updates:
+        run = request.query_params.get("run")
+        if not run:
+            return {tabs: gr.skip()}
+        who = visitor.name(key, request) if own else None
+        try:
+            shown = tab.opened.open(runlog, run, folder, "", who)
+        except RunLogError as error:
+            shown = {tab.missing: render.status(str(error), "bad")}
+        return {tabs: gr.update(selected=TAB)} | shown
+
+    outputs = [tabs, tab.missing, *tab.opened.outputs]
+    demo.load(linked, tab.listing.key, outputs, js=visitor.KEY, **QUIET).then(
+        None, js=f"() => new URLSearchParams(location.search).has('run') && ({SHOW})()", api_visibility="private"
+    )
+
+
+def _told(tab: Sessions, work: Callable[[], Updates]) -> Updates:
+    """The updates, or the log's sentence where it can't be read."""
+    try:
+        return work() or {tab.listing.where: gr.skip()}
+    except RunLogError as error:
+        return {tab.listing.where: render.status(str(error), "bad")}
