@@ -24,7 +24,7 @@ from specstream.adapters.store import Adapter, Card, base_shape
 from specstream.data.tasks import task
 from specstream.model.introspection import dissect
 from specstream.params import Sampling, Streaming
-from specstream.training import command
+from specstream.training import answers, command
 from specstream.training.batches import IGNORE, DataError, Example, batches, collate, draft_vocabulary, read_examples
 from specstream.training.config import Config
 from specstream.training.frozen_cache import FrozenStates
@@ -563,7 +563,7 @@ def test_answers_are_written_in_the_precision_of_the_training(
         used.append(writer.dtype)
         return answer_all(writer, *rest)
 
-    monkeypatch.setattr(command, "answer_all", answer)
+    monkeypatch.setattr(answers, "answer_all", answer)
     request = command.Request("tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5)
     watch = command._Watch(None, lambda: 0)
     tokenizer = Letters(chat=True)

@@ -95,8 +95,10 @@ def read_prompts(engine: Any, file: Path, task_name: str, limit: int = 0) -> lis
 
 
 def prompt_of(engine: Any, chosen: Task, row: TaskRow, data: str) -> str:
-    """The prompt of a row of ``data``; in the model's own template where the task is ``asked``. Raises DataError naming the row of one
-    that the model can't take."""
+    """The prompt of a row of ``data``; in the model's own template where the task is ``asked``.
+
+    Raises DataError naming the row of one that the model can't take.
+    """
     with _naming(f"{data}, line {row.number}"):
         prompt = str(engine.prompt(chosen.name, row.columns["prompt"])) if chosen.asked else row.prompt
         engine.encode(prompt)

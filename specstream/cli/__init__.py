@@ -1,4 +1,4 @@
-"""The command line: generate, bench, cost, invariance, evaluate, train, adapters, runs, models. Errors are one line."""
+"""The command line: generate, bench, cost, evaluate, answers, train, adapters, runs, models. Errors are one line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import Any
 
 import click
 
-from specstream.params import METHODS, Method, Sampling, Streaming, method, parse
+from specstream import processes
 from specstream.data.tasks import NAMES
+from specstream.params import METHODS, Method, Sampling, Streaming, method, parse
 from specstream.training.config import Config
 
 Command = Callable[..., Any]
@@ -184,9 +185,12 @@ def _load(model: str, adapter: str, device: str, dtype: str, draft_model: str, t
     """Load a model; with adapter auto the one that comes with the program for the task, where there is one."""
     from specstream.adapters.store import bundled
     from specstream.engine import load
+    from specstream.model.devices import choose_device
 
     if adapter == "auto" and task_name in bundled(model):
         adapter = task_name
+    if processes.count() > 1:
+        processes.join(choose_device(device)[0])
     try:
         engine = load(model, adapter, device, dtype, progress=_progress, draft=draft_model)
     finally:
@@ -439,11 +443,16 @@ def bench(
     total = benchmark.runs_of(cases, contenders, repeats)
     with tqdm(total=total, unit="run", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         rows = benchmark.bench(engine, cases, contenders, sampling, repeats, lambda: bar.update() and None)
+    if not processes.is_first():
+        return
     if memory:
         loaded = engine.info.adapter if adapter == "auto" else adapter
         _measure_memory(rows, engine, cases, sampling, loaded, device, dtype, draft_model)
     results = benchmark.result_rows(rows, benchmark.task_of(cases, task_name))
     report = benchmark.described(engine) | {"repeats": repeats, "sampling": sampling.to_dict(), "rows": results}
+    if processes.count() > 1:
+        report["processes"] = processes.count()
+        _note(f"{processes.count()} processes ran beside each other: tokens per step hold, times and speed-ups don't.")
     if json_file:  # first: standard output may be a pipe that ends early
         _write_lines(json_file, iter([report]))
     _log_benchmark(report)
@@ -593,6 +602,9 @@ def _log_benchmark(report: dict[str, Any]) -> None:
     help="Of the model's own answers; may be given several times.",
 )
 @click.option("--own-prompts", type=click.IntRange(0), default=0, show_default=True, help="Prompts to have it write.")
+@click.option(
+    "--answers", type=click.Path(path_type=Path), help="Own answers made by `answers`, to train on instead of --data."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest row in tokens.")
 @click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest own answer.")
@@ -605,10 +617,10 @@ def _log_benchmark(report: dict[str, Any]) -> None:
 )
 @click.option(
     "--hold-out",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Rows of --data to validate on instead of training on them, where no --dev is given.",
+    type=click.IntRange(-1),
+    default=-1,
+    show_default="a tenth of the prompts, at most 32",
+    help="Prompts of --data to validate on instead of training on them, where no --dev is given.",
 )
 @click.option(
     "--progress",
@@ -618,22 +630,69 @@ def _log_benchmark(report: dict[str, Any]) -> None:
 @params_options(Config)
 def train(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
     """Train streams (and, in shared mode, the model's LoRA) on a task; or heads beside an adapter, to compare with."""
-    from specstream.training.command import Request, default_data, summary, train_adapter
+    from specstream.training.command import Request, default_data, summary, timed, train_adapter
 
     config = Config(**_pick(Config, values))
     if progress := values["progress"]:
         _check_apart("--progress", progress, data=data, dev=values["dev"])
     request = Request(
         task=task,
-        data=data or default_data(task),
+        data=data or ("" if values["answers"] else default_data(task)),
         out=out or Path("adapters") / task,
         resume=resume,
         command=tuple(sys.argv[1:]),
         **_pick(Request, values),
     )
-    card = train_adapter(request, config)
-    for line in summary(request.out, card, config.mode):
+    trained = train_adapter(request, config)
+    if not processes.is_first():
+        return
+    for line in summary(request.out, trained.card, config.mode):
         click.echo(line)
+    if trained.finished and trained.prompts and processes.count() == 1 and config.mode in ("shared", "lossless"):
+        click.echo(timed(request, trained.prompts))
+
+
+@cli.command()
+@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
+@click.option("--task", required=True, help=f"{NAMES}.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The JSONL file; what it has is kept.")
+@click.option("--data", help="Prompts to answer: a JSONL file with the task's columns, or hub:NAME.")
+@click.option(
+    "--own-prompts",
+    "count",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Prompts to have the model write; for code, instructions that are made from parts.",
+)
+@click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option(
+    "--temperatures",
+    type=click.FloatRange(0, 10),
+    multiple=True,
+    default=[0.0],
+    show_default=True,
+    help="Every prompt is answered at each; may be given several times.",
+)
+@click.option("--start", type=click.Path(path_type=Path), help="An adapter that tunes the model.")
+@click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest prompt in tokens.")
+@click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest answer.")
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Tokens of the texts that are written together; 0: what suits the device. Another number, other answers.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+def answers(**values: Any) -> None:
+    """Have a model answer prompts, for `train --answers`. Started again, it goes on; `accelerate launch` shares it."""
+    from specstream.training.answers import Plan, write_answers
+
+    words = write_answers(Plan(**values))
+    if processes.is_first():
+        click.echo(words)
 
 
 @cli.group()
@@ -735,10 +794,13 @@ def models_list() -> None:
 
 @models.command("pull")
 @click.argument("name")
-def models_pull(name: str) -> None:
+@click.option("--accept-licence", is_flag=True, help="You have read the model's licence, and accept it.")
+def models_pull(name: str, accept_licence: bool) -> None:
     """Download a model, so that it loads without a network."""
-    from specstream.hub.catalogue import resolve
+    from specstream.hub.catalogue import accept_terms, resolve
 
+    if accept_licence:
+        accept_terms(name)
     try:
         source = resolve(name, _progress)
     finally:
@@ -772,6 +834,8 @@ def evaluate(json_file: Path | None, against: Path | None, **options: Any) -> No
         _check_apart("--json", json_file, against=against)
     other = evaluation.read_result(against) if against else None
     result = _evaluate(json_file, **options) if data else evaluation.read_result(Path(str(json_file)))
+    if not processes.is_first():
+        return
     for line in evaluation.result_lines(result):
         click.echo(line)
     if other:
@@ -795,7 +859,8 @@ def _evaluate(json_file: Path | None, data: str, split: str, task_name: str, lim
     chosen = chosen or _method(engine.default_method().name, options)
     with tqdm(total=len(items), unit="prompt", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         result = evaluation.evaluate(engine, items, task_name, chosen, sampling, lambda: bar.update() and None)
-    _write_lines(json_file, iter([result]))
+    if processes.is_first():
+        _write_lines(json_file, iter([result]))
     return result
 
 

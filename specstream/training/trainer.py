@@ -76,7 +76,7 @@ class Trainer:
         cpu = anatomy.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.chosen_precision(anatomy.device.type))
         self._plain_model = trainee or StreamModel(
-            anatomy, Adapter(anatomy, card, vocabulary), config.tuned_layers, config.cache
+            anatomy, Adapter(anatomy, card, vocabulary), config.tuned_layers, config.cache, config.soft
         )
         self.model: Trainee = self._plain_model.to(anatomy.device)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
@@ -145,6 +145,17 @@ class Trainer:
         """Lossless streams are trained on the model as it was tuned before; that LoRA is saved with the adapter too."""
         if isinstance(self.adapter, Adapter) and self.adapter.main:
             self.adapter.main.merge(self.anatomy)
+
+    def seconds_per_step(self, examples: list[Example]) -> float:
+        """How long a step takes here, from two of them that teach nothing: the second one counts."""
+        seconds = 0.0
+        for chosen in batches(examples, self.config.batch, self.config.seed, 0)[:2]:
+            rng = random.Random(0)
+            started = time.monotonic()
+            self._gradients([self._collate(chosen[i :: self.parts], rng) for i in range(self.parts)])
+            self.optimizer.zero_grad()
+            seconds = time.monotonic() - started
+        return self._agreed(seconds)
 
     def train(
         self,
@@ -250,7 +261,7 @@ class Trainer:
             last = index == len(mine) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 sums = self.model(part.to(self.anatomy.device))
-                loss = objective(sums[0], counts, self.config.alpha, self._plain_model.drafting)
+                loss = objective(sums[0], counts, self.config.alpha, self._plain_model.drafting, self.config.fade)
                 self.accelerator.backward(loss * world)  # the processes' gradients are averaged, not summed
             total += sums.detach()
         return cast(Tensor, self.accelerator.reduce(total))
