@@ -42,7 +42,7 @@ from specstream.decoding.text import (
 )
 from specstream.events import Event, Started
 from specstream.hub import catalogue
-from specstream.info import EngineInfo
+from specstream.info import EngineInfo, processor
 from specstream.model import devices, introspection, loading, self_test
 from specstream.model import draft_model as pairing
 from specstream.model.compiled import Layers
@@ -265,6 +265,7 @@ def load(
         nodes=nodes,
         nodes_reason=nodes_reason,
         exact=parts is not None and reason is None and self_test.exact(parts),
+        processor=processor(),
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else lambda: None

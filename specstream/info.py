@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from specstream.params import NODES
+
+
+def processor() -> str:
+    """The machine's processor, and its cores where they can be counted."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def top_layers(count: int) -> str:
@@ -27,7 +39,8 @@ class EngineInfo:
     ``tuned`` says that the adapter changes what the model writes. ``nodes`` is how many drafted nodes a pass verifies
     for little more than none, ``nodes_reason`` why. ``exact`` says that a token was seen to have the same bits in a
     tree as by itself.
-    ``compiled``: the layers run compiled; ``compiling`` says how that stands, in a sentence.
+    ``compiled``: the layers run compiled; ``compiling`` says how that stands, in a sentence. ``processor`` is the
+    machine's, with its cores.
     """
 
     model: str
@@ -60,6 +73,7 @@ class EngineInfo:
     exact: bool = False
     compiled: bool = False
     compiling: str = ""
+    processor: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -58,7 +58,7 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog)
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
-        sessions.wire(logged, tab, demo, runlog, engines.rules.demo)
+        sessions.wire(logged, tab, demo, engines, runlog)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)
         api.add(engines, runlog)
     return demo.queue(max_size=2 * playground.MOST_WAITING)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from specstream.engine import Engine, versions
+from specstream.info import processor
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -22,20 +23,11 @@ def machine() -> dict[str, Any]:
     """What a timing depends on beside the model."""
     accelerator = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
-        "processor": _processor(),
+        "processor": processor(),
         **accelerator,
         "system": f"{platform.system()} {platform.machine()}",
         **versions(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def commit() -> str:

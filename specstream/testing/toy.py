@@ -19,7 +19,7 @@ from torch import Tensor
 from specstream import tree
 from specstream.engine import Engine, versions
 from specstream.events import Draft
-from specstream.info import EngineInfo
+from specstream.info import EngineInfo, processor
 from specstream.model.target import Variant, never
 from specstream.params import Streaming
 
@@ -185,6 +185,7 @@ def load_toy(pace: float = 0.04) -> Engine:
         notes=(NOTE,),
         versions=versions(),
         draft_model="toy",
+        processor=processor(),
     )
     return Engine(
         info,

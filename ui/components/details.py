@@ -15,20 +15,22 @@ Updates = dict[Any, Any]
 
 @dataclass
 class Details:
-    """The panels' parts."""
+    """The panels' parts. ``view`` holds the run that is shown, None while one goes on."""
+
+    view: gr.State
 
     @property
     def outputs(self) -> list[Any]:
         """Every component that ``begun`` and ``ended`` may update."""
-        return []
+        return [self.view]
 
     def begun(self) -> Updates:
         """A new run has begun: what was said of the one before goes."""
-        return {}
+        return {self.view: None}
 
     def ended(self, view: View) -> Updates:
         """A run has ended, or one from the log is shown."""
-        return {}
+        return {self.view: view}
 
     def wire(self, player: gr.HTML, steps: gr.State, engines: Engines | None) -> None:
         """``player.select`` fires with ``index`` when the visitor settles on a step; ``steps`` holds the run's Steps.
@@ -39,4 +41,4 @@ class Details:
 
 def layout(view: View | None = None) -> Details:
     """Lay out the panels for a recorded or logged run, or for none yet."""
-    return Details()
+    return Details(gr.State(view))

@@ -6,6 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from specstream.data.chat import Chat
@@ -13,6 +14,7 @@ from specstream.events import Event, Lane, Verdict
 from specstream.params import Method, Sampling
 
 from ..state.methods import mismatch
+from ..state.origin import Origin, of_info
 from . import zerogpu
 from .engine_host import Engines, Stopped, sentence
 from .job import Job
@@ -63,7 +65,7 @@ class Recorded:
     run: str
 
 
-Item = tuple[Lane, Event] | Verdict | Notice | Recorded
+Item = tuple[Lane, Event] | Verdict | Notice | Recorded | Origin
 
 
 def failure(error: Exception) -> Notice:
@@ -127,6 +129,7 @@ class Run(ModelJob):
         record.start(info, ask, self._visitor)
         if record.run:
             self.put(Recorded(record.run))
+        self.put(origin(info, ask))
         try:
             self._pass_on(first, record)
             for item in items:
@@ -152,6 +155,18 @@ class Run(ModelJob):
         record.add(item)
 
 
+def settings_of(ask: Ask) -> dict[str, Any]:
+    """The settings of a run as the log keeps them."""
+    settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
+    return settings | ({"chat": ask.chat.to_dict()} if ask.chat else {})
+
+
+def origin(info: Any, ask: Ask) -> Origin:
+    """What is run, on what, and when it begins."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return of_info(info, ask.prompt, ask.task, ask.method.name, info.processor, when, settings_of(ask))
+
+
 class Record:
     """Writes a run to the log. A log that can't be written costs the user a sentence, not the run."""
 
@@ -162,9 +177,7 @@ class Record:
 
     def start(self, info: Any, ask: Ask, visitor: str | None) -> None:
         if self._runlog is not None:
-            settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
-            settings |= {"chat": ask.chat.to_dict()} if ask.chat else {}
-            self._try(self._begin, info, ask, settings, visitor)
+            self._try(self._begin, info, ask, settings_of(ask), visitor)
 
     def _begin(self, info: Any, ask: Ask, settings: dict[str, Any], visitor: str | None) -> None:
         self._recorder = self._runlog.start(info, ask.prompt, ask.task, ask.method.name, settings, visitor=visitor)

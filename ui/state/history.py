@@ -12,6 +12,7 @@ from specstream.params import METHODS
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
 
 from ..html.render import NOTHING, model_name, number
+from . import origin
 from .files import place
 from .view import View, replay
 
@@ -104,7 +105,9 @@ def view(runlog: RunLog, run: Mapping[str, Any]) -> View:
     """A logged run as the page shows a run."""
     lanes = {lane: runlog.events(run["id"], lane) for lane in Lane}
     note = f"From the log: run of {run['started_utc'][:16].replace('T', ' ')} UTC, {run['status']}."
-    return replay(run["id"], method_label(run["method"]), lanes, verdict(run), note)
+    shown = replay(run["id"], method_label(run["method"]), lanes, verdict(run), note)
+    shown.log_id, shown.origin = run["id"], origin.of_row(run)
+    return shown
 
 
 def export_run(runlog: RunLog, run: str, folder: Path) -> tuple[Path, Path]:

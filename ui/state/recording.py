@@ -11,6 +11,7 @@ from specstream.events import Agreement, Lane, Verdict, from_dict
 from specstream.info import EngineInfo
 from specstream.params import METHODS
 
+from .origin import of_info
 from .view import View, replay
 
 FILE = Path(__file__).parents[2] / "assets" / "recorded_run.json"
@@ -39,6 +40,9 @@ class Recording:
         lanes = {lane: [from_dict(event) for event in self.values["lanes"][str(lane)]] for lane in Lane}
         found = self.values["verdict"] | {"agreement": Agreement(self.values["verdict"]["agreement"])}
         view = replay("recording", METHODS[self.values["method"]].label, lanes, Verdict(**found), self.about)
+        known = self.values
+        asked = {name: known[name] for name in ("prompt", "task", "method", "processor")}
+        view.origin = of_info(self.info, **asked, when=known["recorded"], settings={})
         view.words, view.tone = "This is a recorded run: press Play to watch it, or Run to make your own.", "plain"
         return view
 

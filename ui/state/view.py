@@ -10,6 +10,7 @@ from specstream.stats import RunStats, counted
 
 from ..jobs.runs import Item, Notice, Recorded
 from .feed import Feed
+from .origin import Origin
 
 ENDS = {
     Reason.EOS: "the model ended the text",
@@ -38,6 +39,7 @@ class View:
     log_id: str = ""
     tail: str = ""
     warning: str = ""
+    origin: Origin | None = None
 
     def add(self, item: Item) -> None:
         """Take in one item."""
@@ -48,6 +50,8 @@ class View:
             self.log_id = item.run
         elif isinstance(item, Verdict):
             self.verdict = item
+        elif isinstance(item, Origin):
+            self.origin = item
         else:
             self._event(*item)
 

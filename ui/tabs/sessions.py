@@ -15,6 +15,7 @@ from ..components import run_panel
 from ..components.run_panel import RunView
 from ..html import render
 from ..jobs import visitor
+from ..jobs.engine_host import Engines
 from ..state import history, pair
 from ..state.files import downloads
 
@@ -235,9 +236,9 @@ def _opened() -> Opened:
     )  # fmt: skip
 
 
-def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, runlog: RunLog | None, own: bool = False) -> None:
-    """Connect the tab to the log. ``own``: a visitor sees their own runs only, and can't have the database."""
-    listing, one = tab.listing, tab.opened
+def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: RunLog | None) -> None:
+    """Connect the tab to the log. In a demo a visitor sees their own runs only, and can't have the database."""
+    listing, one, own = tab.listing, tab.opened, engines.rules.demo
     visitor.wire(listing.key, demo)
     if runlog is None:
         opened.select(lambda: render.status(NO_LOG, "bad"), None, listing.where, **QUIET)
@@ -245,7 +246,7 @@ def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, runlog: RunLog | None, 
     _wire_listing(tab, opened, runlog, own)
     _wire_exports(tab, runlog, own)
     _wire_opened(tab, runlog, own)
-    one.view.wire()
+    one.view.wire(engines)
 
 
 def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> None:
