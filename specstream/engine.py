@@ -12,28 +12,26 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
-from specstream.adapters import store
+from specstream.adapters.card import AdapterError
+from specstream.adapters.find import bundled, find_adapter
 from specstream.adapters.heads import Heads
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.data.chat import Chat
 from specstream.data.tasks import copy_after, task
-from specstream.decoding.drafters import Drafter, Given
-from specstream.decoding.drafters.draft_model import DraftModelDrafter
-from specstream.decoding.drafters.early_exit import EarlyExitDrafter
-from specstream.decoding.drafters.medusa import MedusaDrafter
-from specstream.decoding.drafters.prompt_lookup import PromptLookupDrafter
-from specstream.decoding.drafters.standard import StandardDrafter
-from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.drafters.registry import make_drafter
+from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import (
     NOTHING_BEFORE,
     PromptError,
     TextStream,
+    Tokenizer,
     chat_prompt,
     encode,
     least_tokens,
@@ -43,35 +41,15 @@ from specstream.decoding.text import (
 from specstream.events import Event, Started
 from specstream.hub import catalogue
 from specstream.info import EngineInfo, processor
-from specstream.model import devices, introspection, loading, self_test
-from specstream.model import draft_model as pairing
-from specstream.model.compiled import Layers
-from specstream.model.target import ModelTarget, PlainTarget, Variant
-from specstream.params import (
-    METHODS,
-    DraftModel,
-    EarlyExit,
-    Medusa,
-    Method,
-    PromptLookup,
-    Sampling,
-    Standard,
-    Streaming,
-)
+from specstream.model import devices, introspection
+from specstream.params import METHODS, Method, Sampling, Standard, Streaming
+from specstream.target import draft_model as pairing
+from specstream.target import loading, self_test
+from specstream.target.compiled import Layers
+from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 Progress = Callable[[str, float | None], None]
-# What drafts for a method.
-DRAFTERS: dict[str, Callable[[Given], Drafter]] = {
-    Standard.name: lambda given: StandardDrafter(),
-    Streaming.name: lambda given: StreamingDrafter(given.target, given.params, given.ids),
-    PromptLookup.name: lambda given: PromptLookupDrafter(given.ids, given.params),
-    Medusa.name: lambda given: MedusaDrafter(given.target, given.params),
-    EarlyExit.name: lambda given: EarlyExitDrafter(given.target, given.ids, given.params),
-    DraftModel.name: lambda given: DraftModelDrafter(
-        given.second, given.ids, given.params, given.picker, given.target.vocabulary
-    ),
-}
 
 
 class MethodUnavailable(ValueError):
@@ -113,11 +91,11 @@ class Engine:
     """
 
     info: EngineInfo
-    tokenizer: Any
+    tokenizer: Tokenizer
     eos: Collection[int]
-    make_target: Callable[[Method], Any]
+    make_target: Callable[[Method], DraftingTarget]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
-    make_second: Callable[[], Any] = lambda: None
+    make_second: Callable[[], RewindableTarget | None] = lambda: None
     lock: Turn = field(default_factory=lambda: Turn())
     layers: Layers | None = None
 
@@ -196,7 +174,7 @@ class Engine:
         """A run that has not begun; its ``ids`` grow as it goes."""
         target = self.make_target(method)
         picker = Picker(sampling)
-        drafter = DRAFTERS[method.name](Given(target, ids, method, picker, self.make_second()))
+        drafter = make_drafter(method, target, ids, picker, self.make_second())
         text = TextStream(self.tokenizer, sampling.stop)
         eos = () if sampling.ignore_eos else self.eos
         return Run(target, drafter, picker, text, ids, eos, self.show)
@@ -219,7 +197,7 @@ def load(
     where, device_reason = devices.choose_device(device)
     kind, dtype_reason = devices.choose_dtype(dtype, where)
     _read_grouped_keys(where)
-    folder = store.find(adapter, model)
+    folder = find_adapter(adapter, model)
     kind, half = devices.loaded_in(kind, where)
     network, tokenizer, source = loading.fetch(model, where, kind, progress)
     parameters = sum(p.numel() for p in network.parameters())
@@ -268,7 +246,7 @@ def load(
         processor=processor(),
     )
     targets = _targets(network, parts, streams, reason, beside)
-    second = pair.target if pair else lambda: None
+    second = pair.target if pair else _no_draft_model
     compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
     layers = _layers(parts, streams, source.path) if parts and compiles else None
     engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
@@ -277,6 +255,10 @@ def load(
         engine.refresh()
     engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)
     return engine
+
+
+def _no_draft_model() -> None:
+    """Where none is loaded."""
 
 
 def _read_grouped_keys(device: str) -> None:
@@ -289,10 +271,10 @@ def _name(adapter: str, model: str, folder: Path | None) -> str:
     """What an adapter is called on the page and in the log."""
     if folder is None:
         return "none"
-    return adapter if adapter in store.bundled(model) or adapter.startswith("hub:") else folder.name
+    return adapter if adapter in bundled(model) or adapter.startswith("hub:") else folder.name
 
 
-def _parts(network: Any) -> tuple[introspection.Anatomy | None, str | None]:
+def _parts(network: PreTrainedModel) -> tuple[introspection.Anatomy | None, str | None]:
     try:
         return loading.parts_of(network), None
     except introspection.UnsupportedModel as error:  # standard decoding may still work
@@ -305,7 +287,7 @@ def _put_on(
     if parts is not None:
         return loading.drafting_parts(folder, parts)
     if folder is not None:
-        raise store.AdapterError(f"{reason} Load it with adapter none.")
+        raise AdapterError(f"{reason} Load it with adapter none.")
     return None, Heads()
 
 
@@ -336,21 +318,29 @@ def _unavailable(
 
 
 def _targets(
-    network: Any, parts: Any, adapter: Adapter | None, reason: str | None, beside: Heads
-) -> Callable[[Method], Any]:
+    network: PreTrainedModel,
+    parts: introspection.Anatomy | None,
+    adapter: Adapter | None,
+    reason: str | None,
+    beside: Heads,
+) -> Callable[[Method], DraftingTarget]:
     def target(method: Method) -> ModelTarget:
+        assert parts is not None
         return ModelTarget(parts, adapter, Variant.of(method) if isinstance(method, Streaming) else None, beside)
 
-    return (lambda method: PlainTarget(network)) if reason else target
+    def plain(_method: Method) -> DraftingTarget:
+        return cast(DraftingTarget, PlainTarget(network))  # for standard decoding alone, which drafts nothing
+
+    return plain if reason else target
 
 
-def _eos(network: Any, tokenizer: Any) -> set[int]:
+def _eos(network: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:
     ids = network.generation_config.eos_token_id
     out = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
     return {i for i in out if i is not None}
 
 
-def _float32(network: Any) -> Callable[[], AbstractContextManager[bool]]:
+def _float32(network: PreTrainedModel) -> Callable[[], AbstractContextManager[bool]]:
     @contextmanager
     def context() -> Iterator[bool]:
         """Every parameter and buffer in float32; the tensors themselves are put back afterwards, not converted back."""

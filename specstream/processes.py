@@ -21,11 +21,12 @@ def is_first() -> bool:
 
 
 def join(device: str) -> None:
-    """Meet the other processes and take a device of one's own. To be called before a model is loaded on ``device``."""
+    """Meet the other processes and take a device of one's own. To be called before a model is loaded on ``device``,
+    which may be "auto"."""
     if count() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu")
+        PartialState(**({"cpu": True} if device == "cpu" else {}))
 
 
 def shared(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:

@@ -150,11 +150,16 @@ def speedup(standard: RunStats, method: RunStats) -> float | None:
     return (standard.seconds / standard.tokens) / (method.seconds / method.tokens)
 
 
-def step_cost(standard: RunStats, method: RunStats) -> float | None:
-    """Mean time of a step of the method / that of standard decoding, prompt passes left out."""
-    if not (standard.steps and method.steps and standard.decode_seconds > 0):
-        return None
-    return (method.decode_seconds / method.steps) / (standard.decode_seconds / standard.steps)
+def median_step(runs: Iterable[RunStats]) -> float | None:
+    """Median over runs of the seconds of one step, prompt passes left out."""
+    seconds = [run.decode_seconds / run.steps for run in runs if run.steps]
+    return statistics.median(seconds) if seconds else None
+
+
+def step_cost(standard: Iterable[RunStats], method: Iterable[RunStats]) -> float | None:
+    """Time of one step divided by that of one standard-decoding step, each the median over the runs."""
+    ours, theirs = median_step(method), median_step(standard)
+    return ours / theirs if ours and theirs else None
 
 
 def counted(number: int, noun: str) -> str:

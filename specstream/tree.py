@@ -131,6 +131,23 @@ def children(draft: Draft) -> list[dict[int, int]]:
     return out
 
 
+def ranks(draft: Draft) -> tuple[int, ...]:
+    """The rank of every node among its siblings by drafted probability, 1 the likeliest."""
+    out = [0] * len(draft)
+    for siblings in children(draft):
+        for rank, node in enumerate(sorted(sorted(siblings.values()), key=lambda n: -draft.probs[n]), 1):
+            out[node] = rank
+    return tuple(out)
+
+
+def widest_on_path(draft: Draft) -> tuple[int, ...]:
+    """For every node the largest rank on the path to it: the width of the narrowest tree that still holds it."""
+    out: list[int] = []
+    for parent, rank in zip(draft.parents, ranks(draft), strict=True):
+        out.append(rank if parent < 0 else max(out[parent], rank))
+    return tuple(out)
+
+
 def pruned(parents: Sequence[int], likely: Sequence[bool]) -> frozenset[int]:
     """The nodes that are not ``likely`` after their parent, and all nodes below these."""
     out: set[int] = set()

@@ -11,7 +11,8 @@ import torch
 
 from docs.scripts.exact_runs import make_tiny
 from specstream import bench, engine
-from specstream.adapters import store
+from specstream.adapters import weights
+from specstream.adapters.card import read_card
 from specstream.bench import memory
 from specstream.bench.memory import NotMeasured, Request
 from specstream.model.introspection import dissect
@@ -56,7 +57,7 @@ def test_streaming_keeps_streams_and_leaves_heads_out(model: Path, tmp_path: Pat
 
 
 def test_nothing_is_left_of_an_adapter_that_only_drafts(model: Path, tmp_path: Path) -> None:
-    mode = store.read_card(model / "adapter").mode
+    mode = read_card(model / "adapter").mode
     made = memory.reduced(str(model / "adapter"), str(model), "standard", tmp_path)
     assert (made == "none") == (mode == "lossless")  # its streams lie on the base as it is
 
@@ -65,13 +66,13 @@ def test_a_main_lora_is_kept_without_its_streams(tmp_path: Path) -> None:
     anatomy = dissect(tiny.tiny("llama"))
     card = tiny.random_adapter(anatomy, mode="lossless").card
     card = replace(card, main_rank=2, main_scale=0.5)
-    adapter = store.Adapter(anatomy, card)
+    adapter = weights.Adapter(anatomy, card)
     assert adapter.main is not None
     for weight in adapter.main.parameters():
         torch.nn.init.normal_(weight)
-    store.save(adapter, tmp_path / "whole", card)
+    weights.save(adapter, tmp_path / "whole", card)
     (tmp_path / "part").mkdir()
-    part = store.load(Path(memory.reduced(str(tmp_path / "whole"), "tiny", "standard", tmp_path / "part")), anatomy)
+    part = weights.load(Path(memory.reduced(str(tmp_path / "whole"), "tiny", "standard", tmp_path / "part")), anatomy)
     assert part.main_lora is not None and part.card.tuning == (2, 0.5)
     want = [w.half().float() for w in adapter.main.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(part.main_lora.parameters(), want, strict=True))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specstream import cli
-from specstream.adapters import store
+from specstream.adapters.card import CARD
 from specstream.training import checkpoint, command
 from specstream.training.batches import DataError
 from specstream.training.config import Config
@@ -74,7 +74,7 @@ def test_the_adapter_of_an_old_checkpoint_is_what_a_training_begins_with(saved: 
     assert run.train(DATA, [], lambda event: None).training["progress"]["step"] == 4
 
 
-@pytest.mark.parametrize("name", [store.CARD, checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE])
+@pytest.mark.parametrize("name", [CARD, checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE])
 @pytest.mark.parametrize("harm", ["empty", "cut", "missing", "other"])
 def test_a_damaged_checkpoint_is_told(name: str, harm: str, saved: Path) -> None:
     file = saved / "checkpoint" / name
@@ -108,7 +108,7 @@ def test_a_checkpoint_that_lacks_the_heads_is_told(tmp_path: Path) -> None:
 
     start, out = started(tmp_path / "start"), tmp_path / "out"
     trainer_of("medusa", out, start, epochs=1).train(DATA, [], lambda event: None)
-    card = out / "checkpoint-medusa" / store.CARD
+    card = out / "checkpoint-medusa" / CARD
     card.write_text(json.dumps(json.loads(card.read_text()) | {"heads": {}}))
     with pytest.raises(DataError, match="has other heads"):
         trainer_of("medusa", out, start, epochs=1).resume()

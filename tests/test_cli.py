@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from specstream import cli
-from specstream.adapters import store
+from specstream.adapters import weights
 from specstream.events import Lane
 from specstream.params import METHODS, Sampling, Streaming
 from specstream.runlog import RunLog
@@ -310,7 +310,7 @@ def test_an_adapter_can_not_steer_the_terminal(tmp_path, monkeypatch, capsys) ->
     monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
     _, adapter = tiny.model_with_adapter("llama")
     for name, card in (("one", replace(adapter.card, licence="\x1b[2Jfree\n")), ("two\x1b[2J", adapter.card)):
-        store.save(adapter, tmp_path / "adapters" / name, card)
+        weights.save(adapter, tmp_path / "adapters" / name, card)
     (tmp_path / "adapters" / "two\x1b[2J" / "card.json").write_text('{"base": "tiny"}')
     assert run(["adapters", "list"]) == 0
     out = capsys.readouterr()
@@ -395,3 +395,14 @@ BAD_TRAINING = {
 def test_bad_training_settings(name, capsys, tmp_path) -> None:
     args, words = BAD_TRAINING[name]
     assert words in fails(["train", "--out", str(tmp_path), *args], capsys)
+
+
+def test_a_command_imports_neither_the_other_commands_nor_what_only_a_run_needs() -> None:
+    """--help of one command, and the list of all, answer at once."""
+    code = (
+        "import sys\nfrom specstream import cli\ntry: cli.main(sys.argv[1:])\nfinally: print(*sys.modules, sep='\\n')"
+    )
+    heavy = {"torch", "transformers", "huggingface_hub", "sqlite_utils", "gradio"}
+    for args, absent in ((["runs", "--help"], {"specstream.cli.train"}), (["--help"], set())):
+        out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True).stdout
+        assert "Usage:" in out and not (heavy | absent) & set(out.splitlines())

@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from specstream.adapters import store
+from specstream.adapters import weights
 from specstream.decoding.drafters import streaming
 from specstream.decoding.drafters.streaming import copying
 from specstream.integrations.transformers_generate import NotSupported, decoder
@@ -54,7 +54,7 @@ def test_greedy_equals_generate(family: str) -> None:
 def test_streams_equal_generate(mode: str, tmp_path: Path) -> None:
     model = tiny.tiny("llama")
     adapter = tiny.random_adapter(dissect(tiny.tiny("llama")), mode=mode)
-    store.save(adapter, tmp_path, adapter.card)
+    weights.save(adapter, tmp_path, adapter.card)
     plain = model.generate(IDS, max_new_tokens=24, pad_token_id=0)[0].tolist()
     function = decoder(model, adapter=tmp_path)
     theirs, ours = both(model, function)
@@ -70,7 +70,7 @@ def test_streams_for_chat_copy_too(
     monkeypatch.setattr(streaming, "copying", lambda params: asked.append(params) or copying(params))
     model = tiny.tiny("llama")
     adapter = tiny.random_adapter(dissect(tiny.tiny("llama")), mode="lossless")
-    store.save(adapter, tmp_path, replace(adapter.card, task=task))
+    weights.save(adapter, tmp_path, replace(adapter.card, task=task))
     theirs, ours = both(model, decoder(model, adapter=tmp_path))
     assert ours == theirs and {params.lookup for params in asked} == copies
 
@@ -110,7 +110,7 @@ class InPlace(LogitsProcessor):
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True, "top_k": 1}])
 def test_a_processor_may_write_in_place(settings: dict[str, Any], tmp_path: Path) -> None:
     model = tiny.tiny("llama")
-    store.save(adapter := tiny.random_adapter(dissect(tiny.tiny("llama")), mode="lossless"), tmp_path, adapter.card)
+    weights.save(adapter := tiny.random_adapter(dissect(tiny.tiny("llama")), mode="lossless"), tmp_path, adapter.card)
     for function in (decoder(model, method=EAGER), decoder(model, adapter=tmp_path)):
         theirs, ours = both(model, function, logits_processor=[InPlace()], **settings)
         assert ours == theirs and not {*range(20, 60)} & {*ours[IDS.shape[1] :]}

@@ -18,13 +18,14 @@ from specstream import bench, engine
 from specstream.bench import baselines
 from specstream.cli import main
 from specstream.decoding.drafters.draft_model import DraftModelDrafter
+from specstream.decoding.interfaces import never
 from specstream.decoding.loop import Run
 from specstream.events import Agreement, Draft, Fate, Reason, Verdict
-from specstream.model import draft_model as pairing
 from specstream.model.introspection import dissect
-from specstream.model.target import ModelTarget, never
 from specstream.params import DraftModel, Sampling, Standard
 from specstream.session import run_session, token_ids
+from specstream.target import draft_model as pairing
+from specstream.target.model_target import ModelTarget
 from specstream.testing import toy
 from tests import test_models, tiny
 from ui import access_rules

@@ -22,7 +22,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.integrations import sdpa_attention
 
 from specstream import cli
-from specstream.adapters import heads, local, store
+from specstream.adapters import heads, local, weights
+from specstream.adapters.card import CARD, WEIGHTS, AdapterError, Card, read_card, write_card
+from specstream.adapters.find import find_adapter
 from specstream.bench import baselines
 from specstream.decoding.drafters.standard import StandardDrafter
 from specstream.decoding.loop import decode
@@ -31,12 +33,14 @@ from specstream.decoding.text import TextStream
 from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
 from specstream.hub.catalogue import load_model, resolve
-from specstream.model import cpu_linear, devices, self_test
+from specstream.model import cpu_linear
+from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import UnsupportedModel, context_of, dissect
-from specstream.model.target import PlainTarget, Variant
 from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streaming, method
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
+from specstream.target import self_test
+from specstream.target.model_target import PlainTarget, Variant
 from specstream.testing import toy
 from tests import tiny
 from tests.test_models import save
@@ -54,7 +58,7 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
     anatomy = dissect(tiny.tiny(family))
     with monkeypatch.context() as patch:
         patch.setattr(
-            "specstream.model.target.tree_mask",
+            "specstream.target.model_target.tree_mask",
             lambda rows, prefix: torch.ones(1, len(rows), prefix + len(rows)) > 0,
         )
         assert "failed the tree self-test" in str(self_test.failure(anatomy, None))
@@ -66,7 +70,7 @@ def test_selftest_catches_a_wrong_mask_and_wrong_positions(family: str, monkeypa
 def test_selftest_catches_wrong_deferred_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy, adapter = tiny.model_with_adapter("llama")
     monkeypatch.setattr(
-        "specstream.model.target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1)
+        "specstream.target.model_target.ahead", lambda positions, gamma, context: positions.repeat_interleave(gamma, 1)
     )
     assert "failed the tree self-test" in str(self_test.failure(anatomy, adapter))
 
@@ -148,17 +152,17 @@ def test_unfinished_characters_wait_and_literal_replacement_marks_pass() -> None
     assert stream.flush() == "\ufffd"
 
 
-def saved_adapter(folder: Path, family: str = "llama") -> store.Card:
+def saved_adapter(folder: Path, family: str = "llama") -> Card:
     anatomy = dissect(tiny.tiny(family))
     adapter = tiny.random_adapter(anatomy)
-    store.save(adapter, folder, adapter.card)
+    weights.save(adapter, folder, adapter.card)
     return adapter.card
 
 
 def test_adapter_round_trip_in_16_bit(tmp_path: Path) -> None:
     card = saved_adapter(tmp_path)
     anatomy = dissect(tiny.tiny("llama"))
-    adapter = store.load(tmp_path, anatomy)
+    adapter = weights.load(tmp_path, anatomy)
     assert adapter.card == card
     again = tiny.random_adapter(dissect(tiny.tiny("llama")))
     for ours, theirs in zip(adapter.parameters(), again.parameters(), strict=True):
@@ -166,7 +170,7 @@ def test_adapter_round_trip_in_16_bit(tmp_path: Path) -> None:
 
 
 def spoil(folder: Path, how: str) -> None:
-    weights, card = folder / store.WEIGHTS, folder / store.CARD
+    weights, card = folder / WEIGHTS, folder / CARD
     data = json.loads(card.read_text())
     if how == "no card":
         card.unlink()
@@ -255,9 +259,9 @@ SPOILT = [
 def test_a_damaged_adapter_gives_one_sentence(how: str, tmp_path: Path) -> None:
     saved_adapter(tmp_path)
     spoil(tmp_path, how)
-    with pytest.raises(store.AdapterError) as error:
+    with pytest.raises(AdapterError) as error:
         anatomy = dissect(tiny.tiny("llama"))
-        store.load(tmp_path, anatomy)
+        weights.load(tmp_path, anatomy)
         heads.load(tmp_path, anatomy)
     assert "\n" not in str(error.value) and str(error.value).endswith(".") and len(str(error.value)) < 200
     if how in CARDS:
@@ -272,7 +276,7 @@ def test_one_broken_folder_leaves_the_other_adapters_alone(how: str, tmp_path: P
     for name in ("good", "broken"):
         saved_adapter(tmp_path / "adapters" / name)
     spoil(tmp_path / "adapters" / "broken", how)
-    assert local.mine("tiny")["good"] == store.find("good", "tiny") == tmp_path / "adapters" / "good"
+    assert local.mine("tiny")["good"] == find_adapter("good", "tiny") == tmp_path / "adapters" / "good"
     cli.main(["adapters", "list"])
     out = capsys.readouterr()
     assert "good " in out.out and "broken" not in out.out
@@ -284,25 +288,25 @@ def test_a_base_of_any_name_leaves_the_other_adapters_alone(base: str, tmp_path:
     monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
     for name in ("good", "odd"):
         saved_adapter(tmp_path / "adapters" / name)
-    card = tmp_path / "adapters" / "odd" / store.CARD
+    card = tmp_path / "adapters" / "odd" / CARD
     card.write_text(json.dumps(json.loads(card.read_text()) | {"base": base}))
     assert "good" in local.mine("tiny") and set(local.mine()) == {"good", "odd"}
-    with pytest.raises(store.AdapterError, match="There is no adapter"):
-        store.find(base or " ", "tiny")
+    with pytest.raises(AdapterError, match="There is no adapter"):
+        find_adapter(base or " ", "tiny")
 
 
 def test_an_adapter_is_written_beside_the_old_one_and_swapped(tmp_path: Path, monkeypatch) -> None:
     card = saved_adapter(tmp_path)
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
     with pytest.raises(TypeError):
-        store.write_card(tmp_path, replace(card, training={"a": object()}))
-    monkeypatch.setattr(store, "save_file", lambda state, file: file.write_bytes(b"half") and 1 / 0)
+        write_card(tmp_path, replace(card, training={"a": object()}))
+    monkeypatch.setattr(weights, "save_file", lambda state, file: file.write_bytes(b"half") and 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        store.save(tiny.random_adapter(dissect(tiny.tiny("llama"))), tmp_path, card)
+        weights.save(tiny.random_adapter(dissect(tiny.tiny("llama"))), tmp_path, card)
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
-    opened = (tmp_path / store.CARD).open()
-    store.write_card(tmp_path, replace(card, date="today"))
-    assert opened.read() == before[store.CARD].decode()  # who reads the old one reads all of it
+    opened = (tmp_path / CARD).open()
+    write_card(tmp_path, replace(card, date="today"))
+    assert opened.read() == before[CARD].decode()  # who reads the old one reads all of it
 
 
 @pytest.mark.parametrize(
@@ -315,14 +319,14 @@ def test_an_adapter_is_written_beside_the_old_one_and_swapped(tmp_path: Path, mo
 )
 def test_a_folder_that_is_no_adapter_is_told_what_it_is(file: str, words: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("{}")
-    with pytest.raises(store.AdapterError, match=f"There is no adapter in .*: .*{words}.*\\.$"):
-        store.read_card(tmp_path)
+    with pytest.raises(AdapterError, match=f"There is no adapter in .*: .*{words}.*\\.$"):
+        read_card(tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     saved_adapter(tmp_path, "gpt2")
-    with pytest.raises(store.AdapterError, match="load it onto that model"):
-        store.load(tmp_path, dissect(tiny.tiny("llama")))
+    with pytest.raises(AdapterError, match="load it onto that model"):
+        weights.load(tmp_path, dissect(tiny.tiny("llama")))
 
 
 @pytest.mark.parametrize(
@@ -476,7 +480,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
 
 
 needs_bfloat16 = pytest.mark.skipif(
-    not (devices.computes_bfloat16("cpu") and cpu_linear.works(dtype=torch.bfloat16)),
+    not (computes_bfloat16("cpu") and cpu_linear.works(dtype=torch.bfloat16)),
     reason="this processor does not compute in bfloat16",
 )
 
@@ -738,7 +742,7 @@ def test_a_model_without_a_state_is_shown_the_whole_text() -> None:
 
 
 def test_stop_inside_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specstream.model.target.CHUNK", 8)
+    monkeypatch.setattr("specstream.target.model_target.CHUNK", 8)
     anatomy, adapter = tiny.model_with_adapter("llama")
     run = tiny.streaming_run(anatomy, adapter, tiny.prompt(40), Sampling())
     seen: list[int] = []

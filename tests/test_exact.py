@@ -11,18 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.decoding.loop import Run
 from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Draft, Origin, Step
-from specstream.model import attention, cpu_linear, devices, kv_cache, self_test, target
+from specstream.model import attention, cpu_linear, kv_cache
+from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import Anatomy
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import Medusa, PromptLookup, Sampling, Standard, Streaming
+from specstream.target import model_target as target
+from specstream.target import self_test
+from specstream.target.model_target import ModelTarget, Variant
 from tests import tiny
 from tests.test_golden import PROMPT, TEMPERATURES, Oracle
 
-FORMATS = ["float32", "float16", *(["bfloat16"] if devices.computes_bfloat16("cpu") else [])]
+FORMATS = ["float32", "float16", *(["bfloat16"] if computes_bfloat16("cpu") else [])]
 STOCK_SUMS = {"gpt2"}  # its linear layers are of a kind that is not packed: PyTorch's own sums depend on the rows
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from specstream.adapters import store
+from specstream.adapters import weights
+from specstream.adapters.card import WEIGHTS, Card, read_card
+from specstream.adapters.find import bundled
 from tests import tiny
 
 SCRIPT = Path(__file__).resolve().parent.parent / "docs" / "scripts" / "extra_parameters.py"
@@ -82,8 +84,8 @@ def test_lora_by_hand(table) -> None:
 def test_bundled_heads_have_what_their_shape_says(script) -> None:
     """The weights files beside the adapters that come with the program."""
     h = script.model("SmolLM2-135M").hidden_size
-    for folder in store.bundled("smollm2-135m").values():
-        for kind, card in store.read_card(folder).heads.items():
+    for folder in bundled("smollm2-135m").values():
+        for kind, card in read_card(folder).heads.items():
             stored = load_file(folder / card.file)
             count = sum(weight.numel() for name, weight in stored.items() if name != "vocabulary")
             assert card.projection == "shared"
@@ -92,9 +94,9 @@ def test_bundled_heads_have_what_their_shape_says(script) -> None:
 
 def test_the_bundled_adapter_has_that_many(script) -> None:
     """The weights file of an adapter that comes with the program."""
-    folder = store.bundled("smollm2-135m")["e2e"]
-    card = store.read_card(folder)
-    weights = load_file(folder / store.WEIGHTS)
+    folder = bundled("smollm2-135m")["e2e"]
+    card = read_card(folder)
+    weights = load_file(folder / WEIGHTS)
     stored = sum(weight.numel() for name, weight in weights.items() if name != "vocabulary")
     names = (
         "mode",
@@ -112,9 +114,9 @@ def test_the_bundled_adapter_has_that_many(script) -> None:
 
 def test_weights_that_only_tune_the_model_are_not_counted_as_drafting() -> None:
     anatomy, _ = tiny.model_with_adapter("llama")
-    card = store.Card("", store.base_shape(anatomy), "", "lossless", 3, 2, 4, lora_rank=2, lora_scale=1.0)
-    own = store.Adapter(anatomy, card).parameter_count()
-    tuned = store.Adapter(anatomy, replace(card, main_rank=8))
+    card = Card("", weights.base_shape(anatomy), "", "lossless", 3, 2, 4, lora_rank=2, lora_scale=1.0)
+    own = weights.Adapter(anatomy, card).parameter_count()
+    tuned = weights.Adapter(anatomy, replace(card, main_rank=8))
     assert tuned.parameter_count() > tuned.drafting_count() == own
-    assert store.Adapter(anatomy, replace(card, mode="shared")).drafting_count() > own
-    assert store.Adapter(anatomy, replace(card, mode="plain", gamma=0)).drafting_count() == 0
+    assert weights.Adapter(anatomy, replace(card, mode="shared")).drafting_count() > own
+    assert weights.Adapter(anatomy, replace(card, mode="plain", gamma=0)).drafting_count() == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from ui.state import files
+from ui import files
 
 
 def put(folder: Path, name: str, size: int, age: float) -> Path:

@@ -7,13 +7,13 @@ import random
 import pytest
 import torch
 
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter
 from specstream.decoding.sampling import Picker
 from specstream.events import Draft, Fate, Origin, Reason
 from specstream.model.kv_cache import TreeCache
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import Sampling, Streaming
+from specstream.target.model_target import ModelTarget, Variant
 from tests import tiny
 
 PROMPT = tiny.prompt(21)  # longer than the sliding window
@@ -254,7 +254,7 @@ def test_long_prompts_in_chunks_and_cache_growth() -> None:
     sampling = Sampling(max_new_tokens=8)
     want = tiny.generate_ids(anatomy.model, ids, sampling)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("specstream.model.target.CHUNK", 32)
+        patch.setattr("specstream.target.model_target.CHUNK", 32)
         assert tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling))) == want
 
 

@@ -52,12 +52,12 @@ def test_it_tells_every_part_and_fails_with_one(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("part", ["tests", "sql"])
 def test_the_commands_are_ones_that_the_programs_know(part: str, tmp_path: Path) -> None:
-    from specstream.cli import cli
+    from specstream.cli import find_command
 
     words = next(p.words for p in gpu_check.parts("cpu", tmp_path, True, tmp_path) if p.name == part)
     if part == "tests":
         assert all(Path(w).is_file() for w in words if w.startswith("tests/")) and sys.executable
         return
-    command = cli.commands[words[2]]
+    command = find_command(words[2])
     with command.make_context(words[2], list(words[3:])) as context:
         assert context.params["methods"] == "streaming,hf"

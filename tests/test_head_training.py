@@ -10,14 +10,15 @@ import torch
 from torch.nn import functional as F
 
 from specstream import cli, engine
-from specstream.adapters import heads, store
-from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
+from specstream.adapters import heads, weights
+from specstream.adapters.card import WEIGHTS, Card, HeadCard, read_card
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.decoding.drafters.early_exit import EarlyExitDrafter
 from specstream.decoding.drafters.medusa import MedusaDrafter
 from specstream.model.introspection import Anatomy, dissect
-from specstream.model.target import ModelTarget
 from specstream.params import EarlyExit, Medusa, Sampling, Standard, Streaming
 from specstream.session import token_ids
+from specstream.target.model_target import ModelTarget
 from specstream.training import probe
 from specstream.training.batches import DataError, collate
 from specstream.training.config import Config
@@ -42,7 +43,7 @@ def started(folder: Path) -> Path:
     adapter = Adapter(anatomy, card)
     for weight in adapter.parameters():
         torch.nn.init.normal_(weight, std=0.05)
-    store.save(adapter, folder, card)
+    weights.save(adapter, folder, card)
     return folder
 
 
@@ -52,7 +53,7 @@ def model_of(kind: str, start: Path | None, vocabulary: torch.Tensor | None = No
     if start is None:
         card = Card("tiny", base_shape(anatomy), "e2e", "plain", 0, 2, start_rank=0, lora_rank=0, lora_scale=1.0)
     else:
-        adapter = store.load(start, anatomy)
+        adapter = weights.load(start, anatomy)
         adapter.lora.merge(anatomy)
         card = adapter.card
     shape = SHAPES[kind]
@@ -116,8 +117,8 @@ def test_training_changes_the_heads_and_nothing_else(kind: str, tmp_path: Path) 
     assert not any(torch.equal(p, o) for p, o in zip(run.adapter.parameters(), old, strict=True))
     first, last = events[0]["losses"], events[-1]["losses"]
     assert all(b < 0.8 * a for a, b in zip(first[1:], last[1:], strict=True))
-    assert (tmp_path / "out" / store.WEIGHTS).read_bytes() == (start / store.WEIGHTS).read_bytes()
-    assert replace(card, heads={}) == store.read_card(start)
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (start / WEIGHTS).read_bytes()
+    assert replace(card, heads={}) == read_card(start)
     head = card.heads[SHAPES[kind].kind]
     assert head.shape() == SHAPES[kind].shape() and head.training["progress"]["step"] == 48 and head.date
 
@@ -165,7 +166,7 @@ def test_a_folder_with_another_adapter_is_left_alone(tmp_path: Path) -> None:
     check_out(tmp_path / "new", start)
     check_out(start, start)
     anatomy = dissect(tiny.tiny("llama", seed=1))
-    store.save(tiny.random_adapter(anatomy), other, store.read_card(start))
+    weights.save(tiny.random_adapter(anatomy), other, read_card(start))
     for given in (start, None):
         with pytest.raises(DataError, match="holds another adapter"):
             check_out(other, given)

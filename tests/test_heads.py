@@ -12,20 +12,21 @@ import torch
 from torch import nn
 
 from specstream import tree
-from specstream.adapters import heads, readme, store
+from specstream.adapters import heads, readme, weights
+from specstream.adapters.card import CARD, AdapterError, Card, HeadCard
 from specstream.adapters.heads import ExitHead, Heads, MedusaHeads
-from specstream.adapters.store import AdapterError, Card, HeadCard, base_shape
-from specstream.decoding.drafters import Drafter
+from specstream.adapters.weights import base_shape
 from specstream.decoding.drafters.early_exit import EarlyExitDrafter
 from specstream.decoding.drafters.levels import likeliest
 from specstream.decoding.drafters.medusa import MedusaDrafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter
 from specstream.events import Draft, Step
 from specstream.model.introspection import Anatomy, dissect
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.stats import summarize
+from specstream.target.model_target import ModelTarget, Variant
 from specstream.testing import toy
 from tests import tiny
 
@@ -236,7 +237,7 @@ def test_medusa_grows_the_trees_of_streaming() -> None:
 def test_the_tokens_of_drafts_are_those_of_the_draft_vocabulary() -> None:
     anatomy, whole = tiny.model_with_adapter("llama")
     ids = torch.arange(40, 60)
-    streams = store.Adapter(anatomy, replace(whole.card, draft_vocabulary=20), ids).to(tiny.DEVICE)
+    streams = weights.Adapter(anatomy, replace(whole.card, draft_vocabulary=20), ids).to(tiny.DEVICE)
     streams.load_state_dict(whole.state_dict() | {"vocabulary": ids})
     medusa = randomised(MedusaHeads(anatomy, HeadCard("medusa", COUNT, "shared", draft_vocabulary=20), ids))
     target = ModelTarget(anatomy, streams, Variant(), Heads(medusa))
@@ -272,9 +273,9 @@ def test_drafts_keep_to_the_draft_vocabulary() -> None:
 
 def saved(folder: Path, anatomy: Anatomy, card: Card, *parts) -> Card:
     card = replace(card, heads={part.card.kind: part.card for part in parts})
-    store.save(store.Adapter(anatomy, card), folder, card)
+    weights.save(weights.Adapter(anatomy, card), folder, card)
     for part in parts:
-        store.save_weights(part, folder / part.card.file)
+        weights.save_weights(part, folder / part.card.file)
     return card
 
 
@@ -289,18 +290,18 @@ def test_heads_are_saved_and_loaded_with_and_without_streams(tmp_path: Path) -> 
     for name, card in (("bare", bare(anatomy)), ("streams", streams)):
         saved(tmp_path / name, anatomy, card, beside.medusa, beside.exit)
         again = heads.load(tmp_path / name, anatomy)
-        assert store.load(tmp_path / name, anatomy).card.gamma == card.gamma
+        assert weights.load(tmp_path / name, anatomy).card.gamma == card.gamma
         for part, old in ((again.medusa, beside.medusa), (again.exit, beside.exit)):
             assert part.card == old.card
             for key, weight in old.state_dict().items():
                 torch.testing.assert_close(part.state_dict()[key], weight, atol=1e-3, rtol=1e-3)
-    assert store.load(tmp_path / "bare", anatomy).parameter_count() == 0
+    assert weights.load(tmp_path / "bare", anatomy).parameter_count() == 0
 
 
 def test_an_old_card_has_no_heads(tmp_path: Path) -> None:
     anatomy = dissect(tiny.tiny("llama"))
     saved(tmp_path, anatomy, bare(anatomy))
-    file = tmp_path / store.CARD
+    file = tmp_path / CARD
     old = json.loads(file.read_text())
     del old["heads"]
     file.write_text(json.dumps(old))
@@ -310,7 +311,7 @@ def test_an_old_card_has_no_heads(tmp_path: Path) -> None:
 def test_damaged_heads_are_told_in_one_sentence(tmp_path: Path) -> None:
     anatomy = dissect(tiny.tiny("llama"))
     saved(tmp_path, anatomy, bare(anatomy), random_heads(anatomy).medusa)
-    card, file = tmp_path / store.CARD, tmp_path / "medusa.safetensors"
+    card, file = tmp_path / CARD, tmp_path / "medusa.safetensors"
     good = card.read_text()
     for change, words in (
         ({"count": 0}, "count must be a whole number from 1 to 16, not 0"),

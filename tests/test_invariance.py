@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from specstream import cli
-from specstream.model import attention, invariance
-from specstream.model.invariance import Finding, by_places, by_rows
+from specstream.bench import invariance
+from specstream.bench.invariance import Finding, by_places, by_rows
+from specstream.model import attention
 
 BY_ROWS = {
     "depends on the number of rows": lambda x: x + len(x),

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from specstream import tree
-from specstream.adapters import store
+from specstream.adapters import weights
+from specstream.adapters.card import AdapterError
 from specstream.params import Sampling, Streaming
 from specstream.streams.pair_map import Pairs
 from tests import tiny
@@ -153,11 +154,11 @@ def test_a_drafted_token_follows_the_one_above() -> None:
 
 def test_an_adapter_with_a_pair_map_is_saved_and_loaded(tmp_path: Path) -> None:
     anatomy, adapter = tiny.model_with_adapter("llama", mode="lossless", pair_rank=5)
-    store.save(adapter, tmp_path, adapter.card)
-    again = store.load(tmp_path, anatomy)
+    weights.save(adapter, tmp_path, adapter.card)
+    again = weights.load(tmp_path, anatomy)
     assert again.card == adapter.card and again.card.pair_rank == 5
     torch.testing.assert_close(again.pairs.before, adapter.pairs.before, atol=1e-3, rtol=1e-3)
-    without = store.Adapter(anatomy, replace(adapter.card, pair_rank=0))
+    without = weights.Adapter(anatomy, replace(adapter.card, pair_rank=0))
     assert again.drafting_count() == without.drafting_count() + 2 * 64 * 5 + adapter.card.gamma
-    with pytest.raises(store.AdapterError, match="pair_rank"):
+    with pytest.raises(AdapterError, match="pair_rank"):
         replace(adapter.card, pair_rank=-1)

@@ -11,9 +11,9 @@ from specstream.adapters.heads import Heads
 from specstream.decoding.drafters.prompt_lookup import Occurrences, PromptLookupDrafter, merged
 from specstream.engine import _unavailable
 from specstream.events import Fate, Reason
-from specstream.model.target import ModelTarget
 from specstream.params import METHODS, PromptLookup, Sampling, Standard
 from specstream.session import token_ids
+from specstream.target.model_target import ModelTarget
 from specstream.testing import toy
 from tests import tiny
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from specstream import engine
-from specstream.adapters import store
-from specstream.adapters.store import WEIGHTS
+from specstream.adapters import weights
+from specstream.adapters.card import WEIGHTS, read_card
+from specstream.adapters.find import BUNDLED, bundled
 from specstream.events import Agreement
 from specstream.hub import catalogue
 from specstream.model.introspection import dissect
@@ -21,7 +22,7 @@ from specstream.stats import summarize
 from tests import tiny
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(1500)]
-ADAPTER = store.BUNDLED / "smollm2-135m" / "e2e"
+ADAPTER = BUNDLED / "smollm2-135m" / "e2e"
 NAMES = (
     "The Salted Fig",
     "Harbour Light",
@@ -59,7 +60,7 @@ def tuned() -> Any:
     source = catalogue.resolve("smollm2-135m")
     network, _ = catalogue.load_model(source, "cpu", torch.float32)
     anatomy = dissect(network)
-    store.load(ADAPTER, anatomy).main_lora.merge(anatomy)
+    weights.load(ADAPTER, anatomy).main_lora.merge(anatomy)
     network.generation_config.eos_token_id = None
     return network
 
@@ -121,7 +122,7 @@ QUESTIONS = (
 )
 # Prompts of our own, and the least tokens per step with 32 nodes that the adapter must give on them.
 TASKS = {"e2e": (facts(12), 2.4), "sql": (SQL, 2.5), "dialogsum": (DIALOGUES, 1.6), "chat": (QUESTIONS, 1.5)}
-BUNDLED = store.bundled("smollm2-135m")
+BUNDLED = bundled("smollm2-135m")
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -143,9 +144,9 @@ def test_a_bundled_adapter_drafts_and_changes_nothing(name: str) -> None:
 def test_a_bundled_adapter_is_small_and_has_a_card(name: str) -> None:
     folder = BUNDLED[name]
     assert all(f.stat().st_size <= 16e6 for f in folder.iterdir())
-    heads = {folder / head.file for head in store.read_card(folder).heads.values()}
+    heads = {folder / head.file for head in read_card(folder).heads.values()}
     assert sum(f.stat().st_size for f in folder.iterdir() if f not in heads) <= 16e6 and (folder / WEIGHTS).is_file()
-    card = store.read_card(folder)
+    card = read_card(folder)
     assert card.task == name and card.data and card.command.startswith("python -m specstream train")
     assert card.licence or not card.tuning[0]
     assert card.training["progress"]["seconds"] > 0 and card.date
@@ -154,7 +155,7 @@ def test_a_bundled_adapter_is_small_and_has_a_card(name: str) -> None:
 
 def test_lossless_adapters_leave_the_base_model_alone() -> None:
     """Standard decoding with the adapter on is that of the base model, and so is streaming."""
-    found = [n for n, folder in BUNDLED.items() if not store.read_card(folder).tuning[0]]
+    found = [n for n, folder in BUNDLED.items() if not read_card(folder).tuning[0]]
     assert found
     base = engine.load("smollm2-135m", "none", device="cpu", dtype="float32")
     for name in found:

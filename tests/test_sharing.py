@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard, errors
 
 from specstream import cli
 from specstream.adapters import hub as sharing
-from specstream.adapters import readme, store
-from specstream.adapters.store import AdapterError, Card, HeadCard
+from specstream.adapters import readme, weights
+from specstream.adapters.card import AdapterError, Card, HeadCard, read_card, write_card
+from specstream.adapters.find import bundled
 from specstream.model.introspection import dissect
 from tests import tiny
 
@@ -43,10 +44,10 @@ def folder(tmp_path: Path) -> Path:
     """A real adapter of a tiny model, with what training leaves beside it."""
     out = tmp_path / "adapter"
     anatomy, adapter = tiny.model_with_adapter("llama")
-    store.save(
+    weights.save(
         adapter,
         out,
-        replace(CARD, base_shape=store.base_shape(anatomy), gamma=3, layers=2, start_rank=4, lora_rank=2),
+        replace(CARD, base_shape=weights.base_shape(anatomy), gamma=3, layers=2, start_rank=4, lora_rank=2),
     )
     for secret in ("checkpoint/optimizer.bin", "answers.jsonl", ".env", "log.txt"):
         (out / secret).parent.mkdir(exist_ok=True)
@@ -114,8 +115,8 @@ def test_only_the_adapters_own_files_are_pushed(hub: Hub, folder: Path) -> None:
 
 
 def test_heads_are_pushed_with_their_adapter(hub: Hub, folder: Path) -> None:
-    card = store.read_card(folder)
-    store.write_card(folder, replace(card, heads={"medusa": HeadCard("medusa", count=3)}))
+    card = read_card(folder)
+    write_card(folder, replace(card, heads={"medusa": HeadCard("medusa", count=3)}))
     assert "medusa.safetensors is missing" in message(sharing.push, folder, "me/streams")
     (folder / "medusa.safetensors").write_bytes(b"heads")
     (folder / "exit.safetensors").write_bytes(b"not in the card")
@@ -176,7 +177,7 @@ def test_fetch_gives_a_folder_that_loads(hub: Hub, folder: Path, monkeypatch: py
     asked = download(monkeypatch, folder)
     for name in ("me/streams", "hub:me/streams"):
         assert sharing.fetch(name) == folder
-    assert store.load(sharing.fetch("me/streams@v1"), dissect(tiny.tiny("llama"))).card.gamma == 3
+    assert weights.load(sharing.fetch("me/streams@v1"), dissect(tiny.tiny("llama"))).card.gamma == 3
     assert [a["revision"] for a in asked] == [None, None, "v1"]
     assert all(a["name"] == "me/streams" and not a["local_files_only"] for a in asked)
     own = {"adapter.safetensors", "medusa.safetensors", "exit.safetensors", "card.json", "README.md"}
@@ -279,8 +280,8 @@ def test_every_mode_has_its_words(mode: str) -> None:
 
 
 def test_bundled_adapters_have_cards_that_can_be_written() -> None:
-    for folder in store.bundled("smollm2-135m").values():
-        assert ModelCard(readme.text(store.read_card(folder))).data.base_model
+    for folder in bundled("smollm2-135m").values():
+        assert ModelCard(readme.text(read_card(folder))).data.base_model
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.decoding.drafters.levels import Pauses
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.loop import Run
 from specstream.events import Draft, Fate, Origin, Step
 from specstream.model.introspection import dissect
 from specstream.model.partial_forward import TopLayers
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import Sampling, Streaming
 from specstream.stats import summarize
 from specstream.streams.stream_attention import Plan, Streams
+from specstream.target.model_target import ModelTarget, Variant
 from specstream.testing import toy
 from tests import tiny
 from tests.test_golden import PROMPT, Oracle

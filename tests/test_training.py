@@ -19,8 +19,9 @@ import torch
 from torch.nn import functional as F
 
 from docs.scripts.ports import free_port
-from specstream.adapters import store
-from specstream.adapters.store import Adapter, Card, base_shape
+from specstream.adapters import weights
+from specstream.adapters.card import AdapterError, Card
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.data.tasks import task
 from specstream.model.introspection import dissect
 from specstream.params import Sampling, Streaming
@@ -391,8 +392,8 @@ def test_losses_and_drafts_keep_to_the_draft_vocabulary(tmp_path: Path) -> None:
     assert sums[2].tolist() == StreamModel(anatomy, adapter).counts(batch).tolist()
     assert sums[2, 0] == 17 and sums[2, 3] == sum(t in known for e in EXAMPLES for t in e.response)
     assert sums[2, 1] == sum(t in known for e in EXAMPLES for t in e.response[1:])
-    store.save(adapter, tmp_path, adapter.card)
-    again = store.load(tmp_path, anatomy)
+    weights.save(adapter, tmp_path, adapter.card)
+    again = weights.load(tmp_path, anatomy)
     assert torch.equal(again.vocabulary, adapter.vocabulary)
     torch.testing.assert_close(again.logits(anatomy, states), adapter.logits(anatomy, states))
 
@@ -437,7 +438,7 @@ def test_plain_mode_trains_lora_alone(tmp_path: Path) -> None:
     assert all(len(row) == 1 for row in losses["plain"])
     assert losses["plain"][0][0] == pytest.approx(losses["shared"][0][0], rel=1e-5)
     anatomy = dissect(tiny.tiny("llama"))
-    assert store.load(tmp_path / "plain", anatomy).lora is not None
+    assert weights.load(tmp_path / "plain", anatomy).lora is not None
 
 
 def test_training_begins_with_another_adapter(tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ def test_training_begins_with_another_adapter(tmp_path: Path) -> None:
     assert not second.adapter.pairs.after.any()  # new: it changes nothing yet
     key = next(iter(first.adapter.lora.b))
     torch.testing.assert_close(second.adapter.lora.b[key], first.adapter.lora.b[key], atol=1e-3, rtol=1e-2)
-    with pytest.raises(store.AdapterError, match="other streams or ranks"):
+    with pytest.raises(AdapterError, match="other streams or ranks"):
         trainer(tmp_path / "third", epochs=1, start_rank=4).start_from(tmp_path / "first")
 
 
@@ -459,7 +460,7 @@ def test_a_pair_map_leaves_all_else_of_an_adapter_as_it_is(tmp_path: Path) -> No
     second = trainer(tmp_path / "second", ids=torch.arange(50, 70), tuned_layers="none", pair_rank=4, **settings)
     second.start_from(tmp_path / "first")
     second.train([example(5, 8, 1)], [], lambda event: None)
-    before, after = (store.load(tmp_path / n, first.anatomy).state_dict() for n in ("first", "second"))
+    before, after = (weights.load(tmp_path / n, first.anatomy).state_dict() for n in ("first", "second"))
     assert set(after) - set(before) == {"pairs.before", "pairs.after", "pairs.weight"}
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert "vocabulary" in before
@@ -470,7 +471,7 @@ def test_a_pair_map_leaves_all_else_of_an_adapter_as_it_is(tmp_path: Path) -> No
 def test_a_pair_map_gets_further_streams_and_begins_anew_at_another_rank(tmp_path: Path) -> None:
     first = trainer(tmp_path / "first", epochs=1, pair_rank=6, lr=0.05)
     first.train(DATA, [], lambda event: None)
-    had = store.load(tmp_path / "first", first.anatomy).pairs
+    had = weights.load(tmp_path / "first", first.anatomy).pairs
     more = trainer(tmp_path / "more", pair_rank=6, gamma=6)
     more.start_from(tmp_path / "first")
     assert torch.equal(more.adapter.pairs.after, had.after) and had.after.any()
@@ -497,7 +498,7 @@ def test_a_further_stage_may_have_fewer_layers_and_more_streams(tmp_path: Path) 
     wide.start_from(tmp_path / "first")
     rows = torch.randn(1, 3, wide.anatomy.hidden_size)
     torch.testing.assert_close(wide.adapter.streams.start(rows), first.adapter.streams.start(rows), **close)
-    with pytest.raises(store.AdapterError, match="other streams or ranks"):
+    with pytest.raises(AdapterError, match="other streams or ranks"):
         trainer(tmp_path / "third", mode="lossless", layers=1, gamma=1, epochs=1).start_from(tmp_path / "first")
 
 
@@ -521,7 +522,7 @@ def test_lossless_streams_leave_a_tuned_model_as_it_is(mode: str, tmp_path: Path
     texts = []
     for name in ("tuned", "further"):
         anatomy = dissect(tiny.tiny("llama"))
-        adapter = store.load(tmp_path / name, anatomy)
+        adapter = weights.load(tmp_path / name, anatomy)
         adapter.merge_main(anatomy)
         assert adapter.main_lora is None
         texts.append(tiny.generate_ids(anatomy.model, prompt, sampling))
@@ -587,7 +588,7 @@ def test_an_adapter_overfitted_on_one_text_is_accepted_whole(tmp_path: Path) -> 
     trained = trainer(tmp_path, gamma=gamma, batch=1, epochs=250, lr=5e-3, lora_rank=16, start_rank=16, alpha=1.0)
     card = trained.train([text], [], lambda event: None)
     anatomy = dissect(tiny.tiny("llama"))
-    adapter = store.load(tmp_path, anatomy)
+    adapter = weights.load(tmp_path, anatomy)
     adapter.lora.merge(anatomy)
     assert card.training["progress"]["step"] == 250
     sampling = Sampling(max_new_tokens=len(text.response))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from specstream.adapters import store
+from specstream.adapters.card import read_card
 from specstream.training import progress
 from specstream.training.batches import DataError, hold_out
 from specstream.training.command import stop_wish
@@ -151,13 +151,13 @@ def test_stopping_at_a_step_and_going_on_equals_an_uninterrupted_run(tmp_path: P
     uninterrupted = validated(whole, seen[whole])
     stopped = validated(part, seen[part], stop_at=4)  # the last step of an epoch
     assert stopped.progress.step == 4 and not stopped.finished
-    assert store.read_card(part).training["progress"]["step"] == 4  # usable before any validation
+    assert read_card(part).training["progress"]["step"] == 4  # usable before any validation
     assert validated(part, seen[part], stop_at=7).progress.step == 7
     resumed = validated(part, seen[part])
     assert resumed.finished
     for a, b in zip(uninterrupted.adapter.parameters(), resumed.adapter.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
-    assert store.read_card(whole).metrics == store.read_card(part).metrics
+    assert read_card(whole).metrics == read_card(part).metrics
     losses = [[(e["kind"], e["step"], e["losses"]) for e in events] for events in seen.values()]
     assert losses[0] == losses[1]
 
@@ -173,7 +173,7 @@ def test_a_stop_during_a_validation_keeps_the_training(tmp_path: Path, step: int
     assert [event["step"] for event in seen[part] if event["kind"] == "validation"] == ([] if step == 5 else [5, 10])
     assert validated(part, seen[part]).finished
     assert [(e["kind"], e["step"]) for e in seen[part]] == [(e["kind"], e["step"]) for e in seen[whole]]
-    assert store.read_card(whole).metrics == store.read_card(part).metrics
+    assert read_card(whole).metrics == read_card(part).metrics
 
 
 def test_the_checkpoint_comes_before_the_last_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from specstream.adapters import local
-from specstream.adapters.store import AdapterError, find
+from specstream.adapters.card import AdapterError
+from specstream.adapters.find import find_adapter
 from specstream.data.checks import check_file
 from specstream.data.datasets import DataError
 from specstream.data.tasks import task
@@ -250,11 +251,11 @@ def test_names_that_are_no_folder_are_refused(name, data) -> None:
 
 
 def test_the_command_line_is_one_that_train_takes(tmp_path) -> None:
-    from specstream.cli import cli
+    from specstream.cli import find_command
 
     asked = plan("hub:b-mc2/sql-create-context", options={"gamma": 2, "hold_out": 3, "targets": "self"})
     words = asked.command(tmp_path)
-    context = cli.commands["train"].make_context("train", words[1:])
+    context = find_command("train").make_context("train", words[1:])
     values = context.params
     assert (values["data"], values["gamma"], values["hold_out"], values["targets"]) == (asked.data, 2, 3, "self")
     assert (values["minutes"], values["out"], values["progress"]) == (5.0, tmp_path, tmp_path / "progress.jsonl")
@@ -282,9 +283,9 @@ def test_my_adapters_are_found_by_name_for_their_model(home, tmp_path) -> None:
     assert set(local.mine()) == {"ours", "of-a-folder"}
     assert local.mine("HuggingFaceTB/SmolLM2-135M-Instruct") == {"ours": ours}
     assert set(local.mine(f"{tmp_path}/../{tmp_path.name}")) == {"of-a-folder"}
-    assert find("ours", "smollm2-135m") == ours
+    assert find_adapter("ours", "smollm2-135m") == ours
     with pytest.raises(AdapterError, match="ours"):
-        find("ours", "gpt2")
+        find_adapter("ours", "gpt2")
 
 
 # ---- the check of a file ---------------------------------------------------------------------------------------------

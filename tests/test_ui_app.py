@@ -34,8 +34,9 @@ from ui.jobs import job
 from ui.jobs.comparisons import Contest, Entry
 from ui.jobs.engine_host import Busy, Engines, NotLoaded, Stopped
 from ui.jobs.job import Jobs
-from ui.jobs.runs import Ask, Item, Notice, Run
+from ui.jobs.runs import Ask, Run
 from ui.state.feed import Feed
+from ui.state.messages import Item, Notice
 from ui.state.methods import CannotRun, Offer
 from ui.state.view import View
 from ui.tabs import compare, playground

@@ -19,7 +19,7 @@ from ui.charts import benchmarks as figures
 from ui.html import results
 from ui.jobs.engine_host import Engines
 from ui.jobs.measurements import Benchmark, Lap, Measurement, Order, Result, Tuning
-from ui.jobs.runs import Notice
+from ui.state.messages import Notice
 from ui.tabs import benchmark
 
 TRYING = Lap("Trying", 1, 2, None)

@@ -62,12 +62,13 @@ def rank(draft: Draft, node: int) -> int:
 def test_a_smaller_tree_is_counted_node_by_node(steps: list[Step], depth: int, width: int, budget: int) -> None:
     tokens = rows = 0
     for step in steps:
-        draft, accepted = step.draft, 0
+        draft, accepted, held = step.draft, 0, 0
         for node in range(len(draft)):
             path = path_to(draft, node)
-            if len(path) <= depth and all(rank(draft, n) <= width for n in path) and node < budget:
-                rows += 1
+            if len(path) <= depth and all(rank(draft, n) <= width for n in path) and held < budget:
+                held += 1
                 accepted += draft.fate[node] is Fate.ACCEPTED
+        rows += held
         tokens += accepted + 1
     found = insights.smaller(steps, depth, width, budget)
     assert found.tokens_per_step == pytest.approx(tokens / len(steps))
@@ -103,8 +104,8 @@ def ideal(method: list[Step], standard: list[Step]) -> str:
 
 
 def test_step_cost_is_a_ratio_of_means_without_the_prompt_pass() -> None:
-    assert step_cost(summarize(lane(5, 1, 2, 3)), summarize(lane(9, 2, 6))) == pytest.approx(2)
-    assert step_cost(summarize(lane(5)), summarize(lane(9, 2))) is None
+    assert step_cost([summarize(lane(5, 1, 2, 3))], [summarize(lane(9, 2, 6))]) == pytest.approx(2)
+    assert step_cost([summarize(lane(5))], [summarize(lane(9, 2))]) is None
 
 
 def test_the_ideal_of_a_run_is_never_below_what_its_steps_brought() -> None:

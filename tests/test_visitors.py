@@ -19,7 +19,8 @@ from ui.access_rules import DEMO, OPEN, Refused
 from ui.jobs.engine_host import Engines
 from ui.jobs.measurements import Benchmark, Measurement, Order, Tuning
 from ui.jobs.model_queue import Line, Stopped
-from ui.jobs.runs import Ask, Notice, Run
+from ui.jobs.runs import Ask, Run
+from ui.state.messages import Notice
 from ui.tabs import benchmark
 
 pytestmark = pytest.mark.timeout(120)

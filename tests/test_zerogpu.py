@@ -21,7 +21,8 @@ from specstream.testing.toy import load_toy
 from ui.jobs import runs as worker
 from ui.jobs import zerogpu
 from ui.jobs.engine_host import Engines
-from ui.jobs.runs import Ask, Notice, Run
+from ui.jobs.runs import Ask, Run
+from ui.state.messages import Notice
 
 pytestmark = pytest.mark.timeout(120)
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}

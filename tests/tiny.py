@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from specstream.adapters.store import Adapter, Card, base_shape
-from specstream.decoding.drafters import Drafter
+from specstream.adapters.card import Card
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.decoding.drafters.standard import StandardDrafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import TextStream
 from specstream.events import Step
 from specstream.model.introspection import Anatomy, dissect
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import Sampling, Streaming
+from specstream.target.model_target import ModelTarget, Variant
 
 # Where the models of the engine's tests are: SPECSTREAM_TEST_DEVICE=cuda runs these tests on a GPU.
 DEVICE = os.environ.get("SPECSTREAM_TEST_DEVICE", "cpu")

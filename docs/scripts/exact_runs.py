@@ -24,7 +24,8 @@ from typing import Any
 
 import click
 
-from specstream.adapters import store
+from specstream.adapters import weights
+from specstream.adapters.find import bundled
 from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Event, Step
 from specstream.model.introspection import Anatomy, dissect
@@ -88,7 +89,7 @@ class Group:
         return f"{self.model}, {self.part}, {self.dtype}"
 
 
-GROUPS = [Group(REAL, name, dtype) for dtype in FORMATS for name in store.bundled(REAL)] + [
+GROUPS = [Group(REAL, name, dtype) for dtype in FORMATS for name in bundled(REAL)] + [
     Group("tiny", family, dtype) for dtype in FORMATS for family in tiny.FAMILIES
 ]
 
@@ -186,9 +187,9 @@ def make_tiny(family: str, folder: Path, mode: str) -> None:
     beside = test_heads.random_heads(anatomy)
     parts = [part for part in (beside.medusa, beside.exit) if part]
     card = replace(adapter.card, heads={part.card.kind: part.card for part in parts})
-    store.save(adapter, folder / "adapter", card)
+    weights.save(adapter, folder / "adapter", card)
     for part in parts:
-        store.save_weights(part, folder / "adapter" / part.card.file)
+        weights.save_weights(part, folder / "adapter" / part.card.file)
 
 
 # ---- the work --------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from specstream.adapters.card import Card, HeadCard
 from specstream.adapters.heads import KINDS
-from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.model.introspection import Anatomy
 
 GAMMA, LAYERS, EXIT_RANK, START_RANK, LORA_RANK, PAIR_RANK, HEADS = 4, 6, 8, 64, 16, 64, 4

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from docs.scripts.extra_parameters import CONFIGS
-from specstream.adapters.store import Adapter, Card, base_shape
+from specstream.adapters.card import Card
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.model import memory
 from specstream.model.introspection import Anatomy, dissect
 from specstream.training.config import Config

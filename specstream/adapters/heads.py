@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specstream.adapters.store import AdapterError, Drafting, HeadCard, read_card, read_weights
+from specstream.adapters.card import AdapterError, HeadCard, read_card
+from specstream.adapters.weights import Drafting, read_weights
 from specstream.model.introspection import Anatomy
 from specstream.params import EarlyExit, Medusa
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.adapters import readme
-from specstream.adapters.store import CARD, HEAD_KINDS, WEIGHTS, AdapterError, Card, files, read_card
+from specstream.adapters.card import CARD, HEAD_KINDS, WEIGHTS, AdapterError, Card, files, read_card
 from specstream.hub.download import first_line, hub_reachable
 
 HUB = "hub:"

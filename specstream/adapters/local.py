@@ -8,10 +8,9 @@ from pathlib import Path
 
 import platformdirs
 
+from specstream.adapters.card import CARD, WEIGHTS
 from specstream.hub.catalogue import catalogue
-from specstream.hub.download import ADAPTER, folder_named
-
-WEIGHTS, CARD = ADAPTER, "card.json"
+from specstream.hub.download import folder_named
 
 
 def home() -> Path:

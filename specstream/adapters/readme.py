@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from specstream.adapters.store import Card
+from specstream.adapters.card import Card
 from specstream.hub.catalogue import catalogue
 from specstream.info import top_layers
 

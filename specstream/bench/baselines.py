@@ -13,20 +13,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
-from specstream.adapters import store
+from specstream.adapters.find import find_adapter
 from specstream.bench.tables import REFERENCES
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import TextStream
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
-from specstream.model import devices, loading
+from specstream.model import devices
 from specstream.model.cpu_linear import round_weights
-from specstream.model.draft_model import NONE
-from specstream.model.target import synchronize
 from specstream.params import Sampling
+from specstream.target import loading
+from specstream.target.draft_model import NONE
+from specstream.target.model_target import synchronize
 
 LOOKUP_TOKENS = 10  # what the method's author recommends
 NEVER = 2**31 - 1  # an end-of-text id that no token has; without one the model's own would be put in
@@ -69,7 +77,7 @@ class _Choice(LogitsProcessor):
 class _StopText(StoppingCriteria):
     """Our stop strings. The library's own look at the last token only, and miss one inside an accepted draft."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
         self._text, self._seen = TextStream(tokenizer, stop), start
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
@@ -87,7 +95,7 @@ class Reference:
         self,
         name: str,
         engine: Engine,
-        model: Any,
+        model: PreTrainedModel,
         settings: dict[str, Any] | None = None,
         extra_parameters: int = 0,
         options: Callable[[], dict[str, Any]] = dict,
@@ -161,7 +169,7 @@ def references(names: Sequence[str], engine: Engine, adapter: str, assistant: st
     return [_reference(name, engine, model, assistant) for name in names]
 
 
-def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
+def stock(name: str, adapter: str, device: str, dtype: str) -> PreTrainedModel:
     """The model as transformers loads it, with the weights that the adapter tuned.
 
     Where ours has float16 weights to compute with in float32, it has them too, as the float32 that transformers would
@@ -169,7 +177,7 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     """
     kind, half = devices.loaded_in(getattr(torch, dtype), device)
     network, _, _ = loading.fetch(name, device, kind)
-    folder = store.find(adapter, name)
+    folder = find_adapter(adapter, name)
     if folder or half:
         parts = loading.parts_of(network)
         if folder:
@@ -179,7 +187,7 @@ def stock(name: str, adapter: str, device: str, dtype: str) -> Any:
     return network
 
 
-def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> Reference:
+def _reference(name: str, engine: Engine, model: PreTrainedModel, assistant: str | None) -> Reference:
     if name == "hf":
         return Reference(name, engine, model)
     if name == "hf-prompt-lookup":
@@ -189,8 +197,9 @@ def _reference(name: str, engine: Engine, model: Any, assistant: str | None) -> 
     kind, _ = devices.loaded_in(getattr(torch, info.dtype), info.device)
     helper, tokenizer, _ = loading.fetch(str(assistant), info.device, kind)
     fresh = copy.deepcopy(helper.generation_config)
-    same = tokenizer.get_vocab() == engine.tokenizer.get_vocab()
-    both = {} if same else {"tokenizer": engine.tokenizer, "assistant_tokenizer": tokenizer}
+    own: PreTrainedTokenizerBase = engine.tokenizer  # the toy model has no references
+    same = tokenizer.get_vocab() == own.get_vocab()
+    both = {} if same else {"tokenizer": own, "assistant_tokenizer": tokenizer}
 
     def options() -> dict[str, Any]:
         helper.generation_config = copy.deepcopy(fresh)  # a run adapts its settings, and the next would inherit them

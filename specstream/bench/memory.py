@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specstream.adapters import store
+from specstream.adapters.card import WEIGHTS, Card, read_card, write_card
+from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
 from specstream.params import DraftModel, EarlyExit, Medusa, Sampling, Streaming, method
 
@@ -94,32 +95,32 @@ def reduced(adapter: str, model: str, name: str, folder: Path) -> str:
 
     Every method writes with the weights that the adapter tuned; streams and heads are for those that draft by them.
     """
-    source = store.find(adapter, model)
+    source = find_adapter(adapter, model)
     if source is None:
         return "none"
-    card = store.read_card(source)
+    card = read_card(source)
     kept = {kind: head for kind, head in card.heads.items() if kind == HEADS.get(name)}
     if name != Streaming.name:
         card = _without_streams(source, card, folder)
     else:
-        (folder / store.WEIGHTS).symlink_to((source / store.WEIGHTS).resolve())
+        (folder / WEIGHTS).symlink_to((source / WEIGHTS).resolve())
     if not (card.gamma or card.lora_rank or kept):
         return "none"
     for head in kept.values():
         (folder / head.file).symlink_to((source / head.file).resolve())
-    store.write_card(folder, replace(card, heads=kept))
+    write_card(folder, replace(card, heads=kept))
     return str(folder)
 
 
-def _without_streams(source: Path, card: store.Card, folder: Path) -> store.Card:
+def _without_streams(source: Path, card: Card, folder: Path) -> Card:
     """The LoRA that tuned the model, written as an adapter of its own; gives its card."""
     from safetensors.torch import load_file, save_file
 
     prefix = "main." if card.mode == "lossless" else "lora."
     rank, scale = card.tuning
-    weights = load_file(source / store.WEIGHTS)
+    weights = load_file(source / WEIGHTS)
     own = {"lora." + name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-    save_file(own if rank else {}, folder / store.WEIGHTS)
+    save_file(own if rank else {}, folder / WEIGHTS)
     plain = replace(card, mode="plain", gamma=0, lora_rank=rank, lora_scale=scale, main_rank=0)
     return replace(plain, exit_rank=0, draft_vocabulary=0, value_rotation=0.0, pair_rank=0)
 

@@ -1,4 +1,4 @@
-"""What a tree would bring on a machine, from the cost of a step and steps that were watched. Standard library only.
+"""What a tree would bring on a machine, from the cost of a step and recorded steps. Standard library only.
 
 A best-first tree of a smaller budget, width or depth is a part of the larger one, in the same order: so a step with a
 large tree also says what any smaller tree would have drafted in it, and how much of that would have been accepted.
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from specstream.events import Draft, Fate, Step
+from specstream.events import Fate, Step
+from specstream.tree import widest_on_path
 
 NOISE = 1.05  # a ratio of two measurements of the same thing
 
@@ -64,20 +65,9 @@ class Prediction:
 
 def trace(step: Step) -> Trace:
     """What a step with a draft says about smaller drafts."""
-    ranks = _ranks(step.draft)
+    ranks = (width - 1 for width in widest_on_path(step.draft))
     accepted = tuple(i for i, fate in enumerate(step.draft.fate) if fate is Fate.ACCEPTED)
     return Trace(tuple(zip(step.draft.depths(), ranks, strict=True)), accepted, len(step.tokens))
-
-
-def _ranks(draft: Draft) -> list[int]:
-    """Siblings are listed likeliest first, so a node's rank is the number of its siblings before it."""
-    seen: dict[int, int] = {}
-    worst: list[int] = []
-    for parent in draft.parents:
-        rank = seen.get(parent, 0)
-        seen[parent] = rank + 1
-        worst.append(rank if parent < 0 else max(rank, worst[parent]))
-    return worst
 
 
 def cut(trace: Trace, shape: Shape) -> tuple[int, int]:

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specstream.bench.tables import SPEC_BENCH
 from specstream.data.chat import Chat
 from specstream.data.datasets import DataError, TaskRow, by_task, read_rows, task_rows
 from specstream.data.tasks import Task, check_characters, task
 from specstream.decoding.text import chat_prompt
+
+if TYPE_CHECKING:  # results are read without torch
+    from specstream.engine import Engine
 
 NumberedRows = Iterator[tuple[int, dict[str, Any]]]
 
@@ -26,7 +29,7 @@ class Case:
     category: str = ""
     ready: bool = True
 
-    def prompt(self, engine: Any, answers: Sequence[str]) -> str:
+    def prompt(self, engine: Engine, answers: Sequence[str]) -> str:
         """The prompt of the turn after ``answers``, the ones given to the turns before.
 
         Raises ValueError where the model's chat template refuses the conversation.
@@ -64,7 +67,7 @@ def _questions(rows: NumberedRows, file: Path, limit: int) -> Iterator[tuple[int
         raise DataError(f"{file} holds no questions.")
 
 
-def read_cases(engine: Any, file: Path, task_name: str, limit: int = 0) -> list[Case]:
+def read_cases(engine: Engine, file: Path, task_name: str, limit: int = 0) -> list[Case]:
     """The first rows of a JSONL file (0: all): of a task's columns, or Spec-Bench's questions as they are.
 
     The file is read once, so it may be a pipe. Raises DataError naming a bad line, or one whose prompt does not fit the
@@ -85,7 +88,7 @@ def task_of(cases: Sequence[Case], task_name: str) -> str:
     return task_name if all(case.ready for case in cases) else SPEC_BENCH
 
 
-def read_prompts(engine: Any, file: Path, task_name: str, limit: int = 0) -> list[str]:
+def read_prompts(engine: Engine, file: Path, task_name: str, limit: int = 0) -> list[str]:
     """Prompts of the first rows of a JSONL file (0: all).
 
     Raises DataError naming a bad line, or one whose prompt does not fit the model's context.
@@ -94,7 +97,7 @@ def read_prompts(engine: Any, file: Path, task_name: str, limit: int = 0) -> lis
     return [prompt_of(engine, chosen, row, data) for row in task_rows(data, "", chosen, limit, answers=False)]
 
 
-def prompt_of(engine: Any, chosen: Task, row: TaskRow, data: str) -> str:
+def prompt_of(engine: Engine, chosen: Task, row: TaskRow, data: str) -> str:
     """The prompt of a row of ``data``; in the model's own template where the task is ``asked``.
 
     Raises DataError naming the row of one that the model can't take.
@@ -105,7 +108,7 @@ def prompt_of(engine: Any, chosen: Task, row: TaskRow, data: str) -> str:
     return prompt
 
 
-def _fitting(engine: Any, case: Case, where: str) -> Case:
+def _fitting(engine: Engine, case: Case, where: str) -> Case:
     """The case, whose turns fit the model's context, at least with the shortest answers. Raises DataError."""
     with _naming(where):
         engine.encode(case.prompt(engine, ["."] * (len(case.turns) - 1)))

@@ -10,9 +10,9 @@ from dataclasses import fields
 from typing import Any
 
 from specstream.bench.prediction import break_even
-from specstream.bench.runner import Asked, Row, median_step
+from specstream.bench.runner import Asked, Row
 from specstream.events import Agreement
-from specstream.stats import Interval, RunStats, bootstrap, speedup
+from specstream.stats import Interval, RunStats, bootstrap, speedup, step_cost
 
 
 def result_rows(rows: Sequence[Row], task: str) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ def _over(a: float | None, b: float | None) -> float | None:
 def _costs(row: Row, standard: Row) -> dict[str, Any]:
     runs, ours = row.runs, row.contender.ours
     total, tokens = total_of(runs), decode_tokens(runs)
-    cost = _over(median_step(runs), median_step(standard.runs))
+    cost = step_cost(standard.runs, runs)
     depth = len(total.acceptance_by_depth)
     return {
         "step_cost": cost,

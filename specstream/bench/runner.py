@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, product
@@ -10,9 +9,9 @@ from typing import Any, Protocol
 
 from specstream import processes
 from specstream.bench.prompts import Case
+from specstream.decoding.interfaces import never
 from specstream.engine import Engine
 from specstream.events import Agreement, Event, Verdict
-from specstream.model.target import never
 from specstream.params import DraftModel, Method, Sampling, Standard, Streaming
 from specstream.session import text_of, token_ids, verdict
 from specstream.stats import RunStats, summarize
@@ -199,9 +198,3 @@ def _said(
         said = verdict(engine, prompt, sampling, differ[0] if differ else runs[0], standard)
         out.append([Asked(stats[len(stats) // 2], [s.seconds for s in stats], said, category)])
     return out
-
-
-def median_step(runs: Sequence[RunStats]) -> float | None:
-    """Median over the prompts of the time of a step, in seconds."""
-    costs = [r.decode_seconds / r.steps for r in runs if r.steps]
-    return statistics.median(costs) if costs else None

@@ -13,12 +13,11 @@ from typing import Any, TypeVar, cast
 import torch
 
 from specstream.bench.prediction import Curve, Prediction, Shape, Trace, cut, merit, predict, predicted, shapes, trace
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter, never
 from specstream.decoding.loop import Run
 from specstream.engine import Engine
 from specstream.events import Draft, Step
-from specstream.model.target import never
 from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
 
 Kind = TypeVar("Kind", bound=Method)

@@ -10,8 +10,8 @@ from specstream.bench.prompts import Case
 from specstream.bench.results import result_rows
 from specstream.bench.runner import Ours, bench
 from specstream.bench.step_cost import Cost, shape_of, steady, tune, watched
+from specstream.decoding.interfaces import never
 from specstream.engine import Engine
-from specstream.model.target import never
 from specstream.params import Method, Sampling
 
 

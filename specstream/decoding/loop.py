@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from specstream.decoding import verify
-from specstream.decoding.drafters import Drafter
+from specstream.decoding.interfaces import Drafter, Stopped, Target
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import TextStream
 from specstream.events import Draft, Finished, Origin, Reason, Step, Token
-from specstream.model.target import Stopped, Target
 
 
 class NotFinite(ValueError):

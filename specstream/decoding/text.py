@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from specstream.data.chat import Chat
 
@@ -13,6 +13,27 @@ NOTHING_BEFORE = Chat()
 MARK = "\ufffd"  # what an unfinished UTF-8 character decodes to
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte-fallback piece of SentencePiece vocabularies
 SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class Encoding(Protocol):
+    """What a tokenizer makes of a text."""
+
+    @property
+    def input_ids(self) -> list[int]: ...
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer: of transformers' own, or of the toy model's. What only some have (``bos_token``,
+    ``chat_template``, ``added_tokens_decoder``) is asked for by name where it is used."""
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+
+    def __call__(self, text: str, add_special_tokens: bool = ...) -> Encoding: ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = ..., **options: Any) -> str: ...
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> Any: ...
 
 
 class PromptError(ValueError):
@@ -28,7 +49,7 @@ class EncodedPrompt(str):
         return self
 
 
-def chat_prompt(tokenizer: Any, text: str, before: Chat = NOTHING_BEFORE) -> str:
+def chat_prompt(tokenizer: Tokenizer, text: str, before: Chat = NOTHING_BEFORE) -> str:
     """A user's message, with what came before it, in the model's own template; the text itself where it has none.
 
     Control tokens that somebody typed, such as ``<|im_end|>``, are encoded as ordinary text. Raises PromptError where
@@ -46,11 +67,11 @@ def chat_prompt(tokenizer: Any, text: str, before: Chat = NOTHING_BEFORE) -> str
     return _with_plain_words(tokenizer, messages, prompt) if _types_control_tokens(tokenizer, messages) else prompt
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def _render(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _hint(tokenizer: Any, text: str, before: Chat) -> str:
+def _hint(tokenizer: Tokenizer, text: str, before: Chat) -> str:
     """What to do about a template that refuses a conversation: found out by asking it."""
     if before.system.strip():
         return "leave the system prompt empty"
@@ -61,12 +82,12 @@ def _hint(tokenizer: Any, text: str, before: Chat) -> str:
     return "give a system prompt, or choose another model"
 
 
-def _types_control_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> bool:
+def _types_control_tokens(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> bool:
     added = (token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values())
     return any(token in message["content"] for token in added if token.strip() for message in messages)
 
 
-def _with_plain_words(tokenizer: Any, messages: list[dict[str, str]], text: str) -> EncodedPrompt:
+def _with_plain_words(tokenizer: Tokenizer, messages: list[dict[str, str]], text: str) -> EncodedPrompt:
     """The prompt ``text`` of messages that hold control tokens. Raises PromptError where they can't be but tokens."""
     prompt = EncodedPrompt(text)
     try:
@@ -79,7 +100,7 @@ def _with_plain_words(tokenizer: Any, messages: list[dict[str, str]], text: str)
     return prompt
 
 
-def encode(tokenizer: Any, prompt: str) -> list[int]:
+def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Token ids of a prompt, which may begin with the template's own special tokens.
 
     Raises PromptError for a prompt that is not Unicode text.
@@ -93,7 +114,7 @@ def encode(tokenizer: Any, prompt: str) -> list[int]:
     return list(tokenizer(prompt, add_special_tokens=_takes_bos(tokenizer, prompt)).input_ids)
 
 
-def least_tokens(tokenizer: Any, prompt: str, context: int) -> int:
+def least_tokens(tokenizer: Tokenizer, prompt: str, context: int) -> int:
     """How many tokens a prompt has at least, where its beginning alone is far beyond ``context``; else 0.
 
     A prompt of any length is refused in a moment so. One that ends shortly after the context is left to be counted.
@@ -111,7 +132,7 @@ def too_long(tokens: int, context: int, more: str = "") -> str:
     return f"The prompt has {tokens:,} tokens{more}; this model's context is {context:,}: shorten it."
 
 
-def _takes_bos(tokenizer: Any, prompt: str) -> bool:
+def _takes_bos(tokenizer: Tokenizer, prompt: str) -> bool:
     """Whether the tokenizer's own special tokens, if it has any, are still to be added."""
     bos = getattr(tokenizer, "bos_token", None)
     return not (bos and prompt.startswith(bos))
@@ -130,7 +151,7 @@ class TextStream:
     token comes.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._piece = getattr(tokenizer, "convert_ids_to_tokens", str)
         self._ids: list[int] = []  # the window; its first ``context`` tokens are given out
@@ -192,6 +213,6 @@ class TextStream:
         return text
 
 
-def token_text(tokenizer: Any, token: int) -> str:
+def token_text(tokenizer: Tokenizer, token: int) -> str:
     """One token for display in a tree: special tokens by name, bytes of unfinished characters as they come."""
     return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))

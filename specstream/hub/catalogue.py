@@ -19,6 +19,7 @@ from specstream.hub.download import ModelError, ModelSource, Progress, Wheel
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = "smollm2-135m"
 ACCEPTED = "accepted-licences.json"
@@ -201,7 +202,7 @@ def _folder(folder: Path) -> ModelSource:
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
-def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load (model, tokenizer) in evaluation mode: safetensors only, no code from the model's folder, no network.
 
     The attention implementation is the library's choice for the model: sdpa where supported, else eager.
@@ -228,7 +229,7 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[An
         raise ModelError(_why_not_loaded(source, error)) from error
 
 
-def _check_finite(source: ModelSource, model: Any) -> None:
+def _check_finite(source: ModelSource, model: PreTrainedModel) -> None:
     """Raise ModelError for weights that hold NaN or infinity."""
     import torch
 
@@ -259,7 +260,7 @@ def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
         raise ModelError(f"The model in {source.path} is a {what}, not a causal language model: choose another one.")
 
 
-def _check_tokens(source: ModelSource, tokenizer: Any, rows: int) -> None:
+def _check_tokens(source: ModelSource, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
     """Refuse a tokenizer with tokens that the embedding has no row for: texts that hold one end in an IndexError.
 
     Special tokens that no prompt needs (Gemma's for images) are taken out of it instead, so that they are read as text.
@@ -277,14 +278,14 @@ def _check_tokens(source: ModelSource, tokenizer: Any, rows: int) -> None:
     )
 
 
-def _in_prompts(tokenizer: Any, token: str) -> bool:
+def _in_prompts(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
     """Whether the chat template writes a special token, by itself or by its role, or the tokenizer adds it to texts."""
     roles = [role for role, of in tokenizer.special_tokens_map.items() if of == token]
     written = any(word in str(tokenizer.chat_template or "") for word in (token, *roles))
     return written or tokenizer.convert_tokens_to_ids(token) in tokenizer("").input_ids
 
 
-def _take_out(tokenizer: Any, tokens: set[str]) -> None:
+def _take_out(tokenizer: PreTrainedTokenizerBase, tokens: set[str]) -> None:
     """Remove special tokens from a tokenizer, which the library has no way to do."""
     for role in [role for role, of in tokenizer.special_tokens_map.items() if of in tokens]:
         setattr(tokenizer, role, None)

@@ -17,26 +17,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 from transformers.generation.logits_process import (
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from specstream.data.tasks import copy_after
-from specstream.decoding.drafters import Given
+from specstream.decoding.drafters.registry import make_drafter
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
 from specstream.decoding.text import too_long
-from specstream.engine import DRAFTERS
 from specstream.events import Reason, Step
-from specstream.model import draft_model as pairing
-from specstream.model import loading
 from specstream.model.attention import using
 from specstream.model.introspection import UnsupportedModel
-from specstream.model.target import ModelTarget, Variant
 from specstream.params import DraftModel, Method, PromptLookup, Sampling, Streaming
+from specstream.target import draft_model as pairing
+from specstream.target import loading
+from specstream.target.model_target import ModelTarget, Variant
 
 # These keep a state from call to call, and would see tokens that are only drafted.
 STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
@@ -96,11 +96,11 @@ class HostedRun(Run):
 
 
 def decoder(
-    model: Any,
+    model: PreTrainedModel,
     adapter: str | os.PathLike[str] | None = None,
     method: Method | None = None,
-    streamer: Any = None,
-    draft_model: Any = None,
+    streamer: BaseStreamer | None = None,
+    draft_model: PreTrainedModel | None = None,
 ) -> Callable[..., Any]:
     """What to give ``model.generate`` as ``custom_generate``: made once for a model, used as often as you like.
 
@@ -128,7 +128,7 @@ def decoder(
         raise NotSupported(lacking)
 
     def generate(
-        model: Any,
+        model: PreTrainedModel,
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
@@ -144,10 +144,9 @@ def decoder(
         seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
         target = ModelTarget(parts, loaded, streams, beside)
         picker = Processed(Sampling(seed=seed), processors=logits_processor, sample=bool(generation_config.do_sample))
-        given = Given(target, ids, chosen, picker, ModelTarget(second) if second else None)
         run = HostedRun(
             target=target,
-            drafter=DRAFTERS[chosen.name](given),
+            drafter=make_drafter(chosen, target, ids, picker, ModelTarget(second) if second else None),
             picker=picker,
             text=Silent(),  # type: ignore[arg-type]
             ids=ids,
@@ -167,14 +166,15 @@ def decoder(
     return generate
 
 
-def _drive(run: Run, prompt: Tensor, own: Any, passed: Any) -> None:
+def _drive(run: Run, prompt: Tensor, own: BaseStreamer | None, passed: BaseStreamer | None) -> None:
     """Run to the end, handing tokens to a streamer; one that ``generate`` passed on has had the prompt already."""
     streamer = own or passed
     if own:
         own.put(prompt.cpu())
     for event in decode(run, lambda: False):
-        for token in event.tokens if streamer and isinstance(event, Step) else ():
-            streamer.put(torch.tensor([token.id]))
+        if streamer and isinstance(event, Step):
+            for token in event.tokens:
+                streamer.put(torch.tensor([token.id]))
     if streamer:
         streamer.end()
 

@@ -19,9 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specstream.adapters.lora import LoRA
-from specstream.model.devices import computes_bfloat16
+from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import Anatomy
+from specstream.model.lora import LoRA
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specstream.hub.download import ModelError
+from specstream.model.hardware import computes_bfloat16
 from specstream.params import NODES, NODES_IN_TILES
 
 if TYPE_CHECKING:
@@ -73,16 +74,6 @@ def packs(kind: torch.dtype, device: str) -> bool:
     from specstream.model import cpu_linear
 
     return device == "cpu" and kind == torch.float16 and cpu_linear.works(half=True)
-
-
-def computes_bfloat16(device: str) -> bool:
-    """Has "cuda" or "cpu" bfloat16 instructions? Without them PyTorch emulates the type, slower than float32."""
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    have = torch.cpu.get_capabilities() if device == "cpu" else {}
-    return any(have.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 
 
 def cheap_nodes(kind: torch.dtype, packed: bool) -> tuple[int, str]:

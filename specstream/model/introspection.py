@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 SLIDING = "sliding_attention"
@@ -77,7 +77,7 @@ class Anatomy:
         return {n: m for n, m in self.layers[layer].named_modules() if isinstance(m, nn.Linear | Conv1D)}
 
 
-def context_of(config: Any) -> int:
+def context_of(config: PretrainedConfig) -> int:
     """Most positions of a model; a million where its config does not say.
 
     Rotary tables that change with the length of the text (dynamic, longrope) are used up to the length where they begin
@@ -94,7 +94,7 @@ def context_of(config: Any) -> int:
     return int(stated)
 
 
-def _refuse(model: PreTrainedModel, config: Any, types: Collection[str]) -> None:
+def _refuse(model: PreTrainedModel, config: PretrainedConfig, types: Collection[str]) -> None:
     """Raise UnsupportedModel for kinds of models that can't verify a tree."""
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModel("Encoder-decoder models are not supported: choose a causal language model.")
@@ -117,7 +117,7 @@ def _refuse(model: PreTrainedModel, config: Any, types: Collection[str]) -> None
         )
 
 
-def _uses_alibi(config: Any) -> bool:
+def _uses_alibi(config: PretrainedConfig) -> bool:
     """Whether attention is biased by distance in the sequence: configs differ in how they say so."""
     return bool(getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False))
 

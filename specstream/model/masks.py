@@ -6,8 +6,14 @@ SDPA attention alike.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from specstream.model.introspection import FULL, SLIDING, Anatomy
+
+Masks = dict[str, Tensor]  # by layer type, boolean [B, rows, keys]
 
 
 def tree_mask(rows: list[list[int]], prefix: int) -> Tensor:
@@ -62,3 +68,23 @@ def additive(mask: Tensor, dtype: torch.dtype, keys: int = 0) -> Tensor:
     out = torch.full((*mask.shape[:2], keys or mask.shape[2]), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
     out[:, :, : mask.shape[2]].masked_fill_(mask, 0)
     return out[:, None]
+
+
+def layer_masks(anatomy: Anatomy, mask: Tensor, positions: Tensor, prefix: int = 0) -> Masks:
+    """What each row sees, by layer type: sliding-window layers drop the keys that are too far back.
+
+    ``mask`` is boolean ``[B, n, prefix + n]`` without a window; ``positions`` ``[B, n]`` are those of the rows, which
+    follow ``prefix`` keys.
+    """
+    assert mask.shape[1:] == (positions.shape[1], prefix + positions.shape[1]), "a mask of other rows or keys"
+    masks = {FULL: mask}
+    if anatomy.window:
+        before = torch.arange(prefix, device=mask.device).expand(len(positions), -1)
+        masks[SLIDING] = windowed(mask, positions, torch.cat([before, positions], 1), anatomy.window)
+    return {t: masks[t] for t in set(anatomy.layer_types)}
+
+
+def model_masks(anatomy: Anatomy, masks: Masks, keys: int = 0) -> Any:
+    """Masks in the form that the model's forward takes: additive, one or a dict with one for each layer type."""
+    floats = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
+    return floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]]

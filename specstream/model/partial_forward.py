@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.model.introspection import Anatomy, bind
-from specstream.model.masks import additive
-
-Masks = dict[str, Tensor]  # by layer type, boolean [B, rows, keys]
+from specstream.model.masks import Masks, additive
 
 
 def ahead(positions: Tensor, gamma: int, context: int) -> Tensor:

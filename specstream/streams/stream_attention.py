@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specstream.adapters.lora import LoRA
 from specstream.model.introspection import Anatomy, bind
-from specstream.model.masks import with_streams
-from specstream.model.partial_forward import Masks, Rotations, Rows, ahead
+from specstream.model.lora import LoRA
+from specstream.model.masks import Masks, with_streams
+from specstream.model.partial_forward import Rotations, Rows, ahead
 
 NO_VALUES = "Value rotation needs a model with a value map of its own (v_proj) in every layer: use embeddings."
 

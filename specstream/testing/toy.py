@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from specstream import tree
+from specstream.decoding.interfaces import never
 from specstream.engine import Engine, versions
 from specstream.events import Draft
 from specstream.info import EngineInfo, processor
-from specstream.model.target import Variant, never
 from specstream.params import Streaming
+from specstream.target.model_target import Variant
 
 EOS = 256
 VOCAB = 257
@@ -94,7 +95,7 @@ class ToyTarget:
         self._main = main or MAIN
         self.gamma = GAMMA if streams else 0
         self.stream_rows = 0
-        self.pruned: frozenset[int] = frozenset()
+        self.pruned: Collection[int] = frozenset()
         self._pace = pace
         self._deferred, self._threshold = (streams.deferred, streams.prune) if streams else (False, 0.0)
         self._kept: list[int] = []

@@ -16,13 +16,15 @@ import torch
 from tqdm import tqdm
 
 from specstream import processes
-from specstream.adapters import store
+from specstream.adapters import weights
+from specstream.adapters.find import find_adapter
 from specstream.data.instructions import instructions
 from specstream.data.json_lines import whole_rows
 from specstream.data.tasks import Task, task
 from specstream.decoding.text import chat_prompt
-from specstream.model import devices, loading
+from specstream.model import devices
 from specstream.model.introspection import Anatomy
+from specstream.target import loading
 from specstream.training.batches import DataError, Example, read_prompts, spread
 from specstream.training.self_distillation import answer_all, own_prompts
 
@@ -76,7 +78,7 @@ def write_answers(plan: Plan) -> str:
     if plan.data:
         texts = read_prompts(plan.data, chosen, tokenizer, min(plan.max_length, longest), note=note)
         texts = spread(texts, plan.limit or len(texts))
-    start = store.find(str(plan.start), plan.model) if plan.start else None
+    start = find_adapter(str(plan.start), plan.model) if plan.start else None
     writer = AnswerWriter(chosen, anatomy, tokenizer, plan.max_answer, plan.temperatures, start, room=plan.batch_tokens)
     began = time.monotonic()
     examples = writer(texts, plan.out, plan.count)
@@ -143,7 +145,7 @@ class AnswerWriter:
     def _tuned(self) -> Any:
         if self.start is None:
             return nullcontext()
-        adapter = store.load(self.start, self.anatomy)
+        adapter = weights.load(self.start, self.anatomy)
         return adapter.main_lora.attached(self.anatomy) if adapter.main_lora else nullcontext()
 
 

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from specstream.adapters import store
-from specstream.adapters.store import AdapterError, Card
+from specstream.adapters.card import CARD, AdapterError, Card, read_card
 from specstream.data.datasets import DataError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -44,12 +43,12 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def read_card(folder: Path) -> Card:
+def card_of(folder: Path) -> Card:
     """The card of a checkpoint. Raises DataError."""
     try:
-        return store.read_card(folder)
+        return read_card(folder)
     except AdapterError:
-        raise _unusable(folder, store.CARD) from None
+        raise _unusable(folder, CARD) from None
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, like: dict[str, Any]) -> dict[str, Any]:

@@ -11,23 +11,26 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from specstream import processes
-from specstream.adapters import store
+from specstream.adapters.card import CARD, Card, HeadCard, read_card
+from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
-from specstream.adapters.store import Adapter, Card, HeadCard, base_shape
+from specstream.adapters.weights import Adapter, base_shape
 from specstream.bench.provenance import PeakMemory
 from specstream.data import datasets
 from specstream.data.tasks import Task, task
 from specstream.hub import catalogue
-from specstream.model import devices, loading, memory
+from specstream.model import devices, memory
 from specstream.model.introspection import Anatomy
 from specstream.params import EarlyExit, Medusa, Sampling
+from specstream.target import loading
 from specstream.training import forecast
 from specstream.training.answers import AnswerWriter, in_bfloat16, no_room, note
 from specstream.training.batches import (
@@ -202,7 +205,7 @@ def stop_wish() -> Iterator[Callable[[], bool]]:
     asked = threading.Event()
     before: dict[int, Any] = {}
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int, frame: object) -> None:
         asked.set()
         signal.signal(number, before[number])
 
@@ -231,9 +234,9 @@ def _start(request: Request, config: Config) -> Path | None:
 
     Raises AdapterError for an unknown one, and DataError where the heads' folder holds another adapter.
     """
-    start = store.find(str(request.start), request.model) if request.start else None
+    start = find_adapter(str(request.start), request.model) if request.start else None
     if config.trains_heads:
-        if request.resume and not start and (request.out / store.CARD).is_file():
+        if request.resume and not start and (request.out / CARD).is_file():
             return request.out
         check_out(request.out, start)
     return start
@@ -243,7 +246,7 @@ def _earlier(request: Request) -> dict[str, Any]:
     """What was trained before this, where it begins with an adapter: the commands and how each training went."""
     if request.start is None:
         return {}
-    card = store.read_card(request.start)
+    card = read_card(request.start)
     stage = {"command": card.command, "date": card.date, "progress": card.training.get("progress", {})}
     return {"earlier": [*card.training.get("earlier", []), stage]}
 
@@ -323,7 +326,7 @@ def _expectation(examples: list[Example], trainer: Trainer) -> str:
 
 
 def _examples(
-    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
+    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, watch: _Watch
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples. The held-out ones are spread over the data."""
     watch.phase("Reading the data")
@@ -388,7 +391,7 @@ def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> C
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
     shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary", "pair_rank")}
     if config.mode == "lossless" and request.start:
-        shape["main_rank"], shape["main_scale"] = store.read_card(request.start).tuning
+        shape["main_rank"], shape["main_scale"] = read_card(request.start).tuning
     if config.trains_heads:  # beside an adapter that changes nothing, unless --start names another
         shape |= {n: 0 for n in shape if n not in ("lora_scale", "layers")} | {"mode": "plain"}
     return Card(
@@ -415,7 +418,7 @@ def _bar(watch: _Watch) -> Iterator[Callable[[Event], None]]:
         yield report
 
 
-def _reporter(bar: Any) -> Callable[[Event], None]:
+def _reporter(bar: tqdm[NoReturn]) -> Callable[[Event], None]:
     def report(event: Event) -> None:
         losses = " ".join(f"{x:.2f}" for x in event["losses"])
         if event["kind"] == "validation":

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specstream.adapters import store
+from specstream.adapters import weights
+from specstream.adapters.card import CARD, WEIGHTS, Card, HeadCard, files, read_card, write_card
 from specstream.adapters.heads import MEDUSA, ExitHead, Heads, MedusaHeads
-from specstream.adapters.store import Adapter, Card, HeadCard
-from specstream.decoding.drafters import Drafter
+from specstream.adapters.weights import Adapter
 from specstream.decoding.drafters.early_exit import EarlyExitDrafter
 from specstream.decoding.drafters.medusa import MedusaDrafter
+from specstream.decoding.interfaces import Drafter, Target
 from specstream.model.introspection import Anatomy
 from specstream.model.partial_forward import run_below
-from specstream.model.target import ModelTarget, Target
 from specstream.params import EarlyExit, Medusa
+from specstream.target.model_target import ModelTarget
 from specstream.training.batches import IGNORE, Batch, DataError
 from specstream.training.config import Config
 from specstream.training.frozen_cache import FrozenStates
@@ -62,19 +63,19 @@ class HeadModel(Trainee):
 
     def save(self, folder: Path, card: Card) -> None:
         """Write the heads beside the adapter, which is copied there first where the folder has none."""
-        if not (folder / store.CARD).is_file():
+        if not (folder / CARD).is_file():
             self._put_adapter(folder)
         kind = self.heads.card.kind
-        store.save_weights(self.heads, folder / self.heads.card.file)
-        have = store.read_card(folder)  # heads of another kind may have come meanwhile
-        store.write_card(folder, replace(have, heads=have.heads | {kind: card.heads[kind]}))
+        weights.save_weights(self.heads, folder / self.heads.card.file)
+        have = read_card(folder)  # heads of another kind may have come meanwhile
+        write_card(folder, replace(have, heads=have.heads | {kind: card.heads[kind]}))
 
     def _put_adapter(self, folder: Path) -> None:
         if self._start is None:
-            store.save(Adapter(self.anatomy, self._card), folder, self._card)
+            weights.save(Adapter(self.anatomy, self._card), folder, self._card)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for name in store.files(self._card):
+        for name in files(self._card):
             shutil.copyfile(self._start / name, folder / name)
 
     def changed(self, before: Card) -> list[str]:
@@ -175,12 +176,12 @@ def head_model(
 
 def check_out(out: Path, start: Path | None) -> None:
     """Raise DataError where the folder holds another adapter than the one that the heads are for."""
-    if start == out or not (out / store.CARD).is_file():
+    if start == out or not (out / CARD).is_file():
         return
     if start is None or _weights(out) != _weights(start):
         raise DataError(f"{out} holds another adapter: give it as --start too, or give another --out.")
 
 
 def _weights(folder: Path) -> bytes:
-    file = folder / store.WEIGHTS
+    file = folder / WEIGHTS
     return file.read_bytes() if file.is_file() else b""

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specstream.adapters import store
-from specstream.adapters.store import Adapter, Card
-from specstream.decoding.drafters import Drafter
+from specstream.adapters import weights
+from specstream.adapters.card import Card
+from specstream.adapters.weights import Adapter
 from specstream.decoding.drafters.streaming import StreamingDrafter
+from specstream.decoding.interfaces import Drafter, Target
 from specstream.model.introspection import Anatomy, bind
+from specstream.model.masks import layer_masks
 from specstream.model.partial_forward import run_below, starting_at
-from specstream.model.target import ModelTarget, Target, Variant
 from specstream.params import Streaming
 from specstream.streams.stream_attention import Plan, carry
+from specstream.target.model_target import ModelTarget, Variant
 from specstream.training.batches import IGNORE, Batch
 from specstream.training.frozen_cache import FrozenStates
-from specstream.training.trainable import Trainee, decoder_call, layer_masks, rows_of
+from specstream.training.trainable import Trainee, decoder_call, rows_of
 
 SHAPE = (
     "base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank",
@@ -132,7 +134,7 @@ class StreamModel(Trainee):
         target = ModelTarget(self.anatomy, self.adapter, Variant.of(params))
         return target, StreamingDrafter(target, params, ids)
 
-    def tuned(self) -> AbstractContextManager[Any]:
+    def tuned(self) -> AbstractContextManager[object]:
         if self.adapter.card.mode == "lossless" or not self.adapter.lora:  # what tuned the base is merged into it
             return nullcontext()
         return self.adapter.lora.attached(self.anatomy)
@@ -142,7 +144,7 @@ class StreamModel(Trainee):
         return replace(card, training={**card.training, **training}, metrics=metrics, date=date)
 
     def save(self, folder: Path, card: Card) -> None:
-        store.save(self.adapter, folder, card)
+        weights.save(self.adapter, folder, card)
 
     def changed(self, before: Card) -> list[str]:
         return [n for n in SHAPE if getattr(before, n) != getattr(self.adapter.card, n)]
@@ -150,7 +152,7 @@ class StreamModel(Trainee):
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Main stream after the final norm ``[B, R, h]``, streams before it ``[B, S, gamma, h]``, early exit."""
         anatomy, adapter = self.anatomy, self.adapter
-        plan = Plan(layer_masks(anatomy, batch), batch.positions, batch.stream_rows())
+        plan = Plan(layer_masks(anatomy, batch.mask, batch.positions), batch.positions, batch.stream_rows())
         rows = batch.ids.shape[1]
         first = rows if adapter.card.mode == "lossless" else 0
         total = rows + plan.nodes.shape[1] * adapter.card.gamma

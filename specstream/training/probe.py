@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream
+from specstream.decoding.text import TextStream, Tokenizer
 from specstream.events import Step
 from specstream.params import Sampling
 from specstream.training.trainable import Trainee
@@ -16,14 +15,15 @@ BUDGET = 32  # nodes, as in the adapters' cards
 TOKENS = 64
 
 
-def tokens_per_step(trainee: Trainee, tokenizer: Any, prompts: Iterable[Sequence[int]]) -> float:
+def tokens_per_step(trainee: Trainee, tokenizer: Tokenizer, prompts: Iterable[Sequence[int]]) -> float:
     """Greedy decoding of prompts: tokens after the first by passes after the prompt's. NaN when nothing was decoded."""
     tokens = steps = 0
+    eos = {i for i in (tokenizer.eos_token_id,) if i is not None}
     for prompt in prompts:
         ids = list(prompt)
         target, drafter = trainee.lane(ids, BUDGET)
         picker = Picker(Sampling(max_new_tokens=TOKENS))
-        run = Run(target, drafter, picker, TextStream(tokenizer, ()), ids, {tokenizer.eos_token_id}, str)
+        run = Run(target, drafter, picker, TextStream(tokenizer), ids, eos, str)
         with trainee.tuned():
             events = [e for e in decode(run, lambda: False) if isinstance(e, Step)]
         steps += len(events) - 1

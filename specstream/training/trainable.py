@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specstream.adapters.store import Card, Drafting
-from specstream.decoding.drafters import Drafter
-from specstream.model.introspection import FULL, SLIDING, Anatomy
-from specstream.model.masks import additive, windowed
-from specstream.model.target import Target
+from specstream.adapters.card import Card
+from specstream.adapters.weights import Drafting
+from specstream.decoding.interfaces import Drafter, Target
+from specstream.model.introspection import Anatomy
+from specstream.model.masks import layer_masks, model_masks
 from specstream.training.batches import IGNORE, Batch
 
 
@@ -58,7 +58,7 @@ class Trainee(nn.Module, ABC):
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
         """A target and a drafter for a run from ``ids``, which grow as it goes, with trees of ``budget`` nodes."""
 
-    def tuned(self) -> AbstractContextManager[Any]:
+    def tuned(self) -> AbstractContextManager[object]:
         """Open while a run decodes: the base computes what it does with the trained weights loaded."""
         return nullcontext()
 
@@ -86,21 +86,13 @@ class Trainee(nn.Module, ABC):
 
 def decoder_call(anatomy: Anatomy, batch: Batch) -> dict[str, Any]:
     """The arguments of the model's decoder for a batch."""
-    floats = {t: additive(m, anatomy.dtype) for t, m in layer_masks(anatomy, batch).items()}
+    masks = layer_masks(anatomy, batch.mask, batch.positions)
     return {
         "input_ids": batch.ids,
-        "attention_mask": floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]],
+        "attention_mask": model_masks(anatomy, masks),
         "position_ids": batch.positions,
         "use_cache": False,
     }
-
-
-def layer_masks(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
-    """The boolean mask of every layer type of the model, ``[B, L, L]``."""
-    masks = {FULL: batch.mask}
-    if anatomy.window:
-        masks[SLIDING] = windowed(batch.mask, batch.positions, batch.positions, anatomy.window)
-    return {t: masks[t] for t in set(anatomy.layer_types)}
 
 
 def rows_of(states: Tensor, index: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from specstream.adapters import readme, store
-from specstream.adapters.store import Adapter, Card, Drafting
+from specstream.adapters import readme, weights
+from specstream.adapters.card import AdapterError, Card, read_card, write_card
+from specstream.adapters.weights import Adapter, Drafting
 from specstream.model.introspection import Anatomy
 from specstream.training import checkpoint
 from specstream.training.batches import Batch, DataError, Example, batches, collate, spread
@@ -107,7 +108,7 @@ class Trainer:
         folder = next((f for n in (name, f"{name}.old") if (f := self.out / n).is_dir()), None)
         if folder is None:
             return False
-        if changed := self._plain_model.changed(checkpoint.read_card(folder)):
+        if changed := self._plain_model.changed(checkpoint.card_of(folder)):
             raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
         state = checkpoint.load(folder, self._plain_model, self.optimizer, self._state())
         self.progress = Progress(**state["progress"])
@@ -126,7 +127,7 @@ class Trainer:
         the draft vocabulary stays too.
         Raises AdapterError for one of another shape.
         """
-        before = store.load(folder, self.anatomy)
+        before = weights.load(folder, self.anatomy)
         state = _beginning(cast(Adapter, self.adapter), before)
         if self.config.tuned_layers == "none" and before.vocabulary is not None:
             state["vocabulary"] = before.vocabulary  # else it follows from the data
@@ -135,7 +136,7 @@ class Trainer:
         except RuntimeError:  # other sizes
             unknown = list(state)
         if unknown:
-            raise store.AdapterError(
+            raise AdapterError(
                 f"The adapter in {folder} has other streams or ranks than this training: give it the same."
             )
         self.adapter.restrict_head(self.anatomy)
@@ -185,7 +186,7 @@ class Trainer:
             self.save_checkpoint()  # whoever does not wait for the validation loses nothing
             self._validate_and_keep(held_out, report, should_stop)
         self.save_checkpoint()
-        return store.read_card(self.out)
+        return read_card(self.out)
 
     @property
     def finished(self) -> bool:
@@ -345,7 +346,7 @@ class Trainer:
         new, current, old = (self.out / n for n in (f"{name}.new", name, f"{name}.old"))
         shutil.rmtree(new, ignore_errors=True)
         checkpoint.save(new, self._plain_model, self.optimizer, self._state())
-        store.write_card(new, self._card({}))
+        write_card(new, self._card({}))
         if current.exists():
             shutil.rmtree(old, ignore_errors=True)
             current.rename(old)

@@ -151,8 +151,8 @@ def memory_facts(state: State) -> list[tuple[str, str]]:
 
 def adapter_choices(model: str) -> list[str]:
     """What can be put on a model that is loaded, by name; imports torch, which the load has done before."""
+    from specstream.adapters.find import bundled
     from specstream.adapters.local import mine
-    from specstream.adapters.store import bundled
 
     return [*dict.fromkeys([*ADAPTERS, *bundled(model), *mine(model)])]
 

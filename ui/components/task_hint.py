@@ -54,6 +54,6 @@ def layout() -> Suit:
 
 def bundled(model: str) -> Any:
     """The adapters of a model that is loaded, by their tasks; imports torch, which the load has done before."""
-    from specstream.adapters.store import bundled as known
+    from specstream.adapters.find import bundled as known
 
     return known(model)

@@ -19,7 +19,7 @@ from specstream.stats import counted
 from specstream.training.config import Config
 from specstream.training.jobs import Registry, State, Training, has_checkpoint
 
-from ..state.files import place
+from ..files import place
 from .render import NOTHING, number
 
 README = "README.md"

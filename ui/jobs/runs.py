@@ -13,6 +13,7 @@ from specstream.data.chat import Chat
 from specstream.events import Event, Lane, Verdict
 from specstream.params import Method, Sampling
 
+from ..state.messages import Notice, Recorded
 from ..state.methods import mismatch
 from ..state.origin import Origin, of_info
 from . import zerogpu
@@ -47,25 +48,6 @@ class Ask:
     def characters(self) -> int:
         """The length of what the visitor gave."""
         return len(self.prompt) + (self.chat.characters if self.chat else 0)
-
-
-@dataclass(frozen=True)
-class Notice:
-    """A sentence for the status line; ``failed``: the run could not go on, ``lasting``: to be said at its end too."""
-
-    text: str
-    failed: bool = False
-    lasting: bool = False
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """The run's number in the log."""
-
-    run: str
-
-
-Item = tuple[Lane, Event] | Verdict | Notice | Recorded | Origin
 
 
 def failure(error: Exception) -> Notice:

@@ -11,9 +11,9 @@ from specstream.events import Agreement, Lane, Verdict
 from specstream.params import METHODS
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
 
+from ..files import place
 from ..html.render import NOTHING, model_name, number
 from . import origin
-from .files import place
 from .view import View, replay
 
 HEADERS = (

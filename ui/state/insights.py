@@ -7,33 +7,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from specstream.events import Draft, Fate, Lane, Step
+from specstream.bench.prediction import Shape, cut, trace
+from specstream.events import Fate, Lane, Step
 from specstream.stats import RunStats, step_cost
+from specstream.tree import ranks, widest_on_path
 
 from ..html.render import NOTHING, number
 
 COMPARED = (Fate.ACCEPTED, Fate.REJECTED)
-
-
-def ranks(draft: Draft) -> tuple[int, ...]:
-    """The rank of every node among its siblings by drafted probability, 1 the likeliest."""
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(draft.parents):
-        children.setdefault(parent, []).append(node)
-    out = [0] * len(draft)
-    for siblings in children.values():
-        for place, node in enumerate(sorted(siblings, key=lambda n: -draft.probs[n]), 1):
-            out[node] = place
-    return tuple(out)
-
-
-def widest_on_path(draft: Draft) -> tuple[int, ...]:
-    """For every node the largest rank on the way to it: the narrowest tree that still holds it."""
-    out: list[int] = []
-    for parent, rank in zip(draft.parents, ranks(draft), strict=True):
-        out.append(rank if parent < 0 else max(out[parent], rank))
-    return tuple(out)
+MAX_BUDGET = 1 << 10  # more nodes than any tree has
 
 
 @dataclass(frozen=True)
@@ -67,24 +51,10 @@ class Smaller:
     rows_per_step: float
 
 
-def smaller(steps: Sequence[Step], depth: int, width: int, budget: int | None = None) -> Smaller:
-    """The part with at most ``depth`` levels, ``width`` children per node and the ``budget`` first nodes.
-
-    A step emits the accepted nodes that the part holds, and the model's own token after them.
-    """
-    tokens = rows = 0
-    for step in steps:
-        holds = _holds(step.draft, depth, width, budget)
-        accepted = sum(kept and fate is Fate.ACCEPTED for kept, fate in zip(holds, step.draft.fate, strict=True))
-        everything = step.draft.fate.count(Fate.ACCEPTED)
-        tokens += len(step.tokens) if accepted == everything else accepted + 1
-        rows += 1 + sum(holds)
-    return Smaller(tokens / len(steps), rows / len(steps))
-
-
-def _holds(draft: Draft, depth: int, width: int, budget: int | None) -> list[bool]:
-    places = zip(draft.depths(), widest_on_path(draft), strict=True)
-    return [d <= depth and w <= width and (budget is None or n < budget) for n, (d, w) in enumerate(places)]
+def smaller(steps: Sequence[Step], depth: int = 0, width: int = 0, budget: int = MAX_BUDGET) -> Smaller:
+    """The first ``budget`` nodes of the part with at most ``depth`` levels and ``width`` children per node (0: all)."""
+    cuts = [cut(trace(step), Shape(budget, width, depth)) for step in steps]
+    return Smaller(fmean(tokens for _, tokens in cuts), 1 + fmean(nodes for nodes, _ in cuts))
 
 
 def panel(steps: Sequence[Step], lanes: dict[Lane, RunStats], speedup: float | None) -> str:
@@ -153,7 +123,7 @@ def waste_html(stats: RunStats) -> str:
 
 def ideal_html(stats: RunStats, standard: RunStats, speedup: float | None) -> str:
     """Three speed-ups: with free steps, with steps of their measured cost, and the measured one."""
-    tau, cost = stats.tokens_per_step, step_cost(standard, stats)
+    tau, cost = stats.tokens_per_step, step_cost([standard], [stats])
     rows = [("if a step cost no more than a standard one", tau, "tokens per step")]
     if tau and cost and cost >= 1:
         rows.append(("while writing", tau / cost, f"at the measured cost of a step, {cost:.2f} standard steps"))
@@ -213,7 +183,7 @@ def budget_html(steps: Sequence[Step]) -> str:
     """Tokens per step by budget: nodes are listed in the order in which they were drafted."""
     most = max(len(step.draft) for step in steps)
     budgets = sorted({0, *range(1, min(most, 8) + 1), *(n for n in (12, 16, 24, 32, 48, 64) if n < most), most})
-    found = [smaller(steps, 99, 99, n) for n in budgets]
+    found = [smaller(steps, budget=n) for n in budgets]
     rows = [
         (
             "tokens per step",

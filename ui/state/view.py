@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
 from specstream.stats import RunStats, counted
 
-from ..jobs.runs import Item, Notice, Recorded
 from .feed import Feed
+from .messages import Item, Notice, Recorded
 from .origin import Origin
 
 ENDS = {

@@ -22,13 +22,13 @@ from ..access_rules import Rules
 from ..charts import benchmarks as figures
 from ..components import controls, task_hint
 from ..components.controls import Controls
+from ..files import downloads, place
 from ..html import render, results
 from ..jobs import visitor
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
 from ..jobs.measurements import Benchmark, Lap, Measurement, Order, Report, Result, Tuning
-from ..jobs.runs import Notice
-from ..state.files import downloads, place
+from ..state.messages import Notice
 from ..state.methods import Offer
 from .playground import MOST_WAITING, Playground, examples, task_choices
 

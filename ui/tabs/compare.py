@@ -21,13 +21,14 @@ from specstream.stats import counted
 from ..charts import runs
 from ..components import controls, race, task_hint
 from ..components.controls import Controls
+from ..files import downloads, place
 from ..html import render
 from ..jobs import visitor
 from ..jobs.comparisons import Contest, Entry, Lap, Prepared
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask, Notice
-from ..state.files import downloads, place
+from ..jobs.runs import Ask
+from ..state.messages import Notice
 from ..state.methods import Offer
 from .playground import MOST_WAITING, check_prompt, examples, task_choices
 

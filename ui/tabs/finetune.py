@@ -12,10 +12,10 @@ from specstream.training.jobs import Registry, RegistryError, Training
 
 from ..access_rules import Refused
 from ..charts import runs
+from ..files import downloads
 from ..html import render
 from ..html import training as trainview
 from ..jobs.engine_host import Busy, Engines
-from ..state.files import downloads
 from . import finetune_form
 from .finetune_form import Form
 from .playground import Playground

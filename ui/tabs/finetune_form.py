@@ -238,10 +238,11 @@ def tuned_by(adapter: str, model: str) -> bool:
 
     Raises AdapterError where there is no such adapter.
     """
-    from specstream.adapters import store
+    from specstream.adapters.card import read_card
+    from specstream.adapters.find import find_adapter
 
-    folder = store.find(adapter, model)
-    return folder is not None and store.read_card(folder).tuning[0] > 0
+    folder = find_adapter(adapter, model)
+    return folder is not None and read_card(folder).tuning[0] > 0
 
 
 def wish(name: str, mode: str) -> str:

@@ -73,7 +73,7 @@ class Story:
     @property
     def cost(self) -> float:
         """Mean time of a step divided by that of a standard step."""
-        return step_cost(self.stats[Lane.BASELINE], self.stats[Lane.METHOD]) or 1.0
+        return step_cost([self.stats[Lane.BASELINE]], [self.stats[Lane.METHOD]]) or 1.0
 
 
 def story(recorded: Recording) -> Story:

@@ -13,11 +13,11 @@ from specstream.runlog import SORTS, RunLog, RunLogError
 
 from ..components import run_panel
 from ..components.run_panel import RunView
+from ..files import downloads
 from ..html import render
 from ..jobs import visitor
 from ..jobs.engine_host import Engines
 from ..state import history, pair
-from ..state.files import downloads
 
 TAB = "sessions"
 PAGE = 15  # runs on a page of the table

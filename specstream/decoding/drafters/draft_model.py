@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from specstream import tree
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.levels import likeliest
+from specstream.decoding.interfaces import Drafter, RewindableTarget
 from specstream.decoding.sampling import Picker
 from specstream.events import Draft
-from specstream.model.target import Target
 from specstream.params import DraftModel
 from specstream.tree import Level
-
-
-class Second(Target, Protocol):
-    """The draft model of one run: a target that can also take committed positions back.
-
-    ``vocabulary`` is the number of ids that it can read, ``rewind`` drops the positions from ``length`` on.
-    """
-
-    vocabulary: int
-
-    def rewind(self, length: int) -> None: ...
 
 
 class DraftModelDrafter(Drafter):
@@ -40,7 +27,9 @@ class DraftModelDrafter(Drafter):
     target scores.
     """
 
-    def __init__(self, model: Second, ids: Sequence[int], params: DraftModel, picker: Picker, vocabulary: int) -> None:
+    def __init__(
+        self, model: RewindableTarget, ids: Sequence[int], params: DraftModel, picker: Picker, vocabulary: int
+    ) -> None:
         self._model, self._ids, self._params, self._picker = model, ids, params, picker
         self._vocabulary = vocabulary
         self._greedy = params.drafts == "greedy" or picker.greedy

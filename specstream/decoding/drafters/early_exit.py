@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specstream import tree
-from specstream.decoding.drafters import Drafter
 from specstream.decoding.drafters.levels import likeliest
+from specstream.decoding.interfaces import Drafter, ExitSource
 from specstream.events import Draft
-from specstream.model.target import ExitSource
 from specstream.params import EarlyExit
 from specstream.tree import Level
 

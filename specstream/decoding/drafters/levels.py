@@ -7,9 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from specstream import tree
-from specstream.decoding.drafters import Drafter
+from specstream.decoding.interfaces import Drafter, Synchronized
 from specstream.events import Draft
-from specstream.model.target import Synchronized
 from specstream.params import LevelTree
 from specstream.tree import Candidates, Level, Levels
 

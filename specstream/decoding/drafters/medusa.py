@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specstream.decoding.drafters.levels import LevelDrafter
-from specstream.model.target import MedusaSource
+from specstream.decoding.interfaces import MedusaSource
 from specstream.params import Medusa
 
 

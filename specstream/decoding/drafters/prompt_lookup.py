@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from specstream.decoding.drafters import Drafter
+from specstream.decoding.interfaces import Drafter
 from specstream.events import Draft
 from specstream.params import PromptLookup
 

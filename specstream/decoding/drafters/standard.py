@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specstream.decoding.drafters import Drafter
+from specstream.decoding.interfaces import Drafter
 from specstream.events import Draft
 
 

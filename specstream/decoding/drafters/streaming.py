@@ -10,8 +10,8 @@ from specstream import tree
 from specstream.decoding.drafters.copies import Copy, WithCopy
 from specstream.decoding.drafters.levels import LevelDrafter
 from specstream.decoding.drafters.prompt_lookup import PromptLookupDrafter
+from specstream.decoding.interfaces import StreamSource
 from specstream.events import Draft
-from specstream.model.target import StreamSource
 from specstream.params import PromptLookup, Streaming
 from specstream.tree import Candidates, Levels
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specstream.adapters.heads import Heads
-from specstream.adapters.lora import LoRA
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
+from specstream.decoding.interfaces import Stopped, never
 from specstream.events import Draft
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST
-from specstream.model.introspection import FULL, SLIDING, Anatomy, context_of
+from specstream.model.introspection import Anatomy, context_of
 from specstream.model.kv_cache import TreeCache
-from specstream.model.masks import additive, causal_mask, tree_mask, windowed, with_streams
-from specstream.model.partial_forward import Masks, TopLayers, ahead, run_below
+from specstream.model.lora import LoRA
+from specstream.model.masks import Masks, causal_mask, layer_masks, model_masks, tree_mask, with_streams
+from specstream.model.partial_forward import TopLayers, ahead, run_below
 from specstream.params import Streaming
 from specstream.streams.stream_attention import Carried, Plan, carry
 from specstream.tree import Candidates, attention_rows, pruned
@@ -30,76 +31,6 @@ from specstream.tree import Candidates, attention_rows, pruned
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
 TILE = 16  # rows of a pass off the CPU come in multiples of it: libraries choose another kernel for another number
 NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
-
-
-class Stopped(Exception):
-    """The user stopped a run inside its prompt pass."""
-
-
-def never() -> bool:
-    """No wish to stop."""
-    return False
-
-
-class Target(Protocol):
-    """What the decode loop needs. A pass appends rows to the cache; ``keep`` then says which of them stay.
-
-    ``stream_rows`` are the rows that only the top layers had, in the last pass or for it. ``pruned`` are the nodes that
-    the last pass dropped: its logits hold no rows for them.
-    """
-
-    context: int
-    stream_rows: int
-    pruned: Collection[int]
-
-    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = ...) -> Tensor: ...
-    def verify(self, root: int, draft: Draft) -> Tensor: ...
-    def keep(self, rows: Sequence[int]) -> None: ...
-    def synchronize(self) -> None: ...
-    def release(self) -> None: ...
-
-
-class Synchronized(Protocol):
-    """What computes on a device that may work on its own: ``synchronize`` waits for it."""
-
-    def synchronize(self) -> None: ...
-
-
-class StreamSource(Synchronized, Protocol):
-    """A target that drafts: logits ``[gamma, drafted]`` of the streams of the row that was accepted last.
-
-    ``stream_ids`` ``[drafted]`` are the tokens that they are of; None: all. ``stream_pairs`` weighs them by the token
-    above, given the logits of some depths, the root and how many candidates to find; None where there is no pair map.
-    """
-
-    gamma: int
-
-    @property
-    def stream_ids(self) -> Tensor | None: ...
-    @property
-    def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None: ...
-    def stream_logits(self, row: int) -> Tensor: ...
-
-
-class MedusaSource(Synchronized, Protocol):
-    """A target with Medusa heads: their logits ``[medusa_depth, drafted]`` for the row that was accepted last, of the
-    tokens ``medusa_ids`` ``[drafted]``; None: all."""
-
-    medusa_depth: int
-
-    @property
-    def medusa_ids(self) -> Tensor | None: ...
-    def medusa_logits(self, row: int) -> Tensor: ...
-
-
-class ExitSource(Synchronized, Protocol):
-    """A target whose first layers draft.
-
-    While ``early_exit`` is open, it gives a function that puts one token after the text and those before it, and
-    returns the exit's logits ``[1, vocab]`` for what follows. Nothing of it stays in the target.
-    """
-
-    def early_exit(self) -> AbstractContextManager[Callable[[int], Tensor]]: ...
 
 
 def synchronize(device: torch.device) -> None:
@@ -269,7 +200,9 @@ class ModelTarget:
             self.anatomy,
             layers,
             input_ids=torch.tensor([[token]], device=where.device),
-            attention_mask=model_masks(self.anatomy, seen(self.anatomy, mask, where, position), self.cache.capacity),
+            attention_mask=model_masks(
+                self.anatomy, layer_masks(self.anatomy, mask, where, position), self.cache.capacity
+            ),
             position_ids=where,
             past_key_values=self.cache,
             use_cache=True,
@@ -327,7 +260,7 @@ class ModelTarget:
         device, anatomy = self.anatomy.device, self.anatomy
         self.cache.reserve(self.length + len(tokens))
         where = torch.tensor([list(positions)], device=device)
-        masks = seen(anatomy, mask.to(device), where, self.length)
+        masks = layer_masks(anatomy, mask.to(device), where, self.length)
         plan = Plan(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
         self.pruned = frozenset()
         noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
@@ -414,7 +347,7 @@ class ModelTarget:
         N - N_s. What the row saw is just what the cache holds."""
         assert self.cache is not None
         where = torch.tensor([[self.length - 1]], device=main.device)
-        row = seen(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
+        row = layer_masks(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
         states = self._stream_states(main, row, where)[0]
         self.cache.keep(self.length, [], slice(self._first, None))
         self._deferred_rows += self.gamma
@@ -440,22 +373,6 @@ class ModelTarget:
             places = ahead(positions, self.gamma, self.context)
             out = self._top.run(start, wider, places, self.cache.capacity)
         return out[0].unflatten(0, (count, self.gamma))
-
-
-def seen(anatomy: Anatomy, mask: Tensor, positions: Tensor, prefix: int) -> Masks:
-    """By layer type what rows at ``positions`` ``[1, n]`` after ``prefix`` keys see, from a mask ``[1, n, keys]``
-    without a window."""
-    masks = {FULL: mask}
-    if anatomy.window:
-        keys = torch.cat([torch.arange(prefix, device=mask.device)[None], positions], 1)
-        masks[SLIDING] = windowed(mask, positions, keys, anatomy.window)
-    return {t: masks[t] for t in set(anatomy.layer_types)}
-
-
-def model_masks(anatomy: Anatomy, masks: Masks, keys: int = 0) -> Any:
-    """Masks in the form that the model's forward takes: additive, one or one for each layer type."""
-    floats = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
-    return floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]]
 
 
 class PlainTarget:

@@ -186,7 +186,7 @@ class Layers:
         if shutil.which(compiler.split()[0]) is None:
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
-        call = [sys.executable, "-m", "specstream.model.compiled", str(self._source), str(self._anatomy.dtype)]
+        call = [sys.executable, "-m", "specstream.target.compiled", str(self._source), str(self._anatomy.dtype)]
         threads, path = str(torch.get_num_threads()), os.pathsep.join(p for p in sys.path if p)
         self._build = subprocess.Popen(
             [*call, str(kept(self._anatomy))],
@@ -303,7 +303,7 @@ def _one_layer(folder: Path, dtype: torch.dtype) -> Anatomy:
 def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
     """How the model calls its layer in a pass: its arguments, and whether a tuple comes back."""
     from specstream.events import Draft
-    from specstream.model.target import ModelTarget
+    from specstream.target.model_target import ModelTarget
 
     calls: list[tuple[Any, dict[str, Any], Any]] = []
     nodes = EXAMPLE_ROWS - 1

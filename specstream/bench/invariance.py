@@ -18,9 +18,9 @@ from torch.nn import functional
 from specstream.bench.provenance import heading as machine_heading
 from specstream.model import attention, cpu_linear
 from specstream.model.cpu_linear import LEAST
-from specstream.model.devices import computes_bfloat16
+from specstream.model.hardware import computes_bfloat16
 from specstream.model.kv_cache import BLOCK
-from specstream.model.target import TILE
+from specstream.target.model_target import TILE
 
 ROWS = 64
 SEVERAL = (2, 4, 6, 7, 16, 33, 48, 64)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.events import Draft
 from specstream.model.attention import using
 from specstream.model.introspection import Anatomy
-from specstream.model.masks import causal_mask
-from specstream.model.target import ModelTarget, Variant, model_masks, seen
+from specstream.model.masks import causal_mask, layer_masks, model_masks
 from specstream.streams.stream_attention import Plan, carry
+from specstream.target.model_target import ModelTarget, Variant
 
 log = logging.getLogger(__name__)
 # Largest logit difference that rounding explains, as a share of the logits' spread. A wrong mask or position changes
@@ -72,7 +72,8 @@ def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: in
     ids = torch.tensor([[*prompt, root, *(draft.tokens[row - 1] for row in PATH[1:])]], device=anatomy.device)
     rows = ids.shape[1]
     positions = torch.arange(rows, device=anatomy.device)[None]
-    plan = Plan(seen(anatomy, causal_mask(rows, 0).to(positions.device), positions, 0), positions, positions[:, -1:])
+    masks = layer_masks(anatomy, causal_mask(rows, 0).to(positions.device), positions)
+    plan = Plan(masks, positions, positions[:, -1:])
     lora = adapter.lora if adapter.card.mode == "lossless" else None
     with carry(anatomy, adapter.streams, plan, lora) as carried:
         anatomy.decoder(

@@ -10,19 +10,20 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specstream.adapters import heads, store
+from specstream.adapters import heads, weights
 from specstream.adapters.heads import Heads
-from specstream.adapters.store import Adapter
+from specstream.adapters.weights import Adapter
 from specstream.hub import catalogue
 from specstream.hub.download import ModelSource, Progress
-from specstream.model import attention, self_test
+from specstream.model import attention
 from specstream.model.cpu_linear import HalfLinear, PackedLinear, pack, packed_linear, suits
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
+from specstream.target import self_test
 
 log = logging.getLogger(__name__)
 NO_STREAMS = (
@@ -45,14 +46,14 @@ def fetch(
     dtype: torch.dtype,
     progress: Progress = lambda words, fraction: None,
     words: str = "Loading the model",
-) -> tuple[Any, Any, ModelSource]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]:
     """The model of a name with its tokenizer, and where it came from. Raises ModelError."""
     source = catalogue.resolve(name, progress)
     progress(words, None)
     return *catalogue.load_model(source, device, dtype), source
 
 
-def parts_of(network: Any) -> Anatomy:
+def parts_of(network: PreTrainedModel) -> Anatomy:
     """The parts of a model. Raises UnsupportedModel, with one sentence, however a foreign model fails."""
     try:
         return dissect(network)
@@ -69,12 +70,12 @@ def drafting_parts(folder: Path | None, parts: Anatomy) -> tuple[Adapter | None,
     """The adapter of a folder and the heads beside it, loaded for a model. Raises AdapterError."""
     if folder is None:
         return None, Heads()
-    return store.load(folder, parts), heads.load(folder, parts)
+    return weights.load(folder, parts), heads.load(folder, parts)
 
 
 def tuned(folder: Path, parts: Anatomy) -> Adapter:
     """Merge the LoRA by which the adapter of a folder fine-tunes the model into its weights. Raises AdapterError."""
-    adapter = store.load(folder, parts)
+    adapter = weights.load(folder, parts)
     adapter.merge_main(parts)
     return adapter
 
@@ -117,7 +118,7 @@ def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
         return parts.attention, self_test.failure(parts, streams)
 
 
-def lacking(streams: Adapter | None, beside: Heads, second: Any, no_second: str) -> dict[str, str]:
+def lacking(streams: Adapter | None, beside: Heads, second: object | None, no_second: str) -> dict[str, str]:
     """The methods that need what is not loaded, each with a sentence; ``no_second`` is the draft model's."""
     needs = {
         Streaming.name: (streams, NO_STREAMS),

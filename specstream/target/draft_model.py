@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specstream.hub.download import Progress
-from specstream.model import loading, self_test
 from specstream.model.cpu_linear import pack
 from specstream.model.introspection import Anatomy, UnsupportedModel
-from specstream.model.target import ModelTarget
+from specstream.target import loading, self_test
+from specstream.target.model_target import ModelTarget
 
 NONE = ("", "none")  # names that mean no draft model
 NO_DRAFT_MODEL = (
@@ -38,7 +38,14 @@ class Pair:
         return ModelTarget(self.parts)
 
 
-def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: Progress, half: bool = False) -> Pair:
+def load(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    device: str,
+    dtype: torch.dtype,
+    progress: Progress,
+    half: bool = False,
+) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
 
     ``half`` rounds its weights to float16 where they are packed. Raises ModelError or DraftModelError.
@@ -50,7 +57,7 @@ def load(name: str, tokenizer: Any, device: str, dtype: torch.dtype, progress: P
     return Pair(name, pack(usable(name, network), half), sum(p.numel() for p in weights), size)
 
 
-def usable(name: str, network: Any) -> Anatomy:
+def usable(name: str, network: PreTrainedModel) -> Anatomy:
     """The parts of a network that can draft. Raises DraftModelError for one that can't take a draft back."""
     try:
         parts = loading.parts_of(network)
@@ -63,7 +70,7 @@ def usable(name: str, network: Any) -> Anatomy:
     return parts
 
 
-def check_tokenizers(name: str, drafter: Any, target: Any) -> None:
+def check_tokenizers(name: str, drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
     """Raise DraftModelError, naming the first difference, unless the same ids are the same tokens for both models."""
     ours, theirs = target.get_vocab(), drafter.get_vocab()
     differ = sorted(ours.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
@@ -79,7 +86,7 @@ def check_tokenizers(name: str, drafter: Any, target: Any) -> None:
     )
 
 
-def _special(tokenizer: Any) -> set[int]:
+def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 

@@ -1,0 +1,152 @@
+"""``bench``: methods against standard decoding, interleaved on the same prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specstream import processes
+from specstream.cli import options
+from specstream.cli.options import Loading, adapter_task, chosen_methods
+from specstream.cli.output import check_writable, note, progress, progress_done, to_json, write_lines
+from specstream.params import METHODS, Method, Sampling
+
+if TYPE_CHECKING:
+    from specstream.bench.prompts import Case
+    from specstream.bench.runner import Row
+    from specstream.engine import Engine
+    from specstream.info import EngineInfo
+
+EVERYTHING = "all"  # among the names of methods
+
+
+@click.command("bench")
+@options.model_options
+@click.option(
+    "--methods",
+    default="standard,streaming",
+    show_default=True,
+    help=f"Names, separated by commas: {', '.join(METHODS)}; hf, hf-prompt-lookup, hf-assistant are transformers' own. "
+    "all is every one that the model can run. A name may bring settings, and come twice: "
+    "streaming:budget=12:streams=deferred.",
+)
+@click.option("--assistant", help="The second model of hf-assistant (default: the draft model).")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
+@options.task_option("or spec-bench for its questions.", required=True)
+@options.limit_option(40, "Rows of --data to use; 0 is all. Of spec-bench: in each category.")
+@click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
+@click.option("--memory", is_flag=True, help="Measure each method's memory too, in a process that loads it alone.")
+@options.json_option()
+@options.stop_option
+@options.sampling_options
+@options.method_options
+def bench_command(
+    loading: Loading,
+    sampling: Sampling,
+    methods: str,
+    assistant: str | None,
+    data: Path,
+    task_name: str,
+    limit: int,
+    repeats: int,
+    memory: bool,
+    json_file: Path | None,
+    **settings: Any,
+) -> None:
+    """Time methods against standard decoding, interleaved on the same prompts."""
+    if repeats < 1:
+        raise ValueError("--repeats must be at least 1.")
+    names = list(dict.fromkeys(n.strip() for n in methods.split(",") if n.strip()))
+    chosen_methods([n for n in names if n != EVERYTHING], settings)  # refuses bad ones before the model is loaded
+    check_writable(json_file, data=data)
+    engine = loading.engine(adapter_task(task_name))
+    names, chosen = _expanded(names, settings, engine.info, assistant)
+
+    from specstream import bench
+
+    cases = bench.read_cases(engine, data, task_name, limit)
+    contenders: list[Any] = [bench.Ours(engine, m) for m in chosen]
+    outside = [n for n in names if n in bench.REFERENCES]
+    contenders += bench.references(outside, engine, loading.adapter_of(engine), assistant)
+    rows = _timed(engine, cases, contenders, sampling, repeats)
+    if not processes.is_first():
+        return
+    if memory:
+        _measure_memory(rows, engine, cases, sampling, loading)
+    results = bench.result_rows(rows, bench.task_of(cases, task_name))
+    report = bench.described(engine) | {"repeats": repeats, "sampling": sampling.to_dict(), "rows": results}
+    if processes.count() > 1:
+        report["processes"] = processes.count()
+        note(f"{processes.count()} processes ran beside each other: tokens per step hold, times and speed-ups don't.")
+    publish(report, json_file, [*bench.table(results), *bench.categories(results), *bench.differences(results)])
+
+
+def _expanded(
+    names: Sequence[str], settings: dict[str, Any], info: EngineInfo, assistant: str | None
+) -> tuple[list[str], list[Method]]:
+    """All names, with ``all`` replaced, and the methods among them. Raises ValueError for one that can't run."""
+    wanted = [name for n in names for name in (_everything(info, assistant) if n == EVERYTHING else [n])]
+    chosen = chosen_methods(wanted, settings)
+    if EVERYTHING in names:  # a name with settings beside "all" is left out too where it can't run
+        chosen = [m for m in chosen if m.name not in info.unavailable]
+    if missing := [info.unavailable[m.name] for m in chosen if m.name in info.unavailable]:
+        raise ValueError(missing[0])
+    return wanted, chosen
+
+
+def _everything(info: EngineInfo, assistant: str | None) -> list[str]:
+    """Names of all that can run on the loaded model."""
+    from specstream.bench.tables import REFERENCES
+
+    ours = [name for name in METHODS if name not in info.unavailable]
+    both = bool(assistant) or info.draft_parameters > 0  # the library's assistant is a second model too
+    outside = [name for name in REFERENCES if both or name != "hf-assistant"]
+    return ours + (outside if info.model != "toy" else [])
+
+
+def _timed(engine: Engine, cases: list[Case], contenders: list[Any], sampling: Sampling, repeats: int) -> list[Row]:
+    from tqdm import tqdm
+
+    from specstream import bench
+
+    total = bench.runs_of(cases, contenders, repeats)
+    with tqdm(total=total, unit="run", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        return bench.bench(engine, cases, contenders, sampling, repeats, lambda: bar.update() and None)
+
+
+def _measure_memory(rows: list[Row], engine: Engine, cases: list[Case], sampling: Sampling, loading: Loading) -> None:
+    """Of our own methods: transformers' are called from a process that holds our engine too."""
+    from specstream.bench.memory import Request, measured, picked
+
+    prompts = picked([case.prompt(engine, []) for case in cases])
+    loaded = (engine.info.model, loading.adapter_of(engine), loading.device, loading.dtype, loading.draft_model)
+    for row in rows:
+        if (contender := row.contender).ours:
+            progress(f"Measuring the memory of {contender.label}", None)
+            row.memory = measured(Request(*loaded, contender.name, contender.settings, sampling.to_dict(), prompts))
+    progress_done()
+
+
+def publish(report: dict[str, Any], json_file: Path | None, lines: list[str]) -> None:
+    """Write a result to its file, the log and standard output; the file first, as the output may be a pipe that ends
+    early."""
+    if json_file:
+        write_lines(json_file, iter([report]))
+    _log(report)
+    for line in lines:
+        click.echo(line)
+    click.echo(to_json(report))
+
+
+def _log(report: dict[str, Any]) -> None:
+    """Keep a result in the log. It is printed anyway: a log that can't be written is only worth a note."""
+    from specstream.runlog import RunLog, RunLogError
+
+    try:
+        RunLog().add_benchmark(report)
+    except RunLogError as error:
+        note(error)

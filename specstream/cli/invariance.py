@@ -1,0 +1,29 @@
+"""``invariance``: which operations give a row the same bits whatever is computed beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from specstream.cli import options
+from specstream.cli.output import check_writable, write_lines
+
+
+@click.command("invariance")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@options.json_option()
+def invariance_command(device: str, json_file: Path | None) -> None:
+    """Print which operations give a row the same bits whatever is decoded beside it, on this machine."""
+    from specstream.bench import invariance
+    from specstream.bench.provenance import machine
+    from specstream.model.devices import choose_device
+
+    check_writable(json_file)
+    where, _ = choose_device(device)
+    click.echo(invariance.heading(where) + "\n")
+    found = list(invariance.findings(where))
+    report = {"machine": machine(), "device": where, "operations": invariance.report(found)}
+    write_lines(json_file, iter([report]))
+    for line in (*invariance.table(found), "", invariance.verdict(found)):
+        click.echo(line)

@@ -1,0 +1,182 @@
+"""Options that several commands share: the model, sampling, and the settings of every method."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specstream import processes
+from specstream.cli.output import note, progress, progress_done
+from specstream.data.tasks import NAMES
+from specstream.params import METHODS, Method, Sampling, method, parse
+
+if TYPE_CHECKING:
+    from specstream.engine import Engine
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+STREAMING_WHERE_POSSIBLE = f"{', '.join(METHODS)} (default: streaming where the model can)."
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The options that choose what is loaded."""
+
+    model: str
+    adapter: str
+    device: str
+    dtype: str
+    draft_model: str
+
+    def engine(self, task_name: str | None = None) -> Engine:
+        """Load it. Adapter ``auto`` takes the bundled one of the task, where there is one."""
+        from specstream.adapters.find import bundled
+        from specstream.engine import load
+
+        bundled_for_task = self.adapter == "auto" and task_name in bundled(self.model)
+        adapter = str(task_name) if bundled_for_task else self.adapter
+        processes.join(self.device)
+        try:
+            engine = load(self.model, adapter, self.device, self.dtype, progress=progress, draft=self.draft_model)
+        finally:
+            progress_done()
+        for words in engine.info.notes:
+            note(words)
+        return engine
+
+    def adapter_of(self, engine: Engine) -> str:
+        """The adapter that was loaded, by a name that loads it again."""
+        return engine.info.adapter if self.adapter == "auto" else self.adapter
+
+
+MODEL_OPTIONS = (
+    click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder."),
+    click.option(
+        "--adapter",
+        default="auto",
+        show_default=True,
+        help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+    click.option(
+        "--draft-model",
+        default="none",
+        show_default=True,
+        help="A second, smaller model with the same tokenizer: a known name, a Hub id or a folder.",
+    ),
+)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order in which --help lists them."""
+    return lambda command: functools.reduce(lambda done, option: option(done), reversed(options), command)
+
+
+def _folded(kind: type, name: str, command: Command) -> Command:
+    """The command with the options named as ``kind``'s fields passed as one object, ``name``."""
+    names = [f.name for f in fields(kind)]
+
+    @functools.wraps(command)
+    def folded(**values: Any) -> Any:
+        return command(**{name: kind(**{n: values.pop(n) for n in names if n in values})}, **values)
+
+    return folded
+
+
+def model_options(command: Command) -> Command:
+    """Pass the options that choose what is loaded as ``loading``."""
+    return together(*MODEL_OPTIONS)(_folded(Loading, "loading", command))
+
+
+def sampling_options(command: Command) -> Command:
+    """Pass the options of Sampling as ``sampling``."""
+    return params_options(Sampling)(_folded(Sampling, "sampling", command))
+
+
+def params_options(kind: type) -> Decorator:
+    """One option per labelled field of a parameter class, with its default and help."""
+    return together(*(_option(f) for f in fields(kind) if "label" in f.metadata))
+
+
+def _option(f: Field[Any]) -> Decorator:
+    assert f.default is not MISSING
+    return click.option(
+        _flag(f.name), f.name, type=_form(f), default=f.default, show_default=True, help=f.metadata["help"]
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _form(f: Field[Any]) -> Any:
+    """The type of a field's option."""
+    choices = f.metadata.get("choices")
+    return click.Choice(choices) if choices else type(f.default)
+
+
+def method_options(command: Command) -> Command:
+    """One option per setting of any method, None where it is not given: methods that share one differ in defaults."""
+    owners: dict[str, dict[str, Field[Any]]] = {}  # setting: the field of every method that has it
+    for name, kind in METHODS.items():
+        for f in fields(kind):
+            owners.setdefault(f.name, {})[name] = f
+    return together(*(_shared_option(name, found) for name, found in owners.items()))(command)
+
+
+def _shared_option(name: str, owners: dict[str, Field[Any]]) -> Decorator:
+    first, *_ = owners.values()
+    defaults = ", ".join(f"{owner}: {f.default}" for owner, f in owners.items())
+    return click.option(
+        _flag(name), name, type=_form(first), default=None, help=f"{first.metadata['help']} ({defaults})"
+    )
+
+
+stop_option = click.option(
+    "--stop", multiple=True, help="A stop string, or a special token by name; may be given several times."
+)
+
+
+def json_option(words: str = "Write the result as one JSON object.") -> Decorator:
+    return click.option("--json", "json_file", type=click.Path(path_type=Path), help=words)
+
+
+def limit_option(default: int = 0, words: str = "Rows of --data to use; 0 is all.") -> Decorator:
+    return click.option("--limit", type=click.IntRange(0), default=default, show_default=True, help=words)
+
+
+def task_option(also: str = "", required: bool = False) -> Decorator:
+    """``also`` names what else the command takes as a task."""
+    words = f"{NAMES}, {also}" if also else f"{NAMES}."
+    return click.option("--task", "task_name", required=required, help=words)
+
+
+def pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a parameter class."""
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+
+
+def chosen_method(name: str, values: dict[str, Any], own: dict[str, Any] | None = None) -> Method:
+    """A method with the settings given to all methods, or as its ``own``; None leaves a default. Raises ValueError."""
+    given = pick(METHODS[name], values) if name in METHODS else {}
+    return method(name, **{k: v for k, v in given.items() if v is not None} | (own or {}))
+
+
+def chosen_methods(names: Collection[str], values: dict[str, Any]) -> list[Method]:
+    """The methods among the names, each with its own settings; transformers' own are left out. Raises ValueError."""
+    from specstream.bench.tables import REFERENCES
+
+    return [chosen_method(name, values, own) for name, own in (parse(n) for n in names if n not in REFERENCES)]
+
+
+def adapter_task(task_name: str | None) -> str | None:
+    """The task whose adapter suits: Spec-Bench's questions are asked as chat."""
+    from specstream.bench.tables import SPEC_BENCH
+
+    return "chat" if task_name == SPEC_BENCH else task_name

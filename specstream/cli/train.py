@@ -1,0 +1,95 @@
+"""``train``: train an adapter, or heads beside one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specstream import processes
+from specstream.cli import options
+from specstream.cli.output import check_apart
+from specstream.data.tasks import NAMES
+from specstream.training.config import Config
+
+
+@click.command("train")
+@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
+@click.option("--task", required=True, help=f"{NAMES}.")
+@click.option("--data", help="A JSONL file with the task's columns, or hub:NAME (default: the task's public dataset).")
+@click.option("--dev", help="A JSONL file, or hub:NAME, to validate on; the best adapter is then kept.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder of the adapter and its checkpoint (default: adapters/TASK).",
+)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+@click.option(
+    "--start", type=click.Path(path_type=Path), help="An adapter to begin with: a name of `adapters list` or a folder."
+)
+@click.option(
+    "--targets",
+    type=click.Choice(["references", "self"]),
+    default="references",
+    show_default=True,
+    help="What the streams learn to predict: the data's references, or the model's own answers.",
+)
+@click.option(
+    "--temperatures",
+    type=float,
+    multiple=True,
+    default=[0.0],
+    show_default=True,
+    help="Of the model's own answers; may be given several times.",
+)
+@click.option("--own-prompts", type=click.IntRange(0), default=0, show_default=True, help="Prompts to have it write.")
+@click.option(
+    "--answers", type=click.Path(path_type=Path), help="Own answers made by `answers`, to train on instead of --data."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest row in tokens.")
+@click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest own answer.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Rows of --data to use, spread over it; 0 is all.",
+)
+@click.option(
+    "--hold-out",
+    type=click.IntRange(-1),
+    default=-1,
+    show_default="a tenth of the prompts, at most 32",
+    help="Prompts of --data to validate on instead of training on them, where no --dev is given.",
+)
+@click.option(
+    "--progress",
+    type=click.Path(path_type=Path),
+    help="Append what happens to this file, one JSON object a line.",
+)
+@options.params_options(Config)
+def train_command(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
+    """Train streams (and, in shared mode, the model's LoRA) on a task; or heads beside an adapter, to compare with."""
+    from specstream.training.command import Request, default_data, summary, timed, train_adapter
+
+    config = Config(**options.pick(Config, values))
+    if progress := values["progress"]:
+        check_apart("--progress", progress, data=data, dev=values["dev"])
+    request = Request(
+        task=task,
+        data=data or ("" if values["answers"] else default_data(task)),
+        out=out or Path("adapters") / task,
+        resume=resume,
+        command=tuple(sys.argv[1:]),
+        **options.pick(Request, values),
+    )
+    trained = train_adapter(request, config)
+    if not processes.is_first():
+        return
+    for line in summary(request.out, trained.card, config.mode):
+        click.echo(line)
+    if trained.finished and trained.prompts and processes.count() == 1 and config.mode in ("shared", "lossless"):
+        click.echo(timed(request, trained.prompts))

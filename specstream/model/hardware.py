@@ -1,0 +1,13 @@
+"""What the hardware at hand can do."""
+
+from __future__ import annotations
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Has "cuda" or "cpu" bfloat16 instructions? Without them PyTorch emulates the type, slower than float32."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    have = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return any(have.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
