@@ -47,6 +47,7 @@ from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
 from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
+from specstream.target.offload import offload
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 Progress = Callable[[str, float | None], None]
@@ -199,10 +200,11 @@ def load(
     _read_grouped_keys(where)
     folder = find_adapter(adapter, model)
     kind, half = devices.loaded_in(kind, where)
-    network, tokenizer, source = loading.fetch(model, where, kind, progress)
+    pieces = device == devices.OFFLOAD
+    network, tokenizer, source = loading.fetch(model, "cpu" if pieces else where, kind, progress)
     parameters = sum(p.numel() for p in network.parameters())
     parts, reason = _parts(network)
-    half = half and parts is not None  # nothing is packed of a model whose parts are not known
+    half = half and parts is not None and not pieces  # nothing is packed of a model whose parts are not known
     loaded, beside = _put_on(folder, parts, reason)
     extra = loaded.drafting_count() if loaded else 0
     streams = loaded if loaded and loaded.card.gamma else None
@@ -210,7 +212,7 @@ def load(
     progress("Checking that the model can verify draft trees", None)
     if parts is not None:
         loading.made_ready(parts, loaded, beside)
-        parts = loading.packed_up(parts, loaded, beside, half)
+        parts = offload(parts, where, loaded, beside) if pieces else loading.packed_up(parts, loaded, beside, half)
         attention, reason = loading.tested(parts, streams)
         network.set_attn_implementation(attention)
     unavailable = _unavailable(reason, streams, pair, beside)
@@ -247,7 +249,7 @@ def load(
     )
     targets = _targets(network, parts, streams, reason, beside)
     second = pair.target if pair else _no_draft_model
-    compiles = parts is not None and not reason and os.environ.get(NO_COMPILER) != "1"
+    compiles = parts is not None and not reason and not pieces and os.environ.get(NO_COMPILER) != "1"
     layers = _layers(parts, streams, source.path) if parts and compiles else None
     engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
     if layers:

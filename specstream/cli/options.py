@@ -62,7 +62,7 @@ MODEL_OPTIONS = (
         show_default=True,
         help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps or offload."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option(
         "--draft-model",
