@@ -176,8 +176,6 @@ class Streaming(LevelTree):
         -1,
         8,
     )
-    copies: str = choice("turns", "Copies", "turns or tree.", ("turns", "tree"))
-    sure: float = number(0.8, "Sure", "Copy alone above this.", 0, 2, 0.01)
     pairs: str = choice(
         "on",
         "Pairs",

@@ -21,8 +21,8 @@ class Candidates(Protocol):
 
     def __len__(self) -> int: ...
 
-    def after(self, path: tuple[int, ...]) -> Level:
-        """The candidates below the tokens of a path from the root, which is not in it."""
+    def after(self, depth: int, token: int | None) -> Level:
+        """The candidates of a depth, from 0 on, after the token above it; None stands above the first."""
         ...
 
 
@@ -35,8 +35,8 @@ class Levels:
     def __len__(self) -> int:
         return len(self._levels)
 
-    def after(self, path: tuple[int, ...]) -> Level:
-        return self._levels[len(path)]
+    def after(self, depth: int, token: int | None) -> Level:
+        return self._levels[depth]
 
 
 def attention_rows(parents: Sequence[int]) -> list[list[int]]:
@@ -57,7 +57,6 @@ def best_first(candidates: Candidates, budget: int) -> Draft:
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
-    paths: list[tuple[int, ...]] = []
     heap: list[tuple[float, int, int, int, float, Level]] = []  # (-joint, depth, rank, parent, its joint, siblings)
 
     def offer(depth: int, rank: int, parent: int, above: float, level: Level) -> None:
@@ -65,17 +64,16 @@ def best_first(candidates: Candidates, budget: int) -> Draft:
             heapq.heappush(heap, (-above * level[rank][1], depth, rank, parent, above, level))
 
     if len(candidates):
-        offer(0, 0, -1, 1.0, candidates.after(()))
+        offer(0, 0, -1, 1.0, candidates.after(0, None))
     while heap and len(tokens) < budget:
         joint, depth, rank, parent, above, level = heapq.heappop(heap)
         token, prob = level[rank]
         tokens.append(token)
         parents.append(parent)
         probs.append(prob)
-        paths.append((*paths[parent], token) if depth else (token,))
         offer(depth, rank + 1, parent, above, level)
         if depth + 1 < len(candidates) and len(tokens) < budget:
-            offer(depth + 1, 0, len(tokens) - 1, -joint, candidates.after(paths[-1]))
+            offer(depth + 1, 0, len(tokens) - 1, -joint, candidates.after(depth + 1, token))
     return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
 
@@ -103,14 +101,12 @@ def full(candidates: Candidates) -> Draft:
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
-    paths: list[tuple[int, ...]] = []
     above = [-1]
     for depth in range(len(candidates)):
         here = []
         for parent in above:
-            for token, prob in candidates.after(paths[parent] if depth else ()):
+            for token, prob in candidates.after(depth, tokens[parent] if depth else None):
                 here.append(len(tokens))
-                paths.append((*paths[parent], token) if depth else (token,))
                 tokens.append(token)
                 parents.append(parent)
                 probs.append(prob)

@@ -67,7 +67,7 @@ def test_candidates_are_weighed_by_the_token_above(pool: int, ids: bool, fixed: 
         for depth, level in enumerate(want):
             for above, probs in level.items():
                 best = sorted(probs.items(), key=lambda item: -item[1])[:WIDTH]
-                got = found.after((0,) * (depth - 1) + (above,) if depth else ())
+                got = found.after(depth, above if depth else None)
                 assert [t for t, _ in got] == [t for t, _ in best]
                 assert [p for _, p in got] == pytest.approx([p for _, p in best], rel=1e-4)
 
@@ -79,7 +79,7 @@ def test_a_new_map_changes_no_draft() -> None:
     plain = logits.softmax(-1).topk(WIDTH)
     found = pairs.weighed(logits, chosen, 0, table, WIDTH)
     for depth, above in ((0, None), (1, chosen[2].item()), (3, chosen[6].item())):
-        tokens, probs = zip(*found.after((0,) * (depth - 1) + (above,) if depth else ()), strict=True)
+        tokens, probs = zip(*found.after(depth, above), strict=True)
         assert list(tokens) == chosen[plain.indices[depth]].tolist()
         assert probs == pytest.approx(plain.values[depth].tolist(), rel=1e-5)
 
@@ -92,7 +92,7 @@ def test_best_first_takes_the_likeliest_paths_and_a_smaller_tree_is_its_beginnin
 
     def walk(path: tuple[int, ...], joint: float) -> None:
         if len(path) < len(found):
-            for token, prob in found.after(tuple(path)):
+            for token, prob in found.after(len(path), path[-1] if path else None):
                 every.append((joint * prob, (*path, token)))
                 walk((*path, token), joint * prob)
 

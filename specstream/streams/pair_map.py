@@ -73,7 +73,7 @@ class Pairs(nn.Module):
         odds = np.exp(scores - scores.max(-1, keepdims=True))
         mass = np.exp(logprobs).sum(-1)[:, None, None]  # weighing moves probability within the pool only
         probs = odds * (mass / odds.sum(-1, keepdims=True))
-        return Weighed(tokens.tolist(), probs.tolist(), np.exp(logprobs).tolist(), width)
+        return Weighed(tokens.tolist(), probs.tolist(), width)
 
 
 def _array(tensor: Tensor) -> Tensor:
@@ -91,25 +91,17 @@ class Weighed:
     """The ``width`` likeliest candidates of a depth after the token above it.
 
     ``probs`` ``[depths, pool above, pool]`` are of the ``tokens`` ``[depths, pool]``; all rows of the first depth are
-    of the root. Below a token that is none of these, the candidates are as likely as ``alone`` ``[depths, pool]``. In
-    plain lists: a tree asks for a few rows only, and they are short.
+    of the root. In plain lists: a tree asks for a few rows only, and they are short.
     """
 
-    def __init__(
-        self, tokens: list[list[int]], probs: list[list[list[float]]], alone: list[list[float]], width: int
-    ) -> None:
-        self._tokens, self._probs, self._alone, self._width = tokens, probs, alone, width
+    def __init__(self, tokens: list[list[int]], probs: list[list[list[float]]], width: int) -> None:
+        self._tokens, self._probs, self._width = tokens, probs, width
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def after(self, path: tuple[int, ...]) -> Level:
+    def after(self, depth: int, token: int | None) -> Level:
         """As of tree.Candidates."""
-        depth = len(path)
-        row = self._row(depth, path[-1]) if path else self._probs[0][0]
+        row = self._probs[depth][0 if token is None else self._tokens[depth - 1].index(token)]
         best = sorted(zip(row, self._tokens[depth], strict=True), reverse=True)[: self._width]
         return [(name, prob) for prob, name in best]
-
-    def _row(self, depth: int, above: int) -> list[float]:
-        pool = self._tokens[depth - 1]
-        return self._probs[depth][pool.index(above)] if above in pool else self._alone[depth]

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from specstream import tree
-from specstream.decoding.drafters.copies import Copy, WithCopy
 from specstream.decoding.drafters.levels import LevelDrafter
 from specstream.decoding.drafters.prompt_lookup import PromptLookupDrafter
 from specstream.decoding.interfaces import StreamSource
 from specstream.events import Draft
 from specstream.params import PromptLookup, Streaming
-from specstream.tree import Candidates, Levels
+from specstream.tree import Candidates
 
 
 class StreamingDrafter(LevelDrafter):
@@ -31,19 +29,13 @@ class StreamingDrafter(LevelDrafter):
         self._pairs = source.stream_pairs if params.pairs == "on" else None
         self._copies = PromptLookupDrafter(ids, copying(params)) if params.lookup > 0 else None
         self._copied = False
-        self._copy = Copy(ids, max(2, params.lookup)) if params.lookup > 0 and params.copies == "tree" else None
 
     def _candidates(self, logits: Tensor) -> Candidates:
-        own = self._pairs(logits, self._text[-1], self._params.width) if self._pairs else super()._candidates(logits)
-        return WithCopy(own, self._copy) if self._copy else own
+        if self._pairs is None:
+            return super()._candidates(logits)
+        return self._pairs(logits, self._text[-1], self._params.width)
 
     def propose(self, room: int) -> Draft:
-        if self._copy:
-            self._copy.update(room)
-            if room and self._copy.tokens and self._copy.share(0) >= self._params.sure:
-                self._draft = Draft()
-                return tree.best_first(WithCopy(Levels([]), self._copy), self._params.nodes)
-            return super().propose(room)
         if self._copies and not self._copied:
             draft = self._copies.propose(room)
             self._copied = len(draft) > 0
