@@ -4,9 +4,10 @@ ARGS ?=
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test check format model clean
+.PHONY: run test test-fast check format model clean
 .DELETE_ON_ERROR:
 
 # With ARGS the app fetches what they ask for itself: make run ARGS="--toy", make run ARGS="--model gpt2".
@@ -15,8 +16,13 @@ run: $(VENV)/runtime.stamp $(if $(ARGS),,model)
 
 # In two processes, a file of tests at a time: WORKERS=0 runs them in one.
 test: $(VENV)/dev.stamp model
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
 
+# About two minutes: no browser, no weights.
+test-fast: $(VENV)/dev.stamp
+	$(PYTEST) -m "not browser and not real_model and not slow" $(ARGS)
+
+# What continuous integration runs.
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

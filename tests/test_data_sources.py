@@ -107,7 +107,7 @@ def test_a_dataset_that_is_a_program_is_read_from_the_hubs_tables(hub: list[Any]
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install -r requirements-extra.txt" in message("hub:a/b")
+    assert "pip install datasets" in message("hub:a/b")
 
 
 def test_without_a_network() -> None:

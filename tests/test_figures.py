@@ -93,6 +93,7 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     head = bench.described(toy.load_toy(pace=0)) | {"repeats": 1, "sampling": {"max_new_tokens": 24}}
     for name in ("e2e", "e2e-cost", "pruning"):
         (tmp_path / f"{name}.json").write_text(json.dumps(report | head | {"task": "e2e"}))
+    (tmp_path / "e2e-llama.json").write_text(json.dumps({"rates": {benchmarks.LLAMA: [70, 76, 90]}}))
     page = tmp_path / "page.md"
     readme = tmp_path / "readme.md"
     readme.write_text(f"Before.\n{benchmarks.BEGIN}| old |\n{benchmarks.END}\nAfter.\n")
@@ -103,8 +104,9 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     text = page.read_text()
     shown = readme.read_text()
     assert shown.startswith("Before.") and shown.endswith("After.\n") and "old" not in shown
-    assert f"{report['rows'][1]['tokens_per_second']:.1f}" in shown and "Restaurant descriptions" in shown
     streaming = report["rows"][1]
+    row = f"| **{streaming['tokens_per_second']:.0f}** | 76 | - | {report['rows'][0]['tokens_per_second']:.0f} |"
+    assert row in shown and row in text and "Restaurant descriptions" in shown
     assert f"| streaming over standard decoding | {streaming['speedup']:.2f} |" in text
     assert f"decoding, slowest prompt | {streaming['speedup_lowest']:.2f} |" in text
     assert "| streaming over Medusa heads | - |" in text

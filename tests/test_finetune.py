@@ -153,7 +153,7 @@ def test_what_can_not_be_trained_is_refused_in_a_sentence(what: str, tab: FineTu
 
 def test_without_the_library_public_data_is_refused_at_once(tab: FineTune, values, registry, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="requirements-extra.txt.*or upload a file of your own"):
+    with pytest.raises(ValueError, match="pip install datasets.*or upload a file of your own"):
         tab.form.plan(values(source=PUBLIC), registry)
 
 

@@ -17,12 +17,17 @@ import pytest
 import specstream
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+README = DOCS["README.md"]
 STDLIB = sys.stdlib_module_names
 OPTIONAL = {
     "specstream.bench.evaluation",
     "specstream.data.datasets",
 }  # may import requirements-extra.txt, inside functions
+PACKAGES = {"PIL": "pillow"}  # of imported names that differ
 NOT_OURS = {"checkpoints", "runs"}  # what training and use leave in a working tree
 
 
@@ -61,7 +66,7 @@ def test_everything_imported_is_pinned() -> None:
         allowed = runtime | (extra if module(file) in OPTIONAL else set())
         allowed |= extra | dev if file.is_relative_to(ROOT / "tests") or file.is_relative_to(ROOT / "docs") else set()
         foreign = {name.split(".")[0] for name in imports(file)} - STDLIB - own
-        assert {n for n in foreign if n.lower() not in allowed} == set(), file
+        assert {n for n in foreign if PACKAGES.get(n, n.lower()) not in allowed} == set(), file
 
 
 # ---- README ----------------------------------------------------------------------------------------------------------
@@ -81,34 +86,88 @@ def test_front_matter_agrees_with_the_pins_and_files() -> None:
 
 
 def test_names_in_the_file_map_exist() -> None:
-    table = README.split("## Files")[1].split("##")[0]
+    table = DOCS["docs/README.md"].split("## Files")[1]
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert len(names) > 8
     assert [n for n in names if not (ROOT / n).exists()] == []
 
 
-def test_local_links_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+def test_readme_fits_on_a_page_and_the_index_names_every_document() -> None:
+    assert len(README.splitlines()) <= 110
+    index = DOCS["docs/README.md"]
+    assert [name for name in DOCS if name.startswith("docs/") and f"({name[5:]})" not in index] == ["docs/README.md"]
 
 
-def test_make_targets_in_readme_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
-    assert {"run", "test"} <= named <= targets
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("line", re.findall(r"^python -m specstream .+$", README, re.MULTILINE))
-def test_commands_in_readme_parse(line: str) -> None:
+@pytest.mark.parametrize("name", DOCS)
+def test_local_links_exist(name: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", DOCS[name]):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_files_named_in_documents_exist(name: str) -> None:
+    """The appendix speaks of files as they were."""
+    named = re.findall(r"`((?:specstream|ui|tests|docs|assets)/[\w/.-]+\.\w+)`", DOCS[name])
+    assert name.endswith("appendix.md") or [file for file in named if not (ROOT / file).exists()] == []
+
+
+def test_make_targets_in_documents_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        found for text in DOCS.values() for found in re.findall(r"(?:^|`)make ([\w-]+)(?=$|`| [A-Z]+=)", text, re.M)
+    }
+    assert {"run", "test", "test-fast", "check"} <= named <= targets
+
+
+def commands(start: str) -> list[tuple[str, str]]:
+    """Document and line of every command in code blocks that begins so; the appendix has those of older versions."""
+    lines = [(name, line) for name, text in DOCS.items() for line in text.splitlines() if line.startswith(start)]
+    return [(name, line) for name, line in lines if not name.endswith("appendix.md")]
+
+
+@pytest.mark.parametrize("name, line", commands("python -m specstream "))
+def test_commands_in_documents_parse(name: str, line: str) -> None:
     from specstream.cli import cli
 
     command: click.Command | None = cli
     words = shlex.split(line)[3:]
     while isinstance(command, click.Group):
         command = command.get_command(click.Context(command), words.pop(0))
-    assert command is not None
+    assert command is not None, name
     command.make_context(command.name, words).close()
+
+
+def test_scripts_named_in_documents_exist() -> None:
+    named = {script for text in DOCS.values() for script in re.findall(r"python -m (docs\.scripts\.\w+)", text)}
+    assert len(named) > 5
+    assert [script for script in named if not (ROOT / f"{script.replace('.', '/')}.py").exists()] == []
+
+
+def test_the_table_in_readme_is_that_of_the_benchmarks() -> None:
+    table = README.split("writes this table -->\n")[1].split("<!-- end")[0]
+    assert len(table.splitlines()) == 6 and table in DOCS["docs/benchmarks.md"]
+
+
+@pytest.mark.real_model
+def test_the_python_in_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    assert len(code) == 1
+    exec(compile(code[0], "README.md", "exec"), {})
+    text, tokens_per_step = capsys.readouterr().out.rsplit(maxsplit=1)
+    assert "Salted Fig" in text and float(tokens_per_step) > 1
 
 
 # ---- files and their imports -----------------------------------------------------------------------------------------
@@ -154,10 +213,10 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
     assert [(f, m) for f in our_files() for m in marks if m in f.read_bytes()] == []
 
 
-def test_continuous_integration_runs_make_test() -> None:
+def test_continuous_integration_runs_make_check() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert script.read_text().rstrip().endswith("make test")
+    assert script.read_text().rstrip().endswith("make check")
 
 
 def test_what_the_page_offers_first_needs_no_more_than_the_packages_to_run() -> None:

@@ -98,7 +98,7 @@ def test_a_missing_library_is_named(name: str, library: str, monkeypatch: pytest
     evaluation._rouge_scorer.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
     package = library.split(".")[0].replace("_", "-")
-    with pytest.raises(QualityError, match=f"needs the package {package}.*pip install -r requirements-extra.txt"):
+    with pytest.raises(QualityError, match=f"needs the package {package}.*pip install {package}"):
         evaluation.scorer(task(name))
     assert evaluation.scorer(task("chat")) is None
 

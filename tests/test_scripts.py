@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from docs.scripts import llama_cpp, new_names, products
+from docs.scripts import container, llama_cpp, new_names, products
 from specstream.data.datasets import task_rows
 from specstream.data.tasks import task
 from specstream.model import cpu_linear
@@ -67,3 +67,24 @@ def test_new_names_keep_all_but_the_names(tmp_path: Path) -> None:
         assert ("food[Thai], near[" in prompt) != ("area[riverside]" in prompt)
     again = [new_names.renamed(meanings[0], random.Random(3)) for _ in range(2)]
     assert again[0] == again[1]
+
+
+def test_the_dockerfile_is_read_as_docker_reads_it(tmp_path: Path) -> None:
+    steps = list(container.instructions())
+    assert steps[0][0] == "FROM" and steps[-1] == ("CMD", '["python", "app.py"]')
+    assert {keyword for keyword, _ in steps} <= {
+        "FROM", "RUN", "USER", "ENV", "WORKDIR", "COPY", "VOLUME", "EXPOSE", "CMD",
+    }  # fmt: skip
+    made = container.Container(tmp_path)
+    for keyword, rest in steps:
+        if keyword in ("ENV", "USER"):
+            made.step(keyword, rest)
+    assert made.user == "user" and made.env["PATH"].startswith("/home/user/.local/bin:/usr")
+    assert made.env["SPECSTREAM_DB"] == "/home/user/data/runs.db"
+
+
+def test_the_container_gets_what_the_program_needs_and_no_more() -> None:
+    sent = container.context()
+    assert {"app.py", "requirements.txt", "assets/style.css", "docs/metrics.md", "ui/app.py"} <= set(sent)
+    assert [name for name in sent if name.startswith(("tests/", "docs/images/", ".ci/"))] == []
+    assert container.ignored("a/b/__pycache__/c.pyc", ["**/__pycache__"])

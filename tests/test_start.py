@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import app
 from specstream.bench import provenance
 from ui import app as page
+from ui import launch
 from ui.access_rules import Rules
 
 
@@ -40,7 +40,7 @@ def test_a_page_is_local_only_where_it_was_started_for_this_machine(
         raise KeyboardInterrupt  # nothing is served
 
     monkeypatch.setattr(page, "build", build)
-    CliRunner().invoke(app.main, ["--toy", "--db", str(tmp_path / "runs.db"), *arguments], env=environment)
+    CliRunner().invoke(launch.main, ["--toy", "--db", str(tmp_path / "runs.db"), *arguments], env=environment)
     assert [rules.local for rules in found] == [local]
 
 

@@ -491,7 +491,7 @@ def test_app_help_does_not_import_gradio() -> None:
 
 
 def test_a_start_that_fails_is_told_in_one_sentence() -> None:
-    import app as program
+    from ui import launch as program
 
     class Page:
         def __init__(self, error: Exception) -> None:

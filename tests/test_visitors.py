@@ -10,11 +10,10 @@ from typing import Any
 import gradio as gr
 import pytest
 
-import app
 from specstream.events import Finished, Lane
 from specstream.params import Sampling, Streaming
 from specstream.testing.toy import load_toy
-from ui import access_rules
+from ui import access_rules, launch
 from ui.access_rules import DEMO, OPEN, Refused
 from ui.jobs.engine_host import Engines
 from ui.jobs.measurements import Benchmark, Measurement, Order, Tuning
@@ -126,9 +125,9 @@ def test_runs_are_told_their_place_as_it_changes() -> None:
 
 def test_a_space_is_a_demo_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert access_rules.chosen() is OPEN and access_rules.chosen(True) is DEMO and app.address() == "127.0.0.1"
+    assert access_rules.chosen() is OPEN and access_rules.chosen(True) is DEMO and launch.address() == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "someone/something")
-    assert access_rules.chosen() is DEMO and access_rules.chosen(False) is OPEN and app.address() == "0.0.0.0"
+    assert access_rules.chosen() is DEMO and access_rules.chosen(False) is OPEN and launch.address() == "0.0.0.0"
 
 
 def test_a_demo_refuses_long_runs_in_one_sentence() -> None:

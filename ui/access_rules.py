@@ -6,10 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from specstream.hub.catalogue import DEFAULT
+from specstream.hub.catalogue import DEFAULT, TOY
 from specstream.params import Sampling
-
-TOY = "toy"  # the scripted model, among the model names
 
 
 class Refused(ValueError):

@@ -8,13 +8,15 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from specstream.installation import data_file
+
 from . import api, first_script, theme
 from .access_rules import OPEN, Rules
 from .html import render
 from .jobs.engine_host import Engines
 from .tabs import benchmark, compare, finetune, howto, playground, sessions
 
-STYLE = Path(__file__).parents[1] / "assets" / "style.css"
+STYLE = data_file("assets/style.css")
 KEYS = Path(__file__).parent / "keys.html"
 NO_FILES = 1  # bytes of an upload in a demo: gradio takes files at its own address, also where no field asks for one
 TITLE = "Speculative Streaming"

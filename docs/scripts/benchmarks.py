@@ -3,11 +3,13 @@
 python -m docs.scripts.benchmarks --data FOLDER --out RESULTS [--tasks sql,e2e] [-- more options of bench and cost]
 FOLDER holds TASK/dev.jsonl. What is in RESULTS already is not measured again: TASK.json (every method that can run),
 TASK-cost.json (cost of a step, tuned tree) and pruning.json (pruning on and off over the width k, on --pruning-task,
-whose adapter needs an early exit). RESULTS/figures gets a page for every figure; the table in README.md is written too.
+whose adapter needs an early exit). RESULTS/TASK-llama.json is what docs/scripts/llama_cpp.py writes with --json.
+RESULTS/figures gets a page for every figure. The first table is written to README.md too.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from docs.scripts.figures import write
+from docs.scripts.llama_cpp import LLAMA
 from specstream.bench.baselines import REFERENCES
 from specstream.bench.results import suite
-from specstream.bench.tables import COLUMNS, cost_table, differences, table, tuning_table
+from specstream.bench.tables import cost_table, differences, table, tuning_table
 from specstream.data.tasks import copy_after
 from specstream.data.tasks import task as task_named
 from specstream.params import Medusa, Standard, Streaming
@@ -25,7 +28,14 @@ from specstream.params import Medusa, Standard, Streaming
 PAGE = Path(__file__).resolve().parent.parent / "benchmarks.md"
 README = PAGE.parent.parent / "README.md"
 BEGIN, END = "<!-- docs/scripts/benchmarks.py writes this table -->\n", "<!-- end of the table -->\n"
-SHOWN = ("method", "tokens/s", "tokens per step", "step cost", "speed-up (95 %)", "lowest", "identical")
+SHORT = (
+    "streaming, tokens/s",
+    "llama.cpp, 4 bits",
+    "transformers",
+    "standard decoding",
+    "tokens per step",
+    "same text",
+)
 COPY_AFTER = 2
 WIDTHS, THRESHOLDS = range(1, 7), (0, 0.02)  # the paper's k; its threshold is not given, this one paid best here
 SWEEP = ",".join(f"streaming:tree=full:depth=2:width={k}:prune={p}" for p in THRESHOLDS for k in WIDTHS)
@@ -68,9 +78,10 @@ def main() -> None:
         tuned = "streaming" if any(row["method"] == "streaming" for row in results[-1]["rows"]) else "prompt_lookup"
         costs.append(measure(options, f"{task}-cost", "cost", task, "--tune", "--method", tuned))
     sweep = options.pruning_task and measure(options, "pruning", "bench", options.pruning_task, "--methods", SWEEP)
-    options.page.write_text("\n".join(page(results, costs, sweep)) + "\n", encoding="utf-8")
+    short = list(short_table(results, options.out))
+    options.page.write_text("\n".join(page(results, costs, sweep, short)) + "\n", encoding="utf-8")
     text = options.readme.read_text(encoding="utf-8")
-    options.readme.write_text(with_table(text, results), encoding="utf-8")
+    options.readme.write_text(with_table(text, short), encoding="utf-8")
     for file in write([*results, *costs], options.out / "figures"):
         print(file)
     if sweep:
@@ -86,13 +97,15 @@ def measure(options: argparse.Namespace, name: str, command: str, task: str, *wo
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def page(results: list[Report], costs: list[Report], sweep: Report | None) -> Iterator[str]:
+def page(results: list[Report], costs: list[Report], sweep: Report | None, short: list[str]) -> Iterator[str]:
     """The lines of the page: a table for each task, the cost of a step, the tuned trees, pruning over the width."""
     first = results[0]
     yield "# Benchmarks\n\nWritten by `docs/scripts/benchmarks.py`; [metrics](metrics.md) says what each column is.\n"
     where = ", ".join(f"{k} {v}" for k, v in first["machine"].items())
     yield f"{first['model']} from {first['source']}, {first['dtype']}, {first['device']}: {where}."
-    yield "\n## In short\n\nHow many times as fast: time per token with the prompt pass, all prompts together (95 %).\n"
+    yield "\n## In short\n\nTokens per second after the first; the prompt pass is left out of them.\n"
+    yield from short
+    yield "\nHow many times as fast: time per token with the prompt pass, all prompts together (95 %).\n"
     yield from ratios(results)
     for result in results:
         yield from chapter(result, result["rows"][0]["task"])
@@ -156,26 +169,34 @@ def chapter(result: Report, title: str) -> Iterator[str]:
     yield from (f"\n{words}" for words in differences(result["rows"]))
 
 
-def with_table(readme: str, results: list[Report]) -> str:
-    """The text of README.md with its table of methods written anew."""
+def with_table(readme: str, lines: list[str]) -> str:
+    """The text of README.md with its table written anew."""
     before, mark, rest = readme.partition(BEGIN)
     if not mark or END not in rest:
         raise SystemExit("README.md has lost the marks of its table: nothing was written there.")
-    return before + BEGIN + "".join(f"{line}\n" for line in short_table(results)) + END + rest.partition(END)[2]
+    return before + BEGIN + "".join(f"{line}\n" for line in lines) + END + rest.partition(END)[2]
 
 
-def short_table(results: list[Report]) -> Iterator[str]:
-    """The lines of a table of all tasks, with streaming set off."""
-    columns = [next(column for column in COLUMNS if column.heading == heading) for heading in SHOWN]
-    yield f"| task | {' | '.join(SHOWN)} |"
-    yield "|---" * (1 + len(SHOWN)) + "|"
+def short_table(results: list[Report], folder: Path) -> Iterator[str]:
+    """The lines of a table with a row for each task: streaming by default settings, and what else runs the model."""
+    yield f"| task | {' | '.join(SHORT)} |"
+    yield "|---" * (1 + len(SHORT)) + "|"
     for result in results:
-        label = task_named(result["rows"][0]["task"]).label
-        for row in result["rows"]:
-            cells = [column.cell(row) for column in columns]
-            cells = [f"**{cell}**" for cell in cells] if row["method"] == "streaming" else cells
-            yield f"| {label} | {' | '.join(cells)} |"
-            label = ""
+        rows = named(result["rows"])
+        ours, task = rows[OURS], result["rows"][0]["task"]
+        rates = [ours["tokens_per_second"], llama(folder / f"{task}-llama.json")]
+        rates += [rows[label]["tokens_per_second"] if label in rows else None for label in (REFERENCES["hf"], PLAIN)]
+        speeds = ["-" if rate is None else f"{rate:.0f}" for rate in rates]
+        same = f"{ours['identical']} of {ours['compared']}"
+        cells = [task_named(task).label, f"**{speeds[0]}**", *speeds[1:], f"{ours['tokens_per_step']:.2f}", same]
+        yield f"| {' | '.join(cells)} |"
+
+
+def llama(file: Path) -> float | None:
+    """Median tokens per second of llama.cpp over the prompts; None where it was not measured."""
+    if not file.is_file():
+        return None
+    return statistics.median(json.loads(file.read_text(encoding="utf-8"))["rates"][LLAMA])
 
 
 def slower(rows: list[Report]) -> str:

@@ -23,14 +23,15 @@ import click
 import torch
 
 from specstream.bench.prompts import read_prompts
-from specstream.bench.provenance import heading
+from specstream.bench.provenance import described, heading
 from specstream.engine import load
 from specstream.events import Event
 from specstream.params import Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.stats import summarize
 
-LABELS = ("llama.cpp, standard decoding", "standard decoding", "Speculative Streaming")
+LLAMA = "llama.cpp, standard decoding"
+LABELS = (LLAMA, "standard decoding", "Speculative Streaming")
 PAUSE = 0.3  # seconds between turns: threads wait for more work for a while, on the cores that others are about to use
 Rate = Callable[[str], float]
 
@@ -89,7 +90,8 @@ def told(standard: list[list[Event]], streaming: list[list[Event]]) -> str:
 @click.option("--limit", default=10, show_default=True)
 @click.option("--tokens", default=96, show_default=True)
 @click.option("--dtype", default="auto", show_default=True)
-def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) -> None:
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rates there too.")
+def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str, file: Path | None) -> None:
     engine = load("smollm2-135m", adapter=task, device="cpu", dtype=dtype)
     if not engine.info.source.startswith("PyPI"):
         raise click.ClickException(
@@ -118,7 +120,11 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str) 
     measured = [[way(prompt) for way in ways] for prompt in asked]
     print(heading(engine.info.dtype, f"{torch.get_num_threads()} threads", engine.info.compiling))
     print(f"{task}, {len(asked)} prompts, up to {tokens} tokens\n")
-    print("\n".join(table([list(column) for column in zip(*measured, strict=True)])))
+    rates = [list(column) for column in zip(*measured, strict=True)]
+    print("\n".join(table(rates)))
+    if file:
+        known = {"task": task, "tokens": tokens, "rates": dict(zip(LABELS, rates, strict=True))}
+        file.write_text(json.dumps(known | described(engine), indent=1) + "\n", encoding="utf-8")
     print(f"\n{told(*written.values())}")
 
 

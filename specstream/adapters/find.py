@@ -9,9 +9,10 @@ from specstream.adapters.card import CARD, AdapterError
 from specstream.adapters.local import mine
 from specstream.hub.catalogue import catalogue
 from specstream.hub.download import folder_named
+from specstream.installation import data_file
 
 DEFAULT = "e2e"  # the bundled adapter that is loaded when none is named
-BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "adapters"
+BUNDLED = data_file("assets/adapters")
 
 
 def bundled(model: str) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """Quality of a task's texts against its references, with intervals, and the comparison of two results.
 
-Metrics are in points from 0 to 100. They need the libraries of ``requirements-extra.txt``, imported when first used.
+Metrics are in points from 0 to 100. Their libraries (the extra ``eval``) are imported when first used.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def scorer(chosen: Task) -> Scorer | None:
         package = (error.name or "").split(".")[0].replace("_", "-")
         raise QualityError(
             f"The metric of the task {chosen.name} needs the package {package}, which is not installed: "
-            "pip install -r requirements-extra.txt."
+            f"pip install {package}."
         ) from None
     return SCORERS[chosen.metric]
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 from specstream.adapters.card import WEIGHTS, Card, read_card, write_card
 from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
+from specstream.installation import environment, python
 from specstream.params import DraftModel, EarlyExit, Medusa, Sampling, Streaming, method
 
 PROMPTS = 3  # the shortest, the middling and the longest one
@@ -55,11 +55,16 @@ def measured(request: Request) -> dict[str, int]:
 
     Raises NotMeasured.
     """
-    call = [sys.executable, "-m", "specstream.bench.memory"]
-    where = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     said = json.dumps(asdict(request))
     try:
-        done = subprocess.run(call, input=said, capture_output=True, text=True, timeout=LIMIT, env=where)
+        done = subprocess.run(
+            python("specstream.bench.memory"),
+            input=said,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            env=environment(),
+        )
     except subprocess.TimeoutExpired:
         raise NotMeasured(f"The memory of {request.name} was not measured within {LIMIT} seconds.") from None
     if done.returncode:

@@ -13,6 +13,7 @@ import click
 from specstream import processes
 from specstream.cli.output import note, progress, progress_done
 from specstream.data.tasks import NAMES
+from specstream.hub.catalogue import TOY
 from specstream.params import METHODS, Method, Sampling, method, parse
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class Loading:
         """Load it. Adapter ``auto`` takes the bundled one of the task, where there is one."""
         from specstream.adapters.find import bundled
         from specstream.engine import load
+
+        if self.model == TOY:
+            from specstream.testing.toy import load_toy
+
+            return load_toy()
 
         bundled_for_task = self.adapter == "auto" and task_name in bundled(self.model)
         adapter = str(task_name) if bundled_for_task else self.adapter

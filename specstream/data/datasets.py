@@ -128,7 +128,7 @@ def _fetch(wanted: HubName, split: str) -> Any:
     except ImportError:
         raise _error(
             "Datasets from the Hub need the package datasets, which is not installed: "
-            "pip install -r requirements-extra.txt, or give a JSONL file"
+            "pip install datasets, or give a JSONL file"
         ) from None
     datasets.config.HF_HUB_OFFLINE = not hub_reachable()  # else it tries for most of a minute, then takes its cache
     try:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "smollm2-135m"
 ACCEPTED = "accepted-licences.json"
+TOY = "toy"  # the scripted model of specstream.testing, among the names of models
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from specstream.hub import download
+from specstream.installation import environment, python
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, PackedLinear, PackedPart, pack, suits
 from specstream.model.introspection import Anatomy, dissect
@@ -35,6 +36,7 @@ MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls o
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
 LIMIT = 600  # seconds that a build may take
 CACHE = "past_key_values"
+COMPILED_IN = ("model/attention.py", "model/cpu_linear.py", "model/kv_cache.py", "target/compiled.py")  # of the package
 Place = tuple[nn.Module, str]  # a module and the name of a tensor in it
 Extra = tuple[str, int | None]  # an argument of a layer, and which of its tensors
 
@@ -113,8 +115,7 @@ def kept(anatomy: Anatomy) -> Path:
     """Where the library for a model on this machine lies, or would lie."""
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
-    compiled_in = ("attention", "cpu_linear", "compiled", "kv_cache")
-    code = [(Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in compiled_in]
+    code = [(Path(__file__).parents[1] / name).read_text(encoding="utf-8") for name in COMPILED_IN]
     capabilities = [k for k, v in torch.cpu.get_capabilities().items() if v is True]
     machine = [
         platform.machine(),
@@ -186,11 +187,10 @@ class Layers:
         if shutil.which(compiler.split()[0]) is None:
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
-        call = [sys.executable, "-m", "specstream.target.compiled", str(self._source), str(self._anatomy.dtype)]
-        threads, path = str(torch.get_num_threads()), os.pathsep.join(p for p in sys.path if p)
+        words = str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))
         self._build = subprocess.Popen(
-            [*call, str(kept(self._anatomy))],
-            env=os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path},
+            python("specstream.target.compiled", *words),
+            env=environment(OMP_NUM_THREADS=str(torch.get_num_threads())),
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             start_new_session=True,

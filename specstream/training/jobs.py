@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from specstream import installation
 from specstream.adapters import local
 from specstream.data.datasets import HUB
 from specstream.training.progress import Progress, Tail, Writer
@@ -34,8 +34,7 @@ GRACE = 120.0  # seconds for the step under way and its checkpoint after a stop 
 KILLED = (
     f"It did not end within {GRACE:.0f} seconds of Stop and was killed: what came after its last checkpoint is lost."
 )
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = (sys.executable, "-m", "specstream")
+PROGRAM = tuple(installation.python("specstream"))
 QUIET = 10  # niceness: a page that generates meanwhile comes first
 
 
@@ -234,10 +233,10 @@ class Registry:
         record = replace(record, pid=0, asked=False, killed=False)
         record.write(folder)  # first: whatever happens next, the folder is known
         command = [*PROGRAM, *record.plan.command(folder), *["--resume"] * resume]
-        environment = os.environ | {"TQDM_MININTERVAL": "30", "PYTHONUNBUFFERED": "1"}
+        environment = installation.environment(TQDM_MININTERVAL="30", PYTHONUNBUFFERED="1")
         with (folder / OUTPUT).open("ab") as out:
             child = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
         self._children[folder.name] = child

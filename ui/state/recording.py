@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement, Lane, Verdict, from_dict
 from specstream.info import EngineInfo
+from specstream.installation import data_file
 from specstream.params import METHODS
 
 from .origin import of_info
 from .view import View, replay
 
-FILE = Path(__file__).parents[2] / "assets" / "recorded_run.json"
+FILE = data_file("assets/recorded_run.json")
 
 
 @dataclass(frozen=True)

@@ -197,8 +197,7 @@ def check_public(label: str, hub: str) -> None:
         raise ValueError(f"{label} has no public dataset: upload a file of your own, with a prompt in each row.")
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(
-            "Public datasets need the package datasets (pip install -r requirements-extra.txt): install it, "
-            "or upload a file of your own."
+            "Public datasets need the package datasets: pip install datasets, or upload a file of your own."
         )
 
 

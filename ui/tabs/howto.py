@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 import gradio as gr
 
 from specstream.events import Fate, Lane, Origin, Step
 from specstream.info import EngineInfo, top_layers
+from specstream.installation import data_file
 from specstream.params import METHODS
 from specstream.stats import RunStats, step_cost
 
@@ -25,7 +25,7 @@ from ..state.recording import Recording
 from ..theme import depth_class
 
 TAB = "howto"
-METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
+METRICS = data_file("docs/metrics.md")
 PAPER = "https://arxiv.org/abs/2402.11131"
 PAPER_NAME = "Speculative Streaming: Fast LLM Inference without Auxiliary Models"
 

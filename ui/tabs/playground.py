@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,6 +15,7 @@ import gradio as gr
 from specstream.data.chat import Chat
 from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
+from specstream.installation import data_file
 from specstream.params import METHODS, Standard, Streaming
 from specstream.runlog import RunLogError
 
@@ -35,7 +35,7 @@ from ..state.feed import Feed
 from ..state.methods import Offer
 from ..state.view import View
 
-PROMPTS = Path(__file__).parents[2] / "assets" / "prompts.json"
+PROMPTS = data_file("assets/prompts.json")
 PAINT = 0.15  # seconds that the browser gets to show the summary before the charts, which take it longer, arrive
 MOST_WAITING = 64  # runs that wait for the model at a time, told their place; more wait in gradio's own queue
 

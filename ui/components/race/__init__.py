@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement
+from specstream.installation import data_file
 from specstream.stats import counted, speedup
 
 from ... import theme
@@ -23,7 +24,7 @@ from ...jobs.comparisons import Entry
 from ...state.feed import encode
 
 HERE = Path(__file__).parent
-STYLE = HERE.parents[2] / "assets" / "style.css"
+STYLE = data_file("assets/style.css")
 HEADERS = ("Method", "Tokens", "Passes", "Seconds", "Tokens/s", "Tokens/step", "Rows/token", "Speed-up", "Text", "Run")
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 260, 44, 30  # of the drawing
 ORDINALS = ("first", "second", "third")

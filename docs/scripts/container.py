@@ -1,0 +1,198 @@
+"""The Dockerfile's steps and a Space's start in a bare Debian, where there is no Docker. For root on Linux.
+
+    debootstrap --variant=minbase --include=python3,python3-pip,ca-certificates bookworm ROOT
+    python -m docs.scripts.container ROOT [--port 7860] [--bind FOLDER]... [--toy]
+
+The image's python:3.11-slim is Debian's own Python 3.11 here: no compiler, no headers. What the Dockerfile copies, runs
+and sets is read from it. The app is then started as its user with the variables that a Space sets, and one prompt is
+run through the API. Variables PIP_* of this environment hold inside too; --bind shows a folder inside, such as a mirror
+that they name. Ends with 1 if anything differs from what is wanted.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import click
+
+PROJECT = Path(__file__).resolve().parents[2]
+SPACE = {
+    "SYSTEM": "spaces",
+    "SPACE_ID": "someone/playground",
+    "SPACE_HOST": "someone-playground.hf.space",
+    "GRADIO_SERVER_NAME": "0.0.0.0",
+}
+PROMPT = "name[The Salted Fig], eatType[pub], area[riverside]"
+COMPILERS = ("cc", "gcc", "g++", "clang")
+USER_ID = 1000
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+WAIT = 600.0  # seconds until the page answers, and until the model is loaded
+
+
+@dataclass
+class Container:
+    """A folder that serves as a file system, and what the Dockerfile has set so far."""
+
+    root: Path
+    binds: tuple[str, ...] = ()
+    user: str = "root"
+    workdir: str = "/"
+    env: dict[str, str] = field(default_factory=lambda: {"PATH": PATH, "LANG": "C.UTF-8"})
+
+    def command(self, words: list[str], **more: str) -> list[str]:
+        """The command that runs ``words`` inside, with mounts of its own that end with it."""
+        inside = shlex.join(["chroot", f"--userspec={self.user}", str(self.root), *self._environment(more), *words])
+        mounts = [f"mount -t proc proc {self.root}/proc", f"mount --rbind /dev {self.root}/dev"]
+        for folder in self.binds:
+            (self.root / folder.strip("/")).mkdir(parents=True, exist_ok=True)
+            mounts.append(f"mount --bind {folder} {self.root}{folder}")
+        return ["unshare", "--mount", "sh", "-ec", "; ".join([*mounts, f"exec {inside}"])]
+
+    def _environment(self, more: dict[str, str]) -> list[str]:
+        pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        told = self.env | pip | more
+        return ["env", "-i", f"--chdir={self.workdir}", *(f"{name}={value}" for name, value in told.items())]
+
+    def run(self, script: str) -> str:
+        """What a shell inside prints. Raises ClickException where it fails."""
+        done = subprocess.run(self.command(["/bin/sh", "-ec", script]), stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise click.ClickException(f"It ended with {done.returncode}: {script}")
+        return done.stdout
+
+    def step(self, keyword: str, rest: str) -> None:
+        """One instruction of a Dockerfile; those that only describe the image change nothing."""
+        if keyword == "RUN":
+            self.run(rest)
+        elif keyword == "ENV":
+            for word in shlex.split(Template(rest).safe_substitute(self.env)):
+                name, _, value = word.partition("=")
+                self.env[name] = value
+        elif keyword == "USER":
+            self.user = rest
+        elif keyword == "WORKDIR":
+            self.workdir = Template(rest).safe_substitute(self.env)
+            folder = self.root / self.workdir.strip("/")
+            folder.mkdir(parents=True, exist_ok=True)
+            os.chown(folder, USER_ID, USER_ID)  # BuildKit leaves it to root, which nothing of ours minds either
+        elif keyword == "COPY":
+            self._copy(shlex.split(rest)[1])
+
+    def _copy(self, source: str) -> None:
+        for name in context() if source == "." else [source]:
+            target = self.root / self.workdir.strip("/") / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, target)
+        for path in (self.root / self.workdir.strip("/")).rglob("*"):
+            os.chown(path, USER_ID, USER_ID)
+
+
+def instructions() -> Iterator[tuple[str, str]]:
+    """Keyword and rest of every instruction of the Dockerfile, with continued lines put together."""
+    lines = (PROJECT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("#")).replace("\\\n", " ")
+    for line in filter(None, text.splitlines()):
+        keyword, _, rest = line.partition(" ")
+        yield keyword, rest.strip()
+
+
+def context() -> list[str]:
+    """The files that the builder is sent: those of the repository that .dockerignore lets through."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    patterns = (PROJECT / ".dockerignore").read_text(encoding="utf-8").split()
+    return [name for name in tracked.splitlines() if not ignored(name, patterns)]
+
+
+def ignored(name: str, patterns: list[str]) -> bool:
+    """Whether a file, or a folder that it lies in, is among the patterns of .dockerignore."""
+    places = [Path(name), *Path(name).parents]
+    return any(
+        fnmatch.fnmatch(place.name, p[3:]) if p.startswith("**/") else fnmatch.fnmatch(str(place), p.strip("/"))
+        for place in places
+        for p in patterns
+    )
+
+
+def prepare(root: Path) -> None:
+    """What a python image has and a bare Debian has not: the names python and pip, and pip free to install."""
+    for mark in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
+        mark.unlink()
+    if not (root / "usr/bin/python").exists():
+        (root / "usr/bin/python").symlink_to("python3")
+    for file in (
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/etc/ssl/certs/ca-certificates.crt",
+    ):  # this machine's way to the network
+        shutil.copy(file, root / file.strip("/"), follow_symlinks=True)
+
+
+@contextmanager
+def started(container: Container, words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    program = subprocess.Popen(container.command(words, **SPACE), start_new_session=True)
+    try:
+        yield program
+    finally:
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGTERM)
+        program.wait()
+
+
+def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What the API gives for one prompt, once the page answers and its model is loaded."""
+    from gradio_client import Client
+
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            client = Client(url, verbose=False)
+            answer = client.predict(PROMPT, task="e2e", settings={"max_new_tokens": 40}, api_name="/generate")
+            return {"model": client.predict(api_name="/model"), "answer": answer}
+        except Exception:  # not served, or not loaded, yet
+            if time.monotonic() > end or program.poll() is not None:
+                raise
+            time.sleep(2)
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--port", default=7860, show_default=True)
+@click.option("--bind", "binds", multiple=True, help="A folder that is seen inside as well.")
+@click.option("--toy", is_flag=True, help="Start the app with --toy.")
+def main(root: Path, port: int, binds: tuple[str, ...], toy: bool) -> None:
+    container, start = Container(root.resolve(), binds), time.monotonic()
+    prepare(container.root)
+    command: list[str] = []
+    for keyword, rest in instructions():
+        click.echo(f"{time.monotonic() - start:6.0f} s  {keyword} {rest}")
+        if keyword == "CMD":
+            command = json.loads(rest)
+        container.step(keyword, rest)
+    seen = container.run("id -u; python --version; for c in " + " ".join(COMPILERS) + "; do command -v $c || :; done")
+    click.echo(f"Inside: {', '.join(seen.split())}")
+    with started(container, [*command, "--port", str(port), *(["--toy"] if toy else [])]) as program:
+        found = asked(f"http://127.0.0.1:{port}", program)
+    info, answer = found["model"]["info"], found["answer"]
+    click.echo(f"{info['model']} from {info['source']}, {info['dtype']}, demo: {found['model'].get('demo')}")
+    click.echo(f"{answer['text']!r}\n{json.dumps(answer['verdict'])}")
+    wanted = (
+        seen.split()[0] == str(USER_ID) and len(seen.split()) == 3 and answer["verdict"]["agreement"] == "identical"
+    )
+    raise SystemExit(0 if wanted else 1)
+
+
+if __name__ == "__main__":
+    main()

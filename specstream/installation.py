@@ -1,0 +1,30 @@
+"""Where this program lies, in a checkout or installed from a wheel: its data files, and other processes of it.
+
+A wheel holds ``ui``, ``assets`` and ``docs/metrics.md`` inside ``specstream`` (see pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+PACKAGE = Path(str(files("specstream")))  # a folder: Python unpacks wheels when it installs them
+
+
+def data_file(name: str) -> Path:
+    """A file or folder that comes with the program, by its path in the checkout: ``assets/style.css``."""
+    inside = PACKAGE / name
+    return inside if inside.exists() else PACKAGE.parent / name
+
+
+def python(module: str, *words: str) -> list[str]:
+    """The command that runs a module of this program. Needs ``environment``: the working directory isn't searched."""
+    return [sys.executable, "-P", "-m", module, *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a process that finds the same packages as this one, wherever it is started."""
+    path = dict.fromkeys([*filter(None, sys.path), str(PACKAGE.parent)])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path)} | more

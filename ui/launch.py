@@ -1,0 +1,99 @@
+"""Start the page: ``python app.py`` in a checkout, ``specstream-ui`` where it is installed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; without it the start asks other hosts
+
+
+def address() -> str:
+    """Where the page is served without ``--host``: on this machine only, on a Space to its proxy."""
+    return "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1"
+
+
+@click.command()
+@click.option("--model", default="smollm2-135m", show_default=True, help="Name, Hugging Face Hub id or folder.")
+@click.option("--adapter", default="auto", show_default=True, help="auto, none, a name, folder or hub:OWNER/NAME.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@click.option("--draft-model", "draft", default="none", show_default=True, help="A second model: name, Hub id, folder.")
+@click.option("--toy", is_flag=True, help="A scripted toy model: no weights, ready at once.")
+@click.option(
+    "--demo/--no-demo",
+    default=None,
+    envvar="SPECSTREAM_DEMO",
+    help="For strangers who share it: bundled models, short runs, each sees their own. The default on a Space.",
+)
+@click.option("--host", envvar="GRADIO_SERVER_NAME", default=address, show_default="127.0.0.1, on a Space 0.0.0.0")
+@click.option("--port", envvar="PORT", default=7860, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--db", type=click.Path(path_type=Path), help="The log of runs; without it one in your data folder.")
+def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **choice: str) -> None:
+    """Speculative Streaming in the browser."""
+    logging.basicConfig(level=logging.WARNING)
+    access_rules, app, engine_host = page_modules()
+    allowed = access_rules.chosen(demo, local=for_this_machine())
+    engines = engine_host.Engines(choice | ({"model": access_rules.TOY} if toy else {}), rules=allowed)
+    page = app.build(engines, *open_log(db))
+    serve(page, host, port, app.launch_options(engines.rules))
+    engines.load()  # in the background, and only now: its imports would slow the start of the page
+    page.block_thread()
+
+
+def page_modules() -> tuple[Any, Any, Any]:
+    """What the page consists of, imported after ``--help``. Raises ClickException where a package is missing."""
+    try:
+        from . import access_rules, app
+        from .jobs import engine_host
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"The page needs the package {error.name}, which is not installed: "
+            "pip install 'speculative-streaming[ui]', or use make run in a checkout."
+        ) from None
+    return access_rules, app, engine_host
+
+
+def for_this_machine() -> bool:
+    """Whether the page is for this machine alone: neither a host nor a share was asked for, and this is no Space."""
+    named = click.get_current_context().get_parameter_source("host") is not ParameterSource.DEFAULT
+    shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"
+    return not (named or shared or os.environ.get("SPACE_ID"))
+
+
+def serve(page: Any, host: str, port: int, options: dict[str, Any]) -> None:
+    """Serve the page in threads of their own; returns once it answers. Raises ClickException with one sentence."""
+    try:
+        page.launch(server_name=host, server_port=port or None, prevent_thread_lock=True, **options)
+    except OSError:
+        raise click.ClickException(
+            f"The page can't be served on port {port}: something else uses it, or this machine is too busy to begin "
+            "within five seconds. Choose another port with --port, or try again."
+        ) from None
+    except Exception as error:  # gradio asks its own page first, which a proxy can hinder
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise click.ClickException(
+            f"The page is served, but this machine can't reach it ({reason}): "
+            "with a proxy, set NO_PROXY=localhost,127.0.0.1 and start again."
+        ) from None
+
+
+def open_log(path: Path | None) -> tuple[Any, str]:
+    """The log and no words; or None where it can't be kept, and a sentence: the page works without."""
+    from specstream.runlog import RunLog, RunLogError
+
+    try:
+        return RunLog(path), ""
+    except RunLogError as error:
+        words = f"Runs are not logged: {error}"
+        click.echo(words, err=True)
+        return None, words
+
+
+if __name__ == "__main__":
+    main()
