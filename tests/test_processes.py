@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,9 @@ import pytest
 
 from specstream import processes
 from specstream.cli import main
-from tests.browsing import free_port
+from tests.launching import in_two_processes
 from tests.trainings import rows, save_model
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import json, sys
 from specstream.cli import main
@@ -38,18 +34,6 @@ def commands(model: Path, data: Path, out: Path) -> list[list[str]]:
     ]
 
 
-def launched(commands: list[list[str]], folder: Path) -> None:
-    """Run commands one after the other in two processes of ``accelerate launch``."""
-    script = folder / "commands.py"
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(free_port()), str(script), json.dumps(commands)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, timeout=240, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def timeless(value: Any) -> Any:
     """Without the numbers that a clock gave."""
     if isinstance(value, dict):
@@ -66,7 +50,9 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.M
         folder.mkdir()
     for command in commands(model, data, out["one"]):
         main(command)
-    launched(commands(model, data, out["two"]), tmp_path)
+    script = tmp_path / "commands.py"
+    script.write_text(SCRIPT)
+    in_two_processes(script, json.dumps(commands(model, data, out["two"])))
     assert (out["one"] / "answers.jsonl").read_text() == (out["two"] / "answers.jsonl").read_text()
     assert len((out["one"] / "answers.jsonl").read_text().splitlines()) == 14
     evaluated = [json.loads((folder / "evaluate.json").read_text()) for folder in out.values()]
