@@ -24,7 +24,7 @@ def difference(
     """The verdict on token ids ``a`` of a run and ``b`` of standard decoding that differ.
 
     A tie is a token that standard decoding would have taken too, had the two candidates' logits been off by twice the
-    rounding error at this place, and that a repetition of the step in float32 does not contradict. The rounding error
+    rounding error there, and that a repetition of the step in float32 does not contradict. The rounding error
     is the largest change of the two logits between ways to compute the row: in one pass, token by token, in float32.
     """
     at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -70,7 +70,7 @@ def _in_float32(
 
 
 def _step_agrees(engine: Engine, prompt: list[int], ours: list[Event], a: list[int], at: int, picker: Picker) -> bool:
-    """Repeat the pass in which the runs parted, and plain decoding of the same tokens: do they choose alike?"""
+    """Repeat the pass in which the runs parted, and standard decoding of the same tokens: do they choose alike?"""
     start = 0
     for step in (e for e in ours if isinstance(e, Step)):
         if start + len(step.tokens) > at:

@@ -23,25 +23,27 @@ from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.data.chat import Chat
 from specstream.data.tasks import copy_after, task
+from specstream.decoding.detokenize import TextStream, token_text
 from specstream.decoding.drafters.registry import make_drafter
-from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
-from specstream.decoding.loop import Run, decode
-from specstream.decoding.sampling import Picker
-from specstream.decoding.text import (
+from specstream.decoding.encode import (
     NOTHING_BEFORE,
     PromptError,
-    TextStream,
     Tokenizer,
     chat_prompt,
     encode,
     least_tokens,
-    token_text,
     too_long,
 )
+from specstream.decoding.interfaces import DraftingTarget, RewindableTarget
+from specstream.decoding.loop import Run, decode
+from specstream.decoding.sampling import Picker
 from specstream.events import Event, Started
 from specstream.hub import catalogue
+from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.info import EngineInfo, processor
-from specstream.model import devices, introspection
+from specstream.model import devices, introspection, quantized
+from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
+from specstream.model.passed import Passed
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
 from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
@@ -50,14 +52,13 @@ from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 from specstream.target.offload import offload
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
-Progress = Callable[[str, float | None], None]
 
 
 class MethodUnavailable(ValueError):
     """A method can't run on the loaded model; the message says why."""
 
 
-class Turn:
+class RunLock:
     """A lock for one run at a time. Who holds it already would wait for ever: that raises RuntimeError instead."""
 
     def __init__(self) -> None:
@@ -97,23 +98,22 @@ class Engine:
     make_target: Callable[[Method], DraftingTarget]
     float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
     make_second: Callable[[], RewindableTarget | None] = lambda: None
-    lock: Turn = field(default_factory=lambda: Turn())
+    lock: RunLock = field(default_factory=lambda: RunLock())
     layers: Layers | None = None
 
     def __post_init__(self) -> None:
         self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
 
     def prompt(self, task_name: str, text: str, before: Chat = NOTHING_BEFORE) -> str:
-        """The prompt for a user's text: the task's template; for one that is ``asked`` the model's own, if it has one.
+        """The prompt for a user's text: the task's template; for ``chat`` the model's own, where it has one.
 
         ``before`` is the conversation that a ``chat`` message continues.
         """
         if task_name in ("", "none", "raw"):
             return text
-        chosen = task(task_name)
-        if chosen.asked and getattr(self.tokenizer, "chat_template", None):
+        if task_name == "chat" and getattr(self.tokenizer, "chat_template", None):
             return chat_prompt(self.tokenizer, text, before)
-        return chosen.prompt(text)
+        return task(task_name).prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt. Raises PromptError for an empty one, one that is no text, or one that does not fit the
@@ -186,7 +186,7 @@ def load(
     adapter: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
-    progress: Progress = lambda words, fraction: None,
+    progress: StatusCallback = lambda words, fraction: None,
     draft: str = "none",
 ) -> Engine:
     """Load a model and an adapter, and a draft model where ``draft`` names one.
@@ -195,68 +195,151 @@ def load(
     folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
     """
     started = time.perf_counter()
-    where, device_reason = devices.choose_device(device)
-    kind, dtype_reason = devices.choose_dtype(dtype, where)
-    _read_grouped_keys(where)
+    placement = _placement(device, dtype)
+    _read_grouped_keys(placement.device)
     folder = find_adapter(adapter, model)
-    kind, half = devices.loaded_in(kind, where)
-    pieces = device == devices.OFFLOAD
-    network, tokenizer, source = loading.fetch(model, "cpu" if pieces else where, kind, progress)
-    parameters = sum(p.numel() for p in network.parameters())
-    parts, reason = _parts(network)
-    half = half and parts is not None and not pieces  # nothing is packed of a model whose parts are not known
-    loaded, beside = _put_on(folder, parts, reason)
-    extra = loaded.drafting_count() if loaded else 0
-    streams = loaded if loaded and loaded.card.gamma else None
-    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, where, network.dtype, progress, half)
-    progress("Checking that the model can verify draft trees", None)
-    if parts is not None:
-        loading.made_ready(parts, loaded, beside)
-        parts = offload(parts, where, loaded, beside) if pieces else loading.packed_up(parts, loaded, beside, half)
-        attention, reason = loading.tested(parts, streams)
-        network.set_attn_implementation(attention)
-    unavailable = _unavailable(reason, streams, pair, beside)
-    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
-    info = EngineInfo(
-        model=model,
-        source=source.origin,
-        adapter=_name(adapter, model, folder),
-        task=loaded.card.task if loaded else "",
-        mode=loaded.card.mode if loaded else "",
-        tuned=bool(loaded and loaded.card.tuning[0]),
-        device=where,
-        device_reason=device_reason,
-        dtype="float16" if half else str(network.dtype).removeprefix("torch."),
-        dtype_reason=dtype_reason + (": weights in float16, arithmetic in float32" if half else ""),
-        parameters=parameters,
-        extra_parameters=extra,
-        gamma=loaded.card.gamma if loaded else 0,
-        context=introspection.context_of(network.config),
-        chat=bool(getattr(tokenizer, "chat_template", None)),
-        unavailable=unavailable,
-        notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if reason or name == Streaming.name)),
-        versions=versions() | {"linear": _product_of(parts, half)},
-        layers=len(parts.layers) if parts else 0,
-        stream_layers=loaded.card.layers if loaded else 0,
-        draft_model=pair.name if pair else "none",
-        draft_parameters=pair.parameters if pair else 0,
-        draft_bytes=pair.size if pair else 0,
-        head_parameters=beside.parameters(),
-        nodes=nodes,
-        nodes_reason=nodes_reason,
-        exact=parts is not None and reason is None and self_test.exact(parts),
-        processor=processor(),
+    fetched = loading.fetch(model, "cpu" if placement.spread else placement.device, placement.kind, progress)
+    loaded = _loaded(fetched, folder, placement, dtype, draft, progress)
+    info = replace(_info(loaded, placement), model=model, adapter=_name(adapter, model, folder))
+    layers = None if placement.spread else _layers(loaded)
+    engine = Engine(
+        info,
+        loaded.tokenizer,
+        _eos(loaded.network, loaded.tokenizer),
+        _targets(loaded),
+        _float32(loaded.network),
+        loaded.pair.target if loaded.pair else _no_draft_model,
+        layers=layers,
     )
-    targets = _targets(network, parts, streams, reason, beside)
-    second = pair.target if pair else _no_draft_model
-    compiles = parts is not None and not reason and not pieces and os.environ.get(NO_COMPILER) != "1"
-    layers = _layers(parts, streams, source.path) if parts and compiles else None
-    engine = Engine(info, tokenizer, _eos(network, tokenizer), targets, _float32(network), second, layers=layers)
     if layers:
         layers.start()
         engine.refresh()
     engine.info = replace(engine.info, load_seconds=time.perf_counter() - started)
     return engine
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model computes and the dtype that its weights are loaded in, each with its reason. ``half``: they are
+    packed in float16 afterwards. ``spread``: layers that don't fit on the device wait elsewhere."""
+
+    device: str
+    device_reason: str
+    kind: torch.dtype
+    dtype_reason: str
+    half: bool
+    spread: bool = False
+
+
+@dataclass
+class Loaded:
+    """A model with all that drafts for it. ``parts`` are None, and ``reason`` says why, for a model that can't verify
+    trees; ``parameters`` counts the base model's weights and ``extra`` those that drafting adds."""
+
+    network: PreTrainedModel
+    tokenizer: Tokenizer
+    source: ModelSource
+    parts: introspection.Anatomy | None
+    reason: str | None
+    adapter: Adapter | None
+    heads: Heads
+    pair: pairing.Pair | None
+    form: Format
+    passed: Passed
+    parameters: int
+    extra: int
+    exact: bool = False
+
+    @property
+    def streams(self) -> Adapter | None:
+        """The adapter, where it has streams."""
+        return self.adapter if self.adapter and self.adapter.card.gamma else None
+
+
+def _placement(device: str, dtype: str) -> Placement:
+    """Raises ModelError for an unknown device or dtype."""
+    where, device_reason = devices.choose_device(device)
+    kind, dtype_reason = devices.choose_dtype(dtype, where)
+    kind, half = devices.loaded_in(kind, where)
+    spread = device == devices.OFFLOAD
+    if spread and dtype == "int8":
+        raise ModelError("A model that is spread over several places is not packed in int8: choose another dtype.")
+    return Placement(where, device_reason, kind, dtype_reason, half and not spread, spread)
+
+
+def _loaded(
+    fetched: loading.Fetched,
+    folder: Path | None,
+    placement: Placement,
+    dtype: str,
+    draft: str,
+    progress: StatusCallback,
+) -> Loaded:
+    """Put the adapter on, load the draft model, merge, pack and test. Raises ModelError, AdapterError or
+    DraftModelError."""
+    network, tokenizer, source = fetched
+    parts, reason = _parts(network)
+    if dtype == "int8" and parts is None:
+        raise ModelError(loading.NO_INT8)
+    form = FLOAT16 if placement.half and parts is not None else NATIVE  # without known parts nothing is packed
+    texts = quantized.samples(tokenizer, introspection.context_of(network.config)) if dtype == "int8" else ()
+    adapter, heads = _put_on(folder, parts, reason)
+    parameters = sum(p.numel() for p in network.parameters())
+    extra = adapter.drafting_count() if adapter else 0  # before the LoRA of the main stream is merged
+    second = (placement.device, network.dtype, progress, form, texts)
+    pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, *second)
+    where = devices.OFFLOAD if placement.spread else placement.device
+    passed = Passed((source.path, folder), where, dtype, str(placement.kind))
+    progress("Checking that the model can verify draft trees", None)
+    out = Loaded(network, tokenizer, source, parts, reason, adapter, heads, pair, form, passed, parameters, extra)
+    if parts is not None:
+        loading.made_ready(parts, adapter, heads)
+        out.form = loading.in_int8(parts, texts) if texts else form
+        if placement.spread:
+            out.parts = offload(parts, placement.device, adapter, heads)
+        else:
+            out.parts = loading.packed_up(parts, adapter, heads, out.form)
+        out.reason, out.exact = loading.checked(out.parts, out.streams, passed)
+    return out
+
+
+def _info(loaded: Loaded, placement: Placement) -> EngineInfo:
+    """The facts of a loaded model, but for what the user called it and its adapter."""
+    network, parts, pair = loaded.network, loaded.parts, loaded.pair
+    card = loaded.adapter.card if loaded.adapter else None
+    unavailable = _unavailable(loaded)
+    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
+    return EngineInfo(
+        model="",
+        source=loaded.source.origin,
+        adapter="",
+        task=card.task if card else "",
+        mode=card.mode if card else "",
+        tuned=bool(card and card.tuning[0]),
+        device=placement.device,
+        device_reason=placement.device_reason,
+        dtype=str(network.dtype).removeprefix("torch.") if loaded.form.name == NATIVE.name else loaded.form.name,
+        dtype_reason=placement.dtype_reason
+        + (": weights in float16, arithmetic in float32" if loaded.form.half else ""),
+        parameters=loaded.parameters,
+        extra_parameters=loaded.extra,
+        gamma=card.gamma if card else 0,
+        context=introspection.context_of(network.config),
+        chat=bool(getattr(loaded.tokenizer, "chat_template", None)),
+        unavailable=unavailable,
+        notes=tuple(dict.fromkeys(w for name, w in unavailable.items() if loaded.reason or name == Streaming.name)),
+        versions=versions() | {"linear": _linear_layers(loaded)},
+        layers=len(parts.layers) if parts else 0,
+        stream_layers=card.layers if card else 0,
+        draft_model=pair.name if pair else "none",
+        draft_parameters=pair.parameters if pair else 0,
+        draft_bytes=pair.size if pair else 0,
+        head_parameters=loaded.heads.parameters(),
+        nodes=nodes,
+        nodes_reason=nodes_reason,
+        exact=loaded.exact,
+        processor=processor(),
+    )
 
 
 def _no_draft_model() -> None:
@@ -293,47 +376,51 @@ def _put_on(
     return None, Heads()
 
 
-def _layers(parts: introspection.Anatomy, streams: Adapter | None, folder: Path) -> Layers:
-    """The compiled layers, not yet in place."""
+def _layers(loaded: Loaded) -> Layers | None:
+    """The compiled layers, not yet in place; None where nothing is compiled."""
+    parts, streams, passed = loaded.parts, loaded.streams, loaded.passed
+    if parts is None or loaded.reason or os.environ.get(NO_COMPILER) == "1":
+        return None
 
     def check() -> str | None:
+        if passed.recall("compiled") is not None:
+            return None
         wrong = self_test.failure(parts, streams)
-        return wrong or (None if self_test.exact(parts) else "tokens would depend on what is decoded beside them")
+        if not wrong and not self_test.exact(parts):
+            wrong = "tokens would depend on what is decoded beside them"
+        if not wrong:
+            passed.note("compiled")
+        return wrong
 
     turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
-    return Layers(parts, streams.merged if streams else (), folder, check, possible=not turned)
+    return Layers(parts, streams.merged if streams else (), loaded.source.path, check, possible=not turned)
 
 
-def _product_of(parts: introspection.Anatomy | None, half: bool) -> str:
-    """What computes the linear maps."""
-    if not loading.is_packed(parts):
+def _linear_layers(loaded: Loaded) -> str:
+    """What computes the linear layers."""
+    if not loading.is_packed(loaded.parts):
         return "PyTorch"
-    return "FBGEMM, packed" if half else "oneDNN, packed"
+    return "FBGEMM, packed" if loaded.form.half else "oneDNN, packed"
 
 
-def _unavailable(
-    reason: str | None, loaded: Adapter | None, pair: pairing.Pair | None, beside: Heads
-) -> dict[str, str]:
-    if reason:
-        return {name: reason for name in METHODS if name != Standard.name}
-    return loading.lacking(loaded, beside, pair, pairing.NO_DRAFT_MODEL)
+def _unavailable(loaded: Loaded) -> dict[str, str]:
+    """The methods that can't run, each with the reason."""
+    if loaded.reason:
+        return {name: loaded.reason for name in METHODS if name != Standard.name}
+    return loading.lacking(loaded.streams, loaded.heads, loaded.pair, pairing.NO_DRAFT_MODEL)
 
 
-def _targets(
-    network: PreTrainedModel,
-    parts: introspection.Anatomy | None,
-    adapter: Adapter | None,
-    reason: str | None,
-    beside: Heads,
-) -> Callable[[Method], DraftingTarget]:
+def _targets(loaded: Loaded) -> Callable[[Method], DraftingTarget]:
+    parts, streams, heads = loaded.parts, loaded.streams, loaded.heads
+
     def target(method: Method) -> ModelTarget:
         assert parts is not None
-        return ModelTarget(parts, adapter, Variant.of(method) if isinstance(method, Streaming) else None, beside)
+        return ModelTarget(parts, streams, Variant.of(method) if isinstance(method, Streaming) else None, heads)
 
     def plain(_method: Method) -> DraftingTarget:
-        return cast(DraftingTarget, PlainTarget(network))  # for standard decoding alone, which drafts nothing
+        return cast(DraftingTarget, PlainTarget(loaded.network))  # for standard decoding alone, which drafts nothing
 
-    return plain if reason else target
+    return plain if loaded.reason else target
 
 
 def _eos(network: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:

@@ -15,7 +15,7 @@ class Origin(StrEnum):
     """Where an emitted token came from."""
 
     DRAFT = "draft"  # drafted by the streams (or another drafter) and accepted by the target
-    TARGET = "target"  # the target's own choice: first token, plain step, correction or bonus
+    TARGET = "target"  # the target's own choice: first token, standard step, correction or bonus
 
 
 class Fate(StrEnum):

@@ -37,8 +37,8 @@ class EngineInfo:
     only fine-tunes the model), ``draft_parameters`` the draft model's, whose weights take ``draft_bytes``, and
     ``head_parameters`` by method those of Medusa heads and of the early exit that drafts.
     ``tuned`` says that the adapter changes what the model writes. ``nodes`` is how many drafted nodes a pass verifies
-    for little more than none, ``nodes_reason`` why. ``exact`` says that a token was seen to have the same bits in a
-    tree as by itself.
+    for little more than none, ``nodes_reason`` why. ``exact`` says that a token had the same bits in a tree as on its
+    own in the self-test.
     ``compiled``: the layers run compiled; ``compiling`` says how that stands, in a sentence. ``processor`` is the
     machine's, with its cores.
     """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 NODES = 5  # drafted nodes that a pass verifies for little more than none, on most machines
 COLDEST = 1e-6  # a lower temperature is greedy: logits divided by it are no float32 numbers any more
-NODES_IN_TILES = 12  # the same where a product of bfloat16 takes sixteen rows at a time (AMX)
+NODES_IN_TILES = 12  # the same where a bfloat16 matmul takes sixteen rows at a time (AMX)
 
 
 def number(default: Any, label: str, help: str, low: float, high: float, step: float = 1) -> Any:
@@ -17,6 +18,11 @@ def number(default: Any, label: str, help: str, low: float, high: float, step: f
 
 def choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any:
     return field(default=default, metadata={"label": label, "help": help, "choices": choices})
+
+
+def free(default: Any, label: str, help: str) -> Any:
+    """A setting without limits: texts, or yes and no."""
+    return field(default=default, metadata={"label": label, "help": help})
 
 
 def tree_budget() -> Any:
@@ -66,13 +72,13 @@ class Labelled(Checked):
         return True
 
     def described(self) -> str:
-        """The label, with the settings that are not as they come."""
+        """The label, with the non-default settings."""
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         return ", ".join([self.label, *(f"{f.metadata['label'].lower()} {getattr(self, f.name)}" for f in changed)])
 
     def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
-        """The same with what is left open decided: ``device`` runs it ("cpu", "cuda", "mps"), ``nodes`` cost little
-        there, and ``copy_after`` is what suits the adapter's task."""
+        """The same with every setting that was left open decided, for a ``device`` ("cpu", "cuda", "mps") where
+        ``nodes`` cost little, and with the ``copy_after`` that suits the adapter's task."""
         return self
 
 
@@ -106,13 +112,13 @@ class Sampling(Checked):
         1.0, "Repetition penalty", "Above 1 makes tokens that already appeared less likely.", 0.5, 2, 0.05
     )
     seed: int = number(0, "Seed", "The same seed gives the same text, with every method.", 0, 2**31 - 1)
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
+    stop: tuple[str, ...] = free((), "Stop strings", "The run ends where one of these, or a special token, appears.")
+    ignore_eos: bool = free(False, "Ignore end of text", "Go on after the model's own end of text.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.ignore_eos, bool):
-            raise ValueError("Ignore EOS must be true or false.")
+            raise ValueError("Ignore end of text must be true or false.")
         if not all(isinstance(s, str) for s in self.stop):
             raise ValueError("Stop strings must be texts.")
         object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
@@ -170,9 +176,9 @@ class Streaming(LevelTree):
     lookup: int = number(
         -1,
         "Copy after",
-        "Where the last tokens, this many, occurred before in the text, draft what followed them instead of asking the "
-        "streams; 0: never copy; -1: as suits the adapter's task, 2 for chat, else 0. A copy is as long as the budget; "
-        "depth, width, tree and pause don't concern it.",
+        "Prompt lookup before streams: if the last n tokens occurred before in the text, draft what followed them "
+        "there instead of asking the streams. 0: never; -1: as suits the adapter's task, 2 for chat, else 0. A copy is "
+        "as long as the budget; depth, width, tree and pause don't apply to it.",
         -1,
         8,
     )
@@ -193,7 +199,7 @@ class Streaming(LevelTree):
     )
 
     def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
-        """As for every method. Nobody has measured streams on "mps": there they are as published."""
+        """Streams on "mps" have not been measured: they stay as published, in the pass."""
         faster = "deferred" if device in ("cpu", "cuda") else "in-pass"
         streams = faster if self.streams == "auto" else self.streams
         lookup = copy_after if self.lookup < 0 else self.lookup
@@ -202,7 +208,7 @@ class Streaming(LevelTree):
 
 @dataclass(frozen=True)
 class Medusa(LevelTree):
-    """Medusa heads: small maps on the model's last state draft one depth each. They are trained for an adapter."""
+    """Medusa heads: small layers on the model's last state draft one depth each. They are trained for an adapter."""
 
     name: ClassVar[str] = "medusa"
     label: ClassVar[str] = "Medusa heads"
@@ -281,6 +287,19 @@ def method(name: str, **values: Any) -> Method:
     if unknown := set(values) - known:
         raise ValueError(f"{METHODS[name].label} has no setting {', '.join(sorted(unknown))}.")
     return METHODS[name](**values)
+
+
+def configure(text: str, settings: Mapping[str, Any]) -> tuple[Method, Sampling]:
+    """A method and the sampling, from the method's name and settings of both kinds by name.
+
+    The name may bring settings of its own, which come first: ``streaming:budget=12``. Raises ValueError for an unknown
+    name or setting, and for a value out of its limits.
+    """
+    name, own = parse(text)
+    method(name)  # an unknown one is the first thing to say
+    shared = {f.name for f in fields(Sampling)}
+    given = {n: value for n, value in settings.items() if n not in shared}
+    return method(name, **given | own), Sampling(**{n: value for n, value in settings.items() if n in shared})
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A session: a method, then standard decoding of the same prompt, and what the two have in common."""
+"""A session: a method, then standard decoding of the same prompt, and the comparison of the two."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def text_of(events: list[Event]) -> str:
 def verdict(
     engine: Engine, prompt: str, sampling: Sampling, ours: list[Event], standard: list[Event] | None
 ) -> Verdict:
-    """Compare a run with standard decoding, token for token; a difference is looked into."""
+    """Compare a run with standard decoding, token for token, and explain a difference."""
     if standard is None and _is_standard(ours):
         return Verdict(Agreement.UNKNOWN, 0, "This is standard decoding, which the other methods are compared with.")
     if standard is None:

@@ -50,7 +50,8 @@ def attention_rows(parents: Sequence[int]) -> list[list[int]]:
 
 
 def best_first(candidates: Candidates, budget: int) -> Draft:
-    """The ``budget`` likeliest nodes by joint probability: the product of the probabilities on the path.
+    """The ``budget`` likeliest nodes by joint probability, the product of the probabilities on the path. Our own choice
+    beside the paper's full tree.
 
     The candidates form a k-ary tree, which is grown lazily.
     """
@@ -97,7 +98,8 @@ def caterpillar(levels: Sequence[Level], budget: int) -> Draft:
 
 
 def full(candidates: Candidates) -> Draft:
-    """Every combination, as in the paper (section 3.2.2): the candidates of a depth under every node above."""
+    """Every combination, as in Speculative Streaming (Bhendawade et al. 2024, section 3.2.2): the candidates of a depth
+    under every node above."""
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
@@ -145,7 +147,7 @@ def widest_on_path(draft: Draft) -> tuple[int, ...]:
 
 
 def pruned(parents: Sequence[int], likely: Sequence[bool]) -> frozenset[int]:
-    """The nodes that are not ``likely`` after their parent, and all nodes below these."""
+    """The nodes that are not ``likely`` after their parent, and all nodes below these (the paper, section 3.2.3)."""
     out: set[int] = set()
     for node, parent in enumerate(parents):
         if parent in out or not likely[node]:

@@ -116,7 +116,9 @@ def test_prompts_of_its_own_that_were_cut_off_are_made_again(tmp_path: Path, mon
     data.write_text('{"prompt": "one"}\n')
     (tmp_path / "own-prompts.jsonl").write_text(f'{{"prompt": "{ODD}"}}\n{{"prompt": "what is')
     monkeypatch.setattr(answers, "own_prompts", lambda *given: ["first of them", "second of them"])
-    request = command.Request("tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5, own_prompts=2)
+    request = command.TrainingRequest(
+        "tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5, own_prompts=2
+    )
     watch = command._Watch(None, lambda: 0)
     given = (request, Config(), task("chat"), dissect(tiny.tiny("llama")), Letters(chat=True), watch)
     assert len(command._examples(*given)[0]) == 3
@@ -261,7 +263,7 @@ def test_a_row_that_does_not_fit_the_model_is_left_out_of_a_training(targets: st
     context = anatomy.context
     texts = ["name[A]", LONG, "x" * (context + 10), "x" * (context - 30)]
     file.write_text("".join(line(meaning_representation=text) + "\n" for text in texts))
-    request = command.Request(
+    request = command.TrainingRequest(
         "tiny", "e2e", str(file), None, tmp_path, targets=targets, max_answer=20, max_length=100_000
     )
     watch = command._Watch(None, lambda: 0)

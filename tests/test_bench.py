@@ -117,10 +117,10 @@ def test_a_method_may_come_twice_with_settings_of_its_own() -> None:
 # ---- the formulas ----------------------------------------------------------------------------------------------------
 
 
-def row(name: str, times: list[tuple[float, float, int, int]], **more: Any) -> runner.Row:
+def row(name: str, times: list[tuple[float, float, int, int]], **more: Any) -> runner.MethodRuns:
     """A row from (prompt pass, steps' seconds, tokens, steps) per prompt."""
     contender = bench.Ours(toy.load_toy(pace=0), Standard() if name == "standard" else Streaming())
-    out = runner.Row(contender)
+    out = runner.MethodRuns(contender)
     for prefill, decode, tokens, steps in times:
         stats = RunStats(tokens=tokens, steps=steps, prefill_seconds=prefill, decode_seconds=decode, **more)
         said = Verdict(Agreement.IDENTICAL, tokens, "")

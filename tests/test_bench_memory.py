@@ -14,7 +14,7 @@ from specstream import bench, engine
 from specstream.adapters import weights
 from specstream.adapters.card import read_card
 from specstream.bench import memory
-from specstream.bench.memory import NotMeasured, Request
+from specstream.bench.memory import MemoryRequest, NotMeasured
 from specstream.model.introspection import dissect
 from specstream.params import METHODS, Sampling, method
 from specstream.session import token_ids
@@ -32,10 +32,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def asked(folder: str, adapter: str, name: str, **changes: Any) -> Request:
+def asked(folder: str, adapter: str, name: str, **changes: Any) -> MemoryRequest:
     sampling = Sampling(max_new_tokens=8).to_dict()
     settings = METHODS[name]().to_dict()
-    out = Request(folder, adapter, "cpu", "float32", "none", name, settings, sampling, ["5 6 7", "8 9 " * 40])
+    out = MemoryRequest(folder, adapter, "cpu", "float32", "none", name, settings, sampling, ["5 6 7", "8 9 " * 40])
     return replace(out, **changes)
 
 

@@ -15,11 +15,13 @@ from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Re
 from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
-from tests.browsing import MARKS, load, open_tab, serious, unfold, visit, window
+from tests.browsing import MARKS, load, noted, open_tab, serious, unfold, visit, window
 from tests.conftest import Pace
 from ui import app
+from ui.export import gallery
 from ui.jobs.engine_host import Engines
 from ui.jobs.job import Job
+from ui.state import recording
 
 PROMPT = "name[The Salted Fig], food[Italian]"
 # The two buttons of a race, and its state after each: a short race would be over between two looks.
@@ -60,10 +62,9 @@ def log_markup(runlog: RunLog) -> None:
 def log_end_of_text(runlog: RunLog) -> None:
     """A logged run that accepted an end of text, below which more was drafted."""
     recorder = runlog.start(load_toy().info, "ends inside its tree", "raw", "streaming", {})
-    fates = (Fate.ACCEPTED, Fate.UNREACHED, Fate.REJECTED, Fate.UNREACHED)
-    draft = Draft(
-        (1, 2, 3, 4), (-1, 0, -1, 2), (0.5,) * 4, fates, (0.5, None, 0.5, None), ("end", "child", "no", "kid")
-    )
+    fates = (Fate.ACCEPTED, Fate.UNREACHED, Fate.REJECTED, Fate.UNREACHED, Fate.UNREACHED)
+    texts = ("end", "child", "no", "kid", "grandchild")
+    draft = Draft((1, 2, 3, 4, 5), (-1, 0, -1, 2, 1), (0.5,) * 5, fates, (0.5, None, 0.5, None, None), texts)
     recorder.add(Lane.METHOD, Started("streaming", 1))
     recorder.add(Lane.METHOD, Step(0, Draft(), (Token(9, "One", Origin.TARGET),), {"verify": 0.1}, 1))
     recorder.add(Lane.METHOD, Step(1, draft, (Token(1, "end", Origin.DRAFT, 1, 0),), {"verify": 0.1}, 5))
@@ -80,7 +81,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 def open_settings(page: Page, more: bool = False) -> None:
     """Unfold the settings of the Playground, where they are not unfolded yet."""
     if not page.get_by_label("Max new tokens").first.is_visible():
-        unfold(page, "Settings: length, temperature, tree")
+        unfold(page, "Model:")
     if more:
         unfold(page, "More settings")
 
@@ -98,7 +99,13 @@ def player(page: Page) -> Any:
 
 
 def wait_until_done(page: Page) -> None:
+    """The run has ended, and both texts have been replayed."""
     expect(player(page)).to_have_attribute("data-state", "done")
+    expect(player(page)).not_to_have_class(re.compile("ss-playing"))
+
+
+def strip(page: Page) -> Any:
+    return player(page).get_by_role("slider", name="Step")
 
 
 def test_generate_and_walk_back(page: Page) -> None:
@@ -113,21 +120,33 @@ def test_generate_and_walk_back(page: Page) -> None:
     assert drafted.count() > 3 and own.count() > 3
     colours = [spot.first.evaluate("e => getComputedStyle(e).backgroundColor") for spot in (drafted, own)]
     assert colours[0] != colours[1]
-    expect(page.get_by_text("✓ Same text").first).to_be_visible()
-    expect(page.locator(".ss-value").first).to_have_text(re.compile(r"\d+\.\d\d×"))
+    expect(page.get_by_text("same text ✓")).to_be_visible()
+    expect(page.locator(".ss-headline strong").first).to_have_text(re.compile(r"\d\.\d× faster|standard decoding"))
+    now = player(page).locator(".ss-step.ss-now")
+    assert now.locator(".ss-tok.d1").count() == 1  # it opens at a step that kept guesses, with the text whole
+    assert player(page).locator(".ss-aloud").inner_text().split() == ["Finished.", *text.split()]
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
     walk_back(page, text)
+    measure_again(page)
+
+
+def measure_again(page: Page) -> None:
+    """Further measurements of the same run: their median and range, and the text stays."""
+    page.get_by_role("button", name="Measure again").click()
+    expect(page.locator(".ss-headline").first).to_contain_text("Median of 5 measurements")
+    expect(page.get_by_text("Measured 5 times")).to_be_visible()
+    expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible()
 
 
 def walk_back(page: Page, text: str) -> None:
-    """The slider shows the tree of an earlier step and the text up to it."""
-    slider = player(page).get_by_role("slider", name="Step")
-    last = int(slider.get_attribute("max") or 0)
-    assert last > 3
+    """The strip shows the tree of an earlier step and the text up to it."""
+    slider = strip(page)
+    last = int(slider.get_attribute("aria-valuemax") or 0)
+    assert last > 3 and slider.locator("i").count() == last + 1
     slider.focus()
     page.keyboard.press("Home")
     expect(player(page).locator(".ss-where")).to_have_text(f"0 of {last}")
-    expect(player(page).locator(".ss-caption")).to_contain_text("the prompt pass")
+    expect(player(page).locator(".ss-caption")).to_contain_text("reads the prompt")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     expect(player(page).locator(".ss-tree-title")).to_contain_text("step 2")
@@ -138,6 +157,8 @@ def walk_back(page: Page, text: str) -> None:
     assert player(page).locator(".ss-step.ss-now .ss-tok").count() == accepted + 1
     player(page).get_by_role("button", name="Previous step").click()
     expect(player(page).locator(".ss-where")).to_have_text(f"1 of {last}")
+    slider.locator("i").nth(3).click()
+    expect(slider).to_have_attribute("aria-valuetext", re.compile(f"^step 3 of {last}: "))
 
 
 def test_a_step_whose_draft_was_copied_says_so(page: Page) -> None:
@@ -145,7 +166,7 @@ def test_a_step_whose_draft_was_copied_says_so(page: Page) -> None:
     page.get_by_label("Copy after", exact=True).first.fill("2")
     generate(page, prompt="name[The Mill], name[The Mill], name[The")
     wait_until_done(page)
-    player(page).get_by_role("slider", name="Step").focus()
+    strip(page).focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     expect(player(page).locator(".ss-caption")).to_contain_text("copied from the text before")
@@ -153,12 +174,13 @@ def test_a_step_whose_draft_was_copied_says_so(page: Page) -> None:
     expect(player(page).locator(".ss-method-title")).to_have_text("Speculative Streaming, with copies")
 
 
-def test_charts_appear_after_the_run(page: Page) -> None:
+def test_numbers_are_folded_away(page: Page) -> None:
     generate(page)
     wait_until_done(page)
-    expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible()
-    page.get_by_role("button", name="Explore the tree").first.click()
-    expect(page.locator(".ss-plot .js-plotly-plot").nth(3)).to_be_visible()
+    expect(page.get_by_text("Wasted work")).to_be_hidden()
+    unfold(page, "Numbers")
+    for words in ("Tokens per second", "Wasted work", "standard"):
+        expect(page.get_by_text(words, exact=True).locator("visible=true").first).to_be_visible()
 
 
 def endless(page: Page, pace: Pace, prompt: str = PROMPT) -> None:
@@ -203,6 +225,7 @@ def test_labels_of_a_large_tree_do_not_overlap(page: Page) -> None:
     page.get_by_label("Width k").locator("visible=true").fill("8")
     generate(page, tokens=30)
     wait_until_done(page)
+    strip(page).press("End")
     for _ in range(3):
         player(page).get_by_role("button", name="Previous step").click()
     boxes = (
@@ -224,7 +247,7 @@ def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
     open_sessions(page)
     page.get_by_label("Search").fill("wrote markup")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.get_by_role("gridcell").filter(has_text="onerror").first.click()
+    page.locator(".ss-runs button").filter(has_text="onerror").first.click()
     logged = page.locator(".ss-player").nth(1)
     expect(logged).to_have_attribute("data-state", "done")
     assert logged.locator(".ss-method").inner_text() == EVIL
@@ -233,9 +256,7 @@ def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
     logged.locator(".ss-method .ss-tok").hover()
     expect(logged.locator(".ss-tip")).to_contain_text(EVIL)
     assert logged.locator(".ss-detail code").inner_text() == EVIL
-    expect(page.locator(".ss-verdict").filter(has_text=EVIL)).to_be_visible()
-    page.get_by_role("button", name="Explore the tree").last.click()
-    expect(page.locator(".ss-plot .js-plotly-plot").last).to_be_visible()
+    expect(page.locator(".ss-headline").filter(has_text=EVIL)).to_be_visible()
     assert page.locator("img[src=x]").count() == 0
     assert page.title() == app.TITLE
 
@@ -278,7 +299,7 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
     open_sessions(page)
     page.get_by_label("Search").fill("walrus")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.get_by_role("gridcell").filter(has_text="Walrus Corner").first.click()
+    page.locator(".ss-runs button").filter(has_text="Walrus Corner").first.click()
     logged = page.locator(".ss-player").nth(1)
     expect(logged).to_have_attribute("data-state", "done")
     assert logged.locator(".ss-method").inner_text() == text
@@ -290,6 +311,7 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
         with page.expect_download() as download:
             page.get_by_role("link", name=button).or_(page.get_by_role("button", name=button)).first.click()
         assert download.value.suggested_filename.endswith(ending)
+    unfold(page, "Download these runs")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download the database").click()
     copy = tmp_path / "copy.db"
@@ -297,26 +319,34 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
     assert RunLog(copy).count(search="walrus") == 1
 
 
-def test_the_first_paint_is_a_recording_that_can_be_played(page: Page) -> None:
+def test_the_recording_plays_by_itself_and_rests_under_the_pointer(page: Page) -> None:
     expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^Recording: .*Nothing is computed now"))
-    assert (
-        player(page).locator(".ss-node.accepted").count() > 0 and player(page).locator(".ss-node.rejected").count() > 0
-    )
-    slider = player(page).get_by_role("slider", name="Step")
-    began = int(slider.input_value())
-    player(page).get_by_label("Speed").select_option("0.125")
-    player(page).get_by_role("button", name="Play").click()
     expect(player(page)).to_have_class(re.compile("ss-playing"))
-    page.wait_for_function("from => Number(document.querySelector('.ss-slider').value) > from", arg=began)
-    player(page).get_by_role("button", name="Pause").click()
-    paused = slider.input_value()
+    counts = player(page).locator(".ss-count")
+    expect(counts.first).to_have_text(re.compile(r"^\d+ pass(es)?, \d\.\d s$"))
+    player(page).locator(".ss-texts").hover()
+    page.wait_for_timeout(300)
+    resting = counts.all_inner_texts()
     page.wait_for_timeout(700)
-    assert slider.input_value() == paused
+    assert counts.all_inner_texts() == resting
+    player(page).get_by_role("button", name="Pause").click()
+    expect(player(page)).not_to_have_class(re.compile("ss-playing"))
     player(page).get_by_label("Speed").select_option("2")
+    strip(page).press("End")
     player(page).get_by_role("button", name="Play").click()
     expect(player(page).get_by_role("button", name="Play")).to_be_visible()
-    assert slider.input_value() == slider.get_attribute("max")
+    assert strip(page).get_attribute("aria-valuenow") == strip(page).get_attribute("aria-valuemax")
     assert player(page).locator(".ss-later").count() == 0
+
+
+def test_the_recording_stands_still_where_less_motion_is_asked_for(browser: Browser, url: str) -> None:
+    context = browser.new_context(reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(url)
+    expect(player(page).locator(".ss-node.accepted").first).to_be_visible()
+    assert player(page).locator(".ss-node.rejected").count() > 0  # a step that tells something
+    expect(player(page)).not_to_have_class(re.compile("ss-playing"))
+    context.close()
 
 
 def test_the_recording_needs_no_model(browser: Browser) -> None:
@@ -331,7 +361,7 @@ def test_the_recording_needs_no_model(browser: Browser) -> None:
     load(page, served.local_url)
     expect(page.get_by_text("There is no model here.")).to_be_visible()
     expect(page.locator(".ss-node.accepted").first).to_be_visible()
-    expect(page.locator(".ss-value").first).to_have_text(re.compile(r"\d\.\d\d×"))
+    expect(page.locator(".ss-headline strong").first).to_have_text(re.compile(r"\d\.\d× faster"))
     page.close()
     served.close()
 
@@ -352,7 +382,7 @@ def test_a_token_and_its_node_are_one_thing(page: Page) -> None:
         expect(player(page).locator(".ss-detail tr.ss-chosen")).to_contain_text("the model chose")
     node = player(page).locator(".ss-node.accepted").last
     node.hover()
-    expect(player(page).locator(".ss-tip")).to_contain_text("drafted with")
+    expect(player(page).locator(".ss-tip")).to_contain_text("guessed with")
     node.click()
     expect(player(page).locator(".ss-method .ss-tok.ss-chosen")).to_have_count(1)
 
@@ -361,9 +391,11 @@ def test_what_was_drafted_below_the_end_of_the_text_is_told_so(page: Page, url: 
     open_sessions(page)
     page.get_by_label("Search").fill("ends inside its tree")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.get_by_role("gridcell").filter(has_text="ends inside").first.click()
+    page.locator(".ss-runs button").filter(has_text="ends inside").first.click()
     detail = page.locator(".ss-player").nth(1).locator(".ss-detail")
-    expect(detail.locator("tr", has_text="child")).to_contain_text("never compared: the text ended before it")
+    for child in ("child", "grandchild"):
+        row = detail.locator("tr", has_text=re.compile(f"^{child}"))
+        expect(row).to_contain_text("never compared: the text ended before it")
     expect(detail.locator("tr", has_text="kid")).to_contain_text("never compared: “no” before it lost")
 
 
@@ -371,16 +403,16 @@ def test_a_link_to_a_run_shows_it_at_once(page: Page, browser: Browser, url: str
     open_sessions(page)
     page.get_by_label("Search").fill("ends inside its tree")
     expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.get_by_role("gridcell").filter(has_text="ends inside").first.click()
+    page.locator(".ss-runs button").filter(has_text="ends inside").first.click()
     run = page.locator("#opened-run .ss-facts dd").first.inner_text().split(",")[0]
     with visit(browser, url, "Sessions", query=f"&run={run}") as linked:
         shown = linked.locator("#opened-run")
-        expect(shown.locator(".ss-facts").first).to_be_in_viewport()
+        expect(shown.locator(".ss-player").first).to_be_in_viewport()
 
 
 def test_the_recordings_pace_is_not_that_of_the_next_run(page: Page) -> None:
     pace = player(page).get_by_label("Speed")
-    expect(pace).to_have_value("0.25")
+    expect(pace).to_have_value("0.5")
     generate(page, tokens=20)
     wait_until_done(page)
     expect(pace).to_have_value("1")
@@ -390,14 +422,30 @@ def test_the_recordings_pace_is_not_that_of_the_next_run(page: Page) -> None:
     expect(pace).to_have_value("0.5")  # the visitor's own choice stays
 
 
-def test_a_tree_in_focus_keeps_its_arrows(page: Page) -> None:
+def test_a_tree_in_focus_keeps_its_arrows_and_nodes_and_tokens_are_reached_by_keys(page: Page) -> None:
+    player(page).locator(".ss-texts").hover()
+    player(page).get_by_role("button", name="Pause").click()
     where, tree = player(page).locator(".ss-where"), player(page).locator(".ss-tree")
-    player(page).get_by_role("button", name="Zoom in").click(click_count=6)
+    strip(page).press("End")
+    strip(page).press("ArrowLeft")
+    strip(page).press("ArrowLeft")
     now = where.text_content() or ""
+    player(page).get_by_role("button", name="Zoom in").click(click_count=6)
     tree.focus()
     tree.evaluate("t => t.scrollLeft = 0")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.querySelector('.ss-tree').scrollLeft > 0")
+    page.keyboard.press("Tab")
+    focused = "document.activeElement.getAttribute('aria-label')"
+    first = page.evaluate(focused)
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focused) != first and page.evaluate(focused)
+    page.keyboard.press("Enter")
+    expect(tree.locator(".ss-node.ss-chosen")).to_have_count(1)
+    player(page).locator(".ss-method").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(player(page).locator(".ss-tip")).to_contain_text("model's probability")
     expect(where).to_have_text(now)
 
 
@@ -418,13 +466,13 @@ def test_keys_run_step_and_stop(page: Page, pace: Pace) -> None:
     pace.factor = 40
     where = player(page).locator(".ss-where")
     page.get_by_role("heading", level=1).click()
-    last = int(player(page).get_by_role("slider", name="Step").get_attribute("max") or 0)
+    last = int(strip(page).get_attribute("aria-valuemax") or 0)
+    page.keyboard.press("ArrowRight")  # what plays by itself ends
     now = int((where.text_content() or "0").split()[0])
-    page.keyboard.press("ArrowRight")
-    expect(where).to_have_text(f"{now + 1} of {last}")
-    page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     expect(where).to_have_text(f"{now - 1} of {last}")
+    page.keyboard.press("ArrowRight")
+    expect(where).to_have_text(f"{now} of {last}")
     open_settings(page, more=True)
     page.get_by_label("Ignore end of text").first.check()
     page.get_by_label("Max new tokens").first.fill("4000")
@@ -499,9 +547,7 @@ def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url
     assert page.evaluate(RACE_AND_SHOW_THE_END) == ["racing", "over"]
     assert lanes.locator(".ss-text").all_inner_texts() == texts
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download as one HTML").or_(
-            page.get_by_role("link", name="Download as one HTML")
-        ).first.click()
+        page.get_by_role("button", name="Page (HTML)").locator("visible=true").click()
     shared = tmp_path / "shared.html"
     download.value.save_as(shared)
     shows_without_network(browser, shared, texts, url)
@@ -527,6 +573,25 @@ def shows_without_network(browser: Browser, file: Path, texts: list[str], url: s
     context.close()
 
 
+def test_the_gallery_works_from_plain_files(browser: Browser, tmp_path: Path) -> None:
+    gallery.build([gallery.shown("one", recording.load())], tmp_path)
+    context = browser.new_context(offline=True, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    problems = noted(page, tmp_path.as_uri())
+    page.goto((tmp_path / "index.html").as_uri())
+    expect(page.locator("img")).to_have_js_property("naturalWidth", 1200)
+    assert serious(page) == []
+    page.get_by_role("link", name="Marlow").click()
+    expect(page.locator(".ss-player")).to_have_attribute("data-state", "done")
+    assert "Marlow" in page.locator(".ss-method").first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert serious(page) == []
+    page.get_by_role("link", name="All runs").click()
+    expect(page.locator("img")).to_be_visible()
+    assert not problems, problems
+    context.close()
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, url: str, width: int, theme: str) -> None:
@@ -536,7 +601,7 @@ def test_axe_finds_nothing_serious(browser: Browser, url: str, width: int, theme
     assert serious(page) == []  # the recording
     generate(page, tokens=30)
     wait_until_done(page)
-    expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible()
+    unfold(page, "Numbers")
     assert serious(page) == []
     compare_methods(page, tokens=20)
     expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true")).to_be_visible()

@@ -12,7 +12,7 @@ import gradio as gr
 import pytest
 
 from specstream.data.chat import Chat
-from specstream.decoding.text import chat_prompt
+from specstream.decoding.encode import chat_prompt
 from specstream.events import Finished, Lane, Reason
 from specstream.params import Sampling, Streaming
 from specstream.runlog import RunLog

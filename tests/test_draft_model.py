@@ -372,7 +372,9 @@ def test_the_reference_takes_the_draft_model_or_another(folder: Path) -> None:
 def test_the_page_asks_for_a_draft_model_and_shows_it() -> None:
     choice = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
     with gr.Blocks():
-        without, given = (model_panel.layout(Engines(c)) for c in (choice, choice | {"draft": "my/small-one"}))
+        without, given = (
+            model_panel.layout(Engines(c), lambda: None)[0] for c in (choice, choice | {"draft": "my/small-one"})
+        )
     assert (without.draft.value, given.draft.value) == ("none", "my/small-one")
     assert given.chosen({part: part.value for part in given.choice}) == choice | {"draft": "my/small-one"}
     info = replace(toy.load_toy().info, draft_model="my/small-one", draft_parameters=2_500_000, draft_bytes=5_000_000)

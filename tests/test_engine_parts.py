@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -26,10 +27,10 @@ from specstream.adapters import heads, local, weights
 from specstream.adapters.card import CARD, WEIGHTS, AdapterError, Card, read_card, write_card
 from specstream.adapters.find import find_adapter
 from specstream.bench import baselines
+from specstream.decoding.detokenize import TextStream
 from specstream.decoding.drafters.standard import StandardDrafter
 from specstream.decoding.loop import decode
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream
 from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
 from specstream.hub.catalogue import load_model, resolve
@@ -472,7 +473,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
         for linear in (m for m in anatomy.model.modules() if isinstance(m, torch.nn.Linear)):
             linear.weight.data = linear.weight.data.half().float()
     want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
-    smaller = cpu_linear.pack(anatomy, half)
+    smaller = cpu_linear.pack(anatomy, cpu_linear.FLOAT16 if half else cpu_linear.NATIVE)
     assert isinstance(smaller.head, cpu_linear.HalfLinear if half else cpu_linear.PackedLinear)
     assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
     run = tiny.streaming_run(smaller, adapter, ids, sampling)
@@ -748,3 +749,32 @@ def test_stop_inside_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     assert list(decode(run, lambda: len(seen) > 2 or bool(seen.append(1)))) == [Finished(Reason.STOPPED)]
     assert run.target.cache is None
+
+
+# ---- what was found out once -----------------------------------------------------------------------------------------
+
+
+def test_a_self_test_that_was_passed_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "home"))
+    save(tiny.tiny("llama"), tmp_path / "model")
+    runs: list[str] = []
+    real = self_test.failure
+    monkeypatch.setattr(self_test, "failure", lambda *of: runs.append("") or real(*of))
+    first = load(str(tmp_path / "model"), "none", "cpu").info
+    second = load(str(tmp_path / "model"), "none", "cpu").info
+    assert len(runs) == 1 and first.exact and second.exact
+    load(str(tmp_path / "model"), "none", "cpu", "float32" if first.dtype != "float32" else "float16")
+    assert len(runs) == 2  # another number format
+    weights = tmp_path / "model" / "model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    load(str(tmp_path / "model"), "none", "cpu")
+    assert len(runs) == 3  # other weights
+
+
+def test_a_self_test_that_failed_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "home"))
+    save(tiny.tiny("llama"), tmp_path / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_test, "failure", lambda *_: "It failed.")
+        assert "prompt_lookup" in load(str(tmp_path / "model"), "none", "cpu").info.unavailable
+    assert load(str(tmp_path / "model"), "none", "cpu").info.exact

@@ -19,13 +19,13 @@ from specstream.model import attention, cpu_linear, kv_cache
 from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import Anatomy
 from specstream.params import Medusa, PromptLookup, Sampling, Standard, Streaming
-from specstream.target import model_target as target
-from specstream.target import self_test
+from specstream.target import model_target, self_test
 from specstream.target.model_target import ModelTarget, Variant
 from tests import tiny
 from tests.test_golden import PROMPT, TEMPERATURES, Oracle
 
 FORMATS = ["float32", "float16", *(["bfloat16"] if computes_bfloat16("cpu") else [])]
+FORM = {"float16": cpu_linear.FLOAT16}
 STOCK_SUMS = {"gpt2"}  # its linear layers are of a kind that is not packed: PyTorch's own sums depend on the rows
 
 
@@ -35,8 +35,9 @@ def ready(family: str, kind: str, gamma: int = 3, mode: str = "shared", exit_ran
     if kind == "bfloat16":
         anatomy.model.bfloat16()
     adapter.ready(anatomy)
-    adapter.merge_copies(anatomy, kind == "float16")
-    anatomy = cpu_linear.pack(anatomy, kind == "float16")
+    form = FORM.get(kind, cpu_linear.NATIVE)
+    adapter.merge_copies(anatomy, form)
+    anatomy = cpu_linear.pack(anatomy, form)
     assert attention.install(anatomy.model)
     return anatomy, adapter
 
@@ -218,7 +219,7 @@ def test_a_pass_of_one_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     if not rounds_one_row_otherwise():
         pytest.skip("this processor rounds one row as it rounds many")
     engine = load("smollm2-135m", "sql", "cpu", "bfloat16")
-    monkeypatch.setattr(target, "LEAST", 1)
+    monkeypatch.setattr(model_target, "LEAST", 1)
     monkeypatch.setattr(cpu_linear, "LEAST", 1)
     found = sum(
         differing(engine, TEXTS[t], Streaming(budget=5, pause=0), Sampling(max_new_tokens=48, ignore_eos=True))

@@ -93,12 +93,14 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     head = bench.described(toy.load_toy(pace=0)) | {"repeats": 1, "sampling": {"max_new_tokens": 24}}
     for name in ("e2e", "e2e-cost", "pruning"):
         (tmp_path / f"{name}.json").write_text(json.dumps(report | head | {"task": "e2e"}))
-    (tmp_path / "e2e-llama.json").write_text(json.dumps({"rates": {benchmarks.LLAMA: [70, 76, 90]}}))
+    rates = {benchmarks.LLAMA: [70, 76, 90], "Standard decoding": [35, 38, 45], "Standard decoding, int8": [70, 76, 90]}
+    beside = {"task": "e2e", "tokens": 24, "rates": rates, "words": {"int8": "2 of 2 texts are the same."}}
+    (tmp_path / "e2e-llama.json").write_text(json.dumps(head | beside))
     page = tmp_path / "page.md"
     readme = tmp_path / "readme.md"
     readme.write_text(f"Before.\n{benchmarks.BEGIN}| old |\n{benchmarks.END}\nAfter.\n")
     files = ["--page", str(page), "--readme", str(readme)]
-    words = ["--data", str(tmp_path), "--out", str(tmp_path), "--tasks", "e2e", *files]
+    words = ["--data", str(tmp_path), "--out", str(tmp_path), "--tasks", "e2e", "--cost-tasks", "e2e", *files]
     command = [sys.executable, "-m", "docs.scripts.benchmarks", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     text = page.read_text()
@@ -111,6 +113,8 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     assert f"decoding, slowest prompt | {streaming['speedup_lowest']:.2f} |" in text
     assert "| streaming over Medusa heads | - |" in text
     assert "## e2e" in text and "## Cost of a step" in text and "| chosen:" in text
+    assert "## Beside llama.cpp: e2e" in text and "| Standard decoding, int8 | 77.8 | 1.00 | 1.00 | 2.00 |" in text
+    assert "int8: 2 of 2 texts are the same." in text
     assert "## Tuned for this machine: e2e" in text and "## Pruning on and off over the width: e2e" in text
     assert (tmp_path / "figures" / "speedup.html").exists() and (tmp_path / "figures" / "prediction.html").exists()
     assert f"{report['rows'][1]['tokens_per_second']:.1f}" in text and "2/2" in text

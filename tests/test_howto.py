@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, expect
 from specstream.events import Draft, Fate, Lane
 from specstream.info import top_layers
 from specstream.tree import attention_rows
-from ui.html import howto_pictures as pictures
+from ui.html import howto_pictures
 from ui.state import recording
 from ui.state.recording import Recording
 from ui.tabs import howto
@@ -75,7 +75,7 @@ def test_tokens_and_probabilities_are_those_of_the_steps(values: dict[str, Any])
     draft = story.steps[story.telling].draft
     html = shown(values)
     for text, prob in zip(draft.texts, draft.probs, strict=True):
-        assert pictures.label(text) in html and f"{prob:.2f}" in html
+        assert howto_pictures.label(text) in html and f"{prob:.2f}" in html
     for event in values["lanes"]["method"]:
         if event["kind"] == "step" and event["index"] == story.telling:
             event["draft"]["texts"] = ["walrus"] * len(draft)
@@ -101,20 +101,20 @@ DRAFT = Draft(
 
 def test_the_mask_is_that_of_the_pass() -> None:
     rows = attention_rows(DRAFT.parents)
-    svg = pictures.mask("root", DRAFT)
+    svg = howto_pictures.mask("root", DRAFT)
     assert svg.count("✓") == sum(map(len, rows)) and "row 4 sees 0, 1, 2, 4" in svg
 
 
 def test_chips_do_not_overlap_and_the_own_token_hangs_below_the_path() -> None:
-    at, _, width, _ = pictures._places([*DRAFT.parents, 0])
+    at, _, width, _ = howto_pictures._places([*DRAFT.parents, 0])
     for i, (x, y) in enumerate(at):
-        assert pictures.CHIP / 2 <= x <= width - pictures.CHIP / 2
-        assert all(abs(x - u) >= pictures.CHIP or y != v for u, v in at[:i])
-    assert pictures._path_end(DRAFT) == 0 and pictures._path_end(Draft()) == -1
+        assert howto_pictures.CHIP / 2 <= x <= width - howto_pictures.CHIP / 2
+        assert all(abs(x - u) >= howto_pictures.CHIP or y != v for u, v in at[:i])
+    assert howto_pictures._path_end(DRAFT) == 0 and howto_pictures._path_end(Draft()) == -1
 
 
 def test_streams_show_the_likeliest_guess_of_each_depth() -> None:
-    assert pictures.best_at_depths(DRAFT, 4) == [("one", 0.5), ("two", 0.4), ("4", 0.2), None]
+    assert howto_pictures.best_at_depths(DRAFT, 4) == [("one", 0.5), ("two", 0.4), ("4", 0.2), None]
 
 
 def test_a_run_without_drafts_is_drawn_too(values: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def test_what_a_model_wrote_is_escaped(values: dict[str, Any]) -> None:
     [(" the", "the"), ("", "(end)"), ("<|im_end|>", "(end)"), ("\n", "⏎"), (" ", "␣"), ("<b>", "<b>")],
 )
 def test_labels_of_tokens(text: str, words: str) -> None:
-    assert pictures.label(text) == words
+    assert howto_pictures.label(text) == words
 
 
 def test_the_glossary_is_the_page_about_metrics_word_for_word() -> None:
@@ -166,9 +166,9 @@ class TestInABrowser:
     @pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1280, "light")])
     def test_the_tab(self, browser: Browser, url: str, width: int, theme: str) -> None:
         with visit(browser, url, "How it works", width, theme) as page:
-            pictures = page.locator(".ss-lesson svg[role=img]")
-            expect(pictures.last).to_be_visible()
-            sizes = pictures.evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
+            howto_pictures = page.locator(".ss-lesson svg[role=img]")
+            expect(howto_pictures.last).to_be_visible()
+            sizes = howto_pictures.evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
             assert len(sizes) == 5 and all(250 < size < width for size in sizes)
             letters = "all => Math.min(...all.map(e => e.getBoundingClientRect().height))"
             assert page.locator(".ss-lesson svg text:not(:empty)").evaluate_all(letters) > 9  # readable on a phone

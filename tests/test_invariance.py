@@ -85,7 +85,7 @@ def test_what_a_build_lacks_is_said_and_not_called_exact(monkeypatch: pytest.Mon
         raise NotImplementedError
 
     monkeypatch.setattr(invariance, "_onednn", absent)
-    seen = found("oneDNN float32 product, 1 row")[:1]
+    seen = found("oneDNN float32 matmul, 1 row")[:1]
     assert seen[0].exact is None
     assert "not here" in list(invariance.table(seen))[-1]
 

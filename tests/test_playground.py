@@ -127,19 +127,30 @@ def test_a_conversation_goes_on_over_a_reload_until_a_new_one_is_begun(browser: 
     assert newest["settings"]["chat"]["turns"][0][0] == "Where is the <b>pub</b>?"
 
 
-def test_the_hint_loads_the_adapter_that_fits(browser: Browser) -> None:
+def test_a_task_or_an_example_loads_its_adapter(browser: Browser) -> None:
     with served(None, model="smollm2-135m") as url:
         page = window(browser)
         load(page, url)
         expect(page.get_by_text("Model: smollm2-135m")).to_be_visible()
-        fitting = page.get_by_role("button", name="Load the adapter for this task")
-        expect(fitting).to_be_hidden()
+        choose_task(page, "Questions to SQL")
+        expect(page.get_by_text("Model: smollm2-135m + sql")).to_be_visible()
+        status(page, "^Ready: smollm2-135m \\+ sql")
+        assert LOADED[-1]["adapter"] == "sql" and LOADED[-1]["model"] == "smollm2-135m"
+        page.get_by_role("button", name="Dialogue").first.click()
+        expect(page.get_by_text("Model: smollm2-135m + dialogsum")).to_be_visible()
+        assert prompt(page).input_value().startswith("#Person1#") and LOADED[-1]["adapter"] == "dialogsum"
+        page.close()
+
+
+def test_an_adapter_that_was_chosen_by_name_stays_and_the_hint_offers_the_other(browser: Browser) -> None:
+    with page_of(Engines(CHOICE | {"model": "smollm2-135m", "adapter": "none"}, toy_of(0.005)), None) as url:
+        page = window(browser)
+        load(page, url)
         choose_task(page, "Questions to SQL")
         expect(page.get_by_text("The loaded adapter was trained for “Restaurant descriptions")).to_be_visible()
-        fitting.click()
+        page.get_by_role("button", name="Load the adapter for this task").click()
         expect(page.get_by_text("Model: smollm2-135m + sql")).to_be_visible()
-        expect(fitting).to_be_hidden()
-        assert LOADED[-1]["adapter"] == "sql" and LOADED[-1]["model"] == "smollm2-135m"
+        expect(page.get_by_role("button", name="Load the adapter for this task")).to_be_hidden()
         page.close()
 
 
@@ -148,7 +159,7 @@ def test_the_hint_loads_the_adapter_that_fits(browser: Browser) -> None:
 
 def endless(page: Page) -> None:
     """A run that goes on until it is stopped."""
-    unfold(page, "Settings: length, temperature, tree")
+    unfold(page, "Model:")
     unfold(page, "More settings")
     page.get_by_label("Ignore end of text").first.check()
     page.get_by_label("Max new tokens").first.fill("4000")
@@ -225,11 +236,10 @@ def test_a_demo_is_smaller_and_says_so(browser: Browser, tmp_path: Path) -> None
     with served(RunLog(tmp_path / "runs.db"), DEMO) as url, visit(browser, url, "Playground") as page:
         expect(page.get_by_text("This is a shared demo: at most 256 new tokens")).to_be_visible()
         assert page.get_by_role("tab", name="Fine-tune").count() == 0
-        unfold(page, "Settings: length, temperature, tree")
+        unfold(page, "Model:")
         page.get_by_label("Max new tokens").first.fill("300")
         ask(page, "name[The Salted Fig]")
         status(page, "This demo writes at most 256 new tokens: choose fewer.")
-        unfold(page, "Model: toy")
         expect(page.get_by_role("button", name="Load", exact=True)).to_be_visible()
         for gone in ("Unload", "Download the database"):
             assert page.get_by_role("button", name=gone).count() == 0
@@ -277,20 +287,31 @@ def test_a_step_without_a_draft_says_why(browser: Browser, url: str, log: RunLog
         words = "e => getComputedStyle(e, '::before').content"
         assert "Only one token was left to write" in shown.locator(".ss-tree").evaluate(words)
         shown.get_by_role("button", name="Previous step").click()
-        assert "Nothing was drafted for this step" in shown.locator(".ss-tree").evaluate(words)
+        assert "Nothing was guessed for this step" in shown.locator(".ss-tree").evaluate(words)
         shown.get_by_role("slider", name="Step").press("Home")
-        assert "the prompt pass" in shown.locator(".ss-tree").evaluate(words)
+        assert "reads the prompt" in shown.locator(".ss-tree").evaluate(words)
 
 
-def test_on_a_phone_the_recorded_run_is_one_tap_away(browser: Browser, url: str) -> None:
-    with visit(browser, url, "Playground", width=390) as page:
-        link = page.get_by_role("link", name="Watch a recorded run")
-        box = link.bounding_box()
-        assert box and box["y"] + box["height"] < 844
-        link.click()
-        expect(player(page).get_by_role("button", name="Play")).to_be_in_viewport()
-        covered = "document.querySelector('.ss-toolbar').getBoundingClientRect().bottom"
-        assert (player(page).bounding_box() or {"y": 0})["y"] >= page.evaluate(covered) - 1
+def test_both_texts_and_the_button_are_above_the_fold(browser: Browser, url: str) -> None:
+    for width in (1280, 390):
+        with visit(browser, url, "Playground", width=width) as page:
+            page.set_viewport_size({"width": width, "height": 800 if width == 1280 else 844})
+            for lane in ("standard decoding", "the run"):
+                expect(page.get_by_label(f"Text of {lane}", exact=True).first).to_be_in_viewport(ratio=1)
+            expect(page.get_by_role("button", name="Run", exact=True)).to_be_in_viewport(ratio=1)
+
+
+def test_run_is_within_ten_tabs_and_closes_what_it_passes(browser: Browser, url: str) -> None:
+    with visit(browser, url, "Playground") as page:
+        page.evaluate("document.activeElement.blur(); getSelection().removeAllRanges()")
+        page.reload()
+        expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible()
+        stops = []
+        while "Run" not in stops and len(stops) < 10:
+            page.keyboard.press("Tab")
+            stops.append(page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel"))
+        assert stops[-1] == "Run"
+        expect(page.get_by_role("listbox")).to_have_count(0)
 
 
 def test_the_longest_task_fits_its_field(browser: Browser, url: str) -> None:
@@ -298,7 +319,6 @@ def test_the_longest_task_fits_its_field(browser: Browser, url: str) -> None:
         field = page.get_by_label("Task", exact=True).first
         assert field.input_value() == "Restaurant descriptions (E2E NLG)"
         assert field.evaluate("e => e.scrollWidth <= e.clientWidth")
-        assert page.get_by_role("link", name="Watch a recorded run").is_hidden()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -309,7 +329,6 @@ def test_axe_finds_nothing_serious_in_a_chat(browser: Browser, url: str, width: 
         expect(page.get_by_label("System prompt, optional")).to_be_visible()
         ask(page, "Where is the pub?")
         status(page, "^Done")
-        expect(page.locator(".ss-plot .js-plotly-plot").nth(2)).to_be_visible()
         unfold(page, "Model: toy")
         expect(page.get_by_role("button", name="Unload")).to_be_visible()
         assert serious(page) == []

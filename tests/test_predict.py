@@ -7,8 +7,7 @@ import random
 import pytest
 
 from specstream import tree
-from specstream.bench import step_cost as curve
-from specstream.bench import tables
+from specstream.bench import step_cost, tables
 from specstream.bench.prediction import (
     Curve,
     Shape,
@@ -106,13 +105,13 @@ def test_textbook_forms() -> None:
 
 def test_the_toys_cost_is_its_pace() -> None:
     engine = toy.load_toy(pace=0.01)  # a pass takes 10 ms, and a hundredth of that more for each row
-    cost = curve.measure(engine, ["Text: The"], seconds=0, sizes=(0, 4, 40))
+    cost = step_cost.measure(engine, ["Text: The"], seconds=0, sizes=(0, 4, 40))
     assert [n for n, _ in cost.of(Standard()).points] == [0, 4, 40]
     assert cost.plain_seconds > 0.01
     assert cost.of(PromptLookup()).seconds(40) > cost.of(PromptLookup()).seconds(4)
-    assert set(cost.streaming) == set(curve.VARIANTS)
+    assert set(cost.streaming) == set(step_cost.VARIANTS)
     assert all(s.traces and all(len(t.nodes) == 40 for t in s.traces) for s in cost.streaming.values())
-    out = curve.report(engine, cost)
+    out = step_cost.report(engine, cost)
     assert out["plain"][0]["nodes"] == 0 and out["bytes_per_second"] > 1e8
     lines = list(tables.cost_table(out))
     assert len(lines) == 3 + len(out["plain"])
@@ -125,9 +124,9 @@ def test_predicted_tokens_per_step_are_those_of_a_run(method) -> None:
     engine = toy.load_toy(pace=0)
     prompts = ["Text:", "Text: The Copper Kettle", "Text: Near", "Text: In the city"]
     sampling = Sampling(max_new_tokens=200)
-    traces = curve.watched(engine, prompts, method, sampling)
-    cost = curve.measure(engine, prompts, seconds=0, sizes=(0, 2, 8, 32))
-    tuned = curve.tune(cost, traces, method)
+    traces = step_cost.watched(engine, prompts, method, sampling)
+    cost = step_cost.measure(engine, prompts, seconds=0, sizes=(0, 2, 8, 32))
+    tuned = step_cost.tune(cost, traces, method)
     assert tuned.prediction.speedup >= tuned.given.speedup
     for chosen, predicted in ((tuned.method, tuned.prediction), (method, tuned.given)):
         events = [e for p in prompts for e in engine.generate(p, chosen, sampling)]
@@ -137,15 +136,15 @@ def test_predicted_tokens_per_step_are_those_of_a_run(method) -> None:
 
 
 def test_the_cheaper_variant_of_streaming_is_chosen() -> None:
-    def samples(*seconds: float) -> curve.Samples:
-        out = curve.Samples()
+    def samples(*seconds: float) -> step_cost.Samples:
+        out = step_cost.Samples()
         for nodes, value in enumerate(seconds):
             out.steps[nodes], out.passes[nodes] = [value], [value]
         return out
 
     def chosen(in_pass: float, deferred: float) -> str:
         streaming = {"in-pass": samples(1, in_pass, in_pass), "deferred": samples(1, deferred, deferred)}
-        return curve.tune(curve.Cost(samples(1), streaming), [trace(step(TREE, 3))], Streaming()).method.streams
+        return step_cost.tune(step_cost.Cost(samples(1), streaming), [trace(step(TREE, 3))], Streaming()).method.streams
 
     assert chosen(1.5, 1.2) == "deferred" and chosen(1.2, 1.5) == "in-pass" and chosen(1.2, 1.2) == "in-pass"
 
@@ -153,24 +152,26 @@ def test_the_cheaper_variant_of_streaming_is_chosen() -> None:
 def test_a_measurement_ends_when_it_is_asked_to() -> None:
     engine, ticks = toy.load_toy(pace=0), []
     asked = (engine, ["Text: The"], 60.0, (0, 2), None, lambda: ticks.append(1))
-    with pytest.raises(curve.Cancelled):
-        curve.measure(*asked, stop=lambda: len(ticks) > 3)
+    with pytest.raises(step_cost.Cancelled):
+        step_cost.measure(*asked, stop=lambda: len(ticks) > 3)
     assert len(ticks) == 4
-    with pytest.raises(curve.Cancelled):
-        curve.watched(engine, ["Text: The"], Streaming(), Sampling(), lambda: True)
+    with pytest.raises(step_cost.Cancelled):
+        step_cost.watched(engine, ["Text: The"], Streaming(), Sampling(), lambda: True)
 
 
 def test_what_can_not_be_tuned() -> None:
     engine = toy.load_toy(pace=0)
     with pytest.raises(ValueError, match="can.t be tuned"):
-        curve.largest(Standard())
-    cost = curve.measure(engine, ["Text: The"], seconds=0, sizes=(0, 2))
+        step_cost.largest(Standard())
+    cost = step_cost.measure(engine, ["Text: The"], seconds=0, sizes=(0, 2))
     with pytest.raises(ValueError, match="Nothing was drafted"):
-        curve.tune(cost, [Trace((), (), 1)], PromptLookup())
+        step_cost.tune(cost, [Trace((), (), 1)], PromptLookup())
 
 
 def test_prediction_is_of_steps_that_all_draft_by_streams() -> None:
     given = Streaming(pause=2, lookup=3, prune=0.1, budget=7, tree="full", depth=2)
-    assert curve.steady(given) == Streaming(pause=0, lookup=0, prune=0.1, budget=7, tree="full", depth=2)
-    assert curve.largest(given) == Streaming(pause=0, lookup=0, budget=max(curve.BUDGETS), width=max(curve.WIDTHS))
-    assert curve.steady(PromptLookup(depth=7)) == PromptLookup(depth=7)
+    assert step_cost.steady(given) == Streaming(pause=0, lookup=0, prune=0.1, budget=7, tree="full", depth=2)
+    assert step_cost.largest(given) == Streaming(
+        pause=0, lookup=0, budget=max(step_cost.BUDGETS), width=max(step_cost.WIDTHS)
+    )
+    assert step_cost.steady(PromptLookup(depth=7)) == PromptLookup(depth=7)

@@ -178,7 +178,7 @@ def test_chat_has_no_quality(toy_engine, tmp_path: Path, capsys: pytest.CaptureF
 
 def result_of(scores: list[float], names: str = "abcdefgh") -> dict[str, Any]:
     """A result with these scores, as evaluate gives it."""
-    items = [evaluation.Item(name, ["x"]) for name, _ in zip(names, scores, strict=False)]
+    items = [evaluation.EvaluationItem(name, ["x"]) for name, _ in zip(names, scores, strict=False)]
     engine = toy.load_toy(pace=0)
     result = evaluation.evaluate(engine, items, "chat", Standard(), Sampling(max_new_tokens=2))
     for row, score in zip(result["rows"], scores, strict=True):

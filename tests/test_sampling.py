@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from specstream.decoding import verify
 from specstream.decoding.sampling import Picker, gumbel
 from specstream.decoding.verify import walk
 from specstream.events import Draft
@@ -203,3 +204,18 @@ def test_the_greedy_walk_takes_the_first_of_the_likeliest_tokens() -> None:
     picks = list(walk(logits, Draft(tuple(best[:3]), (-1, 0, 1), (0.5,) * 3), Picker(Sampling()), [1]))
     assert [pick.token for pick in picks] == best == logits.argmax(-1).tolist()
     assert next(walk(logits * torch.nan, Draft(), Picker(Sampling()), [1])).token == 0  # the loop says what is wrong
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_log_probability_does_not_depend_on_the_rows_beside_it(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        logits = torch.randn(6, 49152, generator=torch.Generator().manual_seed(0)) * 3
+        picks = [verify.Pick(row, row, row, row) for row in range(6)]
+        together = verify.Scores.of(logits, picks).logprobs(range(6), range(6))
+        alone = [verify.Scores.of(logits[row : row + 1], [verify.Pick(row, row, 0, 0)]) for row in range(6)]
+        assert torch.equal(together, torch.cat([s.logprobs([0], [row]) for row, s in enumerate(alone)]))
+        assert torch.allclose(together, logits.log_softmax(-1)[range(6), range(6)], atol=1e-5)
+    finally:
+        torch.set_num_threads(before)

@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.browsing import LATE_NUMBERS, MARKS, load, serious, served, visit, window  # sets the environment of gradio
+from tests.browsing import (
+    LATE_NUMBERS,
+    MARKS,
+    load,
+    serious,
+    served,
+    unfold,
+    visit,
+    window,
+)  # sets the environment of gradio
 
 # isort: split
 import gradio as gr
@@ -25,7 +34,8 @@ from specstream.runlog import RunLog, RunLogError
 from specstream.session import run_session
 from specstream.testing.toy import load_toy
 from ui.access_rules import DEMO
-from ui.state import pair
+from ui.html import sessions as listing
+from ui.state import history, pair
 from ui.tabs import sessions
 from ui.tabs.sessions import PAGE, Sessions
 
@@ -62,9 +72,9 @@ def form(tab: Sessions, **changes: Any) -> dict[Any, Any]:
 
 
 def listed(tab: Sessions, runlog: RunLog, place: int = 0, own: bool = False, **changes: Any) -> list[str]:
-    """The ids on a page of the table."""
+    """The ids on a page of the list."""
     updates = tab.listing.page(runlog, form(tab, **changes), place, own)
-    return [row[-1] for row in updates[tab.listing.table]["value"]]
+    return re.findall(r'<button type="button" data-run="([^"]+)"', updates[tab.listing.table])
 
 
 def test_runs_are_paged_searched_and_opened(tab: Sessions, runlog: RunLog, tmp_path: Path) -> None:
@@ -77,7 +87,7 @@ def test_runs_are_paged_searched_and_opened(tab: Sessions, runlog: RunLog, tmp_p
     assert list_.page(runlog, values, 10_000)[list_.place] == PAGE  # past the end: the last page
     assert listed(tab, runlog, search="walrus") == [ids[3]]
     opened = tab.opened.open(runlog, ids[3], tmp_path)
-    assert "walrus number 3" in opened[tab.opened.facts] and "Same text" in opened[tab.opened.view.verdict]
+    assert "walrus number 3" in opened[tab.opened.facts] and "same text" in opened[tab.opened.view.headline]
     exported = [json.loads(line) for line in Path(opened[tab.opened.jsonl]).read_text().splitlines()]
     assert exported[0]["prompt"] == "walrus number 3" and exported[0]["events"]["method"]
 
@@ -116,7 +126,7 @@ def test_an_interrupted_run_opens_as_far_as_it_got(tab: Sessions, runlog: RunLog
         time.sleep(0.05)
     opened = tab.opened.open(runlog, recorder.run_id, tmp_path)
     assert opened[tab.opened.view.steps] == [e for e in events[:3] if isinstance(e, Step)]
-    assert opened[tab.opened.view.verdict] == ""
+    assert "✓" not in opened[tab.opened.view.headline]
 
 
 def test_two_runs_are_compared(runlog: RunLog) -> None:
@@ -146,10 +156,32 @@ def test_in_a_demo_nobody_sees_the_runs_of_others(tab: Sessions, runlog: RunLog,
     assert listed(tab, runlog, own=True, key="me") == [mine]
     assert listed(tab, runlog, own=True, key="") == listed(tab, runlog, own=True, key=None) == []
     assert len(listed(tab, runlog, key="me")) == 2
-    for first, run in (("", theirs), (theirs, mine)):  # opened, or compared with
-        with pytest.raises(RunLogError, match="There is no run"):
-            tab.opened.open(runlog, run, tmp_path, first, "me")
-    assert tab.opened.open(runlog, mine, tmp_path, "", "me")[tab.opened.run] == mine
+    with pytest.raises(RunLogError, match="There is no run"):
+        tab.opened.open(runlog, theirs, tmp_path, "me")
+    with pytest.raises(RunLogError, match="There is no run"):
+        tab.opened.compare(runlog, [mine, theirs], "me")
+    assert tab.opened.open(runlog, mine, tmp_path, "me")[tab.opened.run] == mine
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt", "name"),
+    [
+        ("e2e", "name[Paper Moon], eatType[pub], area[riverside], near[Tram Museum]", "Paper Moon, pub, riverside"),
+        ("e2e", "no facts at all", "no facts at all"),
+        ("sql", "CREATE TABLE t (a INTEGER)\n\nHow many?", "How many?"),
+        ("dialogsum", "#Person1#: Good morning.\n#Person2#: Hello.", "Good morning. Hello."),
+        ("raw", "Once upon a time", "Once upon a time"),
+    ],
+)
+def test_a_run_is_named_by_what_its_prompt_is_about(task: str, prompt: str, name: str) -> None:
+    assert history.title({"task": task, "prompt": prompt}) == name
+
+
+def test_the_list_escapes_what_was_typed_and_says_what_came(tab: Sessions, runlog: RunLog) -> None:
+    run = runlog.run(log_run(runlog, "<b>x</b>"))
+    html = listing.runs([run | {"speedup": 2.44, "star": True}], opened=run["id"])
+    assert "<b>" not in html and "2.4× faster · same text" in html and "★" in html and 'aria-current="true"' in html
+    assert f'datetime="{run["started_utc"][:19]}Z"' in html
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
@@ -181,12 +213,16 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 def choose(page: Page, prompt: str) -> None:
-    page.get_by_role("gridcell").filter(has_text=prompt).first.click()
+    page.locator(".ss-runs button").filter(has_text=prompt).first.click()
     expect(page.locator(".ss-facts").filter(has_text=prompt).last).to_be_visible()
 
 
 def shown(page: Page, words: str) -> None:
     expect(page.get_by_text(re.compile(words))).to_be_visible()
+
+
+def tick(page: Page, prompt: str) -> None:
+    page.get_by_role("checkbox", name=f"Tick {prompt}").check()
 
 
 def search(page: Page, words: str, found: int) -> None:
@@ -198,6 +234,7 @@ class TestInABrowser:
     pytestmark = MARKS
 
     def test_filter_star_note_and_delete(self, page: Page, shared: RunLog) -> None:
+        unfold(page, "Filters and order")
         page.get_by_label("Method", exact=True).locator("visible=true").last.click()
         page.get_by_role("option", name="Prompt lookup").click()
         shown(page, "Runs 1 to 1 of 1")
@@ -206,7 +243,7 @@ class TestInABrowser:
         page.get_by_label("Note").press_sequentially("a fine bird")
         shown(page, "The note is kept")
         page.get_by_label("Star", exact=True).check()
-        expect(page.get_by_role("gridcell").filter(has_text="★")).to_be_visible()
+        expect(page.locator(".ss-runs button").filter(has_text="★")).to_be_visible()
         page.get_by_role("button", name="Delete this run").click()
         page.get_by_role("button", name="Keep it").click()
         expect(page.get_by_role("button", name="Yes, delete it")).to_be_hidden()
@@ -215,21 +252,32 @@ class TestInABrowser:
         page.get_by_role("button", name="Yes, delete it").click()
         shown(page, "No runs match")
         assert shared.count(search="wren") == 0 and shared.count() == PAGE + 3
+        page.get_by_role("button", name="Clear filters").click()
+        shown(page, f"Runs 1 to {PAGE} of {PAGE + 3}")
 
     def test_two_runs_side_by_side(self, page: Page) -> None:
         search(page, "otter", 2)
-        choose(page, "otter with heron")
-        page.get_by_role("button", name="Compare with another run").click()
-        shown(page, "choose the other run")
-        choose(page, "heron with otter")
+        tick(page, "otter with heron")
+        shown(page, "Tick another run")
+        tick(page, "heron with otter")
         compared = page.locator(".ss-pair")
         expect(compared.get_by_text("≠ Tokens", exact=True)).to_be_visible()
         assert compared.locator("mark").count() == 1  # the shorter text is the beginning of the longer one
-        page.get_by_role("button", name="End the comparison").click()
+        choose(page, "otter with heron")
         expect(compared).to_have_count(0)
+        assert not page.locator(".ss-runs time, .ss-facts time").filter(has_text="UTC").count()
+
+    def test_a_link_opens_its_run_alone(self, browser: Browser, url: str, shared: RunLog) -> None:
+        (run,) = shared.ids(search="number 3")
+        with visit(browser, url, "Sessions", 390, query=f"&run={run}") as page:
+            shown(page, "number 3 of many")
+            expect(page.locator(".ss-runs")).to_be_hidden()
+            page.get_by_role("button", name="Close").click()
+            expect(page.locator("#opened-run")).to_be_hidden()
 
     def test_files_hold_what_the_filters_let_through(self, page: Page, shared: RunLog, tmp_path: Path) -> None:
         search(page, "heron", 2)
+        unfold(page, "Download these runs")
         files = {}
         for form in ("JSON lines", "CSV"):
             with page.expect_download() as download:
@@ -247,6 +295,7 @@ class TestInABrowser:
         shown(page, f"Runs 1 to {PAGE} of {PAGE + 1}")
         page.get_by_role("button", name="Next page").click()
         shown(page, f"Runs {PAGE + 1} to {PAGE + 1} of")
+        unfold(page, "Filters and order")
         page.get_by_label("Sort by").click()
         page.get_by_role("option", name="oldest").click()
         shown(page, f"Runs 1 to {PAGE} of {PAGE + 1}")
@@ -257,8 +306,12 @@ class TestInABrowser:
         with visit(browser, url, "Sessions", width, theme) as page:
             search(page, "otter", 2)
             assert serious(page) == []
-            choose(page, "otter with heron")
-            page.get_by_role("button", name="Compare with another run").click()
+            tick(page, "otter with heron")
+            tick(page, "heron with otter")
+            expect(page.locator(".ss-pair mark")).to_be_visible()
+            assert serious(page) == []
+            if width < 720:
+                page.get_by_role("button", name="Close").click()
             choose(page, "heron with otter")
             page.get_by_role("button", name="Delete this run").click()
             expect(page.get_by_role("button", name="Yes, delete it")).to_be_visible()

@@ -15,11 +15,12 @@ from specstream.decoding.drafters.levels import Pauses
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.loop import Run
 from specstream.events import Draft, Fate, Origin, Step
+from specstream.model import cpu_linear
 from specstream.model.introspection import dissect
 from specstream.model.partial_forward import TopLayers
 from specstream.params import Sampling, Streaming
 from specstream.stats import summarize
-from specstream.streams.stream_attention import Plan, Streams
+from specstream.streams.stream_attention import PassLayout, Streams
 from specstream.target.model_target import ModelTarget, Variant
 from specstream.testing import toy
 from tests import tiny
@@ -65,7 +66,7 @@ def test_deferred_drafts_are_those_of_the_pass(family: str, mode: str) -> None:
     drafts = []
     for deferred, merged in ((False, False), (True, False), (True, True)):
         if merged:
-            adapter.merge_copies(anatomy, half=False)
+            adapter.merge_copies(anatomy, cpu_linear.NATIVE)
             assert len(adapter.merged) == (2 if mode == "lossless" else 0)
         run = guided(anatomy, adapter, sampling, want, deferred=deferred)
         assert tiny.ids_of(tiny.finish(run)) == want
@@ -253,7 +254,7 @@ def test_top_layers_alone_give_what_the_model_gives() -> None:
 
 def test_narrowed_plan() -> None:
     mask = torch.ones(1, 3, 5).tril(2).bool()
-    plan = Plan({"full_attention": mask}, torch.tensor([[2, 3, 4]]), torch.tensor([[0, 1, 2]])).narrowed([0, 2])
+    plan = PassLayout({"full_attention": mask}, torch.tensor([[2, 3, 4]]), torch.tensor([[0, 1, 2]])).narrowed([0, 2])
     assert plan.positions.tolist() == [[2, 4]] and plan.nodes.tolist() == [[0, 1]]
     assert plan.masks["full_attention"].int().tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]]]
 

@@ -577,7 +577,7 @@ def test_answers_are_written_in_the_precision_of_the_training(
         return answer_all(writer, *rest)
 
     monkeypatch.setattr(answers, "answer_all", answer)
-    request = command.Request("tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5)
+    request = command.TrainingRequest("tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5)
     watch = command._Watch(None, lambda: 0)
     tokenizer = Letters(chat=True)
     examples, _ = command._examples(request, Config(precision=precision), task("chat"), anatomy, tokenizer, watch)

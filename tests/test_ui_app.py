@@ -30,8 +30,9 @@ from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from ui import app
+from ui.components import race
 from ui.jobs import job
-from ui.jobs.comparisons import Contest, Entry
+from ui.jobs.comparisons import Contest, Entry, Lap
 from ui.jobs.engine_host import Busy, Engines, NotLoaded, Stopped
 from ui.jobs.job import Jobs
 from ui.jobs.runs import Ask, Run
@@ -360,7 +361,7 @@ def test_a_contest_measures_standard_decoding_first_and_logs_every_run(engines: 
 
 def test_a_stopped_contest_keeps_what_was_measured_to_the_end(engines: Engines, runlog: RunLog) -> None:
     contest = Contest(loaded(pace=0.02), runlog, ask(tokens=30, ignore_eos=True), every_method())
-    progress = compare.Progress()
+    progress = compare.Progress(race.Live([params.METHODS[name].label for name in contest.names]))
     for batch in contest.batches():
         for item in batch:
             progress.add(item)
@@ -371,6 +372,29 @@ def test_a_stopped_contest_keeps_what_was_measured_to_the_end(engines: Engines, 
     assert progress.words.startswith("Stopped by you. Measured to the end: Standard decoding")
 
 
+def test_every_lane_is_seen_while_it_is_measured(engines: Engines) -> None:
+    """What the messages bring one after the other is what was measured."""
+    contest = Contest(engines, None, ask(tokens=12), [Streaming()])
+    live = race.Live([params.METHODS[name].label for name in contest.names])
+    seen: list[list[Any]] = [[], []]
+    states, found = [], []
+    for item in (item for batch in contest.batches() for item in batch):
+        found += [item] if isinstance(item, Entry) else []
+        if isinstance(item, Lap):
+            live.add(item)
+            lanes = json.loads(live.message())["lanes"]
+            states.append([lane["state"] for lane in lanes])
+            for steps, lane in zip(seen, lanes, strict=True):
+                assert lane["at"] == len(steps)
+                steps += lane["steps"]
+    assert ["measured", "waiting"] in states and states[-1] == ["over", "measured"]
+    final = json.loads(race.message(found))["lanes"]
+    texts = [["".join(text for _, new in lane for text, _ in new) for lane in lanes] for lanes in (
+        seen, [lane["steps"] for lane in final])]  # fmt: skip
+    assert texts[0] == texts[1] and texts[0][0]
+    assert [len(lane) for lane in seen] == [len(lane["steps"]) for lane in final]
+
+
 def test_compare_disables_what_the_model_cannot_run(engines: Engines) -> None:
     assert engines.state.info
     with gr.Blocks():
@@ -379,13 +403,13 @@ def test_compare_disables_what_the_model_cannot_run(engines: Engines) -> None:
     info = replace(engines.state.info, unavailable={"streaming": "This model has no trained streams."})
     wished = ["streaming", "medusa"]
     updates = tab.available(engines.state, Offer(info), "sql", wished)
-    assert "trained for" in updates[tab.hint]  # the mismatch is said in every tab
+    assert "trained for" in updates[tab.hint]["value"]  # the mismatch is said in every tab
     box = updates[tab.methods["streaming"]]
     assert box["interactive"] is False and box["value"] is False and "no trained streams" in box["info"]
     assert all(updates[part]["interactive"] for name, part in tab.methods.items() if name != "streaming")
     back = tab.available(engines.state, Offer(engines.state.info), "e2e", wished)
     ticked = [name for name, part in tab.methods.items() if back[part]["value"]]
-    assert ticked == wished and back[tab.hint] == ""
+    assert ticked == wished and back[tab.hint]["visible"] is False
 
 
 def test_compare_needs_a_method_and_a_prompt() -> None:

@@ -15,7 +15,7 @@ from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streami
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from tests.test_figures import report as report  # a result of every kind, as the command line writes it
-from ui.charts import benchmarks as figures
+from ui.charts import benchmarks
 from ui.html import results
 from ui.jobs.engine_host import Engines
 from ui.jobs.measurements import Benchmark, Lap, Measurement, Order, Result, Tuning
@@ -229,11 +229,11 @@ def test_the_recommendation_says_what_to_set_and_what_it_brought(report) -> None
 
 def test_results_of_the_same_task_stand_side_by_side(report) -> None:
     now, then = {"rows": report["rows"]}, {"rows": report["rows"], "name": "yesterday"}
-    assert list(figures.speedup([now, then]).data[0].x) == [E2E, f"{E2E}, yesterday"]
-    assert list(figures.speedup([now]).data[0].x) == [E2E]
-    assert [d.name for d in figures.acceptance([now]).data] == ["Speculative Streaming", "Prompt lookup"]
-    assert figures.acceptance([now, then]).data[0].name == f"Speculative Streaming, {E2E}"
-    shown = figures.on_page(figures.speedup([now]))
+    assert list(benchmarks.speedup([now, then]).data[0].x) == [E2E, f"{E2E}, yesterday"]
+    assert list(benchmarks.speedup([now]).data[0].x) == [E2E]
+    assert [d.name for d in benchmarks.acceptance([now]).data] == ["Speculative Streaming", "Prompt lookup"]
+    assert benchmarks.acceptance([now, then]).data[0].name == f"Speculative Streaming, {E2E}"
+    shown = benchmarks.on_page(benchmarks.speedup([now]))
     assert shown.layout.title.text is None and shown.layout.paper_bgcolor == "rgba(0,0,0,0)"
 
 

@@ -15,6 +15,7 @@ from specstream.info import EngineInfo
 from specstream.stats import RunStats, counted, summarize
 from ui import theme
 from ui.charts import benchmarks, runs
+from ui.html import headline as lines
 from ui.html import render
 from ui.state import feed
 from ui.state.view import View, replay, root_text
@@ -73,7 +74,7 @@ def test_everything_from_outside_is_escaped() -> None:
     info = EngineInfo(EVIL, EVIL, EVIL, "e2e", "shared", EVIL, EVIL, EVIL, EVIL, 1, 1, 2, 10, notes=(EVIL,))
     pieces = [
         render.status(EVIL),
-        render.verdict(Verdict(Agreement.MISMATCH, 1, EVIL)),
+        lines.headline(lines.Headline(EVIL, EVIL, (EVIL,), (EVIL,), EVIL)),
         render.model_card(info),
         render.sentences([EVIL]),
         render.facts([(EVIL, EVIL)]),
@@ -86,8 +87,8 @@ def test_everything_from_outside_is_escaped() -> None:
 def test_legend_has_a_colour_and_words_for_every_depth() -> None:
     html = render.legend(3)
     assert [f"d{d}" in html for d in range(5)] == [True, True, True, True, False]
-    assert "chosen by the model" in html and "drafted, depth 3" in html
-    assert "depth 5+" in render.legend(9) and "depth 5+" not in render.legend(5)
+    assert "chosen by the model" in html and "guessed 3 ahead" in html
+    assert "5+ ahead" in render.legend(9) and "5+ ahead" not in render.legend(5)
 
 
 @pytest.mark.parametrize("palette", [theme.LIGHT, theme.DARK])
@@ -112,14 +113,14 @@ def test_speedup_is_a_dash_until_it_is_measured() -> None:
     stats = summarize([step(0, token("a")), step(1, token("b", 1), token("c"), draft=CHAIN)])
     before, after = render.counters(stats, None, None), render.counters(stats, stats, 1.5)
     assert "×" not in before and "measured once standard decoding has run" in before
-    assert "1.50×" in after
+    assert "1.5×" in after
 
 
 def test_counters_count_passes_against_one_for_each_token() -> None:
     stats = summarize([step(0, token("a")), step(1, token("b", 1), token("c", 2), token("d")), step(2, token("e"))])
     assert stats.calls_saved == 2
     html = render.counters(stats, None, None)
-    assert ">3<" in html and "instead of 5" in html and ">2.00<" in html
+    assert ">3<" in html and "instead of 5" in html and ">2.0<" in html
 
 
 def test_acceptance_bars_show_rates_and_dashes() -> None:

@@ -73,8 +73,8 @@ def test_the_command_line_runs_anywhere(installed: Path, elsewhere: dict[str, An
     call = [installed / "specstream", "generate", "--model", "toy", "--prompt", "Once", "--max-new-tokens", "8"]
     done = subprocess.run([*call, "--json", "out.json"], **elsewhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    answers = json.loads((elsewhere["cwd"] / "out.json").read_text())
-    assert answers[0]["method"] == "streaming" and answers[0]["token_ids"]
+    answer = json.loads((elsewhere["cwd"] / "out.json").read_text())
+    assert answer["method"] == "streaming" and answer["token_ids"]
 
 
 def test_processes_of_an_installed_program_find_it(installed: Path, elsewhere: dict[str, Any]) -> None:

@@ -18,8 +18,7 @@ from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
 from specstream.params import Sampling, Streaming
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
-from ui.jobs import runs as worker
-from ui.jobs import zerogpu
+from ui.jobs import runs, zerogpu
 from ui.jobs.engine_host import Engines
 from ui.jobs.runs import Ask, Run
 from ui.state.messages import Notice
@@ -69,7 +68,7 @@ def ask(tokens: int = 20, **sampling: Any) -> Ask:
 
 
 def test_without_the_package_or_off_a_space_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not zerogpu.ACTIVE and worker.zerogpu is zerogpu
+    assert not zerogpu.ACTIVE and runs.zerogpu is zerogpu
     package = ModuleType("spaces")
     package.GPU = lambda function: function  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "spaces", package)

@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, Logi
 
 from specstream.adapters.card import Card
 from specstream.adapters.weights import Adapter, base_shape
+from specstream.decoding.detokenize import TextStream
 from specstream.decoding.drafters.standard import StandardDrafter
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.interfaces import Drafter
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream
 from specstream.events import Step
 from specstream.model.introspection import Anatomy, dissect
 from specstream.params import Sampling, Streaming

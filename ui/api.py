@@ -17,7 +17,6 @@ from specstream.data.tasks import task as find_task
 from specstream.events import Lane
 from specstream.params import Method, Sampling, Standard
 
-from .components.controls import WITHOUT_LIMITS
 from .jobs.engine_host import Engines
 from .jobs.runs import Ask, Run
 from .state.feed import Feed
@@ -125,20 +124,16 @@ def _fields(kind: type) -> dict[str, Any]:
 
 
 def split(method: str, settings: dict[str, Any]) -> tuple[Method, Sampling]:
-    """Settings by where they belong. Raises ValueError for an unknown name or a value out of its limits."""
-    params.method(method)  # an unknown one is the first thing to say
-    known = {f.name: f for f in (*fields(Sampling), *fields(params.METHODS[method]))}
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"{params.METHODS[method].label} has no setting {', '.join(unknown)}.")
-    values = {name: _plain(known[name], value) for name, value in settings.items()}
-    shared = {f.name for f in fields(Sampling)}
-    own = {name: value for name, value in values.items() if name not in shared}
-    return params.method(method, **own), Sampling(**{n: v for n, v in values.items() if n in shared})
+    """Settings of JSON by where they belong. Raises ValueError for an unknown name or a value out of its limits."""
+    kinds = (Sampling, *params.METHODS.values())
+    known = {f.name: f for kind in kinds for f in fields(kind)}
+    values = {name: _plain(known[name], value) if name in known else value for name, value in settings.items()}
+    return params.configure(method, values)
 
 
 def _plain(field: Field[Any], value: Any) -> Any:
     """A setting as the parameters take it. Raises ValueError for one of another kind."""
-    label = field.metadata.get("label") or WITHOUT_LIMITS[field.name]["label"]
+    label = field.metadata["label"]
     if isinstance(field.default, bool):
         _check(isinstance(value, bool), f"{label} must be true or false", value)
     if isinstance(field.default, tuple):

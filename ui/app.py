@@ -8,21 +8,20 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from specstream.installation import data_file
-
-from . import api, first_script, theme
+from . import api, first_script
 from .access_rules import OPEN, Rules
+from .export import page
 from .html import render
 from .jobs.engine_host import Engines
 from .tabs import benchmark, compare, finetune, howto, playground, sessions
 
-STYLE = data_file("assets/style.css")
 KEYS = Path(__file__).parent / "keys.html"
 NO_FILES = 1  # bytes of an upload in a demo: gradio takes files at its own address, also where no field asks for one
 TITLE = "Speculative Streaming"
-INTRO = """# Speculative Streaming, live
-A language model drafts for itself: extra streams guess several tokens ahead, and the next pass checks all of them at
-once. The text stays what the model alone would write; it arrives in fewer passes."""
+HEADER = (
+    '<header class="ss-header"><h1>Speculative Streaming</h1><p>The model guesses its next few words, checks them all '
+    "at once and keeps the right ones. Same text, fewer passes.</p></header>"
+)
 
 
 class Page(gr.Blocks):
@@ -37,7 +36,7 @@ class Page(gr.Blocks):
 def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
     """The page over an engine and a log. ``runlog`` None: runs are not kept, which ``warning`` explains at the top."""
     with Page(title=TITLE, analytics_enabled=False) as demo:
-        gr.Markdown(INTRO, elem_classes="ss-intro")
+        gr.HTML(HEADER)
         if engines.rules.demo:
             gr.HTML(render.status(engines.rules.words))
         if warning:
@@ -58,7 +57,8 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
             with gr.Tab("How it works", id=howto.TAB):
                 howto.layout()
         playground.wire(play, demo, engines, runlog)
-        compare.wire(contest, race_tab, demo, engines, runlog)
+        compare.wire(contest, race_tab, demo, engines, runlog, play)
+        play.task.change(None, play.task, measured.form.task, js=compare.SAME, api_visibility="private")
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         sessions.wire(logged, tab, demo, engines, runlog)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)
@@ -71,7 +71,7 @@ def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
     return {
         "max_file_size": NO_FILES if rules.demo else None,
         "theme": look(),
-        "css": theme.variables() + STYLE.read_text(encoding="utf-8"),
+        "css": page.style(),
         "head": KEYS.read_text(encoding="utf-8"),
         "app_kwargs": {"middleware": [Middleware(first_script.FirstScript)]},
         "footer_links": ["api", "settings"],

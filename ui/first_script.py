@@ -7,7 +7,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # Gradio closes its streams when a page may be left, and takes that for a broken connection: it says so in red. A page
 # that stays after all, because the link was a download or the visitor took it back, goes on without its run and is
 # loaded again. So Gradio is not told: the browser itself ends the streams of a page that is really left.
-SCRIPT = b'<script>addEventListener("beforeunload", (event) => event.stopImmediatePropagation());</script>'
+# A page that is opened for a run shows nothing else before it: see assets/sessions.css.
+SCRIPT = (
+    b'<script>addEventListener("beforeunload", (event) => event.stopImmediatePropagation());'
+    b'if (new URLSearchParams(location.search).has("run")) document.documentElement.classList.add("ss-linked");'
+    b"</script>"
+)
 
 
 class FirstScript:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specstream.bench.provenance import heading
-from specstream.decoding.text import chat_prompt, encode
+from specstream.decoding.encode import chat_prompt, encode
 from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Draft
 from specstream.hub.catalogue import load_model, resolve

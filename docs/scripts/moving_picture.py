@@ -1,6 +1,6 @@
 """The moving picture of README.md: the two texts of the page beside each other, as they play at the measured pace.
 
-    python -m docs.scripts.moving_picture [--out docs/images/race.webp] [--seconds 12]
+    python -m docs.scripts.moving_picture [--out docs/images/race.webp]
 
 The page shows its recorded run, so no model is loaded. Every frame lasts as long as it did in the browser.
 """
@@ -13,26 +13,39 @@ from pathlib import Path
 
 import click
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FloatRect, Page, ViewportSize, expect
 
 from docs.scripts.browser import chromium
 from docs.scripts.pictures import IMAGES, LONG, served
 
 FILE = IMAGES / "race.webp"
-SIZE = {"width": 1000, "height": 900}
-STARTED, SHOWN = ".ss-player", ".ss-player"  # what plays, and what is taken of it
+SIZE: ViewportSize = {"width": 1000, "height": 900}
+PLAYING, AT_REST = ".ss-player.ss-playing", ".ss-player:not(.ss-playing)"
+FIRST, LAST = ".ss-result", ".ss-walk"  # what the picture begins and ends with
+MARGIN = 4  # pixels around them
 WIDTH = 800  # pixels of the picture
 QUALITY = 55
 PAUSE = 2.5  # seconds that the last frame stays
 
 
-def frames(page: Page, seconds: float) -> list[tuple[float, Image.Image]]:
-    """What the page shows until it has played to the end, and when, in seconds."""
-    box = page.locator(SHOWN).first.bounding_box()
-    assert box
-    found, start = [], time.monotonic()
-    while (now := time.monotonic() - start) < seconds:
-        shot = page.screenshot(clip=box, type="png")  # type: ignore[arg-type]
+def region(page: Page) -> FloatRect:
+    """The part of the page that is taken."""
+    first, last = (page.locator(part).first.bounding_box() for part in (FIRST, LAST))
+    assert first and last
+    top, bottom = first["y"] - MARGIN, last["y"] + last["height"] + MARGIN
+    return {"x": last["x"] - MARGIN, "y": top, "width": last["width"] + 2 * MARGIN, "height": bottom - top}
+
+
+def frames(page: Page) -> list[tuple[float, Image.Image]]:
+    """What the page shows from its first token to its last, and when, in seconds."""
+    expect(page.locator(AT_REST).first).to_be_visible(timeout=LONG)  # it has played once by itself
+    page.get_by_role("button", name="Play", exact=True).first.click()
+    expect(page.locator(PLAYING).first).to_be_visible(timeout=LONG)
+    page.mouse.move(0, 0)
+    clip, found, start, playing = region(page), [], time.monotonic(), True
+    while playing:
+        playing = page.locator(PLAYING).count() > 0
+        now, shot = time.monotonic() - start, page.screenshot(clip=clip, type="png")
         found.append((now, Image.open(io.BytesIO(shot)).convert("RGB")))
     return found
 
@@ -51,13 +64,11 @@ def write(taken: list[tuple[float, Image.Image]], file: Path) -> None:
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=FILE, show_default=True)
-@click.option("--seconds", default=12.0, show_default=True, help="How long the page is watched.")
-def main(out: Path, seconds: float) -> None:
+def main(out: Path) -> None:
     with chromium() as browser, served("toy", toy=True) as url:
-        page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+        page = browser.new_page(viewport=SIZE)
         page.goto(f"{url}?__theme=light")
-        expect(page.locator(STARTED).first).to_be_visible(timeout=LONG)
-        write(frames(page, seconds), out)
+        write(frames(page), out)
     click.echo(f"{out} {out.stat().st_size / 1000:.0f} kB")
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from specstream import engine
 from specstream.bench.provenance import commit, machine
+from specstream.engine import Engine
 from specstream.events import Lane, Verdict, to_dict
 from specstream.params import NODES, Sampling, Streaming
 from specstream.session import run_session
+from specstream.target.lens import look
 
 ASSETS = Path(__file__).parents[2] / "assets"
 METHOD = Streaming(budget=NODES)  # on any machine: a larger tree is too small to read in a picture on a phone
@@ -27,18 +29,40 @@ def main() -> None:
     out = parser.parse_args().out
     loaded = engine.load("smollm2-135m", "e2e")
     example = json.loads((ASSETS / "prompts.json").read_text(encoding="utf-8"))[0]
+    values = record(loaded, example, METHOD, Sampling(max_new_tokens=96))
+    write(out, values | {"looks": looks(loaded, values)})
+
+
+def record(loaded: Engine, example: dict[str, str], method: Streaming, sampling: Sampling) -> dict[str, Any]:
+    """The values of a recorded run: what was asked for, what it ran on, all events of both methods."""
     prompt = loaded.prompt(example["task"], example["prompt"])
-    sampling = Sampling(max_new_tokens=96)
-    list(run_session(loaded, prompt, METHOD, sampling))  # warms up both methods
+    list(run_session(loaded, prompt, method, sampling))  # warms up both methods
     lanes: dict[str, list[dict[str, Any]]] = {str(lane): [] for lane in Lane}
-    for item in run_session(loaded, prompt, METHOD, sampling):
+    for item in run_session(loaded, prompt, method, sampling):
         if isinstance(item, Verdict):
             verdict = asdict(item)
         else:
             lanes[str(item[0])].append(to_dict(item[1]))
     about = {"recorded": f"{datetime.now(UTC):%Y-%m-%d}", "processor": machine()["processor"], "commit": commit()}
     values = example | {"method": Streaming.name, "info": loaded.info.to_dict()} | about
-    values |= {"lanes": lanes, "verdict": verdict}
+    settings = {"method": method.to_dict(), "sampling": sampling.to_dict()}
+    return values | {"settings": settings, "lanes": lanes, "verdict": verdict}
+
+
+def looks(loaded: Engine, values: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What the streams saw before each step of a recorded run."""
+    ids = loaded.encode(loaded.prompt(values["task"], values["prompt"]))
+    found = {}
+    for step in values["lanes"][str(Lane.METHOD)]:
+        if step["kind"] == "step":
+            if step["index"]:
+                found[step["index"]] = look(loaded, ids)
+            ids += [token["id"] for token in step["tokens"]]
+    return found
+
+
+def write(out: Path, values: dict[str, Any]) -> None:
+    """Write a recorded run."""
     out.write_text(json.dumps(rounded(values), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
 

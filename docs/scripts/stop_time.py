@@ -54,7 +54,7 @@ def main(paces: tuple[float, ...], times: int) -> None:
                 page = browser.new_page()
                 page.goto(url)
                 page.get_by_text("Model: toy").wait_for(timeout=120_000)
-                unfold(page, "Settings: length, temperature, tree")
+                unfold(page, "Model:")
                 unfold(page, "More settings")
                 page.get_by_label("Ignore end of text").first.check()
                 page.get_by_label("Max new tokens").first.fill("4000")

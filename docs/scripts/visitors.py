@@ -71,7 +71,7 @@ class Visitor:
         page.get_by_label("Prompt", exact=True).first.fill(self.prompt)
         page.get_by_label("Task", exact=True).first.click()
         page.get_by_role("option", name="None: the prompt as it is").click()
-        unfold(page, "Settings: length, temperature, tree")
+        unfold(page, "Model:")
         unfold(page, "More settings")
         page.get_by_label("Max new tokens").first.fill(str(TOKENS))
         page.get_by_label("Temperature").first.fill(str(TEMPERATURE))

@@ -1,0 +1,1 @@
+"""Trained streams and heads: their cards, weights, names, and the way to the Hugging Face Hub."""

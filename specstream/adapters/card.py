@@ -88,7 +88,7 @@ class Card:
     """What an adapter is: its shape, the base model it belongs to, and how it was made.
 
     ``base_shape`` are the base's model type, layers, hidden size and vocabulary; an adapter loads onto nothing else.
-    ``gamma`` is 0 in ``plain`` mode only. ``exit_rank`` is the rank of the early-exit map o_theta that prunes drafts
+    ``gamma`` is 0 in ``plain`` mode only. ``exit_rank`` is the rank of the early exit o_theta that prunes drafts
     (0: none), ``draft_vocabulary`` the number of tokens that streams can draft (0: all), ``value_rotation`` the angle
     per stream in radians that replaces stream embeddings (0: embeddings), ``pair_rank`` the rank of the pair map (0:
     none). ``main_rank`` and ``main_scale`` are of the LoRA that fine-tuned the model before ``lossless`` streams were

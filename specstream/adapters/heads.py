@@ -1,6 +1,6 @@
 """Heads that draft for a model beside its streams: Medusa heads, and the exit of an early-exit draft.
 
-They lie in the folder of an adapter, each kind in a file of its own, and belong to the model with that adapter on it.
+They are stored in an adapter's folder, one file for each kind, and belong to the model with that adapter.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class ExitHead(Drafting):
     """The exit of an early-exit draft: ``M + B SiLU(A M)`` on the state M after the first layers, then the model's own
     final norm and LM head.
 
-    ``down`` A is ``[rank, hidden]``, ``up`` B ``[hidden, rank]``, zero at first: training starts from the plain exit.
+    ``down`` A is ``[rank, hidden]``, ``up`` B ``[hidden, rank]``, zero at first: training starts from the model's own
+    head.
     """
 
     def __init__(self, anatomy: Anatomy, card: HeadCard, ids: Tensor | None = None) -> None:
@@ -107,7 +108,7 @@ class Heads:
         return {name: part.parameter_count() for name, part in have.items() if part is not None}
 
     def ready(self, anatomy: Anatomy, pack: Callable[[nn.Linear], nn.Module] | None) -> None:
-        """Make them fit to decode with: in the model's number format, their part of the LM head packed."""
+        """Prepare for decoding: the model's number format, and their part of the LM head packed."""
         for part in filter(None, (self.medusa, self.exit)):
             part.to(anatomy.dtype)
             if pack:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specstream.adapters.card import WEIGHTS, AdapterError, Card, read_card, replacing, write_card
-from specstream.model.cpu_linear import merged_copies
+from specstream.model.cpu_linear import Format, merged_copies
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
 from specstream.streams.pair_map import Pairs
@@ -103,28 +103,27 @@ class Adapter(Drafting):
         return self.parameter_count() - (sum(p.numel() for p in self.main.parameters()) if self.main else 0)
 
     def merge_main(self, anatomy: Anatomy) -> None:
-        """Add the LoRA of the main stream to the model's weights for good, where it costs nothing per step, and let go
-        of it."""
+        """Merge the LoRA of the main stream into the model's weights, where it costs nothing per step, and drop
+        it."""
         if lora := self.main_lora:
             lora.merge(anatomy)
             self.main = None
             self.lora = self.lora if self.card.mode == "lossless" else None
 
     def ready(self, anatomy: Anatomy) -> None:
-        """Keep the streams' own weights in the model's number format and what the pair map says of every token, so that
-        no step computes them."""
+        """Convert the streams' weights to the model's number format and tabulate the pair map, so that no step
+        does."""
         if self.card.gamma:
             self.streams.to(anatomy.dtype)
         if self.pairs:
             self.pairs.fix(anatomy.model.get_input_embeddings().weight, self.vocabulary)
 
-    def merge_copies(self, anatomy: Anatomy, half: bool) -> None:
-        """In lossless mode, give streams that run alone layers with the LoRA merged: it costs them nothing then.
-
-        Before the model is packed.
+    def merge_copies(self, anatomy: Anatomy, form: Format) -> None:
+        """In lossless mode, give deferred streams copies of their layers with the LoRA merged, so that it costs
+        nothing. Before the model is packed.
         """
         if self.card.mode == "lossless" and self.lora:
-            self.merged = tuple(merged_copies(anatomy, self.lora, half))
+            self.merged = tuple(merged_copies(anatomy, self.lora, form))
 
     def logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
         """Logits, float32 ``[..., vocab]``, of stream states before the final norm ``[..., hidden]``."""
@@ -132,7 +131,7 @@ class Adapter(Drafting):
 
 
 def _rows_of(head: nn.Module, ids: Tensor) -> nn.Linear:
-    """A linear map to these rows of a head's output. Raises AdapterError for a head that is not linear."""
+    """A linear layer with these rows of a head's weight. Raises AdapterError for a head that is not linear."""
     if not isinstance(head, nn.Linear):
         raise AdapterError("A draft vocabulary needs a linear LM head, which this model does not have: give it as 0.")
     ids = ids.to(head.weight.device)

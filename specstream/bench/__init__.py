@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from specstream.bench.provenance import described as described
     from specstream.bench.results import result_rows as result_rows
     from specstream.bench.results import total_of as total_of
+    from specstream.bench.runner import MethodRuns as MethodRuns
     from specstream.bench.runner import Ours as Ours
-    from specstream.bench.runner import Row as Row
     from specstream.bench.runner import bench as bench
     from specstream.bench.runner import runs_of as runs_of
     from specstream.bench.tables import REFERENCES as REFERENCES
@@ -40,7 +40,7 @@ _HOME = {
     "result_rows": "results",
     "total_of": "results",
     "Ours": "runner",
-    "Row": "runner",
+    "MethodRuns": "runner",
     "bench": "runner",
     "runs_of": "runner",
     "REFERENCES": "tables",

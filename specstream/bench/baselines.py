@@ -1,6 +1,6 @@
 """Outside references: the same prompts through transformers' own ``generate``, which is not our code.
 
-They run on a copy of the stock model, as the library loads it: our packed weights are not theirs to profit from. Where
+They run on a copy of the stock model, as the library loads it, without our packed weights. Where
 an adapter tuned the model, the tuned weights are in the copy too, so that both write the same text.
 """
 
@@ -25,8 +25,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from specstream.adapters.find import find_adapter
 from specstream.bench.tables import REFERENCES
+from specstream.decoding.detokenize import TextStream
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream
 from specstream.engine import Engine
 from specstream.events import Draft, Event, Finished, Origin, Reason, Started, Step, Token
 from specstream.model import devices
@@ -45,7 +45,7 @@ class ReferenceUnavailable(ValueError):
 
 
 class Times(BaseStreamer):
-    """Notes when tokens arrive: ``generate`` hands over the prompt, then what each of its passes gave."""
+    """Records when tokens arrive: ``generate`` hands over the prompt, then the tokens of each pass."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -75,7 +75,7 @@ class _Choice(LogitsProcessor):
 
 
 class _StopText(StoppingCriteria):
-    """Our stop strings. The library's own look at the last token only, and miss one inside an accepted draft."""
+    """Our stop strings. The library's own look at the last token only and miss one inside an accepted draft."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
         self._text, self._seen = TextStream(tokenizer, stop), start
@@ -165,6 +165,8 @@ def references(names: Sequence[str], engine: Engine, adapter: str, assistant: st
         raise ReferenceUnavailable("The method hf-assistant needs a second model: give --draft-model or --assistant.")
     if engine.info.model == "toy":
         raise ReferenceUnavailable("The toy model is not a transformers model: outside references can't run on it.")
+    if engine.info.dtype == "int8":
+        raise ReferenceUnavailable("transformers has no int8 as here, so it writes other texts: choose another dtype.")
     model = stock(engine.info.model, adapter, engine.info.device, engine.info.dtype)
     return [_reference(name, engine, model, assistant) for name in names]
 

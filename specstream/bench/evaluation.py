@@ -111,25 +111,25 @@ def scorer(chosen: Task) -> Scorer | None:
 
 
 @dataclass(frozen=True)
-class Item:
+class EvaluationItem:
     """One prompt, and the reference texts of its row."""
 
     prompt: str
     references: list[str]
 
 
-def read_items(engine: Engine, data: str, split: str, chosen: Task, limit: int) -> list[Item]:
+def read_items(engine: Engine, data: str, split: str, chosen: Task, limit: int) -> list[EvaluationItem]:
     """The first rows (0: all) of a JSONL file, or of a split of a ``hub:`` dataset.
 
     Raises DataError naming a bad row.
     """
     rows = datasets.task_rows(data, split, chosen, limit)
-    return [Item(prompt_of(engine, chosen, row, data), row.references) for row in rows]
+    return [EvaluationItem(prompt_of(engine, chosen, row, data), row.references) for row in rows]
 
 
 def evaluate(
     engine: Engine,
-    items: Sequence[Item],
+    items: Sequence[EvaluationItem],
     task_name: str,
     method: Method,
     sampling: Sampling,
@@ -144,7 +144,7 @@ def evaluate(
     score = scorer(task(task_name))
     rows, runs = [], []
 
-    def decoded(item: Item) -> tuple[dict[str, Any], RunStats]:
+    def decoded(item: EvaluationItem) -> tuple[dict[str, Any], RunStats]:
         events: list[Event] = list(engine.generate(item.prompt, method, sampling))
         text, stats = text_of(events).strip(), summarize(events)
         return _row(item, text, score(text, item.references) if score else None, stats), stats
@@ -156,7 +156,7 @@ def evaluate(
     return _about(engine, task_name, method, sampling) | _decoding(runs) | {"quality": _quality(rows), "rows": rows}
 
 
-def _row(item: Item, text: str, scores: Scores | None, stats: RunStats) -> dict[str, Any]:
+def _row(item: EvaluationItem, text: str, scores: Scores | None, stats: RunStats) -> dict[str, Any]:
     numbers = {"tokens": stats.tokens, "steps": stats.steps, "reason": str(stats.reason)}
     return {"prompt": item.prompt, "references": item.references, "text": text, "scores": scores} | numbers
 

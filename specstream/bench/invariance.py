@@ -132,20 +132,20 @@ def _linears(device: str) -> Iterator[Operation]:
     if device == "cpu":
         yield from _packed(BFLOAT16, computes_bfloat16("cpu") and cpu_linear.works(dtype=BFLOAT16))
         yield from _packed(FLOAT32, cpu_linear.works())
-        used = "products in float16" if cpu_linear.works(half=True) else ""
+        used = "matmuls in float16" if cpu_linear.works(half=True) else ""
         yield _linear(
-            "FBGEMM float16 product, 1 to 64 rows", used, cpu_linear.HalfLinear, FLOAT32, device, (1, *SEVERAL)
+            "FBGEMM float16 matmul, 1 to 64 rows", used, cpu_linear.HalfLinear, FLOAT32, device, (1, *SEVERAL)
         )
     for dtype in (BFLOAT16, FLOAT16, FLOAT32) if device != "cpu" else (BFLOAT16, FLOAT32):
-        name = f"PyTorch's {_name(dtype)} product"
+        name = f"PyTorch's {_name(dtype)} matmul"
         yield _linear(f"{name}, 2 to 64 rows", "", _pytorch, dtype, device, SEVERAL)
         if device != "cpu":
             tiles = f"{name}, multiples of {TILE} rows"
-            yield _linear(tiles, f"products in {_name(dtype)}", _pytorch, dtype, device, _passes(device))
+            yield _linear(tiles, f"matmuls in {_name(dtype)}", _pytorch, dtype, device, _passes(device))
 
 
 def _packed(dtype: torch.dtype, used: bool) -> Iterator[Operation]:
-    name, where = f"oneDNN {_name(dtype)} product", f"products in {_name(dtype)}" if used else ""
+    name, where = f"oneDNN {_name(dtype)} matmul", f"matmuls in {_name(dtype)}" if used else ""
     yield _linear(f"{name}, 1 row", "", _onednn, dtype, "cpu", (1,))
     yield _linear(f"{name}, 1 row as {LEAST} equal ones", where, cpu_linear.PackedLinear, dtype, "cpu", (1,))
     yield _linear(f"{name}, 2 to 64 rows", where, _onednn, dtype, "cpu", SEVERAL)

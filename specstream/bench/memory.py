@@ -1,6 +1,6 @@
 """The memory of one method, measured in a process of its own that loads what the method needs and nothing else.
 
-``python -m specstream.bench.memory`` reads a Request from standard input and writes what it measured, both as JSON.
+``python -m specstream.bench.memory`` reads a MemoryRequest from standard input and writes its result, both as JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NotMeasured(ValueError):
 
 
 @dataclass(frozen=True)
-class Request:
+class MemoryRequest:
     """What a process loads and runs. ``method`` and ``sampling`` are settings as their ``to_dict`` gives them."""
 
     model: str
@@ -45,13 +45,13 @@ class Request:
 
 
 def picked(prompts: Sequence[str]) -> list[str]:
-    """Prompts by which a method shows its peak."""
+    """A few prompts, from the shortest to the longest, so that a method shows its peak."""
     ranked = sorted(prompts, key=len)
     return list(dict.fromkeys(ranked[round(i * (len(ranked) - 1) / (PROMPTS - 1))] for i in range(PROMPTS)))
 
 
-def measured(request: Request) -> dict[str, int]:
-    """In a process of its own. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
+def measured(request: MemoryRequest) -> dict[str, int]:
+    """Measure in a new process. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
 
     Raises NotMeasured.
     """
@@ -74,8 +74,8 @@ def measured(request: Request) -> dict[str, int]:
     return out
 
 
-def measure(request: Request) -> dict[str, int]:
-    """In this process, which should have done nothing else."""
+def measure(request: MemoryRequest) -> dict[str, int]:
+    """Measure in this process, which should have done nothing else."""
     from specstream.bench.provenance import PeakMemory
     from specstream.engine import load
     from specstream.model.devices import choose_device
@@ -132,7 +132,7 @@ def _without_streams(source: Path, card: Card, folder: Path) -> Card:
 
 def main() -> None:
     try:
-        print(json.dumps(measure(Request(**json.load(sys.stdin)))))
+        print(json.dumps(measure(MemoryRequest(**json.load(sys.stdin)))))
     except Exception as error:  # for the process that asked: one line
         raise SystemExit(" ".join(str(error).split()) or type(error).__name__) from None
 

@@ -13,7 +13,7 @@ from specstream.bench.tables import SPEC_BENCH
 from specstream.data.chat import Chat
 from specstream.data.datasets import DataError, TaskRow, by_task, read_rows, task_rows
 from specstream.data.tasks import Task, check_characters, task
-from specstream.decoding.text import chat_prompt
+from specstream.decoding.encode import chat_prompt
 
 if TYPE_CHECKING:  # results are read without torch
     from specstream.engine import Engine

@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
 def commit() -> str:
     """The commit of the program's own checkout, with a mark when files differ from it; empty outside a checkout.
 
-    An installed package may lie in a repository of somebody else's, whose commit says nothing about this program.
+    An installed package may lie inside another repository, whose commit says nothing about this program.
     """
     here = Path(__file__).resolve()
     if _git(here.parent, "ls-files", "--full-name", here.name) != "/".join(here.parts[-3:]):
@@ -51,7 +51,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def heading(*words: str) -> str:
-    """What stands over a table: the processor, ``words`` and the commit."""
+    """The line above a table: the processor, ``words`` and the commit."""
     return ", ".join((machine()["processor"], *words, f"commit {commit()}"))
 
 
@@ -77,7 +77,7 @@ def described(engine: Engine) -> dict[str, Any]:
 class PeakMemory:
     """Largest memory since ``start``, in bytes: allocated by PyTorch on a GPU, of the whole process on a processor.
 
-    On Linux the kernel's high-water mark is set back at every start; elsewhere it is that of the process so far.
+    On Linux the kernel's high-water mark is reset at every start; elsewhere it covers the whole process.
     """
 
     def __init__(self, device: str) -> None:

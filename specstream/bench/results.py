@@ -10,17 +10,17 @@ from dataclasses import fields
 from typing import Any
 
 from specstream.bench.prediction import break_even
-from specstream.bench.runner import Asked, Row
+from specstream.bench.runner import Asked, MethodRuns
 from specstream.events import Agreement
 from specstream.stats import Interval, RunStats, bootstrap, speedup, step_cost
 
 
-def result_rows(rows: Sequence[Row], task: str) -> list[dict[str, Any]]:
+def result_rows(rows: Sequence[MethodRuns], task: str) -> list[dict[str, Any]]:
     """One dict per method, with the names that docs/metrics.md gives. The first row is standard decoding."""
     return [_result(row, rows[0], task) for row in rows]
 
 
-def _result(row: Row, standard: Row, task: str) -> dict[str, Any]:
+def _result(row: MethodRuns, standard: MethodRuns, task: str) -> dict[str, Any]:
     return {
         "task": task,
         "method": row.contender.name,
@@ -43,7 +43,7 @@ def _result(row: Row, standard: Row, task: str) -> dict[str, Any]:
 
 
 def amounts(runs: Sequence[RunStats]) -> dict[str, Any]:
-    """What many runs wrote and how long it took, as docs/metrics.md names it."""
+    """Tokens, steps and times of many runs, as docs/metrics.md names them."""
     total = total_of(runs)
     return {
         "prompts": len(runs),
@@ -78,9 +78,9 @@ def _speedups(standard: Sequence[RunStats], runs: Sequence[RunStats]) -> dict[st
 
 
 def suite(slow: Sequence[tuple[float, int]], fast: Sequence[tuple[float, int]]) -> tuple[float | None, Interval]:
-    """How many times as fast ``fast`` is as ``slow`` over all prompts together, and the 95 % interval.
+    """Speed-up of ``fast`` over ``slow`` on all prompts together, and its 95 % interval.
 
-    Both are (seconds, tokens) of the same prompts; what counts is the time per token.
+    Both are (seconds, tokens) of the same prompts; compared is the time per token.
     """
 
     def ratio(picked: Sequence[int]) -> float | None:
@@ -104,7 +104,7 @@ def _over(a: float | None, b: float | None) -> float | None:
     return a / b if a and b else None
 
 
-def _costs(row: Row, standard: Row) -> dict[str, Any]:
+def _costs(row: MethodRuns, standard: MethodRuns) -> dict[str, Any]:
     runs, ours = row.runs, row.contender.ours
     total, tokens = total_of(runs), decode_tokens(runs)
     cost = step_cost(standard.runs, runs)
@@ -132,7 +132,7 @@ def _difference(index: int, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _by_category(row: Row, standard: Row) -> dict[str, Any]:
+def _by_category(row: MethodRuns, standard: MethodRuns) -> dict[str, Any]:
     names = list(dict.fromkeys(a.category for a in row.asked if a.category))
     out = {}
     for name in names:

@@ -58,7 +58,7 @@ def described(method: Method, settled: Method) -> str:
 
 @dataclass
 class Asked:
-    """One prompt with one method: the repeat with the median time, all times, and what was said."""
+    """One prompt with one method: the repeat with the median time, all times, and the verdict."""
 
     stats: RunStats
     seconds: list[float]
@@ -67,7 +67,7 @@ class Asked:
 
 
 @dataclass
-class Row:
+class MethodRuns:
     """Everything measured with one method, one ``Asked`` per prompt in the order of the prompts."""
 
     contender: Contender
@@ -90,26 +90,26 @@ def bench(
     sampling: Sampling,
     repeats: int = 1,
     done: Callable[[], object] = lambda: None,
-    booked: Callable[[list[Row]], object] = lambda rows: None,
+    booked: Callable[[list[MethodRuns]], object] = lambda rows: None,
     stop: Callable[[], bool] = never,
     warmed: Callable[[int, int], object] = lambda made, of: None,
-) -> list[Row]:
+) -> list[MethodRuns]:
     """Measure. Standard decoding is always the first row, whether it is among the contenders or not.
 
     Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
-    the machine's speed falls on all alike; before that, every method warms up. ``done`` is called after each run,
+    the machine's speed affects all alike; before that, every method warms up. ``done`` is called after each run,
     ``booked`` with the rows so far after each prompt, ``warmed`` after each run of the warm-up. Once ``stop`` is true,
     the result is the prompts that every method has answered once at least. The processes of ``accelerate launch``
     share the prompts, and all get the result; its times are then those of runs beside each other.
     """
     engine.refresh(wait=True)
-    rows = [Row(Ours(engine, Standard(), stop)), *(Row(c) for c in contenders if c.name != Standard.name)]
+    rows = [MethodRuns(Ours(engine, Standard(), stop)), *(MethodRuns(c) for c in contenders if c.name != Standard.name)]
     _warm_up(engine, cases, rows, sampling, stop, warmed)
     turns = list(accumulate((repeats * len(case.turns) for case in cases), initial=0))
 
     def measured(numbered: tuple[int, Case]) -> list[list[Asked]]:
         turn, case = numbered
-        own = [Row(row.contender) for row in rows]
+        own = [MethodRuns(row.contender) for row in rows]
         for asked in _turns(engine, case, own, sampling, repeats, turn, done, stop):
             _add(own, asked)
         return [row.asked for row in own]
@@ -122,7 +122,7 @@ def bench(
     return rows
 
 
-def _add(rows: Sequence[Row], found: Sequence[list[Asked]]) -> None:
+def _add(rows: Sequence[MethodRuns], found: Sequence[list[Asked]]) -> None:
     for row, asked in zip(rows, found, strict=True):
         row.asked += asked
 
@@ -130,7 +130,7 @@ def _add(rows: Sequence[Row], found: Sequence[list[Asked]]) -> None:
 def _turns(
     engine: Engine,
     case: Case,
-    rows: list[Row],
+    rows: list[MethodRuns],
     sampling: Sampling,
     repeats: int,
     turn: int,
@@ -158,7 +158,7 @@ def _turns(
 
 
 def _order(methods: int, turn: int, repeats: int) -> Iterator[int]:
-    """Forwards, backwards, forwards, ..., whichever it is at this turn."""
+    """Alternately forwards and backwards."""
     for now in range(turn, turn + repeats):
         yield from range(methods) if now % 2 == 0 else reversed(range(methods))
 
@@ -172,12 +172,12 @@ def runs_of(cases: Sequence[Case], contenders: Sequence[Contender], repeats: int
 def _warm_up(
     engine: Engine,
     cases: Sequence[Case],
-    rows: Sequence[Row],
+    rows: Sequence[MethodRuns],
     sampling: Sampling,
     stop: Callable[[], bool],
     warmed: Callable[[int, int], object],
 ) -> None:
-    """A short, a middling and a long prompt with every method: kernels are chosen, and memory grown, by size."""
+    """A short, a medium and a long prompt with every method: kernels are chosen and memory is grown by size."""
     prompts = sorted((c.prompt(engine, []) for c in cases), key=len)
     picked = [prompts[round(i * (len(prompts) - 1) / (WARM_UPS - 1))] for i in range(WARM_UPS)]
     short = {"max_new_tokens": min(WARM_UP_TOKENS, sampling.max_new_tokens), "stop": sampling.stop}

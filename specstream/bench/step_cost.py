@@ -1,4 +1,4 @@
-"""The cost of a step on this machine and model, measured in about a minute, and the tree that suits it best."""
+"""The cost of a step on this machine and model, measured in about a minute, and the best tree for it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cancelled(ValueError):
 
 
 class Turns(Drafter):
-    """Lets drafters take turns, one step each, so that a drift of the machine's speed falls on all alike."""
+    """Lets drafters take turns, one step each, so that a drift of the machine's speed affects all alike."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = drafters
@@ -53,7 +53,7 @@ class Turns(Drafter):
 
 
 class Filler(Drafter):
-    """Drafts a number of tokens that hardly any text goes on with: only their cost is asked for."""
+    """Drafts a fixed number of unlikely tokens: only their cost matters."""
 
     def __init__(self, nodes: int) -> None:
         self._draft = Draft(tuple(range(nodes)), (-1,) * nodes, (1 / max(1, nodes),) * nodes)
@@ -187,7 +187,7 @@ def _steps(run: Run, stop: Callable[[], bool]) -> Iterator[Step]:
 def watched(
     engine: Engine, prompts: Sequence[str], method: Method, sampling: Sampling, stop: Callable[[], bool] = never
 ) -> list[Trace]:
-    """Steps of a method with the largest tree it can have, over whole answers: what acceptance is like.
+    """Record the steps of a method with the largest tree it can have, over whole answers, to learn its acceptance.
 
     Raises Cancelled once ``stop`` is true.
     """
@@ -208,7 +208,7 @@ def largest(method: Method) -> Method:
 
 
 def steady(method: Kind) -> Kind:
-    """The method without pauses and copies: what is predicted is a draft of the streams in every step."""
+    """The method without pauses and copies: predictions assume a draft of the streams in every step."""
     return cast(Kind, replace(method, pause=0.0, lookup=0)) if isinstance(method, Streaming) else method
 
 
@@ -277,7 +277,7 @@ def shaped(method: Method, shape: Shape) -> Method:
 
 
 def bandwidth(device: str, repeats: int = 5) -> float:
-    """Bytes per second that the device reads from its memory: the limit of a pass over the weights."""
+    """Memory bandwidth of the device, bytes per second: the limit of a pass over the weights."""
     block = torch.ones(PROBE // 4, dtype=torch.float32, device=device)
     wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize if device == "mps" else lambda: None
     seconds = []

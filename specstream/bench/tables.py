@@ -97,7 +97,7 @@ def cost_table(curve: Mapping[str, Any]) -> Iterator[str]:
     """Lines of a Markdown table of the time of a step, and the limit that the memory's speed sets."""
     kinds = {name: {p["nodes"]: p for p in curve[key]} for key, name in CURVES.items() if curve.get(key)}
     unit = curve["plain"][0]["seconds"]
-    yield f"| nodes | {' | '.join(f'{name}: step, ms | in plain steps' for name in kinds)} |"
+    yield f"| nodes | {' | '.join(f'{name}: step, ms | in standard steps' for name in kinds)} |"
     yield "|---|" + "---|---|" * len(kinds)
     for nodes in sorted({n for points in kinds.values() for n in points}):
         yield f"| {nodes} | {' | '.join(_pair(points.get(nodes), unit) for points in kinds.values())} |"

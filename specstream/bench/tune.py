@@ -27,8 +27,8 @@ def tried(
 ) -> dict[str, Any]:
     """Choose on every other prompt, then measure the choice and the given settings on the rest.
 
-    ``predicted`` says what the prompts of the choice promise. ``explained`` says what the other prompts promise for
-    the same trees: what is left between it and ``measured`` is the prediction's own error, not that of other prompts.
+    ``predicted`` is the prediction from the prompts of the choice, ``explained`` that from the other prompts for the
+    same trees: its distance from ``measured`` is the prediction's own error, not a difference between prompts.
     All three are of runs without pauses and copies.
     ``done`` is called after each run of standard decoding, the choice and the given settings.
     Raises ValueError for fewer than two prompts. Once ``stop`` is true it raises Cancelled, or gives the choice without

@@ -17,7 +17,7 @@ from specstream.params import METHODS, Method, Sampling
 
 if TYPE_CHECKING:
     from specstream.bench.prompts import Case
-    from specstream.bench.runner import Row
+    from specstream.bench.runner import Contender, MethodRuns
     from specstream.engine import Engine
     from specstream.info import EngineInfo
 
@@ -41,7 +41,6 @@ EVERYTHING = "all"  # among the names of methods
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
 @click.option("--memory", is_flag=True, help="Measure each method's memory too, in a process that loads it alone.")
 @options.json_option()
-@options.stop_option
 @options.sampling_options
 @options.method_options
 def bench_command(
@@ -69,7 +68,7 @@ def bench_command(
     from specstream import bench
 
     cases = bench.read_cases(engine, data, task_name, limit)
-    contenders: list[Any] = [bench.Ours(engine, m) for m in chosen]
+    contenders: list[Contender] = [bench.Ours(engine, m) for m in chosen]
     outside = [n for n in names if n in bench.REFERENCES]
     contenders += bench.references(outside, engine, loading.adapter_of(engine), assistant)
     rows = _timed(engine, cases, contenders, sampling, repeats)
@@ -105,10 +104,12 @@ def _everything(info: EngineInfo, assistant: str | None) -> list[str]:
     ours = [name for name in METHODS if name not in info.unavailable]
     both = bool(assistant) or info.draft_parameters > 0  # the library's assistant is a second model too
     outside = [name for name in REFERENCES if both or name != "hf-assistant"]
-    return ours + (outside if info.model != "toy" else [])
+    return ours + (outside if info.model != "toy" and info.dtype != "int8" else [])
 
 
-def _timed(engine: Engine, cases: list[Case], contenders: list[Any], sampling: Sampling, repeats: int) -> list[Row]:
+def _timed(
+    engine: Engine, cases: list[Case], contenders: list[Contender], sampling: Sampling, repeats: int
+) -> list[MethodRuns]:
     from tqdm import tqdm
 
     from specstream import bench
@@ -118,16 +119,20 @@ def _timed(engine: Engine, cases: list[Case], contenders: list[Any], sampling: S
         return bench.bench(engine, cases, contenders, sampling, repeats, lambda: bar.update() and None)
 
 
-def _measure_memory(rows: list[Row], engine: Engine, cases: list[Case], sampling: Sampling, loading: Loading) -> None:
+def _measure_memory(
+    rows: list[MethodRuns], engine: Engine, cases: list[Case], sampling: Sampling, loading: Loading
+) -> None:
     """Of our own methods: transformers' are called from a process that holds our engine too."""
-    from specstream.bench.memory import Request, measured, picked
+    from specstream.bench.memory import MemoryRequest, measured, picked
 
     prompts = picked([case.prompt(engine, []) for case in cases])
     loaded = (engine.info.model, loading.adapter_of(engine), loading.device, loading.dtype, loading.draft_model)
     for row in rows:
         if (contender := row.contender).ours:
             progress(f"Measuring the memory of {contender.label}", None)
-            row.memory = measured(Request(*loaded, contender.name, contender.settings, sampling.to_dict(), prompts))
+            row.memory = measured(
+                MemoryRequest(*loaded, contender.name, contender.settings, sampling.to_dict(), prompts)
+            )
     progress_done()
 
 

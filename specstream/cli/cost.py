@@ -43,21 +43,21 @@ def cost_command(
 ) -> None:
     """Measure what a step costs by its number of drafted nodes, and choose the tree that suits this machine."""
     from specstream.bench import described, read_cases, step_cost, tables
-    from specstream.bench import tune as tuning
+    from specstream.bench.tune import first_turns, tried
 
     chosen = chosen_method(method_name, settings)
     _check(data, task_name, tune, chosen)
     check_writable(json_file, data=data)
     engine = loading.engine(adapter_task(task_name))
-    if tune and method_name in engine.info.unavailable:
-        raise ValueError(engine.info.unavailable[method_name])
+    if tune and chosen.name in engine.info.unavailable:
+        raise ValueError(engine.info.unavailable[chosen.name])
     cases = read_cases(engine, data, str(task_name), limit) if data else []
     params = chosen if isinstance(chosen, Streaming) else Streaming()
-    costs = step_cost.measure(engine, tuning.first_turns(engine, cases), seconds, params=params)
+    costs = step_cost.measure(engine, first_turns(engine, cases), seconds, params=params)
     report = described(engine) | {"task": task_name, "cost": step_cost.report(engine, costs)}
     lines = [*tables.cost_table(report["cost"])]
     if tune:
-        report["tuned"] = tuning.tried(engine, costs, cases, chosen, sampling, repeats)
+        report["tuned"] = tried(engine, costs, cases, chosen, sampling, repeats)
         lines += ["", *tables.tuning_table(report["tuned"])]
     publish(report, json_file, lines)
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 @options.task_option()
 @options.limit_option()
 @options.json_option("Write one JSON object per prompt, - for standard output.")
-@options.stop_option
 @options.sampling_options
 @options.method_options
 def generate_command(

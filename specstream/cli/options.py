@@ -14,14 +14,16 @@ from specstream import processes
 from specstream.cli.output import note, progress, progress_done
 from specstream.data.tasks import NAMES
 from specstream.hub.catalogue import TOY
-from specstream.params import METHODS, Method, Sampling, method, parse
+from specstream.params import METHODS, Method, Sampling, configure, parse
 
 if TYPE_CHECKING:
     from specstream.engine import Engine
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
-STREAMING_WHERE_POSSIBLE = f"{', '.join(METHODS)} (default: streaming where the model can)."
+STREAMING_WHERE_POSSIBLE = (
+    f"{', '.join(METHODS)}, perhaps with settings: streaming:budget=12 (default: streaming where the model can)."
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,12 @@ MODEL_OPTIONS = (
         help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps or offload."),
-    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+    click.option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        help="auto, float32, bfloat16, float16 or int8 (faster on a processor; near bfloat16, but another model).",
+    ),
     click.option(
         "--draft-model",
         default="none",
@@ -107,14 +114,17 @@ def sampling_options(command: Command) -> Command:
 
 def params_options(kind: type) -> Decorator:
     """One option per labelled field of a parameter class, with its default and help."""
-    return together(*(_option(f) for f in fields(kind) if "label" in f.metadata))
+    return together(*(_option(f) for f in fields(kind)))
 
 
 def _option(f: Field[Any]) -> Decorator:
     assert f.default is not MISSING
-    return click.option(
-        _flag(f.name), f.name, type=_form(f), default=f.default, show_default=True, help=f.metadata["help"]
-    )
+    words = f.metadata["help"]
+    if isinstance(f.default, bool):
+        return click.option(_flag(f.name), f.name, is_flag=True, help=words)
+    if isinstance(f.default, tuple):
+        return click.option(_flag(f.name), f.name, multiple=True, help=f"{words} May be given several times.")
+    return click.option(_flag(f.name), f.name, type=_form(f), default=f.default, show_default=True, help=words)
 
 
 def _flag(name: str) -> str:
@@ -144,11 +154,6 @@ def _shared_option(name: str, owners: dict[str, Field[Any]]) -> Decorator:
     )
 
 
-stop_option = click.option(
-    "--stop", multiple=True, help="A stop string, or a special token by name; may be given several times."
-)
-
-
 def json_option(words: str = "Write the result as one JSON object.") -> Decorator:
     return click.option("--json", "json_file", type=click.Path(path_type=Path), help=words)
 
@@ -168,17 +173,19 @@ def pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     return {f.name: values[f.name] for f in fields(kind) if f.name in values}
 
 
-def chosen_method(name: str, values: dict[str, Any], own: dict[str, Any] | None = None) -> Method:
-    """A method with the settings given to all methods, or as its ``own``; None leaves a default. Raises ValueError."""
+def chosen_method(text: str, values: dict[str, Any]) -> Method:
+    """A method by its name, which may bring settings (``streaming:budget=12``), with the settings given to all methods
+    that have them; None leaves a default. Raises ValueError."""
+    name, _ = parse(text)
     given = pick(METHODS[name], values) if name in METHODS else {}
-    return method(name, **{k: v for k, v in given.items() if v is not None} | (own or {}))
+    return configure(text, {k: v for k, v in given.items() if v is not None})[0]
 
 
 def chosen_methods(names: Collection[str], values: dict[str, Any]) -> list[Method]:
     """The methods among the names, each with its own settings; transformers' own are left out. Raises ValueError."""
     from specstream.bench.tables import REFERENCES
 
-    return [chosen_method(name, values, own) for name, own in (parse(n) for n in names if n not in REFERENCES)]
+    return [chosen_method(name, values) for name in names if name not in REFERENCES]
 
 
 def adapter_task(task_name: str | None) -> str | None:

@@ -73,18 +73,18 @@ from specstream.training.config import Config
 @options.params_options(Config)
 def train_command(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
     """Train streams (and, in shared mode, the model's LoRA) on a task; or heads beside an adapter, to compare with."""
-    from specstream.training.command import Request, default_data, summary, timed, train_adapter
+    from specstream.training.command import TrainingRequest, default_data, summary, timed, train_adapter
 
     config = Config(**options.pick(Config, values))
     if progress := values["progress"]:
         check_apart("--progress", progress, data=data, dev=values["dev"])
-    request = Request(
+    request = TrainingRequest(
         task=task,
         data=data or ("" if values["answers"] else default_data(task)),
         out=out or Path("adapters") / task,
         resume=resume,
         command=tuple(sys.argv[1:]),
-        **options.pick(Request, values),
+        **options.pick(TrainingRequest, values),
     )
     trained = train_adapter(request, config)
     if not processes.is_first():

@@ -13,7 +13,7 @@ Turn = tuple[str, str]  # (message, reply)
 class Chat:
     """What came before a message: a system prompt (empty for the template's own) and the turns, oldest first.
 
-    ``id`` is the same for all turns of a conversation, so that they are found together in the log.
+    ``id`` is the same for all turns of a conversation, so that the log shows them together.
     """
 
     id: str = ""
@@ -57,7 +57,7 @@ class Chat:
 
     @classmethod
     def from_json(cls, text: str | None) -> Self:
-        """A conversation from JSON text; a new one where there is none, or none that can be read."""
+        """A conversation from JSON text; a new one if it is missing or unreadable."""
         try:
             return cls.from_dict(json.loads(text or ""))
         except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""A look at a JSONL file before anything is trained on it: every bad row by its line. No torch."""
+"""The check of a JSONL file before training: every bad row by its line. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_HELD_OUT = 32
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedFile:
     """What a file holds: usable rows, different prompts in them, and sentences on the first of ``bad`` rows."""
 
     rows: int
@@ -27,7 +27,7 @@ class Checked:
         return min(MOST_HELD_OUT, self.prompts // 10)
 
 
-def check_file(path: Path, task: Task, answers: bool) -> Checked:
+def check_file(path: Path, task: Task, answers: bool) -> CheckedFile:
     """Read all rows. ``answers``: rows need the task's references too. Raises DataError for what is no text file."""
     rows, bad = 0, 0
     prompts: set[str] = set()
@@ -47,7 +47,7 @@ def check_file(path: Path, task: Task, answers: bool) -> Checked:
         raise DataError("The file is not a UTF-8 text file: upload a JSONL file, one JSON object a line.") from None
     except OSError as error:
         raise DataError(f"The file can't be read ({error.strerror}): upload it again.") from None
-    return Checked(rows, len(prompts), bad, tuple(problems))
+    return CheckedFile(rows, len(prompts), bad, tuple(problems))
 
 
 def _prompt(line: str, task: Task, answers: bool) -> str:

@@ -1,4 +1,4 @@
-"""Where rows come from: a JSONL file, or a dataset on the Hugging Face Hub. After that they are the same. No torch."""
+"""Rows from a JSONL file or from a dataset on the Hugging Face Hub. No torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def rows(data: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class TaskRow(NamedTuple):
-    """A row by a task's columns. ``references`` is empty where none were asked for."""
+    """A row by a task's columns. ``references`` is empty unless they were asked for."""
 
     number: int
     columns: dict[str, Any]

@@ -13,7 +13,7 @@ from specstream.data.datasets import DataError, parse_row
 
 
 def end_line(file: Path) -> None:
-    """End the last line of a file where a process was killed while it wrote it: what is added next stands alone."""
+    """Terminate an incomplete last line, left by a killed process, so that the next one starts on its own."""
     if not file.is_file() or not file.stat().st_size:
         return
     with file.open("r+b") as lines:
@@ -29,7 +29,7 @@ def add_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def whole_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, where there is one. Lines that were cut off or damaged are passed over."""
+    """The objects of a file, if it exists; incomplete or damaged lines are skipped."""
     if not file.is_file():
         return
     with file.open("rb") as lines:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from specstream.decoding import verify
+from specstream.decoding.detokenize import TextStream
 from specstream.decoding.interfaces import Drafter, Stopped, Target
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream
 from specstream.events import Draft, Finished, Origin, Reason, Step, Token
 
 
@@ -22,7 +22,7 @@ class NotFinite(ValueError):
 
 @dataclass
 class Clock:
-    """Seconds per phase of one step. The device is waited for, so that a phase pays for its own work."""
+    """Seconds per phase of one step. Synchronises, so that each phase is charged for the work it launched."""
 
     synchronize: Callable[[], None]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -82,12 +82,12 @@ class Run:
     def _finish_step(self, clock: Clock, draft: Draft, logits: Tensor, rows: int, keep: bool) -> Step:
         with clock.phase("accept"):
             picks, texts = self._accept(draft, logits)
-            logprobs = logits[[p.place for p in picks]].log_softmax(-1)
-            if logprobs[:, 0].isnan().any():
+            scores = verify.Scores.of(logits, picks)
+            if scores.totals.isnan().any():
                 raise NotFinite("The model's numbers are not finite any more: choose float32, or another model.")
-            judged = verify.judge(draft, picks, logprobs, self.target.pruned)
+            judged = verify.judge(draft, picks, scores, self.target.pruned)
             draft = replace(judged, texts=tuple(map(self.show, draft.tokens)))
-            tokens = self._tokens(draft, picks, texts, logprobs)
+            tokens = self._tokens(draft, picks, texts, scores)
         with clock.phase("keep"):
             if keep:  # the last token is not in the cache: it is the next root
                 self.target.keep([p.row for p in picks])
@@ -119,8 +119,8 @@ class Run:
         return Reason.CONTEXT if len(self.ids) >= self.target.context else None
 
     @staticmethod
-    def _tokens(draft: Draft, picks: list[verify.Pick], texts: list[str], logprobs: Tensor) -> tuple[Token, ...]:
-        values = logprobs[range(len(picks)), [p.token for p in picks]].tolist()
+    def _tokens(draft: Draft, picks: list[verify.Pick], texts: list[str], scores: verify.Scores) -> tuple[Token, ...]:
+        values = scores.logprobs(range(len(picks)), [p.token for p in picks]).tolist()
         depths = draft.depths()
         return tuple(
             Token(p.token, text, Origin.DRAFT, depths[p.node], p.node, value)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from specstream import tree
 from specstream.decoding.sampling import Picker
+from specstream.decoding.softmax import log_total
 from specstream.events import Draft, Fate
 
 
@@ -67,15 +69,32 @@ def _likeliest(logits: Tensor) -> Callable[[int], int]:
     return lambda row: int(values[row].argmax())
 
 
-def judge(draft: Draft, picks: Sequence[Pick], logprobs: Tensor, pruned: Collection[int] = ()) -> Draft:
-    """The draft with every node's fate and, where its parent was reached, the target's probability of its token.
+class Scores(NamedTuple):
+    """The target's logits ``[rows, vocab]``, the row of each pick, and the logarithm of its sum of exponentials
+    ``[picks]``."""
 
-    ``logprobs`` ``[len(picks), vocab]`` are the target's own log-probabilities at the rows of ``picks``.
-    """
+    logits: Tensor
+    rows: list[int]
+    totals: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, picks: Sequence[Pick]) -> Scores:
+        """Row by row: how a sum over several rows is shared out to threads depends on their number."""
+        rows = [pick.place for pick in picks]
+        return cls(logits, rows, torch.cat([log_total(logits[row]) for row in rows]))
+
+    def logprobs(self, picks: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Log-probabilities ``[n]`` of tokens, each at the row of one of the picks, given by its index."""
+        index = list(picks)
+        return self.logits[[self.rows[i] for i in index], list(tokens)] - self.totals[index]
+
+
+def judge(draft: Draft, picks: Sequence[Pick], scores: Scores, pruned: Collection[int] = ()) -> Draft:
+    """The draft with every node's fate and, where its parent was reached, the target's probability of its token."""
     order = {pick.row: i for i, pick in enumerate(picks)}
     taken = {pick.node for pick in picks}
     reached = [(node, order[p + 1]) for node, p in enumerate(draft.parents) if p + 1 in order]
-    values = logprobs[[i for _, i in reached], [draft.tokens[node] for node, _ in reached]].exp().tolist()
+    values = scores.logprobs([i for _, i in reached], [draft.tokens[node] for node, _ in reached]).exp().tolist()
     probs: list[float | None] = [None] * len(draft)
     fates = [Fate.PRUNED if node in pruned else Fate.UNREACHED for node in range(len(draft))]
     for (node, _), value in zip(reached, values, strict=True):

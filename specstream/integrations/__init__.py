@@ -1,0 +1,1 @@
+"""Our decoding inside other libraries."""

@@ -25,17 +25,19 @@ from transformers.generation.logits_process import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from specstream.adapters.heads import Heads
+from specstream.adapters.weights import Adapter
 from specstream.data.tasks import copy_after
 from specstream.decoding.drafters.registry import make_drafter
+from specstream.decoding.encode import too_long
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import too_long
 from specstream.events import Reason, Step
 from specstream.model.attention import using
-from specstream.model.introspection import UnsupportedModel
+from specstream.model.introspection import Anatomy, UnsupportedModel
 from specstream.params import DraftModel, Method, PromptLookup, Sampling, Streaming
-from specstream.target import draft_model as pairing
 from specstream.target import loading
+from specstream.target.draft_model import usable
 from specstream.target.model_target import ModelTarget, Variant
 
 # These keep a state from call to call, and would see tokens that are only drafted.
@@ -95,6 +97,35 @@ class HostedRun(Run):
         return Reason.CONTEXT if len(self.ids) >= self.target.context else None
 
 
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that is ready to verify drafts, with what drafts for it."""
+
+    parts: Anatomy
+    adapter: Adapter | None
+    heads: Heads
+    second: Anatomy | None
+    method: Method
+    attention: str
+
+    def run(self, ids: list[int], picker: Picker, criteria: StoppingCriteriaList, longest: int) -> HostedRun:
+        """A run from a prompt's tokens, which it appends to."""
+        streams = Variant.of(self.method) if isinstance(self.method, Streaming) else None
+        target = ModelTarget(self.parts, self.adapter, streams, self.heads)
+        second = ModelTarget(self.second) if self.second else None
+        return HostedRun(
+            target=target,
+            drafter=make_drafter(self.method, target, ids, picker, second),
+            picker=picker,
+            text=Silent(),  # type: ignore[arg-type]
+            ids=ids,
+            eos=(),
+            show=str,
+            criteria=criteria,
+            longest=longest,
+        )
+
+
 def decoder(
     model: PreTrainedModel,
     adapter: str | os.PathLike[str] | None = None,
@@ -110,22 +141,7 @@ def decoder(
     one, else prompt lookup. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a
     streamer is named here. Raises ValueError for a model that can't verify draft trees.
     """
-    try:
-        parts = loading.parts_of(model)
-    except UnsupportedModel as error:
-        raise NotSupported(str(error)) from error
-    loaded, beside = loading.drafting_parts(Path(adapter) if adapter else None, parts)
-    loading.made_ready(parts, loaded, beside)
-    loaded = loaded if loaded and loaded.card.gamma else None
-    attention, reason = loading.tested(parts, loaded)
-    if reason:
-        raise NotSupported(reason)
-    second = pairing.usable("The given model", draft_model) if draft_model is not None else None
-    chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
-    chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
-    streams = Variant.of(chosen) if isinstance(chosen, Streaming) else None
-    if lacking := loading.lacking(loaded, beside, second, NO_SECOND).get(chosen.name):
-        raise NotSupported(lacking)
+    prepared = _prepare(model, Path(adapter) if adapter else None, method, draft_model)
 
     def generate(
         model: PreTrainedModel,
@@ -135,35 +151,49 @@ def decoder(
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        if model is not parts.model:
+        if model is not prepared.parts.model:
             raise NotSupported("This decoder was made for another model: make one for this model.")
         _refuse(input_ids, logits_processor, generation_config, kwargs)
-        if input_ids.shape[1] >= parts.context:
-            raise NotSupported(too_long(input_ids.shape[1], parts.context))
-        ids = input_ids[0].tolist()
+        if input_ids.shape[1] >= prepared.parts.context:
+            raise NotSupported(too_long(input_ids.shape[1], prepared.parts.context))
         seed = int(torch.randint(2**31, (1,))) if generation_config.do_sample else 0
-        target = ModelTarget(parts, loaded, streams, beside)
         picker = Processed(Sampling(seed=seed), processors=logits_processor, sample=bool(generation_config.do_sample))
-        run = HostedRun(
-            target=target,
-            drafter=make_drafter(chosen, target, ids, picker, ModelTarget(second) if second else None),
-            picker=picker,
-            text=Silent(),  # type: ignore[arg-type]
-            ids=ids,
-            eos=(),
-            show=str,
-            criteria=stopping_criteria,
-            longest=generation_config.max_length,
-        )
-        with using(parts.model, attention):
+        run = prepared.run(input_ids[0].tolist(), picker, stopping_criteria, generation_config.max_length)
+        with using(prepared.parts.model, prepared.attention):
             _drive(run, input_ids, streamer, kwargs.get("streamer"))
-        if run.reason is Reason.CONTEXT:
-            end = f"The text ends at {len(run.ids):,} tokens, the model's context"
-            warnings.warn(f"{end}, before the {run.longest:,} that were asked for.", stacklevel=2)
+        _warn_full_context(run)
         out = torch.tensor([run.ids], device=input_ids.device)
         return GenerateDecoderOnlyOutput(sequences=out) if generation_config.return_dict_in_generate else out
 
     return generate
+
+
+def _prepare(
+    model: PreTrainedModel, folder: Path | None, method: Method | None, draft_model: PreTrainedModel | None
+) -> PreparedModel:
+    """Merge and test a model. Raises NotSupported, AdapterError or DraftModelError."""
+    try:
+        parts = loading.parts_of(model)
+    except UnsupportedModel as error:
+        raise NotSupported(str(error)) from error
+    loaded, heads = loading.drafting_parts(folder, parts)
+    loading.made_ready(parts, loaded, heads)
+    loaded = loaded if loaded and loaded.card.gamma else None
+    attention, reason = loading.tested(parts, loaded)
+    if reason:
+        raise NotSupported(reason)
+    second = usable("The given model", draft_model) if draft_model is not None else None
+    chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
+    chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
+    if lacking := loading.lacking(loaded, heads, second, NO_SECOND).get(chosen.name):
+        raise NotSupported(lacking)
+    return PreparedModel(parts, loaded, heads, second, chosen, attention)
+
+
+def _warn_full_context(run: HostedRun) -> None:
+    if run.reason is Reason.CONTEXT:
+        end = f"The text ends at {len(run.ids):,} tokens, the model's context"
+        warnings.warn(f"{end}, before the {run.longest:,} that were asked for.", stacklevel=3)
 
 
 def _drive(run: Run, prompt: Tensor, own: BaseStreamer | None, passed: BaseStreamer | None) -> None:

@@ -1,31 +1,57 @@
 """Linear maps with their weights packed once for the few rows of a decoding pass, on a CPU.
 
-PyTorch's default product is slow for one to thirty rows. Two layouts: oneDNN's, in float32 or in bfloat16 where the
-processor computes in it, and FBGEMM's of float16, which computes in float32 and reads half as many bytes. Maps that
-read the same rows (queries, keys and values; gate and up) become one product. Every kind of decoding gains; the figures
-are in the log of experiments.
+PyTorch's default product is slow for one to thirty rows. Three layouts: oneDNN's, in float32 or in bfloat16 where the
+processor computes in it, or in int8 (``specstream.quantized``), and FBGEMM's of float16, which computes in float32 and
+reads half as many bytes. Maps that read the same rows (queries, keys and values; gate and up) become one product. Every
+kind of decoding gains; the figures are in the log of experiments.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from statistics import fmean
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from specstream.model import quantized
 from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
+from specstream.model.quantized import Int8Linear
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
 
+WORST = 0.02  # int8: a map whose outputs it changes by more than this share of them stays as it is
+TRIED = 8  # layers that are looked at for it
+
 LEAST = 4  # rows of a pass: one row alone is slower than four, and a matmul of one row rounds otherwise than of more
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the weights of linear layers are packed in: "native", their own number format; "float16"; or "int8".
+
+    For int8, ``kept`` are the linear layers of every decoder layer, by path, that stay in their own number format, and
+    ``inputs`` the largest magnitude of every input channel ``[in]``, by decoder layer and path.
+    """
+
+    name: str = "native"
+    kept: frozenset[str] = frozenset()
+    inputs: Mapping[tuple[int, str], Tensor] = field(default_factory=dict, compare=False)
+
+    @property
+    def half(self) -> bool:
+        return self.name == "float16"
+
+
+NATIVE, FLOAT16 = Format(), Format("float16")
 
 
 class PackedLinear(nn.Module):
@@ -138,26 +164,24 @@ def suits(anatomy: Anatomy, half: bool = False) -> bool:
     return anatomy.device.type == "cpu" and native and works(half, anatomy.dtype)
 
 
-def pack(anatomy: Anatomy, half: bool = False) -> Anatomy:
+def pack(anatomy: Anatomy, form: Format = NATIVE) -> Anatomy:
     """Pack every linear map of the layers and the head, in place, where that helps; else change nothing.
 
-    Norms are made one call each. To be called last: weights can't be changed afterwards. ``half`` rounds those of the
-    linear maps to float16.
+    Norms are made one call each. To be called last: weights can't be changed afterwards. Of "int8" the head has none.
     """
-    if not suits(anatomy, half):
+    if not suits(anatomy, form.half):
         return anatomy
-    for owners in _groups(anatomy):
-        _replace(owners, half)
+    _pack_layers(anatomy, form)
     for module in anatomy.model.modules():
         _one_call(module)
     if not isinstance(anatomy.head, nn.Linear):
         return anatomy
-    head = packed_linear(anatomy.head, half)
+    head = packed_linear(anatomy.head, form.half)
     anatomy.model.set_output_embeddings(head)
     return replace(anatomy, head=head)
 
 
-def merged_copies(anatomy: Anatomy, lora: LoRA, half: bool = False) -> list[nn.Module]:
+def merged_copies(anatomy: Anatomy, lora: LoRA, form: Format = NATIVE) -> list[nn.Module]:
     """Copies of the layers that a LoRA changes, with it merged and packed where that helps, for rows that it acts on.
 
     To be called before ``pack``. Their weights take as much memory again as those of the layers.
@@ -169,15 +193,52 @@ def merged_copies(anatomy: Anatomy, lora: LoRA, half: bool = False) -> list[nn.M
     try:
         lora.merge(anatomy)
         copies = list(anatomy.layers[lora.first :])
-        if suits(anatomy, half):
-            for owners in _groups(anatomy, lora.first):
-                _replace(owners, half)
+        if suits(anatomy, form.half):
+            _pack_layers(anatomy, form, lora.first)
             for module in (m for layer in copies for m in layer.modules()):
                 _one_call(module)
     finally:
         for i in places:
             anatomy.layers[i] = own[i - lora.first]
     return copies
+
+
+def calibrated(anatomy: Anatomy, samples: Sequence[Tensor]) -> Format:
+    """The int8 format for a model, from the inputs of its linear layers in these texts, token ids ``[1, tokens]``.
+
+    To be called before ``pack``. A linear layer whose outputs int8 changes by more than ``WORST`` is kept, on average
+    over ``TRIED`` decoder layers: the same ones in all of them, so that these stay of one structure.
+    """
+    if not suits(anatomy):
+        return NATIVE
+    groups = _groups(anatomy, range(len(anatomy.layers)))
+    inputs: dict[tuple[int, str], Tensor] = {}
+    errors: dict[str, list[float]] = defaultdict(list)
+    tried = range(0, len(anatomy.layers), -(-len(anatomy.layers) // TRIED))
+    for owners, rows in zip(groups, _inputs(anatomy, groups, samples), strict=True):
+        largest = rows.float().abs().amax(0) if len(rows) else None
+        if largest is not None:
+            inputs |= {(owner.layer, owner.path): largest for owner in owners}
+        if owners[0].layer not in tried:
+            continue
+        weight, bias = _joined(owners)
+        made = Int8Linear(weight, bias, largest)
+        for owner in owners:
+            errors[owner.path].append(quantized.error(made, weight, rows) if len(rows) else float("inf"))
+    kept = frozenset(path for path, shares in errors.items() if fmean(shares) > WORST)
+    return Format("int8", kept, inputs)
+
+
+def format_of(anatomy: Anatomy) -> Format:
+    """What the layers are packed in, "native" also where they are not, without ``inputs``."""
+    kinds: dict[str, nn.Module] = {}
+    for path, module in anatomy.layers[0].named_modules():
+        kinds[path] = module.shared.linear if isinstance(module, PackedPart) else module
+    if any(isinstance(m, HalfLinear) for m in kinds.values()):
+        return FLOAT16
+    if not any(isinstance(m, Int8Linear) for m in kinds.values()):
+        return NATIVE
+    return Format("int8", kept=frozenset(path for path, m in kinds.items() if isinstance(m, PackedLinear)))
 
 
 @torch.inference_mode()
@@ -211,47 +272,119 @@ def round_weights(anatomy: Anatomy) -> None:
         anatomy.model.set_output_embeddings(head)
 
 
-Owner = tuple[nn.Module, str]  # a module and the name of a linear map in it
+class Owner(NamedTuple):
+    """A module and the name of a linear layer in it, which lies at ``path`` in the decoder layer number ``layer``."""
+
+    module: nn.Module
+    name: str
+    layer: int
+    path: str
+
+    @property
+    def linear(self) -> nn.Linear:
+        return cast(nn.Linear, getattr(self.module, self.name))
 
 
-def _groups(anatomy: Anatomy, first: int = 0) -> list[list[Owner]]:
-    """The linear maps of the layers from ``first`` on; those of one module that read the same tensor together, seen on
-    a token."""
-    owners = [
-        (module, name)
-        for layer in anatomy.layers[first:]
-        for module in layer.modules()
+def _owners(layer: nn.Module, index: int) -> list[Owner]:
+    """The linear layers of a decoder layer."""
+    return [
+        Owner(module, name, index, f"{path}.{name}".lstrip("."))
+        for path, module in layer.named_modules()
         for name, child in module.named_children()
         if isinstance(child, nn.Linear)
     ]
+
+
+def _groups(anatomy: Anatomy, layers: Sequence[int]) -> list[list[Owner]]:
+    """The linear layers of these decoder layers; those of one module that read the same tensor together.
+
+    That is seen on a token, in the first decoder layer of every structure.
+    """
+    owners = [_owners(layer, i) for i, layer in enumerate(anatomy.layers)]
+    structures = [(type(layer), *(o.path for o in of)) for layer, of in zip(anatomy.layers, owners, strict=True)]
+    alike = {i: structures.index(structures[i]) for i in layers}
+    shown = [owner for i in sorted(set(alike.values())) for owner in owners[i]]
     read: dict[int, Tensor] = {}  # held, so that no two have one id
-
-    def note(index: int, _module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args:
-            read[index] = args[0]
-
-    hooks = [getattr(m, n).register_forward_pre_hook(partial(note, i)) for i, (m, n) in enumerate(owners)]
-    with torch.inference_mode():
-        anatomy.model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
-    for hook in hooks:
-        hook.remove()
+    with suppress(_Enough):
+        _read_by(anatomy, shown, [torch.zeros(1, 1, dtype=torch.long)], read.__setitem__, max(alike.values()))
+    reads = {(o.layer, o.path): id(read[i]) if i in read else -i for i, o in enumerate(shown)}
     together: dict[tuple[int, int], list[Owner]] = defaultdict(list)
-    for index, owner in enumerate(owners):
-        together[id(owner[0]), id(read[index]) if index in read else -index].append(owner)
+    for owner in (owner for i in layers for owner in owners[i]):
+        together[id(owner.module), reads[alike[owner.layer], owner.path]].append(owner)
     return list(together.values())
 
 
+class _Enough(Exception):
+    """Ends a pass of which the rest is not needed."""
+
+
+def _inputs(anatomy: Anatomy, groups: Sequence[Sequence[Owner]], samples: Sequence[Tensor]) -> list[Tensor]:
+    """The rows ``[n, in]`` that the maps of each group read in these texts."""
+    rows = [[torch.empty(0, owners[0].linear.in_features, dtype=anatomy.dtype)] for owners in groups]
+    firsts = [owners[0] for owners in groups]
+    _read_by(anatomy, firsts, samples, lambda index, x: rows[index].append(x.flatten(0, -2).clone()))
+    return [torch.cat(parts) for parts in rows]
+
+
 @torch.inference_mode()
-def _replace(owners: Sequence[Owner], half: bool) -> None:
-    linears = [getattr(module, name) for module, name in owners]
-    if len(linears) == 1:
-        module, name = owners[0]
-        setattr(module, name, packed_linear(linears[0], half))
+def _read_by(
+    anatomy: Anatomy,
+    owners: Sequence[Owner],
+    samples: Sequence[Tensor],
+    take: Callable[[int, Tensor], None],
+    last: int | None = None,
+) -> None:
+    """Let the model read texts, and ``take`` what each of these linear layers reads.
+
+    Raises _Enough after the decoder layer ``last``.
+    """
+
+    def note(index: int, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args:
+            take(index, args[0])
+
+    hooks = [owner.linear.register_forward_pre_hook(partial(note, i)) for i, owner in enumerate(owners)]
+    if last is not None:
+        hooks.append(anatomy.layers[last].register_forward_hook(_enough))
+    try:
+        for ids in samples:
+            anatomy.model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _enough(*_: Any) -> None:
+    raise _Enough
+
+
+@torch.inference_mode()
+def _pack_layers(anatomy: Anatomy, form: Format, first: int = 0) -> None:
+    """Replace the linear maps of the layers from ``first`` on; those of a group by one product."""
+    for owners in _groups(anatomy, range(first, len(anatomy.layers))):
+        weight, bias = _joined(owners)
+        if form.name == "int8" and not any(owner.path in form.kept for owner in owners):
+            _replace(owners, Int8Linear(weight, bias, form.inputs.get((owners[0].layer, owners[0].path))))
+        else:
+            _replace(owners, (HalfLinear if form.half else PackedLinear)(weight, bias))
+
+
+def _joined(owners: Sequence[Owner]) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias of the maps of a group, one below the other."""
+    linears = [owner.linear for owner in owners]
+    weight = torch.cat([m.weight.detach() for m in linears])
+    if all(m.bias is None for m in linears):
+        return weight, None
+    biases = [weight.new_zeros(m.out_features) if m.bias is None else m.bias.detach() for m in linears]
+    return weight, torch.cat(biases)
+
+
+def _replace(owners: Sequence[Owner], product: nn.Module) -> None:
+    if len(owners) == 1:
+        setattr(owners[0].module, owners[0].name, product)
         return
-    biases = [torch.zeros(m.out_features, dtype=m.weight.dtype) if m.bias is None else m.bias for m in linears]
-    bias = torch.cat(biases) if any(m.bias is not None for m in linears) else None
-    weight = torch.cat([m.weight for m in linears])
-    shared, start = Shared((HalfLinear if half else PackedLinear)(weight, bias), len(linears)), 0
-    for (module, name), linear in zip(owners, linears, strict=True):
-        setattr(module, name, PackedPart(shared, start, start + linear.out_features))
-        start += linear.out_features
+    shared, start = Shared(product, len(owners)), 0
+    for owner in owners:
+        outputs = owner.linear.out_features
+        setattr(owner.module, owner.name, PackedPart(shared, start, start + outputs))
+        start += outputs

@@ -45,14 +45,32 @@ def choose_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name in kinds:
         return kinds[name], "you chose it"
+    if name == "int8":
+        return _beside_int8(device)
     if name != "auto":
-        raise ModelError(f"There is no dtype {name!r}: choose auto, float32, bfloat16 or float16.")
+        raise ModelError(f"There is no dtype {name!r}: choose auto, float32, bfloat16, float16 or int8.")
     if device == "mps":
         return torch.float16, "Apple GPUs are fastest in float16"
     if computes_bfloat16(device):
         return torch.bfloat16, "the hardware computes in bfloat16"
     kind = torch.float16 if packs(torch.float16, device) else torch.float32
     return kind, "the hardware has no bfloat16 arithmetic"
+
+
+def _beside_int8(device: str) -> tuple[torch.dtype, str]:
+    """The dtype of what int8 leaves as it is, and the words for int8. Raises ModelError where int8 can't be had."""
+    import torch
+
+    from specstream.model import quantized
+
+    if device != "cpu" or not quantized.works():
+        where = "this processor" if device == "cpu" else f"the device {device}"
+        raise ModelError(f"int8 is for processors with instructions for it (VNNI), not for {where}: choose auto.")
+    words = (
+        "you chose it: weights and activations in 8 bits, another model than in 16 bits: its own standard decoding is "
+        "the reference"
+    )
+    return torch.bfloat16 if computes_bfloat16(device) else torch.float32, words
 
 
 def training_precision(device: str) -> str:

@@ -73,7 +73,7 @@ class Anatomy:
         return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
 
     def linears(self, layer: int) -> dict[str, nn.Module]:
-        """Every linear map inside one layer by its path, e.g. ``self_attn.q_proj``."""
+        """Every linear layer inside a decoder layer by its path, e.g. ``self_attn.q_proj``."""
         return {n: m for n, m in self.layers[layer].named_modules() if isinstance(m, nn.Linear | Conv1D)}
 
 
@@ -81,7 +81,7 @@ def context_of(config: PretrainedConfig) -> int:
     """Most positions of a model; a million where its config does not say.
 
     Rotary tables that change with the length of the text (dynamic, longrope) are used up to the length where they begin
-    to change: beyond it a tree pass would rotate a token otherwise than plain decoding does.
+    to change: beyond it a tree pass would rotate a token differently than standard decoding does.
     """
     config = config.get_text_config(decoder=True)
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")

@@ -25,11 +25,11 @@ class Buffers:
         more = capacity - self.keys.shape[-1]
         self.keys, self.values = pad(self.keys, (0, more)), pad(self.values, (0, 0, 0, more))
 
-    def move(self, start: int, places: Tensor, layers: slice) -> None:
-        """Copy the positions ``places`` to those from ``start`` on."""
-        end = start + len(places)
-        self.keys[layers, ..., start:end] = self.keys[layers].index_select(4, places)
-        self.values[layers, ..., start:end, :] = self.values[layers].index_select(3, places)
+    def move(self, start: int, sources: Tensor, layers: slice) -> None:
+        """Copy the positions ``sources`` to those from ``start`` on."""
+        end = start + len(sources)
+        self.keys[layers, ..., start:end] = self.keys[layers].index_select(4, sources)
+        self.values[layers, ..., start:end, :] = self.values[layers].index_select(3, sources)
 
 
 class Layer(CacheLayerMixin):
@@ -138,7 +138,7 @@ class TreeCache(Cache):
         """
         if list(rows) != list(range(len(rows))):
             for buffers in self._buffers.values():
-                places = torch.tensor([prefix + r for r in rows], device=buffers.keys.device)
-                buffers.move(prefix, places, layers)
+                sources = torch.tensor([prefix + r for r in rows], device=buffers.keys.device)
+                buffers.move(prefix, sources, layers)
         for layer in self.layers[layers]:
             layer.length = prefix + len(rows)

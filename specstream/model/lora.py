@@ -1,4 +1,4 @@
-"""Low-rank adapters on every linear map of the decoder layers (LoRA), with rows to act on.
+"""LoRA (Hu et al. 2021) on every linear layer of the decoder, restricted to some rows where asked.
 
 Our own and not peft's, because in lossless mode the adapters act on the stream rows only.
 """
@@ -17,7 +17,7 @@ from specstream.model.introspection import Anatomy
 
 
 class LoRA(nn.Module):
-    """One pair of low-rank factors per linear map in layers ``first`` .. N-1: ``y = W x + scale * B A x``.
+    """One pair of low-rank factors per linear layer in decoder layers ``first`` .. N-1: ``y = W x + scale * B A x``.
 
     A is ``[rank, in]``, random; B is ``[out, rank]``, zero, so that training starts from the base model.
     """
@@ -32,10 +32,6 @@ class LoRA(nn.Module):
                 key = _key(layer, path)
                 self.a[key] = nn.Parameter(torch.randn(rank, inner) * inner**-0.5)
                 self.b[key] = nn.Parameter(torch.zeros(outer, rank))
-
-    def delta(self, key: str) -> Tensor:
-        """The full-size change of a weight, float32 ``[out, in]``."""
-        return self.scale * (self.b[key].float() @ self.a[key].float())
 
     @contextmanager
     def attached(self, anatomy: Anatomy, first_row: int = 0, rows: int = 0) -> Iterator[None]:
@@ -58,14 +54,14 @@ class LoRA(nn.Module):
             yield from (weight for key, weight in factors.items() if int(key.split("/")[0]) < layer)
 
     def _targets(self, anatomy: Anatomy, layer: int) -> Iterator[tuple[str, nn.Module]]:
-        """The adapted maps of a layer by path; by name, for they may have been packed since."""
+        """The adapted linear layers of a decoder layer by path; found by name, as they may have been packed since."""
         for path, module in anatomy.layers[layer].named_modules():
             if _key(layer, path) in self.a:
                 yield path, module
 
     def _hook(self, key: str, first_row: int, rows: int) -> Any:
         def act(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            # Some families flatten batch and rows before their linear maps (OPT).
+            # Some families flatten batch and rows before their linear layers (OPT).
             count = rows if first_row else out.shape[-2]
             x, y = (t.reshape(-1, count, t.shape[-1]) for t in (args[0], out))
             a, b = (w[key].to(y.dtype) for w in (self.a, self.b))  # with mixed precision x is wider than y
@@ -84,15 +80,15 @@ class LoRA(nn.Module):
             raise RuntimeError("The model's weights are packed and can't be changed: merge a LoRA before packing them.")
         for layer in layers:
             for path, linear in anatomy.linears(layer).items():
-                change = self.delta(_key(layer, path))
-                change = change.T if isinstance(linear, Conv1D) else change
-                weight = cast(Tensor, linear.weight)
-                weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+                weight, key = cast(Tensor, linear.weight), _key(layer, path)
+                a, b = (factor[key].float().to(weight.device) for factor in (self.a, self.b))
+                first, second = (a.T, b.T) if isinstance(linear, Conv1D) else (b, a)
+                weight.copy_(torch.addmm(weight.float(), first, second, alpha=self.scale))
 
 
 class _AddLowRank(torch.autograd.Function):
     """``y + scale * B A x`` from row ``first`` on, added to ``y`` in place, and a backward pass without full-size
-    intermediates, which a product, a scaling and a sum would keep."""
+    intermediates, which a matmul, a scaling and a sum would keep."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, first: int) -> Tensor:

@@ -27,7 +27,7 @@ def tree_mask(rows: list[list[int]], prefix: int) -> Tensor:
 
 
 def causal_mask(rows: int, prefix: int) -> Tensor:
-    """Boolean ``[1, rows, prefix + rows]`` of a plain chain."""
+    """Boolean ``[1, rows, prefix + rows]`` of a chain of tokens."""
     return torch.ones(1, rows, prefix + rows, dtype=torch.bool).tril(prefix)
 
 

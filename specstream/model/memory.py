@@ -1,8 +1,9 @@
-"""Memory: what a model will need, what is free, what this process has. What is heavy is imported inside functions."""
+"""Memory: what a model will need, what is free, what this process uses. Heavy imports are inside functions."""
 
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Need:
 def need(model: str, device: str = "auto", dtype: str = "auto") -> Need | None:
     """What a model will take on a device: parameters times bytes, and the cache that follows from its config.
 
-    None where that is not known before it is fetched. Raises ModelError for a model, device or dtype that is none.
+    None if that is unknown before it is fetched. Raises ModelError for an unknown model, device or dtype.
     """
     where = devices.choose_device(device)[0]
     size = devices.loaded_in(devices.choose_dtype(dtype, where)[0], where)[0].itemsize
@@ -50,15 +51,8 @@ def _counted(folder: Path) -> int:
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
-            total += sum(_product(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total
-
-
-def _product(shape: list[int]) -> int:
-    out = 1
-    for size in shape:
-        out *= size
-    return out
 
 
 def _listed(model: str) -> int:
@@ -122,7 +116,7 @@ def used() -> int:
 
 
 def check(model: str, device: str, dtype: str) -> None:
-    """Raises ModelError for a model whose weights alone are more than what is free: it could end the program."""
+    """Raises ModelError for a model whose weights alone exceed the free memory: it could kill the program."""
     wanted, there = need(model, device, dtype), free(device)
     if wanted and wanted.weights > there:
         raise ModelError(
@@ -136,7 +130,7 @@ def gigabytes(count: int) -> str:
 
 
 def give_back() -> None:
-    """Free what is no longer referenced, also where objects hold each other, and a GPU's empty blocks."""
+    """Free unreferenced objects, reference cycles too, and a GPU's empty blocks."""
     gc.collect()
     torch: Any = sys.modules.get("torch")
     if torch and torch.cuda.is_available():

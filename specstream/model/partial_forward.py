@@ -18,9 +18,9 @@ from specstream.model.masks import Masks, additive
 
 
 def ahead(positions: Tensor, gamma: int, context: int) -> Tensor:
-    """Positions ``[B, S * gamma]`` of the streams of rows at ``positions`` ``[B, S]``: stream j is j places further on.
+    """Positions ``[B, S * gamma]`` of the streams of rows at ``positions`` ``[B, S]``: stream j is j positions ahead.
 
-    None is past the context: some families look positions up in a table.
+    No position is past the context: some families look positions up in a table.
     """
     steps = torch.arange(1, gamma + 1, device=positions.device)
     return (positions[:, :, None] + steps).flatten(1).clamp_max(context - 1)
@@ -96,7 +96,7 @@ class TopLayers:
         return hook
 
     def run(self, states: Tensor, masks: Masks, positions: Tensor, keys: int) -> Tensor:
-        """States ``[B, rows, hidden]`` at layer N - count to those after the last layer; the cache has ``keys`` places.
+        """States ``[B, rows, hidden]`` at layer N - count to those after the last layer; the cache holds ``keys`` keys.
 
         The cache of these layers holds the rows afterwards: the caller drops them.
         """

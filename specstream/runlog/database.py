@@ -25,7 +25,7 @@ _OFF = {"off", "0", "no", "false"}
 
 
 class RunLogError(ValueError):
-    """The log can't do what was asked; the message is one sentence for the user."""
+    """A request that the log can't fulfil; the message is one sentence for the user."""
 
 
 def switched_off(variable: str) -> bool:
@@ -47,10 +47,11 @@ def new_id() -> str:
 
 
 class LogFile:
-    """A migrated database. Every connection belongs to who asked for it and is closed by them.
+    """A migrated database. Every connection belongs to its caller, who closes it.
 
-    A process that writes holds a lock on a file of its own beside the database. The system lets go of it however the
-    process ends, so a run whose writer's lock is free was interrupted, whatever became of process numbers since.
+    A process that writes holds a lock on a file of its own beside the database. The system releases it however the
+    process ends, so a run whose writer's lock is free was interrupted; process ids are reused and would prove
+    nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +82,7 @@ class LogFile:
 
     @contextmanager
     def connect(self, foreign_keys: bool = True, any_thread: bool = False) -> Iterator[Database]:
-        """A connection for a while. With ``any_thread`` the caller sees to it that threads take turns."""
+        """A connection for the duration of the block. With ``any_thread`` the caller serialises access."""
         with self.errors():
             db = self.open(foreign_keys, any_thread)
             try:
@@ -115,14 +116,14 @@ class LogFile:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn what SQLite and the file system say into a RunLogError."""
+        """Turn errors of SQLite and of the file system into RunLogError."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:  # filelock.Timeout is an OSError
             raise RunLogError(_sentence(self.path, error)) from error
 
     def writer(self) -> str:
-        """The name under which this process writes; its lock is held from the first call on."""
+        """The name under which this process writes; the first call takes its lock."""
         with self._mutex, self.errors():
             if self._writer is None:
                 name = new_id()
@@ -142,7 +143,7 @@ class LogFile:
 
 
 def _enable_wal(db: Database) -> None:
-    """Wait here as long as for any write: SQLite refuses at once a change of journal that meets another's."""
+    """Retry for as long as any write may wait: SQLite fails at once when two connections change the journal mode."""
     give_up = time.monotonic() + PATIENCE
     while True:
         try:

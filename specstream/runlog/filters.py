@@ -1,4 +1,4 @@
-"""Which runs of the log are meant, and in which order: the words of the page and of the command line as SQL."""
+"""Filters and sort orders of the page and the command line as SQL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SORTS = {
 
 @dataclass(frozen=True)
 class Filter:
-    """What a run must be to be listed; an empty field asks nothing.
+    """Which runs to list; an empty field matches every run.
 
     ``search`` are words, or beginnings of words, of the prompt, the text and the note. ``since`` and ``until`` are days
     in UTC, both included. ``visitor`` None means everybody's runs, and any text only those of that visitor.

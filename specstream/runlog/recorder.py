@@ -21,7 +21,7 @@ def now() -> str:
 
 
 class NullRecorder:
-    """Where nothing is to be kept: takes everything, writes nothing. ``run_id`` is empty."""
+    """Takes everything and writes nothing, for runs that are not to be kept. ``run_id`` is empty."""
 
     run_id = ""
 
@@ -45,9 +45,8 @@ class NullRecorder:
 
 
 class Recorder(NullRecorder):
-    """One run being written. ``add`` only remembers; a timer saves what has come in, at most every ``INTERVAL``.
-
-    May be called from changing threads. A failure to save is raised, as RunLogError, by the next call.
+    """Writes one run. ``add`` only buffers; a timer flushes the buffer at most every ``INTERVAL``. Thread-safe. A
+    failed flush is raised, as RunLogError, by the next call.
     """
 
     def __init__(self, file: LogFile, run_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Between events and rows. What is said about a finished run is computed from its rows, never from memory."""
+"""Events to rows and back. The summary of a finished run is computed from its rows, never from memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sqlite_utils import Database
 from specstream.events import Event, Finished, Lane, Reason, Started, Step, from_dict, to_dict
 from specstream.stats import summarize
 
-Row = dict[str, Any]
+Columns = dict[str, Any]
 
 
 def clean(text: str) -> str:
-    """Text that UTF-8 can hold: half of a surrogate pair becomes a question mark."""
+    """Text that UTF-8 can encode: a lone surrogate becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -31,7 +31,7 @@ def dumps(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: the largest number stands for the first, 0 for the second."""
+    """JSON has no infinity and no NaN: they become the largest float and 0."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -43,7 +43,7 @@ def _finite(value: Any) -> Any:
 
 def write_events(db: Database, run_id: str, batch: Iterable[tuple[Lane, Event]]) -> None:
     """Insert events of a run, in their order. The caller holds a transaction."""
-    steps: list[Row] = []
+    steps: list[Columns] = []
     for lane, event in batch:
         place = {"run_id": run_id, "lane": str(lane)}
         values = to_dict(event)
@@ -60,7 +60,7 @@ def write_events(db: Database, run_id: str, batch: Iterable[tuple[Lane, Event]])
         db.table("steps").insert_all(steps)
 
 
-def _step_row(values: Row) -> Row:
+def _step_row(values: Columns) -> Columns:
     return {
         "idx": values["index"],
         "tokens_json": dumps(values["tokens"]),
@@ -72,9 +72,9 @@ def _step_row(values: Row) -> Row:
 
 
 def read_events(db: Database, run_id: str, lane: Lane) -> list[Event]:
-    """The events of a lane as far as they got: without Finished where the run was cut off, empty where it never ran."""
+    """The events of a lane: without Finished if the run was interrupted, empty if it never ran."""
     place = [run_id, str(lane)]
-    out: list[Row] = []
+    out: list[Columns] = []
     for row in db.table("lanes").rows_where("run_id = ? and lane = ?", place):
         settings = json.loads(row["settings_json"])
         out.append({"kind": "started", "settings": settings} | _only(row, "method", "prompt_tokens"))
@@ -85,16 +85,16 @@ def read_events(db: Database, run_id: str, lane: Lane) -> list[Event]:
     return [from_dict(values) for values in out]
 
 
-def _only(row: Row, *names: str) -> Row:
+def _only(row: Columns, *names: str) -> Columns:
     return {name: row[name] for name in names}
 
 
-def _step_values(row: Row) -> Row:
+def _step_values(row: Columns) -> Columns:
     decoded = {name: json.loads(row[f"{name}_json"]) for name in ("tokens", "draft", "seconds")}
     return {"kind": "step", "index": row["idx"]} | decoded | _only(row, "rows", "stream_rows")
 
 
-def summary(db: Database, run_id: str) -> Row:
+def summary(db: Database, run_id: str) -> Columns:
     """The columns of a run that follow from its steps."""
     row = _lane_columns(read_events(db, run_id, Lane.METHOD), "")
     baseline = _lane_columns(read_events(db, run_id, Lane.BASELINE), "baseline_")
@@ -102,7 +102,7 @@ def summary(db: Database, run_id: str) -> Row:
     return row | {name: baseline[name] for name in names if name in baseline}
 
 
-def _lane_columns(events: list[Event], prefix: str) -> Row:
+def _lane_columns(events: list[Event], prefix: str) -> Columns:
     if not events:
         return {}
     stats = summarize(events)

@@ -1,4 +1,4 @@
-"""The pair map: how well a drafted token follows the one above it, which streams alone can't know."""
+"""The pair map, a low-rank bigram bias: how well a drafted token follows the one above it. Streams alone can't know."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from specstream.decoding.softmax import log_total
 from specstream.tree import Level
 
 CHUNK = 4096  # embeddings at a time: their copies in float32 stay small
@@ -17,9 +18,9 @@ CHUNK = 4096  # embeddings at a time: their copies in float32 stay small
 class Pairs(nn.Module):
     """Adds ``w_j a(x) . b(y)`` to the logit of token y in stream j where token x is above it.
 
-    Streams guess the tokens of all depths at once, none knowing what the others settle on. Here a and b are linear maps
-    of the model's input embeddings, scaled to unit length: ``before`` and ``after`` are ``[width, rank]``, ``weight`` w
-    is ``[gamma]``. Not of the paper; the idea that a draft should know the draft above it is that of Hydra heads
+    Streams guess the tokens of all depths at once, and none knows what the others settle on. a and b are linear
+    projections of the model's input embeddings, scaled to unit length: ``before`` and ``after`` are ``[width, rank]``,
+    ``weight`` w is ``[gamma]``. Ours, not the paper's; that a draft should know the token above it is Hydra's idea
     (Ankner et al., 2024).
     """
 
@@ -56,8 +57,8 @@ class Pairs(nn.Module):
         ``logits`` ``[depths, drafted]`` are the streams' of the tokens ``ids`` ``[drafted]`` (None: all), ``root`` is
         the token above the first depth, ``embeddings`` are ``[vocab, width]``.
         """
-        top = logits.log_softmax(-1).topk(min(self.POOL * width, logits.shape[-1]), -1)
-        logprobs, places = _array(top.values).numpy(), top.indices.cpu().numpy()
+        top = logits.topk(min(self.POOL * width, logits.shape[-1]), -1)
+        logprobs, places = _array(top.values - log_total(logits)).numpy(), top.indices.cpu().numpy()
         if self._tables is None:
             tokens = places if ids is None else ids.cpu().numpy()[places]
             higher = _under(root, tokens)

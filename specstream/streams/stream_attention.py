@@ -1,4 +1,4 @@
-"""Multi-stream attention over the stock layers of a model (Speculative Streaming, sections 3.1 and 3.2).
+"""Multi-stream attention over the stock layers of a model (Speculative Streaming, Bhendawade et al. 2024, 3.1 and 3.2).
 
 The top ``layers`` decoder layers carry ``gamma`` extra rows for some of the token rows, and may drop token rows. Rows
 are put in and taken off by hooks that live for one pass, so the model itself is never changed and has no code per
@@ -20,14 +20,14 @@ from specstream.model.lora import LoRA
 from specstream.model.masks import Masks, with_streams
 from specstream.model.partial_forward import Rotations, Rows, ahead
 
-NO_VALUES = "Value rotation needs a model with a value map of its own (v_proj) in every layer: use embeddings."
+NO_VALUES = "Value rotation needs a model with a value projection of its own (v_proj) in every layer: use embeddings."
 
 
 class Streams(nn.Module):
     """The weights that start the streams (equation 3): ``S_j = M + B_j A M + P_j``.
 
     ``embedding`` P is ``[gamma, hidden]``. ``down`` A ``[rank, hidden]`` and ``up`` B ``[gamma, hidden, rank]`` are the
-    low-rank map f_eta, one per stream with a shared inner space; rank 0 is the paper's choice, the identity.
+    low-rank layer f_eta, one per stream with a shared inner space; rank 0 is the paper's choice, the identity.
     ``layers`` is N_s, the number of top layers with streams. ``exit_down`` ``[exit_rank, hidden]`` and ``exit_up``
     ``[hidden, exit_rank]`` are the early exit o_theta that prunes drafts; exit_rank 0: none. With ``rotation`` above 0,
     in radians, there is no P: the values of stream j are turned by j times that angle instead (equation 7).
@@ -59,8 +59,8 @@ class Streams(nn.Module):
         if not self.rotation:
             out = out + self.embedding.to(main.dtype)
         if self.rank:
-            inner = main @ self.down.to(main.dtype).T  # [B, S, r]
-            up = self.up.to(main.dtype).flatten(0, 1)  # as one map: a product for each stream would copy it each time
+            inner = nn.functional.linear(main, self.down.to(main.dtype))  # [B, S, r]
+            up = self.up.to(main.dtype).flatten(0, 1)  # as one matrix: a matmul per stream would copy it each time
             out = out + nn.functional.linear(inner, up).unflatten(-1, (self.gamma, -1))
         return out
 
@@ -69,14 +69,14 @@ class Streams(nn.Module):
         """While open, the values that these layers compute for the rows from ``first_row`` on, all of them streams, are
         turned (equation 7).
 
-        Raises ValueError for a model without value maps of their own.
+        Raises ValueError for a model without a value projection in every layer.
         """
         hooks = []
         for layer in layers if self.rotation else ():
-            maps = [m for n, m in layer.named_modules() if n.endswith("v_proj")]
-            if len(maps) != 1:
+            values = [m for n, m in layer.named_modules() if n.endswith("v_proj")]
+            if len(values) != 1:
                 raise ValueError(NO_VALUES)
-            hooks.append(maps[0].register_forward_hook(self._turn(first_row)))
+            hooks.append(values[0].register_forward_hook(self._turn(first_row)))
         try:
             yield
         finally:
@@ -97,13 +97,13 @@ class Streams(nn.Module):
 
     def exit_states(self, main: Tensor) -> Tensor:
         """States ``[..., hidden]`` for the final norm and the head, from main-stream states ``[..., hidden]`` at layer
-        N - N_s: ``o_theta(M) = M + B A M``. B starts at zero, so that training starts from the plain early exit."""
+        N - N_s: ``o_theta(M) = M + B A M``. B starts at zero, so that training starts from the untrained early exit."""
         inner = main @ self.exit_down.to(main.dtype).T
         return main + inner @ self.exit_up.to(main.dtype).T
 
 
 @dataclass(frozen=True)
-class Plan:
+class PassLayout:
     """One pass: what its rows are and what they see.
 
     ``masks`` holds, per layer type, a boolean ``[B, n, k]`` over the n token rows; ``positions`` is ``[B, n]``;
@@ -115,7 +115,7 @@ class Plan:
     nodes: Tensor
     keys: int = 0
 
-    def narrowed(self, rows: Sequence[int]) -> Plan:
+    def narrowed(self, rows: Sequence[int]) -> PassLayout:
         """The plan of these rows alone, all of which carry streams."""
         device, n = self.positions.device, self.positions.shape[1]
         index = torch.tensor(rows, device=device)
@@ -126,11 +126,11 @@ class Plan:
             return mask[:, index][:, :, keys]
 
         nodes = torch.arange(len(rows), device=device).expand(len(self.nodes), -1)
-        return Plan({t: narrow(m) for t, m in self.masks.items()}, self.positions[:, index], nodes, self.keys)
+        return PassLayout({t: narrow(m) for t, m in self.masks.items()}, self.positions[:, index], nodes, self.keys)
 
 
 class Carried:
-    """What a pass leaves behind.
+    """What a pass returns besides its output.
 
     ``rows`` are the token rows that went through the top layers, None for all. ``main`` ``[B, S, hidden]`` are the
     main-stream states at layer N - N_s of the rows that carry streams; ``states`` ``[B, S, gamma, hidden]`` are the
@@ -141,8 +141,8 @@ class Carried:
     states: Tensor
     rows: list[int] | None = None
 
-    def place(self, row: int) -> int:
-        """Where a token row is among those that went through the top layers."""
+    def index(self, row: int) -> int:
+        """The index of a token row among those that went through the top layers."""
         return row if self.rows is None else self.rows.index(row)
 
 
@@ -150,7 +150,7 @@ class Carried:
 def carry(
     anatomy: Anatomy,
     streams: Streams,
-    plan: Plan,
+    plan: PassLayout,
     lora: LoRA | None = None,
     survivors: Callable[[Tensor], list[int]] | None = None,
     attach: bool = True,
@@ -184,7 +184,7 @@ class _Pass:
         self,
         anatomy: Anatomy,
         streams: Streams,
-        plan: Plan,
+        plan: PassLayout,
         lora: LoRA | None,
         survivors: Callable[[Tensor], list[int]] | None,
         attach: bool,
@@ -228,14 +228,14 @@ class _Pass:
             self.rows = self._rows(plan)
         return rows
 
-    def _pruned(self, states: Tensor) -> Plan:
+    def _pruned(self, states: Tensor) -> PassLayout:
         rows = self.survivors(states) if self.survivors else None
         if rows is None or len(rows) == states.shape[1]:
             return self.plan
         self.out.rows = rows
         return self.plan.narrowed(rows)
 
-    def _rows(self, plan: Plan) -> Rows:
+    def _rows(self, plan: PassLayout) -> Rows:
         if not self.attach:
             return Rows(self.anatomy, plan.masks, plan.positions, self.rotations, plan.keys)
         gamma = self.streams.gamma

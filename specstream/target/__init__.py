@@ -1,0 +1,1 @@
+"""A loaded model as the decode loop sees it: prefill, verify, keep, release; loaded, tested, compiled."""

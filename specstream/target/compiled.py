@@ -8,16 +8,13 @@ never needed: without it the layer's own Python code runs. The compiled layer ke
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +25,23 @@ from torch.utils import _pytree as pytree
 from specstream.hub import download
 from specstream.installation import environment, python
 from specstream.model import attention
-from specstream.model.cpu_linear import LEAST, PackedLinear, PackedPart, pack, suits
+from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
 from specstream.model.introspection import Anatomy, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
+from specstream.model.passed import PACKAGE, digest
+from specstream.model.quantized import Int8Linear
 
 MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls of the Python code
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
 LIMIT = 600  # seconds that a build may take
 CACHE = "past_key_values"
-COMPILED_IN = ("model/attention.py", "model/cpu_linear.py", "model/kv_cache.py", "target/compiled.py")  # of the package
+COMPILED_IN = (  # files of the package
+    "model/attention.py",
+    "model/cpu_linear.py",
+    "model/quantized.py",
+    "model/kv_cache.py",
+    "target/compiled.py",
+)
 Place = tuple[nn.Module, str]  # a module and the name of a tensor in it
 Extra = tuple[str, int | None]  # an argument of a layer, and which of its tensors
 
@@ -88,6 +93,8 @@ def places(layer: nn.Module) -> list[Place]:
             module = module.shared.linear
         if isinstance(module, PackedLinear):
             found += [(module, name) for name in ("packed", "bias") if getattr(module, name) is not None]
+        if isinstance(module, Int8Linear):
+            found += [(module, name) for name in Int8Linear.TENSORS if getattr(module, name) is not None]
         found += [
             (module, name) for name in (*module._parameters, *module._buffers) if getattr(module, name) is not None
         ]
@@ -103,7 +110,7 @@ def shapes(layer: nn.Module) -> list[list[int]]:
 
 
 def can_compile(anatomy: Anatomy) -> bool:
-    """Whether the layers of this model are of a kind to compile: on a CPU, packed in their own number format."""
+    """Whether the layers of this model are of a kind to compile: on a CPU, packed in their own format or in int8."""
     return (
         anatomy.device.type == "cpu"
         and isinstance(anatomy.head, PackedLinear)
@@ -115,17 +122,13 @@ def kept(anatomy: Anatomy) -> Path:
     """Where the library for a model on this machine lies, or would lie."""
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
-    code = [(Path(__file__).parents[1] / name).read_text(encoding="utf-8") for name in COMPILED_IN]
-    capabilities = [k for k, v in torch.cpu.get_capabilities().items() if v is True]
-    machine = [
-        platform.machine(),
-        torch.backends.cpu.get_cpu_capability(),
-        sorted(capabilities),
-        torch.get_num_threads(),
-    ]
-    parts = [told, str(anatomy.dtype), version("torch"), version("transformers"), machine, code]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
-    return download.home() / "compiled" / digest
+    code = [(PACKAGE / name).read_text(encoding="utf-8") for name in COMPILED_IN]
+    return download.home() / "compiled" / digest(told, str(anatomy.dtype), _words(format_of(anatomy)), code)
+
+
+def _words(form: Format) -> str:
+    """What of a format decides on a layer's structure."""
+    return " ".join([form.name, *sorted(form.kept)])
 
 
 def is_kept(anatomy: Anatomy) -> bool:
@@ -187,7 +190,8 @@ class Layers:
         if shutil.which(compiler.split()[0]) is None:
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
-        words = str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))
+        words = [str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))]
+        words += _words(format_of(self._anatomy)).split()
         self._build = subprocess.Popen(
             python("specstream.target.compiled", *words),
             env=environment(OMP_NUM_THREADS=str(torch.get_num_threads())),
@@ -284,7 +288,7 @@ class _Traced(nn.Module):
         return out[0] if isinstance(out, tuple) else out
 
 
-def _one_layer(folder: Path, dtype: torch.dtype) -> Anatomy:
+def _one_layer(folder: Path, dtype: torch.dtype, form: Format) -> Anatomy:
     """A model of one layer, with random weights, that is otherwise as the one in ``folder``."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -295,7 +299,7 @@ def _one_layer(folder: Path, dtype: torch.dtype) -> Anatomy:
         text.layer_types = text.layer_types[:1]
     anatomy = dissect(AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
     assert suits(anatomy)
-    anatomy = pack(anatomy)
+    anatomy = pack(anatomy, form)
     attention.install(anatomy.model)
     return anatomy
 
@@ -319,12 +323,12 @@ def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
     return args, kwargs, isinstance(out, tuple)
 
 
-def _build(folder: Path, dtype: torch.dtype, out: Path) -> None:
+def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None:
     """Trace and compile the layer of a model, and put the library into ``out``."""
     import torch._inductor as inductor
 
     with torch.inference_mode():
-        anatomy = _one_layer(folder, dtype)
+        anatomy = _one_layer(folder, dtype, packing)
         args, kwargs, is_tuple = _call(anatomy)
     (states,) = args
     cache = kwargs.pop(CACHE)
@@ -335,7 +339,7 @@ def _build(folder: Path, dtype: torch.dtype, out: Path) -> None:
     form["dtype"] = str(dtype).removeprefix("torch.")
     for module, name in places(layer):
         if name == "packed":
-            setattr(module, name, torch.empty(module.packed.shape, dtype=dtype))  # type: ignore[arg-type]
+            setattr(module, name, torch.empty(module.packed.shape, dtype=module.packed.dtype))  # type: ignore[arg-type]
     weights = [torch.empty_like(getattr(module, name)) for module, name in places(layer)]
     given = [kwargs[n] if at is None else kwargs[n][at] for n, at in extras]
     keys, values = cache.layers[0].whole()
@@ -369,7 +373,7 @@ def _extras(kwargs: dict[str, Any]) -> Iterator[Extra]:
 
 
 def _lower_operations() -> None:
-    """Tell the compiler what our two operations are: oneDNN's matmul, and a tensor that is to be kept."""
+    """Tell the compiler what our operations are: oneDNN's matmuls, and a tensor that is to be kept."""
     from torch._inductor import ir, mkldnn_ir
     from torch._inductor.lowering import register_lowering
 
@@ -377,10 +381,20 @@ def _lower_operations() -> None:
     def linear(x: Any, packed: Any, bias: Any) -> Any:
         return ir.TensorBox.create(mkldnn_ir.LinearUnary.create(x, packed, bias, "none", [], ""))
 
+    @register_lowering(torch.ops.specstream.linear_int8.default, type_promotion_kind=None)
+    def linear_int8(x: Any, unit: Any, middle: Any, packed: Any, scale: Any, zero: Any) -> Any:
+        bias: Any = None  # added after the scale of each row
+        made = mkldnn_ir.QLinearPointwisePT2E.create(
+            x, unit, middle, packed, scale, zero, bias, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return ir.TensorBox.create(made)
+
     @register_lowering(torch.ops.specstream.hold.default)
     def hold(x: Any) -> Any:
         return ir.TensorBox.create(ir.ExternKernel.require_contiguous(ir.ExternKernel.copy_input(x)))
 
 
 if __name__ == "__main__":
-    _build(Path(sys.argv[1]), getattr(torch, sys.argv[2].removeprefix("torch.")), Path(sys.argv[3]))
+    _folder, _dtype, _out, _name, *_kept = sys.argv[1:]
+    _form = Format(_name, kept=frozenset(_kept))
+    _build(Path(_folder), getattr(torch, _dtype.removeprefix("torch.")), Path(_out), _form)

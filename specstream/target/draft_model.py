@@ -1,14 +1,16 @@
-"""A second model beside the first: a draft model, which must speak the same tokens."""
+"""A second model beside the first: a draft model, which must have the same tokenizer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specstream.hub.download import Progress
-from specstream.model.cpu_linear import pack
+from specstream.hub.download import StatusCallback
+from specstream.model.cpu_linear import NATIVE, Format, pack
 from specstream.model.introspection import Anatomy, UnsupportedModel
 from specstream.target import loading, self_test
 from specstream.target.model_target import ModelTarget
@@ -43,18 +45,22 @@ def load(
     tokenizer: PreTrainedTokenizerBase,
     device: str,
     dtype: torch.dtype,
-    progress: Progress,
-    half: bool = False,
+    progress: StatusCallback,
+    form: Format = NATIVE,
+    texts: Sequence[Tensor] = (),
 ) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
 
-    ``half`` rounds its weights to float16 where they are packed. Raises ModelError or DraftModelError.
+    ``form`` is what its weights are packed in; with ``texts``, token ids ``[1, tokens]``, they are in int8, calibrated
+    on these. Raises ModelError or DraftModelError.
     """
     network, own, _ = loading.fetch(name, device, dtype, progress, "Loading the draft model")
     check_tokenizers(name, own, tokenizer)
     weights = list(network.parameters())
     size = sum(p.numel() * p.element_size() for p in weights)
-    return Pair(name, pack(usable(name, network), half), sum(p.numel() for p in weights), size)
+    parts = usable(name, network)
+    form = loading.in_int8(parts, texts) if texts else form
+    return Pair(name, pack(parts, form), sum(p.numel() for p in weights), size)
 
 
 def usable(name: str, network: PreTrainedModel) -> Anatomy:

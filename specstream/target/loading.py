@@ -1,4 +1,4 @@
-"""From a model's name to a model that decodes, in small steps for whoever needs some of them.
+"""From a model's name to a model that decodes, in small steps.
 
 A model is fetched and loaded; its parts are found; an adapter and heads are put on it; their LoRA is merged and weights
 are packed; the result is tested. The engine takes all steps, ``custom_generate`` those for a model that it is given,
@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specstream.adapters import heads, weights
 from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.hub import catalogue
-from specstream.hub.download import ModelSource, Progress
+from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.model import attention
-from specstream.model.cpu_linear import HalfLinear, PackedLinear, pack, packed_linear, suits
+from specstream.model.cpu_linear import Format, HalfLinear, PackedLinear, calibrated, pack, packed_linear, suits
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
+from specstream.model.passed import Passed
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
 from specstream.target import self_test
 
 log = logging.getLogger(__name__)
+Fetched = tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]
 NO_STREAMS = (
     "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
     "(python -m specstream train)."
@@ -34,6 +38,7 @@ NO_MEDUSA = (
     "No Medusa heads are loaded: choose an adapter that has some, or train them beside yours "
     "(python -m specstream train --mode medusa)."
 )
+NO_INT8 = "No linear layer of this model can be computed in int8: choose another dtype."
 NO_EXIT = (
     "No early exit to draft with is loaded: choose an adapter that has one, or train it beside yours "
     "(python -m specstream train --mode exit)."
@@ -44,9 +49,9 @@ def fetch(
     name: str,
     device: str,
     dtype: torch.dtype,
-    progress: Progress = lambda words, fraction: None,
+    progress: StatusCallback = lambda words, fraction: None,
     words: str = "Loading the model",
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]:
+) -> Fetched:
     """The model of a name with its tokenizer, and where it came from. Raises ModelError."""
     source = catalogue.resolve(name, progress)
     progress(words, None)
@@ -88,16 +93,25 @@ def made_ready(parts: Anatomy, adapter: Adapter | None, beside: Heads) -> None:
         adapter.ready(parts)
 
 
-def packed_up(parts: Anatomy, adapter: Adapter | None, beside: Heads, half: bool) -> Anatomy:
+def in_int8(parts: Anatomy, texts: Sequence[Tensor]) -> Format:
+    """The int8 format for a model that was made ready. Raises ModelError where nothing of it can be in int8."""
+    form = calibrated(parts, texts)
+    paths = {path for _, path in form.inputs}
+    if not paths - form.kept:
+        raise ModelError(NO_INT8)
+    return form
+
+
+def packed_up(parts: Anatomy, adapter: Adapter | None, beside: Heads, form: Format) -> Anatomy:
     """Pack the weights of a model that was made ready, and of what drafts for it, where that helps."""
     if adapter and Streaming().on(parts.device.type).streams == "deferred":  # streams run alone
-        adapter.merge_copies(parts, half)
-    if suits(parts, half):
-        layout = functools.partial(packed_linear, half=half)
+        adapter.merge_copies(parts, form)
+    if suits(parts, form.half):
+        layout = functools.partial(packed_linear, half=form.half)
         beside.ready(parts, layout)
         if adapter:
             adapter.pack_head(layout)
-    return pack(parts, half)
+    return pack(parts, form)
 
 
 def is_packed(parts: Anatomy | None) -> bool:
@@ -116,6 +130,23 @@ def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
                 return attention.NAME, None
     with attention.using(parts.model, parts.attention):
         return parts.attention, self_test.failure(parts, streams)
+
+
+def checked(parts: Anatomy, streams: Adapter | None, passed: Passed) -> tuple[str | None, bool]:
+    """Why the model can't verify trees (None: it can), and whether a token has the same bits in a tree as by itself.
+
+    The model attends by what suits it from now on. What it passed before is not run again.
+    """
+    known = passed.recall("layers") or {}
+    if known.get("attention") in (attention.NAME, parts.attention):
+        parts.model.set_attn_implementation(known["attention"])
+        return None, bool(known.get("exact"))
+    name, reason = tested(parts, streams)
+    parts.model.set_attn_implementation(name)
+    exact = reason is None and self_test.exact(parts)
+    if reason is None:
+        passed.note("layers", attention=name, exact=exact)
+    return reason, exact
 
 
 def lacking(streams: Adapter | None, beside: Heads, second: object | None, no_second: str) -> dict[str, str]:

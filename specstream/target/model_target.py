@@ -25,7 +25,7 @@ from specstream.model.lora import LoRA
 from specstream.model.masks import Masks, causal_mask, layer_masks, model_masks, tree_mask, with_streams
 from specstream.model.partial_forward import TopLayers, ahead, run_below
 from specstream.params import Streaming
-from specstream.streams.stream_attention import Carried, Plan, carry
+from specstream.streams.stream_attention import Carried, PassLayout, carry
 from specstream.tree import Candidates, attention_rows, pruned
 
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
@@ -123,8 +123,10 @@ class ModelTarget:
         visible = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
         mask = tree_mask(visible, self.length)
         states = self._states = self._pass(rows + [root] * fill, positions, mask, range(len(rows)), draft)
-        scored = [row for row in range(len(rows)) if row - 1 not in self.pruned]
-        return self.anatomy.head_logits(states)[scored]
+        logits = self.anatomy.head_logits(states)[: len(rows)]
+        if not self.pruned:
+            return logits  # a view: a copy of a whole vocabulary for every row takes as long as choosing from it
+        return logits[[row for row in range(len(rows)) if row - 1 not in self.pruned]]
 
     def _padded(self, rows: int) -> int:
         """How many rows a pass of so many has."""
@@ -138,11 +140,11 @@ class ModelTarget:
         it gives. Deferred streams can be had after ``keep`` only, of the last row that was kept.
         """
         assert self.adapter is not None and self._carried is not None, "no pass with streams yet"
-        place = self._carried.place(row)
+        index = self._carried.index(row)
         if self.variant.deferred:
-            states = self._late_streams(self._carried.main[:, place : place + 1])
+            states = self._late_streams(self._carried.main[:, index : index + 1])
         else:
-            states = self._carried.states[0, place]
+            states = self._carried.states[0, index]
         return self.adapter.draft_logits(self.anatomy, states)
 
     @property
@@ -218,7 +220,7 @@ class ModelTarget:
             self.cache.keep(self.length, rows)
         else:  # the top layers never had the pruned rows
             self.cache.keep(self.length, rows, slice(self._first))
-            self.cache.keep(self.length, [carried.place(r) for r in rows], slice(self._first, None))
+            self.cache.keep(self.length, [carried.index(r) for r in rows], slice(self._first, None))
         self.length += len(rows)
 
     @property
@@ -261,7 +263,7 @@ class ModelTarget:
         self.cache.reserve(self.length + len(tokens))
         where = torch.tensor([list(positions)], device=device)
         masks = layer_masks(anatomy, mask.to(device), where, self.length)
-        plan = Plan(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
+        plan = PassLayout(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
         self.pruned = frozenset()
         noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
         with noted as carried, self._recorded() if carried else nullcontext():
@@ -279,7 +281,7 @@ class ModelTarget:
         return out.last_hidden_state[0]
 
     @contextmanager
-    def _noted(self, plan: Plan, draft: Draft | None) -> Iterator[Carried]:
+    def _noted(self, plan: PassLayout, draft: Draft | None) -> Iterator[Carried]:
         """While open, a pass notes the states at layer N - N_s from which its rows' streams begin, and prunes."""
         assert self.adapter is not None
         if self.variant.prune and draft:
@@ -299,7 +301,7 @@ class ModelTarget:
         finally:
             hook.remove()
 
-    def _add_streams(self, carried: Carried, plan: Plan) -> None:
+    def _add_streams(self, carried: Carried, plan: PassLayout) -> None:
         """The streams of all rows that carry some, in the top layers and after the pass itself: no token's numbers
         depend on whether there are streams."""
         assert self.cache is not None
@@ -370,8 +372,8 @@ class ModelTarget:
         lora = None if merged else self._stream_lora
         with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(merged or first, 0):
             start = streams.start(main).flatten(1, 2)
-            places = ahead(positions, self.gamma, self.context)
-            out = self._top.run(start, wider, places, self.cache.capacity)
+            positions = ahead(positions, self.gamma, self.context)
+            out = self._top.run(start, wider, positions, self.cache.capacity)
         return out[0].unflatten(0, (count, self.gamma))
 
 

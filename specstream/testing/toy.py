@@ -22,6 +22,7 @@ from specstream.engine import Engine, versions
 from specstream.events import Draft
 from specstream.info import EngineInfo, processor
 from specstream.params import Streaming
+from specstream.target.lens import Watched
 from specstream.target.model_target import Variant
 
 EOS = 256
@@ -129,6 +130,13 @@ class ToyTarget:
     def stream_logits(self, row: int) -> Tensor:
         # Asked for after ``keep``, so the accepted path is committed already.
         return torch.stack([s.logits(self._kept) for s in STREAMS])
+
+    def look(self, ids: Sequence[int]) -> Watched:
+        """What its streams believe with less context, then with all that they have, and that they look at the end."""
+        logits = [torch.stack([s.logits(ids[-order - 1 : -1]) for s in STREAMS]) for order in (1, 2, STREAM_ORDER)]
+        shares = torch.zeros(self.gamma, len(ids) - 1)
+        shares[:, -STREAM_ORDER:] = 1 / STREAM_ORDER
+        return Watched(torch.stack(logits), None, shares)
 
     def medusa_logits(self, row: int) -> Tensor:
         return torch.stack([head.logits(self._kept) for head in MEDUSA])

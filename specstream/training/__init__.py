@@ -1,1 +1,1 @@
-"""Training of stream adapters."""
+"""Training of stream adapters and of heads: examples, loss, loop, checkpoints, and trainings as processes."""

@@ -21,7 +21,7 @@ from specstream.adapters.find import find_adapter
 from specstream.data.instructions import instructions
 from specstream.data.json_lines import whole_rows
 from specstream.data.tasks import Task, task
-from specstream.decoding.text import chat_prompt
+from specstream.decoding.encode import chat_prompt
 from specstream.model import devices
 from specstream.model.introspection import Anatomy
 from specstream.target import loading

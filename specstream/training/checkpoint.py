@@ -1,6 +1,6 @@
-"""What a training goes on from: JSON and safetensors, so that a folder from somebody else can run no code.
+"""What a training resumes from: JSON and safetensors, so that a folder from a stranger can run no code.
 
-There is no state of random generators in it: every draw of a training is keyed by its seed, epoch and batch.
+It holds no generator state: every random draw of a training is keyed by its seed, epoch and batch.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ HELD_OUT_FILE = "answers-dev.jsonl"
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainingRequest:
     """What to train on and where to put it; ``Config`` says how.
 
     ``targets`` "references" trains on the data's references, "self" on the model's own answers to its prompts, at each
@@ -97,7 +97,7 @@ class Trained:
     prompts: tuple[str, ...] = ()
 
 
-def train_adapter(request: Request, config: Config) -> Trained:
+def train_adapter(request: TrainingRequest, config: Config) -> Trained:
     """Train and save an adapter. Raises ValueError (one sentence) for anything wrong with the settings or the data."""
     chosen = task(request.task)
     if not chosen.outputs and request.targets == "references" and not request.answers:
@@ -156,7 +156,7 @@ def train_adapter(request: Request, config: Config) -> Trained:
     return Trained(card, trainer.finished, prompts)
 
 
-def _needed(request: Request, config: Config) -> str:
+def _needed(request: TrainingRequest, config: Config) -> str:
     """About how much memory the training will take, before the model is loaded; empty where its shape is not known."""
     found = catalogue.here(request.model)
     if found is None or config.trains_heads:
@@ -198,9 +198,9 @@ class _Watch:
 
 @contextmanager
 def stop_wish() -> Iterator[Callable[[], bool]]:
-    """Whether an interrupt (Ctrl-C) or SIGTERM has come: the step under way is ended, and a checkpoint saved.
+    """Whether an interrupt (Ctrl-C) or SIGTERM has arrived: the current step is finished and a checkpoint saved.
 
-    A second one ends the process at once. Python hears signals in its main thread only: elsewhere none comes.
+    A second one ends the process at once. Python delivers signals to its main thread only.
     """
     asked = threading.Event()
     before: dict[int, Any] = {}
@@ -229,7 +229,7 @@ def _make(out: Path) -> None:
         raise DataError(f"The folder {out} can't be written ({error.strerror}): give --out another one.") from None
 
 
-def _start(request: Request, config: Config) -> Path | None:
+def _start(request: TrainingRequest, config: Config) -> Path | None:
     """The folder of the adapter to begin with. Heads that are resumed find theirs beside them.
 
     Raises AdapterError for an unknown one, and DataError where the heads' folder holds another adapter.
@@ -242,7 +242,7 @@ def _start(request: Request, config: Config) -> Path | None:
     return start
 
 
-def _earlier(request: Request) -> dict[str, Any]:
+def _earlier(request: TrainingRequest) -> dict[str, Any]:
     """What was trained before this, where it begins with an adapter: the commands and how each training went."""
     if request.start is None:
         return {}
@@ -252,7 +252,7 @@ def _earlier(request: Request) -> dict[str, Any]:
 
 
 def _head_model(
-    request: Request, anatomy: Anatomy, base: Card, config: Config, vocabulary: Tensor | None
+    request: TrainingRequest, anatomy: Anatomy, base: Card, config: Config, vocabulary: Tensor | None
 ) -> MedusaModel | ExitModel:
     """Heads to train, on the base with the adapter's LoRA merged. ``base`` is the card of no adapter at all."""
     card = base
@@ -292,7 +292,7 @@ def summary(out: Path, card: Card, mode: str) -> list[str]:
     return [*lines, f"Try it: python -m specstream generate --adapter {out} --task {card.task}{name} --prompt TEXT"]
 
 
-def timed(request: Request, prompts: Sequence[str]) -> str:
+def timed(request: TrainingRequest, prompts: Sequence[str]) -> str:
     """How fast the finished adapter is on this machine beside standard decoding, in words; empty where it can't be
     loaded for decoding."""
     from specstream.bench.prompts import prompts_as_cases
@@ -326,7 +326,12 @@ def _expectation(examples: list[Example], trainer: Trainer) -> str:
 
 
 def _examples(
-    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, watch: _Watch
+    request: TrainingRequest,
+    config: Config,
+    chosen: Task,
+    anatomy: Anatomy,
+    tokenizer: PreTrainedTokenizerBase,
+    watch: _Watch,
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples. The held-out ones are spread over the data."""
     watch.phase("Reading the data")
@@ -350,25 +355,25 @@ def _examples(
     return examples, spread(held_out, HELD_OUT)
 
 
-def _kept_back(request: Request, prompts: Collection[object]) -> int:
+def _kept_back(request: TrainingRequest, prompts: Collection[object]) -> int:
     """How many of the prompts are held out where there is no --dev."""
     return min(MOST_KEPT_BACK, len(prompts) // 10) if request.hold_out < 0 else request.hold_out
 
 
 def _writer(
-    request: Request, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
+    request: TrainingRequest, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
 ) -> AnswerWriter:
     in16 = config.chosen_precision(anatomy.device.type) == "bf16"
     how = (request.max_answer, request.temperatures, request.start, watch.phase)
     return AnswerWriter(chosen, in_bfloat16(anatomy) if in16 else anatomy, tokenizer, *how)
 
 
-def _held_out_prompts(request: Request, chosen: Task, anatomy: Anatomy, tokenizer: Any) -> list[str]:
+def _held_out_prompts(request: TrainingRequest, chosen: Task, anatomy: Anatomy, tokenizer: Any) -> list[str]:
     longest = min(request.max_length, anatomy.context - request.max_answer)
     return spread(read_prompts(str(request.dev), chosen, tokenizer, longest, "validation", note), HELD_OUT)
 
 
-def _own_examples(request: Request, chosen: Task, make: AnswerWriter) -> tuple[list[Example], list[Example]]:
+def _own_examples(request: TrainingRequest, chosen: Task, make: AnswerWriter) -> tuple[list[Example], list[Example]]:
     """The same with the model's own answers."""
     longest = min(request.max_length, make.anatomy.context - request.max_answer)
     if longest < 1:
@@ -383,7 +388,7 @@ def _own_examples(request: Request, chosen: Task, make: AnswerWriter) -> tuple[l
     return examples, make(asked, request.out / HELD_OUT_FILE) if asked else []
 
 
-def _card(request: Request, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
+def _card(request: TrainingRequest, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
     data = request.data if request.data.startswith("hub:") else Path(request.data).name
     words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
     if request.answers:

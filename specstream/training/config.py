@@ -28,8 +28,8 @@ class Config(Checked):
     layers: int = number(
         6, "Layers", "Top layers that carry streams (N_s); for exit: first layers, that draft.", 1, 1000
     )
-    start_rank: int = number(64, "Start rank", "Rank of the stream start map; 0 is the identity.", 0, 4096)
-    lora_rank: int = number(16, "LoRA rank", "Rank of the adapters on every linear map; 0 leaves them away.", 0, 4096)
+    start_rank: int = number(64, "Start rank", "Rank of the layer that starts the streams; 0 is the identity.", 0, 4096)
+    lora_rank: int = number(16, "LoRA rank", "Rank of the LoRA on every linear layer; 0: no LoRA.", 0, 4096)
     tuned_layers: str = choice(
         "all",
         "Tuned layers",
@@ -39,7 +39,7 @@ class Config(Checked):
     )
     lora_scale: float = number(2.0, "LoRA scale", "Factor of the adapters' change.", 0, 100, 0.1)
     exit_rank: int = number(
-        0, "Exit rank", "Rank of the early exit that prunes drafts, 0: none; for exit: of its map, 0: full.", 0, 4096
+        0, "Exit rank", "Rank of the early exit that prunes drafts, 0: none; for exit: of its layer, 0: full.", 0, 4096
     )
     projection: str = choice(
         "shared",
@@ -63,7 +63,7 @@ class Config(Checked):
     fade: float = number(1.0, "Fade", "Weight of a stream's loss by that of the one before it.", 0.01, 1, 0.1)
     share: float = number(1.0, "Share", "Share of the response's tokens that carry streams in training.", 0.01, 1, 0.01)
     batch: int = number(8, "Batch", "Rows per step.", 1, 4096)
-    accumulate: int = number(1, "Accumulate", "Parts that a batch is computed in, one after the other.", 1, 4096)
+    accumulate: int = number(1, "Accumulate", "Gradient accumulation: parts that a batch is split into.", 1, 4096)
     lr: float = number(1e-3, "Learning rate", "Highest learning rate of AdamW.", 1e-8, 1, 1e-4)
     warmup: float = number(0.03, "Warm-up", "Share of the run in which the learning rate rises.", 0, 1, 0.01)
     epochs: int = number(3, "Epochs", "Passes over the data, where no minutes are given.", 1, 100_000)
@@ -74,7 +74,7 @@ class Config(Checked):
     precision: str = choice(
         "auto",
         "Precision",
-        "Number format of the products; auto: bfloat16 where the device computes in it, else float16 on a GPU and "
+        "Number format of the matmuls; auto: bfloat16 where the device computes in it, else float16 on a GPU and "
         "float32 on a processor.",
         ("auto", "float32", "bfloat16", "float16"),
     )

@@ -13,7 +13,7 @@ GB = 1e9
 
 
 def batches_passes(device: torch.device) -> bool:
-    """Whether many short passes are slower than a padded one: the launches of a GPU's kernels are what takes time."""
+    """Whether many short passes are slower than one padded pass: on a GPU the kernel launches dominate."""
     return device.type != "cpu"
 
 

@@ -95,7 +95,7 @@ class HeadModel(Trainee):
 
 
 class MedusaModel(HeadModel):
-    """Medusa heads: head j learns the token j places further on than the one that the LM head predicts."""
+    """Medusa heads: head j learns the token j positions after the one that the LM head predicts."""
 
     heads: MedusaHeads
 

@@ -1,7 +1,7 @@
 """Trainings as processes of their own, one at a time, which outlive the page and the program that started them.
 
-Each has a folder among your adapters with its record, its progress, its output and, in the end, its adapter: whoever
-opens the folder later finds it, running or not. No torch.
+Each has a folder among your adapters with its record, its progress, its output and, in the end, its adapter, so any
+program that opens the folder later finds it, running or not. No torch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Busy(RegistryError):
 
 
 class State(StrEnum):
-    """What has become of a training. A ``DIED`` one ended before its budget did, and not because it was asked to."""
+    """How a training stands. ``DIED``: it ended before its budget did, without having been asked to."""
 
     RUNNING = "running"
     STOPPING = "stopping"
@@ -93,7 +93,7 @@ def _switch(name: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What is written down of a training: its plan, when it was made, its process, whether it was asked to end, and
+    """The record of a training on disk: its plan, when it was made, its process, whether it was asked to end, and
     whether it was killed because it did not."""
 
     plan: Plan
@@ -114,7 +114,7 @@ class Record:
             raise RegistryError(f"The record {folder / RECORD} can't be read: it is damaged.") from error
 
     def write(self, folder: Path) -> None:
-        """Write beside the old one, then swap, so that a crash leaves one of the two whole."""
+        """Write a new file, then replace the old one: a crash leaves one of the two complete."""
         new = folder / f"{RECORD}.new"
         new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         new.replace(folder / RECORD)
@@ -173,12 +173,12 @@ class Registry:
         return next((t for t in self.all() if t.active), None)
 
     def like(self, model: str, mode: str) -> Training | None:
-        """The newest training of a model in a mode that made some steps: what it cost tells what another one will."""
+        """The newest training of a model in a mode that made some steps: its cost predicts that of another one."""
         known = (t for t in self.all() if t.plan and t.plan.mode == mode and local.same_model(t.plan.model, model))
         return next((t for t in known if t.progress.seconds and t.progress.step), None)
 
     def free_name(self, wish: str) -> str:
-        """The wish, with a number where it is taken."""
+        """The name that was asked for, with a number if it is taken."""
         names = (wish, *(f"{wish}-{number}" for number in range(2, 10_000)))
         return next(name for name in names if not (self.root / name).exists())
 
@@ -192,7 +192,7 @@ class Registry:
         return self._training(folder)
 
     def _furnish(self, folder: Path, plan: Plan) -> Plan:
-        """Make the folder, with a copy of the file to train on; nothing is left of it where that fails."""
+        """Make the folder, with a copy of the file to train on; if that fails nothing is left behind."""
         try:
             folder.mkdir()
         except FileExistsError:
@@ -208,14 +208,14 @@ class Registry:
 
     @contextmanager
     def _alone(self, folder: Path) -> Iterator[None]:
-        """Nobody else begins, stops or deletes a training meanwhile; what the system refuses is a RegistryError."""
+        """While open, no other process starts, stops or deletes a training. System errors become RegistryError."""
         with self._guard, _told(folder):
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock", timeout=PATIENCE):
                 yield
 
     def resume(self, name: str) -> Training:
-        """Go on with a training where it stood; without a checkpoint from the start. Raises Busy or RegistryError."""
+        """Resume a training from its checkpoint, or restart it without one. Raises Busy or RegistryError."""
         folder = self.root / name
         with self._alone(folder):
             self._refuse_second()
@@ -256,7 +256,7 @@ class Registry:
                 threading.Thread(target=self._end, args=(record, folder), daemon=True, name="stop").start()
 
     def _end(self, record: Record, folder: Path) -> None:
-        """Kill a process that does not end by itself."""
+        """Kill a process that does not exit on its own."""
         try:
             psutil.Process(record.pid).wait(GRACE)
         except psutil.TimeoutExpired:
@@ -298,8 +298,8 @@ class Registry:
         return State.STOPPED if progress.ended or (record.asked and not record.killed) else State.DIED
 
     def _alive(self, record: Record, folder: Path) -> bool:
-        """Whether the process of a training runs: one with its number, and with its folder among its arguments, since
-        numbers are given again."""
+        """Whether the process of a training runs: one with its id and with its folder among its arguments, as process
+        ids are reused."""
         child = self._children.get(folder.name)
         if child is not None and child.pid == record.pid:
             return child.poll() is None
@@ -311,7 +311,7 @@ class Registry:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a training can go on where it stood."""
+    """Whether a training can be resumed from where it stopped."""
     found = folder.glob("checkpoint*")  # heads name theirs after their kind; one that ends in .new is incomplete
     return any(f.is_dir() and f.suffix != ".new" for f in found)
 
@@ -339,7 +339,7 @@ def _be_nice(pid: int) -> None:
 
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
-    """What the system refuses, as a sentence."""
+    """A system error as a sentence."""
     try:
         yield
     except psutil.Error as error:

@@ -21,7 +21,7 @@ from specstream.model.introspection import Anatomy, bind
 from specstream.model.masks import layer_masks
 from specstream.model.partial_forward import run_below, starting_at
 from specstream.params import Streaming
-from specstream.streams.stream_attention import Plan, carry
+from specstream.streams.stream_attention import PassLayout, carry
 from specstream.target.model_target import ModelTarget, Variant
 from specstream.training.batches import IGNORE, Batch
 from specstream.training.frozen_cache import FrozenStates
@@ -152,7 +152,7 @@ class StreamModel(Trainee):
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Main stream after the final norm ``[B, R, h]``, streams before it ``[B, S, gamma, h]``, early exit."""
         anatomy, adapter = self.anatomy, self.adapter
-        plan = Plan(layer_masks(anatomy, batch.mask, batch.positions), batch.positions, batch.stream_rows())
+        plan = PassLayout(layer_masks(anatomy, batch.mask, batch.positions), batch.positions, batch.stream_rows())
         rows = batch.ids.shape[1]
         first = rows if adapter.card.mode == "lossless" else 0
         total = rows + plan.nodes.shape[1] * adapter.card.gamma

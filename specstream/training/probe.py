@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from specstream.decoding.detokenize import TextStream
+from specstream.decoding.encode import Tokenizer
 from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
-from specstream.decoding.text import TextStream, Tokenizer
 from specstream.events import Step
 from specstream.params import Sampling
 from specstream.training.trainable import Trainee

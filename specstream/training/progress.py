@@ -1,4 +1,4 @@
-"""The progress of a training as JSON lines: written by the training, read by whoever watches it. No torch."""
+"""The progress of a training as JSON lines: written by the training, read by its watchers. No torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Writer:
             self.flush()
 
     def phase(self, words: str, fraction: float | None = None) -> None:
-        """What is done before the first step; ``fraction`` where it is known how far it is."""
+        """Report work before the first step, with its ``fraction`` done where that is known."""
         if fraction is None or time.monotonic() >= self._due:
             self._write({"kind": "phase", "words": words, "fraction": fraction})
             self._due = time.monotonic() + PACE * (fraction is not None)
@@ -88,7 +88,7 @@ class Progress:
     """What is known of a training: a fold over its events.
 
     ``fraction`` is the share of the budget that is used up, ``rows`` and ``held_out`` count the training's rows, and
-    ``memory`` is the largest so far in bytes. ``left`` seconds are None before there is something to tell it from.
+    ``memory`` is the largest so far in bytes. ``left`` seconds are None until they can be estimated.
     """
 
     words: str = ""
@@ -148,7 +148,7 @@ class Progress:
 
     @property
     def closing(self) -> bool:
-        """Whether the budget is used up, and the adapter is tried on held-out rows and saved."""
+        """Whether the budget is used up: the adapter is being validated and saved."""
         return self.begun and self.fraction >= 1 and not self.ended
 
     @property
@@ -169,13 +169,13 @@ class Progress:
 
 
 def take_in(progress: Progress, line: str | bytes) -> None:
-    """Add the event of a line. One that is cut off or damaged is passed over."""
+    """Add the event of a line; an incomplete or damaged line is skipped."""
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         progress.add(json.loads(line))
 
 
 class Tail:
-    """The progress of a file that grows: every line is read once. A file that shrank is read from its start."""
+    """Follows a growing file: every line is read once. A file that shrank is read from its start."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -11,7 +11,7 @@ from specstream import processes
 from specstream.data.datasets import DataError
 from specstream.data.json_lines import add_rows, end_line, whole_rows
 from specstream.data.openings import openings
-from specstream.decoding.text import chat_prompt, encode
+from specstream.decoding.encode import chat_prompt, encode
 from specstream.model.introspection import Anatomy
 from specstream.training.batches import Example
 from specstream.training.generation import write

@@ -75,13 +75,13 @@ class Trainee(nn.Module, ABC):
         """What a checkpoint with this card has otherwise than this training."""
 
     def in_vocabulary(self, targets: Tensor) -> Tensor:
-        """Targets as places in the draft vocabulary; IGNORE where a token is not in it."""
+        """Targets as indices into the draft vocabulary; IGNORE where a token is not in it."""
         ids = self.part.vocabulary
         if ids is None:
             return targets
         ids = ids.to(targets.device)
-        places = torch.searchsorted(ids, targets.clamp_min(0)).clamp_max(len(ids) - 1)
-        return places.where((ids[places] == targets) & (targets != IGNORE), IGNORE)
+        index = torch.searchsorted(ids, targets.clamp_min(0)).clamp_max(len(ids) - 1)
+        return index.where((ids[index] == targets) & (targets != IGNORE), IGNORE)
 
 
 def decoder_call(anatomy: Anatomy, batch: Batch) -> dict[str, Any]:

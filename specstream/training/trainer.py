@@ -35,7 +35,7 @@ from specstream.training.trainable import Trainee
 
 
 @dataclass
-class Progress:
+class TrainerState:
     """How far a run is; part of every checkpoint."""
 
     epoch: int = 0
@@ -48,7 +48,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-Report = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 
@@ -82,7 +82,7 @@ class Trainer:
         self.model: Trainee = self._plain_model.to(anatomy.device)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.progress = Progress()
+        self.progress = TrainerState()
         self._cut_short = False  # whether a validation was, by a wish to stop
         self.parts = config.accumulate * self.accelerator.num_processes
         if config.batch < self.parts:
@@ -95,7 +95,7 @@ class Trainer:
 
     @property
     def weights(self) -> int:
-        """How many numbers are trained."""
+        """How many weights are trained."""
         return sum(p.numel() for p in self.adapter.parameters() if p.requires_grad)
 
     def resume(self) -> bool:
@@ -111,7 +111,7 @@ class Trainer:
         if changed := self._plain_model.changed(checkpoint.card_of(folder)):
             raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
         state = checkpoint.load(folder, self._plain_model, self.optimizer, self._state())
-        self.progress = Progress(**state["progress"])
+        self.progress = TrainerState(**state["progress"])
         if scaler := self.accelerator.scaler:
             scaler.load_state_dict(state["scaler"])
         self.adapter.restrict_head(self.anatomy)
@@ -122,8 +122,8 @@ class Trainer:
         """Begin with the weights of a trained adapter; what it lacks (an early exit) begins new.
 
         In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
-        There may be fewer layers with streams than before, a larger rank of the map that starts them, and more streams:
-        these begin like the last one. A pair map of another rank begins new. Where nothing but the pair map is trained,
+        There may be fewer layers with streams than before, a larger rank of the start layer, and more streams: these
+        begin like the last one. A pair map of another rank begins new. Where nothing but the pair map is trained,
         the draft vocabulary stays too.
         Raises AdapterError for one of another shape.
         """
@@ -162,7 +162,7 @@ class Trainer:
         self,
         examples: list[Example],
         held_out: list[Example],
-        report: Report,
+        report: OnEvent,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Card:
         """Train to the end of the budget, save the adapter in ``out`` and return its card.
@@ -193,7 +193,7 @@ class Trainer:
         """Whether the budget is used up, and no validation was cut short."""
         return self._fraction() >= 1 and not self._cut_short
 
-    def _validate_if_due(self, held_out: list[Example], report: Report, should_stop: Callable[[], bool]) -> None:
+    def _validate_if_due(self, held_out: list[Example], report: OnEvent, should_stop: Callable[[], bool]) -> None:
         step = self.progress.step
         if held_out and step and step % self.config.validate_every == 0 and not self._validated():
             self._validate_and_keep(held_out, report, should_stop)
@@ -246,8 +246,8 @@ class Trainer:
         return {"losses": losses, "hits": hits, "lr": rate}
 
     def _scaled_too_high(self, sums: Tensor) -> bool:
-        """Whether infinite gradients come from the factor that lifts float16's small ones: the optimizer then skips the
-        step, and the factor is halved. They don't where the losses are infinite too, or the factor is below 1."""
+        """Whether infinite gradients come from float16's loss scale: the optimizer then skips the step, and the scale
+        is halved. They don't where the losses are infinite too, or the scale is below 1."""
         scaler = self.accelerator.scaler
         return scaler is not None and bool(sums[0].isfinite().all()) and scaler.get_scale() >= 1
 
@@ -274,7 +274,7 @@ class Trainer:
         return float(self.accelerator.reduce(torch.tensor(seconds, device=self.anatomy.device), "mean"))
 
     def _any(self, wish: bool) -> bool:
-        """Whether any process has the wish, so that they stop at the same step."""
+        """Whether any process wants to stop, so that all stop at the same step."""
         if self.accelerator.num_processes == 1:
             return wish
         return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.anatomy.device)))
@@ -308,7 +308,7 @@ class Trainer:
         return {"losses": losses, "hits": hits} | ({} if math.isnan(measured) else {"tokens_per_step": measured})
 
     def _until(self, should_stop: Callable[[], bool]) -> Callable[[Iterable[T]], Iterator[T]]:
-        """Passes items on until there is a wish to stop, which is remembered."""
+        """Yield items until a stop is asked for; that is remembered."""
 
         def going(items: Iterable[T]) -> Iterator[T]:
             for item in items:
@@ -319,7 +319,7 @@ class Trainer:
 
         return going
 
-    def _validate_and_keep(self, held_out: list[Example], report: Report, should_stop: Callable[[], bool]) -> None:
+    def _validate_and_keep(self, held_out: list[Example], report: OnEvent, should_stop: Callable[[], bool]) -> None:
         if (measured := self.validate(held_out, should_stop)) is None:
             return
         found = {"step": self.progress.step, "seconds": round(self.progress.seconds), **measured}
@@ -338,7 +338,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self) -> None:
-        """Write the whole state beside the old one, then swap, so that a crash leaves one of the two whole.
+        """Write the whole state to a new folder, then replace the old one: a crash leaves one of the two complete.
 
         Before any validation the adapter itself is written as well: it is the newest there is.
         """
@@ -356,7 +356,7 @@ class Trainer:
             self._save_adapter({})
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside tensors."""
+        """What a checkpoint keeps besides tensors."""
         scaler = self.accelerator.scaler
         return {"progress": asdict(self.progress)} | ({"scaler": scaler.state_dict()} if scaler else {})
 
@@ -407,8 +407,8 @@ def _widened(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep what PyTorch frees: else every large tensor of every step is new pages from the
-    system. No effect elsewhere. The log of experiments has the times."""
+    """Tell glibc's allocator to keep what PyTorch frees; otherwise every large tensor of every step is mapped
+    anew. No effect elsewhere. The log of experiments has the times."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_max = -1, -4  # names of mallopt(3)

@@ -1,0 +1,1 @@
+"""Values as plotly figures: pure functions without gradio."""

@@ -16,10 +16,6 @@ from ..state.methods import Offer
 
 MAIN = ("max_new_tokens", "temperature", "budget")  # shown at once; the rest is folded away
 SHARED = ("max_new_tokens", "temperature", "seed")  # the same where several methods run
-WITHOUT_LIMITS = {
-    "stop": {"label": "Stop strings", "help": "The run ends where one of these appears; one to a line."},
-    "ignore_eos": {"label": "Ignore end of text", "help": "Go on after the model's own end of text."},
-}
 
 Key = tuple[str, str]  # (method name or "sampling", field name)
 
@@ -62,9 +58,14 @@ def layout(method: str) -> Controls:
     rest = [(owner, f) for owner, f in known if f.name not in MAIN]
     with gr.Accordion("More settings", open=False):
         with gr.Row():
-            parts |= {(owner, f.name): component(f, shown(owner)) for owner, f in rest if f.metadata}
-        parts |= {(owner, f.name): component(f) for owner, f in rest if not f.metadata}
+            parts |= {(owner, f.name): component(f, shown(owner)) for owner, f in rest if _limited(f)}
+        parts |= {(owner, f.name): component(f) for owner, f in rest if not _limited(f)}
     return Controls(parts)
+
+
+def _limited(f: Field[Any]) -> bool:
+    """Whether a field's values are a few: a number in limits, or a choice."""
+    return "min" in f.metadata or "choices" in f.metadata
 
 
 def each_method(title: str, defaults: Mapping[str, Any] | None = None) -> Controls:
@@ -86,16 +87,17 @@ def each_method(title: str, defaults: Mapping[str, Any] | None = None) -> Contro
     return Controls(parts)
 
 
-def method_box(name: str) -> gr.Checkbox:
-    """The box that chooses a method where several run."""
-    return gr.Checkbox(True, label=params.METHODS[name].label, info=methods.does(name), interactive=True)
+def method_box(name: str, said: bool = True) -> gr.Checkbox:
+    """The box that chooses a method where several run. ``said``: with what the method does."""
+    info = methods.does(name) if said else None
+    return gr.Checkbox(True, label=params.METHODS[name].label, info=info, interactive=True, min_width=150)
 
 
-def method_update(name: str, offer: Offer, wished: Collection[str]) -> Any:
+def method_update(name: str, offer: Offer, wished: Collection[str], said: bool = True) -> Any:
     """A method's box: as the visitor wished, or disabled with the reason."""
     if reason := offer.reason(name):
         return gr.update(value=False, interactive=False, info=reason)
-    return gr.update(value=name in wished, interactive=True, info=methods.does(name))
+    return gr.update(value=name in wished, interactive=True, info=methods.does(name) if said else None)
 
 
 def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:
@@ -124,13 +126,14 @@ class Number(gr.Number):
 def component(f: Field[Any], visible: bool = True, default: Any = None) -> gr.components.Component:
     """One field: its kind follows from the metadata. No sliders: they change what is typed out of their limits."""
     default = f.default if default is None else default
-    meta: Mapping[str, Any] = f.metadata or WITHOUT_LIMITS[f.name]
+    meta: Mapping[str, Any] = f.metadata
     shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200, "visible": visible}
     if "choices" in meta:
         return gr.Dropdown(list(meta["choices"]), value=default, **shown)
     if isinstance(f.default, bool):
         return gr.Checkbox(default, **shown)
     if isinstance(f.default, tuple):
+        shown["info"] = f"{meta['help'].rstrip('.')}; one to a line."
         return gr.Textbox("\n".join(default), lines=2, max_lines=4, **shown)
     limits = {"minimum": meta["min"], "maximum": meta["max"], "step": meta["step"]}
     return Number(default, precision=0 if isinstance(f.default, int) else None, **limits, **shown)

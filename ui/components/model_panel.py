@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -16,10 +16,12 @@ from ..access_rules import Refused
 from ..html import render
 from ..jobs.engine_host import TOY, Busy, Engines, State
 
+T = TypeVar("T")
 ADAPTERS = ("auto", "none")
 NO_DRAFT = "none"
+AND_SETTINGS = " · settings"
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 @dataclass
@@ -157,12 +159,16 @@ def adapter_choices(model: str) -> list[str]:
     return [*dict.fromkeys([*ADAPTERS, *bundled(model), *mine(model)])]
 
 
+def progress(state: State) -> str:
+    """How far a load is."""
+    return state.words + ("" if state.fraction is None else f", {state.fraction:.0%}")
+
+
 def title(state: State) -> str:
     """A load under way, or what is loaded, for the fold's title: it is there always, so that nothing moves."""
     if state.loading:
-        share = "" if state.fraction is None else f", {state.fraction:.0%}"
-        return f"Model: loading ({state.words}{share})"
-    return f"Model: {render.model_line(state.info) if state.info else 'none yet'}"
+        return f"Model: loading ({progress(state)})"
+    return f"Model: {render.model_line(state.info) if state.info else 'none yet'}{AND_SETTINGS}"
 
 
 def line(state: State) -> str:
@@ -173,14 +179,14 @@ def line(state: State) -> str:
     return ""
 
 
-def layout(engines: Engines) -> ModelPanel:
-    """Lay out the panel with the choice that is being loaded."""
+def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
+    """Lay out the panel with the choice that is being loaded, and what ``more`` lays out in the same fold."""
     chosen, anything = engines.choice, not engines.rules.models
     known = [entry.name for entry in catalogue()] if anything else list(engines.rules.models)
     names = list(dict.fromkeys([chosen["model"], *known, TOY]))
     second = chosen.get("draft", NO_DRAFT)
     status = gr.HTML(words := line(engines.state), visible=bool(words))
-    with gr.Accordion(title(engines.state), open=False) as fold:
+    with gr.Accordion(title(engines.state), open=False, elem_classes="ss-drawer") as fold:
         card = gr.HTML()
         with gr.Row():
             model = gr.Dropdown(
@@ -196,7 +202,11 @@ def layout(engines: Engines) -> ModelPanel:
                 list(DEVICES), value=chosen["device"], label="Device", info="Where it computes.", visible=anything
             )
             dtype = gr.Dropdown(
-                list(DTYPES), value=chosen["dtype"], label="Number format", info="Of the weights.", visible=anything
+                list(DTYPES),
+                value=chosen["dtype"],
+                label="Number format",
+                info="Of the weights. int8 is faster on a processor and near bfloat16 in quality, but another model.",
+                visible=anything,
             )
             draft = gr.Dropdown(
                 list(dict.fromkeys([NO_DRAFT, second, *known])), value=second, allow_custom_value=True,
@@ -208,4 +218,5 @@ def layout(engines: Engines) -> ModelPanel:
             accept = gr.Button("I have read the licence, and accept it", size="sm", visible=False)
             load = gr.Button("Load", size="sm")
             unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
-    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept)
+        rest = more()
+    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept), rest

@@ -1,4 +1,4 @@
-"""A run on the page: numbers, text and tree, steps, charts. The same for a live run and for a logged one."""
+"""A run on the page: what it comes to, its texts and guesses, its numbers. The same for a live run and a logged one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import gradio as gr
 
 from specstream.events import Lane
 
-from ..charts import runs
+from ..html import headline as lines
 from ..html import render
 from ..jobs.engine_host import Engines
 from ..state import insights
 from ..state.feed import Feed, encode
-from ..state.view import View, root_text
+from ..state.headline import headline
+from ..state.view import View
 from ..theme import DEEPEST
 from . import details
 from .details import Details
@@ -25,19 +26,17 @@ Updates = dict[Any, Any]
 
 @dataclass
 class RunView:
-    """The parts of a run on the page."""
+    """The parts of a run on the page. ``again`` and ``mend`` are shown where a run can be made."""
 
+    headline: gr.HTML
+    mend: gr.Button
+    again: gr.Button
+    player: gr.HTML
     counters: gr.HTML
     acceptance: gr.HTML
-    verdict: gr.HTML
-    player: gr.HTML
+    phases: gr.HTML
     insights: gr.HTML
     steps: gr.State
-    charts: gr.Column
-    per_step: gr.Plot
-    phases: gr.Plot
-    depths: gr.Plot
-    tree: gr.Plot
     details: Details
 
     @property
@@ -47,85 +46,55 @@ class RunView:
 
     def running(self, view: View) -> Updates:
         """Updates while a run goes on: only what is new travels."""
-        waiting = {} if view.verdict else {self.verdict: render.pending()}
-        return self._numbers(view) | waiting | {self.player: encode(view.feed.new())}
+        return {self.headline: lines.headline(headline(view)), self.player: encode(view.feed.new())}
 
     def ended(self, view: View) -> Updates:
-        """Updates when a run has ended: all of it, and the charts."""
-        return self.summary(view) | self.drawn(view)
-
-    def summary(self, view: View) -> Updates:
-        """What is known at once: numbers, verdict, every step."""
-        return self._numbers(view) | {
+        """Updates when a run has ended: all of it."""
+        stats = view.stats[Lane.METHOD]
+        return self.said(headline(view)) | {
             self.player: encode(view.feed.whole()),
             self.steps: view.steps,
+            self.counters: render.counters(stats, view.baseline, view.speedup),
+            self.acceptance: render.acceptance(stats, len(stats.reached_depth)),
+            self.phases: render.phases(view.stats),
             self.insights: insights.panel(view.steps, view.stats, view.speedup),
             **self.details.ended(view),
         }
 
-    def drawn(self, view: View) -> Updates:
-        """The charts, which take longer."""
-        if not view.steps:
-            return {self.charts: gr.update(visible=False)}
+    def said(self, line: lines.Headline) -> Updates:
+        """The headline, and the button that mends what it tells."""
+        label = line.remedy.label if line.remedy else ""
         return {
-            self.charts: gr.update(visible=True),
-            self.per_step: runs.per_step(view.steps),
-            self.phases: runs.phases(view.stats),
-            self.depths: runs.acceptance(view.stats[Lane.METHOD]),
-            self.tree: self.explore(view.steps, len(view.steps) - 1),
+            self.headline: lines.headline(line),
+            self.mend: gr.update(value=label, visible=bool(label) and self.again.visible is not False),
         }
-
-    def _numbers(self, view: View) -> Updates:
-        stats = view.stats[Lane.METHOD]
-        return {
-            self.counters: render.counters(stats, view.baseline, view.speedup),
-            self.acceptance: render.acceptance(stats, len(stats.reached_depth)),
-            self.verdict: render.verdict(view.verdict),
-        }
-
-    def explore(self, steps: list[Any], index: int) -> Any:
-        """The tree of one step to zoom and hover."""
-        return runs.tree(steps[index].draft, root_text(steps, index))
 
     def begun(self) -> Updates:
         """Updates when a run begins: what belongs to the one before goes."""
-        return {self.insights: "", **self.details.begun()}
+        return {self.mend: gr.update(visible=False), **self.details.begun()}
 
     def wire(self, engines: Engines | None = None) -> None:
-        """The step that the user settles on is drawn large. ``engines`` lend the model to the details."""
-
-        def selected(steps: list[Any] | None, event: gr.EventData) -> Any:
-            index = event._data.get("index", 0)
-            return self.explore(steps, index) if steps and 0 <= index < len(steps) else gr.skip()
-
-        self.player.select(
-            selected, self.steps, self.tree, queue=False, show_progress="hidden", api_visibility="private"
-        )
+        """Connect the details; ``engines`` lend them the model."""
         self.details.wire(self.player, self.steps, engines)
 
 
-def layout(view: View | None = None) -> RunView:
-    """Lay out the view of one run: a recorded one, or empty."""
+def layout(view: View | None = None, live: bool = False) -> RunView:
+    """Lay out the view of one run: a recorded one, or empty. ``live``: it can be measured again and mended."""
     known = view or View(Feed(""))
     stats = known.stats[Lane.METHOD]
-    with gr.Row(equal_height=True):
-        with gr.Column(scale=3, min_width=320):
-            counters = gr.HTML(render.counters(stats, known.baseline, known.speedup))
-        with gr.Column(scale=1, min_width=260):
-            acceptance = gr.HTML(render.acceptance(stats, len(stats.reached_depth) or 4))
-    gr.HTML(render.legend(DEEPEST))
-    play = player(encode(known.feed.whole()) if view else "", "recorded-run" if view else None)
-    verdict = gr.HTML(render.verdict(known.verdict) or render.pending(), elem_classes="ss-verdict-slot")
-    more = gr.HTML(insights.panel(known.steps, known.stats, known.speedup))
-    with gr.Column(visible=False) as group:
-        with gr.Row():
-            per_step, phases, depths = (_plot(name) for name in ("Tokens per step", "Time per token", "Acceptance"))
-        with gr.Accordion("Explore the tree of the chosen step: zoom, hover", open=False):
-            tree = _plot("Draft tree")
+    with gr.Column(elem_classes="ss-stage"):
+        with gr.Row(elem_classes="ss-result"):
+            line = gr.HTML(lines.headline(headline(known)) if view else "", min_width=240)
+            mend = gr.Button("", visible=False, size="sm", scale=0, min_width=100, elem_classes="ss-mend")
+            again = gr.Button("Measure again", interactive=False, visible=live, size="sm", scale=0, min_width=130)
+        play = player(encode(known.feed.whole()) if view else "", "recorded-run" if view else None)
+    with gr.Accordion("Numbers: speed, acceptance, where the time went, what if", open=False):
+        gr.HTML(render.legend(DEEPEST))
+        counters = gr.HTML(render.counters(stats, known.baseline, known.speedup))
+        with gr.Row(equal_height=True):
+            acceptance = gr.HTML(render.acceptance(stats, len(stats.reached_depth) or 4), min_width=280)
+            phases = gr.HTML(render.phases(known.stats), min_width=280)
+        more = gr.HTML(insights.panel(known.steps, known.stats, known.speedup))
     steps = gr.State(known.steps or None)
     closer = details.layout(view)
-    return RunView(counters, acceptance, verdict, play, more, steps, group, per_step, phases, depths, tree, closer)
-
-
-def _plot(label: str) -> gr.Plot:
-    return gr.Plot(label=label, show_label=False, container=False, min_width=300, elem_classes="ss-plot")
+    return RunView(line, mend, again, play, counters, acceptance, phases, more, steps, closer)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
 
 from ..html import render
+from ..jobs.engine_host import State
 from ..state.methods import mismatch
 
 Updates = dict[Any, Any]
@@ -23,6 +25,7 @@ class Suit:
     group: gr.Row
     words: gr.HTML
     load: gr.Button
+    reason: gr.HTML  # why the chosen method can't run
 
     @property
     def outputs(self) -> list[Any]:
@@ -49,7 +52,16 @@ def layout() -> Suit:
     with gr.Row(visible=False, elem_classes="ss-suit") as group:
         words = gr.HTML(min_width=240)
         load = gr.Button("Load the adapter for this task", size="sm", scale=0, min_width=240)
-    return Suit(group, words, load)
+    return Suit(group, words, load, gr.HTML(visible=False))
+
+
+def loads_by_itself(task: str, state: State, choice: Mapping[str, str]) -> bool:
+    """Is the adapter of a task loaded when it is chosen? Not in the place of one that the visitor chose by name."""
+    info = state.info
+    if info is None or state.loading or task not in TASKS or task == info.task:
+        return False
+    known = bundled(info.model)
+    return task in known and choice.get("adapter", "auto") in ("auto", *known)
 
 
 def bundled(model: str) -> Any:

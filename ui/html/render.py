@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from specstream.events import Agreement, Draft, Verdict
+from specstream.events import Agreement, Draft, Lane
 from specstream.info import EngineInfo
 from specstream.model.memory import Need, gigabytes
 from specstream.params import Standard
-from specstream.stats import RunStats, counted
+from specstream.stats import PHASES, RunStats, counted
 
 from ..theme import DEEPEST, depth_class
 
 NOTHING = "–"
 PATH = re.compile(r"[/~.]|[A-Za-z]:[/\\]")  # how the path of a folder begins, and no name of a model
+LANES = {Lane.METHOD: "this run", Lane.BASELINE: "standard"}
 KEYS = "Ctrl-Enter runs, Esc stops, ← and → step"
 
 WORDS = {
     Agreement.IDENTICAL: ("good", "✓ Same text"),
-    Agreement.TIE: ("warn", "≈ Numerical tie"),
+    Agreement.TIE: ("warn", "≈ Nearly the same text"),
     Agreement.MISMATCH: ("bad", "✗ Different text"),
     Agreement.UNKNOWN: ("plain", "Not compared"),
 }
@@ -42,7 +43,7 @@ def legend(depths: int) -> str:
     shown = min(depths, DEEPEST)
     for depth in range(1, shown + 1):
         deeper = "+" if depth == DEEPEST and depths > DEEPEST else ""
-        items.append(_swatch(depth, f"drafted, depth {depth}{deeper}"))
+        items.append(_swatch(depth, f"guessed {depth}{deeper} ahead"))
     items.append(f'<li class="ss-keys-hint">{KEYS}</li>')
     return f'<ul class="ss-legend" aria-label="Colours of tokens">{"".join(items)}</ul>'
 
@@ -57,9 +58,9 @@ def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) 
     instead = f"instead of {stats.tokens:,}" if stats.tokens else "standard decoding: one for each token"
     standard = baseline.tokens_per_second if baseline else None
     tiles = (
-        ("Speed-up", number(speedup, 2, "×"), _speedup_words(stats, speedup)),
+        ("Speed-up", number(speedup, 1, "×"), _speedup_words(stats, speedup)),
         ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),
-        ("Tokens per step", number(stats.tokens_per_step, 2), "a step is one pass of the model; standard: 1"),
+        ("Tokens per step", number(stats.tokens_per_step), "a step is one pass of the model; standard: 1"),
         ("Passes of the model", passes, instead),
     )
     return f'<dl class="ss-tiles">{"".join(_tile(*tile) for tile in tiles)}</dl>'
@@ -101,20 +102,29 @@ def _bar(depth: int, rate: float | None) -> str:
     )
 
 
-def verdict(found: Verdict | None) -> str:
-    """The badge that says whether the two outputs were the same, with its sentence."""
-    if found is None:
+def phases(lanes: Mapping[Lane, RunStats]) -> str:
+    """Bars: milliseconds of each phase for a token, of the method above standard decoding."""
+    known = [(words, lanes[lane]) for lane, words in LANES.items() if lanes[lane].decode_tokens]
+    if not known:
         return ""
-    tone, words = WORDS[found.agreement]
-    return (
-        f'<div class="ss-verdict ss-{tone}" role="status"><strong>{escape(words)}</strong> '
-        f"<span>{escape(found.message)}</span></div>"
+    most = max(stats.decode_seconds / stats.decode_tokens for _, stats in known) or 1
+    rows = "".join(_phase_row(words, stats, most) for words, stats in known)
+    used = [phase for phase in PHASES if any(stats.phase_seconds[phase] for _, stats in known)]
+    keys = "".join(f'<li><span class="ss-key ss-phase-{phase}"></span>{phase.replace("_", " ")}</li>' for phase in used)
+    return f'<div class="ss-bars ss-phase-bars">{rows}<ul class="ss-keys">{keys}</ul></div>'
+
+
+def _phase_row(words: str, stats: RunStats, most: float) -> str:
+    per_token = {phase: stats.phase_seconds[phase] / stats.decode_tokens for phase in PHASES}
+    parts = "".join(
+        f'<span class="ss-fill ss-phase-{phase}" style="width:{100 * seconds / most:.1f}%"></span>'
+        for phase, seconds in per_token.items()
     )
-
-
-def pending() -> str:
-    """What stands in the place of the badge while a run goes on."""
-    return '<div class="ss-verdict ss-plain">Whether both texts are the same is said here at the end.</div>'
+    total = 1000 * stats.decode_seconds / stats.decode_tokens
+    return (
+        f'<div class="ss-bar"><span>{words}</span><span class="ss-track">{parts}</span>'
+        f'<span class="ss-num">{total:.0f} ms</span></div>'
+    )
 
 
 def model_card(info: EngineInfo, more: Iterable[tuple[str, str]] = ()) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.adapters import local
-from specstream.data.checks import Checked
+from specstream.data.checks import CheckedFile
 from specstream.data.tasks import TASKS
 from specstream.info import top_layers
 from specstream.model import memory
@@ -191,7 +191,7 @@ def pack(training: Training, folder: Path) -> Path:
 # ---- before it begins ------------------------------------------------------------------------------------------------
 
 
-def usable(checked: Checked) -> str:
+def usable(checked: CheckedFile) -> str:
     """How many rows of a file there are, and what happens to them."""
     are = "1 of their prompts is" if checked.held_out == 1 else f"{checked.held_out:,} of their prompts are"
     held = f"{are} held out to measure tokens per step."
@@ -199,7 +199,7 @@ def usable(checked: Checked) -> str:
     return f"{counted(checked.rows, 'row')} can be used. {held if checked.held_out else few}"
 
 
-def unusable(checked: Checked) -> list[str]:
+def unusable(checked: CheckedFile) -> list[str]:
     """What is wrong with a file: nothing is left out silently."""
     more = checked.bad - len(checked.problems)
     rest = ["1 more row has such a fault." if more == 1 else f"{more:,} more rows have such faults."] if more else []

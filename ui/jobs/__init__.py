@@ -1,0 +1,1 @@
+"""Work outside of the page: one thread a job, one model, one queue before it."""

@@ -19,12 +19,13 @@ WARM_UP = 4  # tokens that each method writes before it is measured, so that non
 
 @dataclass(frozen=True)
 class Lap:
-    """The method being measured has written this many tokens."""
+    """The method being measured has written this many tokens; ``step`` are its newest, None while it warms up."""
 
     method: str
     number: int
     of: int
     tokens: int
+    step: Step | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Contest(ModelJob):
         self._methods: list[Method] = [Standard(), *methods]
         self._reference: list[Event] = []
 
+    @property
+    def names(self) -> list[str]:
+        """The methods in the order in which they are measured."""
+        return [method.name for method in self._methods]
+
     def use(self, engine: Any) -> None:
         self.put(Prepared(engine.info))
         self._say_mismatch(engine, self.ask.task)
@@ -104,7 +110,8 @@ class Contest(ModelJob):
             events.append(event)
             record.add((Lane.METHOD, event))
             tokens += len(event.tokens) if isinstance(event, Step) else 0
-            self.put(Lap(ask.method.name, number, len(self._methods), tokens))
+            if isinstance(event, Step):
+                self.put(Lap(ask.method.name, number, len(self._methods), tokens, event))
         if isinstance(last := events[-1], Finished) and last.reason is Reason.STOPPED:
             return  # it stays in the log as far as it got, but there is nothing to compare
         found = None if not self._reference else self._compare(engine, prompt, ask.sampling, events, record)

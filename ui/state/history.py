@@ -1,45 +1,52 @@
-"""Logged runs as the Sessions tab shows them: rows of the table, facts, the walk-through, files. No gradio."""
+"""Logged runs as the Sessions tab shows them: their names, facts, the walk-through, files. No gradio."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement, Lane, Verdict
-from specstream.params import METHODS
+from specstream.params import METHODS, Sampling
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
 
 from ..files import place
-from ..html.render import NOTHING, model_name, number
 from . import origin
 from .view import View, replay
 
-HEADERS = (
-    "Star", "Started (UTC)", "Prompt", "Model", "Method", "Tokens", "Tokens/s", "Tokens/step", "Speed-up", "Outcome",
-    "Run",
-)  # fmt: skip
-WIDTHS = ("60px", "160px", "280px", "140px", "200px", "80px", "95px", "115px", "95px", "135px", "290px")
 SHOWN_PROMPT = 70  # characters of a prompt in the table
-OUTCOMES = {"identical": "identical", "tie": "numerical tie", "mismatch": "different"}
+ALIKE = 0.05  # a ratio within this of 1 is no difference
+OUTCOMES = {"identical": "same text", "tie": "texts differ where two words were equally likely",
+            "mismatch": "different text"}  # fmt: skip
 
 
-def row(run: Mapping[str, Any]) -> list[str]:
-    """One run as a row of the table; its id is the last cell."""
-    return [
-        "★" if run["star"] else "",
-        run["started_utc"][:16].replace("T", " "),
-        shorten(run["prompt"]),
-        model_name(run["model"]),
-        method_label(run["method"]),
-        NOTHING if run["tokens"] is None else str(run["tokens"]),
-        number(run["tokens_per_second"]),
-        number(run["tokens_per_step"], 2),
-        number(run["speedup"], 2, "×"),
-        outcome(run),
-        run["id"],
-    ]
+def title(run: Mapping[str, Any]) -> str:
+    """A name for a run that a reader knows it by: what its prompt is about, not the form that its task needs."""
+    prompt = run["prompt"]
+    facts = re.findall(r"(\w[\w ]*)\[([^\]]*)\]", prompt) if run["task"] == "e2e" else []
+    if facts:
+        return shorten(", ".join(value for _, value in facts[:3]))
+    if run["task"] == "sql":
+        prompt = prompt.strip().rsplit("\n", 1)[-1]
+    if run["task"] == "dialogsum":
+        prompt = re.sub(r"#\w+#:\s*", "", prompt)
+    return shorten(prompt)
+
+
+def came(run: Mapping[str, Any]) -> str:
+    """What came of it, in a line."""
+    same = outcome(run)
+    return f"{pace(run['speedup'])} · {same}" if run["speedup"] else same
+
+
+def pace(ratio: float) -> str:
+    """A measured speed-up in words."""
+    if abs(ratio - 1) <= ALIKE:
+        return "as fast as standard decoding"
+    return f"{ratio:.1f}× faster" if ratio > 1 else f"{1 / ratio:.1f}× slower"
 
 
 def outcome(run: Mapping[str, Any]) -> str:
@@ -83,6 +90,23 @@ def flat(values: Mapping[str, Any] | None) -> dict[str, Any]:
         if name != "chat":
             out |= flat(value) if isinstance(value, Mapping) else {name: value}
     return out
+
+
+def changed(settings: Mapping[str, Any] | None, method: str) -> str:
+    """The settings of a method's run that are not the defaults, in the words of the form; nothing where all are."""
+    groups = settings or {}
+    given = flat({name: groups[name] for name in ("method", "sampling") if name in groups})
+    kinds = (METHODS[method], Sampling) if method in METHODS else (Sampling,)
+    known = {f.name: f for kind in kinds for f in fields(kind)}
+    return ", ".join(
+        f"{known[name].metadata.get('label', name.replace('_', ' '))} {_plain(value)}"
+        for name, value in given.items()
+        if name in known and value != _plain(known[name].default)
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def conversation(chat: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:

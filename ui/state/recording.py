@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement, Lane, Verdict, from_dict
@@ -41,12 +42,18 @@ class Recording:
         found = self.values["verdict"] | {"agreement": Agreement(self.values["verdict"]["agreement"])}
         view = replay("recording", METHODS[self.values["method"]].label, lanes, Verdict(**found), self.about)
         known = self.values
+        view.looks = {int(step): look for step, look in known.get("looks", {}).items()}
         asked = {name: known[name] for name in ("prompt", "task", "method", "processor")}
-        view.origin = of_info(self.info, **asked, when=known["recorded"], settings={})
+        view.origin = of_info(self.info, **asked, when=known["recorded"], settings=known.get("settings", {}))
         view.words, view.tone = "This is a recorded run: press Play to watch it, or Run to make your own.", "plain"
         return view
 
 
+def read(file: Path) -> Recording:
+    """Read a recorded run."""
+    return Recording(json.loads(file.read_text(encoding="utf-8")))
+
+
 def load() -> Recording:
     """Read the file that comes with the program."""
-    return Recording(json.loads(FILE.read_text(encoding="utf-8")))
+    return read(FILE)

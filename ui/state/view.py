@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
+from specstream.events import Event, Finished, Lane, Reason, Started, Step, Verdict
+from specstream.params import NODES
 from specstream.stats import RunStats, counted
 
 from .feed import Feed
@@ -26,7 +28,8 @@ ENDS = {
 class View:
     """The state of a run: its feed, the steps and stats of each lane, the verdict and the words of the status line.
 
-    ``steps`` are those of the method, ``plain`` those of standard decoding.
+    ``steps`` are those of the method, ``plain`` those of standard decoding; ``settings`` are what the method ran with,
+    ``nodes`` how many guesses cost little on this machine, ``mismatched`` that the adapter is for another task.
     """
 
     feed: Feed
@@ -39,7 +42,11 @@ class View:
     log_id: str = ""
     tail: str = ""
     warning: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    nodes: int = NODES
+    mismatched: bool = False
     origin: Origin | None = None
+    looks: dict[int, dict[str, Any]] = field(default_factory=dict)  # recorded of the streams, by step
 
     def add(self, item: Item) -> None:
         """Take in one item."""
@@ -58,7 +65,9 @@ class View:
     def _event(self, lane: Lane, event: Event) -> None:
         self.feed.add(lane, event)
         self.stats[lane].add(event)
-        if isinstance(event, Step):
+        if isinstance(event, Started) and lane is Lane.METHOD:
+            self.settings = event.settings
+        elif isinstance(event, Step):
             self.words = "Writing" if lane is Lane.METHOD else "Measuring standard decoding on the same prompt"
             (self.steps if lane is Lane.METHOD else self.plain).append(event)
         elif isinstance(event, Finished):

@@ -5,35 +5,45 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import gradio as gr
 
-from specstream import params
-from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
 from specstream.params import METHODS, Method, Standard
 from specstream.stats import counted
 
 from ..charts import runs
-from ..components import controls, race, task_hint
+from ..components import controls, race, share, task_hint
 from ..components.controls import Controls
-from ..files import downloads, place
+from ..components.share import Share
+from ..export import page, story
+from ..export.story import Story
+from ..html import headline as lines
 from ..html import render
 from ..jobs import visitor
 from ..jobs.comparisons import Contest, Entry, Lap, Prepared
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask
+from ..jobs.runs import Ask, origin
 from ..state.messages import Notice
 from ..state.methods import Offer
-from .playground import MOST_WAITING, check_prompt, examples, task_choices
+from ..state.origin import Origin
+from .playground import (
+    MOST_WAITING,
+    Playground,
+    check_prompt,
+    example_buttons,
+    examples,
+    fill_with_examples,
+    task_choices,
+)
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-READY = "Choose methods and press Compare. Standard decoding always runs: it is what the others are compared with."
+READY = "Standard decoding always runs: it is what the others are compared with."
+SAME = "value => value"
+NOTHING_YET = "Each method is measured, one after the other, and seen writing; then all are raced at the measured pace."
+RUN, STOP = "Compare", "Stop"  # what the button says
 Updates = dict[Any, Any]
 
 
@@ -48,22 +58,25 @@ class Compare:
     wished: gr.State
     settings: Controls
     run: gr.Button
-    stop: gr.Button
     status: gr.HTML
+    headline: gr.HTML
     race: gr.HTML
     results: gr.Column
     table: gr.HTML
     chart: gr.Plot
-    file: gr.DownloadButton
+    raced: gr.State  # entries and origin of the race that is shown
+    share: Share
     key: gr.Textbox
+    examples: list[gr.Button]
 
     @property
     def inputs(self) -> set[Any]:
-        return {self.prompt, self.task, self.key, *self.methods.values(), *self.settings.parts.values()}
+        return {self.run, self.prompt, self.task, self.key, *self.methods.values(), *self.settings.parts.values()}
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.run, self.stop, self.status, self.race, self.results, self.table, self.chart, self.file]
+        own = [self.run, self.status, self.headline, self.race, self.results, self.table, self.chart, self.raced]
+        return [*own, *self.share.outputs]
 
     def ask(self, values: Mapping[Any, Any]) -> tuple[Ask, list[Method]]:
         """What the form asks for. Raises ValueError with one sentence."""
@@ -78,8 +91,9 @@ class Compare:
 
     def available(self, state: State, offer: Offer, task: str, wished: Collection[str]) -> Updates:
         """What a loaded model changes: methods that it can't run are disabled, with the reason."""
-        boxes = {box: controls.method_update(name, offer, wished) for name, box in self.methods.items()}
-        return boxes | {self.hint: task_hint.hint(task, state.info)}
+        boxes = {box: controls.method_update(name, offer, wished, said=False) for name, box in self.methods.items()}
+        words = task_hint.hint(task, state.info)
+        return boxes | {self.hint: gr.update(value=words, visible=bool(words))}
 
     @property
     def depends(self) -> list[Any]:
@@ -96,6 +110,7 @@ class Compare:
 class Progress:
     """What the page knows of a comparison: a fold over the items of a Contest."""
 
+    live: race.Live
     entries: list[Entry] = field(default_factory=list)
     info: EngineInfo | None = None
     words: str = "Starting"
@@ -112,6 +127,7 @@ class Progress:
         elif isinstance(item, Entry):
             self.entries.append(item)
         elif isinstance(item, Lap):
+            self.live.add(item)
             written = counted(item.tokens, "token")
             self.words = f"Measuring {item.number} of {item.of}: {METHODS[item.method].label}, {written}"
 
@@ -123,32 +139,34 @@ class Progress:
             done = ", ".join(entry.label for entry in self.entries) or "none"
             self.words, self.tone = f"Stopped by you. Measured to the end: {done}.", "plain"
         elif self.entries:
-            self.tone, self.words = race.summary(self.entries)
+            self.tone, self.words = "good", f"Measured: {counted(len(self.entries), 'method')}"
         self.words = " ".join([self.words, *self.warnings])
 
 
 def layout() -> Compare:
     """Lay out the tab."""
     known = examples()
-    with gr.Row():
-        with gr.Column(scale=3, min_width=320):
-            prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
-            task = gr.Dropdown(task_choices(), value=known[0]["task"], label="Task", interactive=True)
-            hint = gr.HTML()
-            gr.Examples(
-                [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
-                example_labels=[e["label"] for e in known], examples_per_page=20, api_visibility="private",
+    with gr.Column(elem_classes="ss-composer"):
+        prompt = gr.Textbox(
+            known[0]["prompt"], label="Prompt", show_label=False, container=False, lines=2, max_lines=8,
+            elem_classes="ss-prompt",
+        )  # fmt: skip
+        with gr.Row(elem_classes="ss-controls"):
+            task = gr.Dropdown(
+                task_choices(), value=known[0]["task"], label="Task", interactive=True, min_width=140, scale=2,
+                elem_classes="ss-inline",
             )  # fmt: skip
-        with gr.Column(scale=2, min_width=320):
-            with gr.Group(elem_classes="ss-boxes"):
-                gr.Checkbox(True, label=Standard.label, info="Always runs, first.", interactive=False)
-                methods = {name: controls.method_box(name) for name in METHODS if name != Standard.name}
-            wished = gr.State(list(methods))
-            settings = controls.each_method("Settings: length, temperature, each method")
-    with gr.Row(elem_classes="ss-toolbar", equal_height=True):
-        run = gr.Button("Compare", variant="primary", elem_classes="ss-run", scale=0, min_width=120)
-        stop = gr.Button("Stop", variant="stop", interactive=False, elem_classes="ss-stop", scale=0, min_width=120)
-        status = gr.HTML(render.status(READY), min_width=160)
+            with gr.Row(elem_classes="ss-toolbar ss-runbar", equal_height=True):
+                run = gr.Button(RUN, variant="primary", elem_classes="ss-run", scale=0, min_width=110)
+                status = gr.HTML(render.status(READY), min_width=160)
+        buttons = example_buttons()
+    hint = gr.HTML(visible=False)
+    with gr.Row(elem_classes="ss-choices"):
+        gr.Checkbox(True, label=Standard.label, interactive=False, min_width=150)
+        methods = {name: controls.method_box(name, said=False) for name in METHODS if name != Standard.name}
+    wished = gr.State(list(methods))
+    settings = controls.each_method("Settings: length, temperature, each method")
+    line = gr.HTML(render.status(NOTHING_YET), elem_classes="ss-contest")
     track = gr.HTML(
         html_template=race.text("race.html"), js_on_load=race.text("race.js"), apply_default_css=False
     )  # fmt: skip
@@ -156,19 +174,21 @@ def layout() -> Compare:
         table = gr.HTML()
         gr.HTML('<h2 class="ss-heading">Tokens over time</h2>')
         chart = gr.Plot(label="Tokens over time", show_label=False, container=False, elem_classes="ss-plot")
-        file = gr.DownloadButton("Download as one HTML file, to share", size="sm")
+        shared = share.layout()
     return Compare(
-        prompt, task, hint, methods, wished, settings, run, stop, status, track, results, table, chart, file,
-        visitor.layout(),
+        prompt, task, hint, methods, wished, settings, run, status, line, track, results, table, chart,
+        gr.State(None), shared, visitor.layout(), buttons,
     )  # fmt: skip
 
 
-def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
-    """Connect the tab to the engine and the log."""
+def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground) -> None:
+    """Connect the tab to the engine and the log. Prompt, task and model are those of ``play``."""
     jobs = Jobs()
-    folder = downloads()
 
     def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        if values[tab.run] == STOP:
+            yield {tab.status: gr.skip()}
+            return
         try:
             ask, methods = tab.ask(values)
         except ValueError as error:
@@ -178,10 +198,11 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
         who, session = visitor.name(values[tab.key], request), str(request.session_hash)
         job = Contest(engines, runlog, ask, methods, who)
         jobs.put(who, session, job)
-        yield from stream(tab, job, session, folder, page_address(request, engines.rules.demo))
+        yield from stream(tab, job, session)
 
-    def stop(key: str, request: gr.Request) -> None:
-        jobs.stop(visitor.name(key, request))
+    def stop(label: str, key: str, request: gr.Request) -> None:
+        if label == STOP:
+            jobs.stop(visitor.name(key, request))
 
     def close(request: gr.Request) -> None:
         jobs.close(str(request.session_hash))
@@ -194,71 +215,63 @@ def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog
             yield fitted(task, wished)
 
     tab.run.click(run, tab.inputs, tab.outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **QUIET)
-    tab.stop.click(stop, tab.key, queue=False, **QUIET)
+    tab.run.click(stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **QUIET)
     controls.wire_wishes(tab.wished, tab.methods)
-    for event in (opened.select, tab.task.change):
+    for event in (opened.select, tab.task.change, play.panel.card.change):
         event(fitted, tab.chosen, tab.depends, queue=False, **QUIET)
     demo.load(watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET)
     visitor.wire(tab.key, demo)
     demo.unload(close)
+    share_prompt(tab, play)
+    tab.share.wire(tab.raced, lambda raced: story.of_entries(*raced), race_file, engines)
 
 
-def page_address(request: gr.Request, demo: bool) -> str | None:
-    """The address under which others find the runs; None where there is none.
-
-    That of one's own machine leads others to theirs, and in a demo visitors see their own runs only.
-    """
-    origin = str(request.headers.get("origin") or "")
-    host = urlsplit(origin).hostname or ""
-    own = host in ("", "localhost", "0.0.0.0", "::1") or host.startswith("127.")
-    return None if own or demo else f"{origin}/"
+def race_file(raced: tuple[list[Entry], Origin], told: Story, base: str | None) -> str:
+    """The race as one HTML file."""
+    return page.race_page(raced[0], told, base)
 
 
-def stream(tab: Compare, job: Contest, session: str, folder: Path, base: str | None) -> Iterator[Updates]:
+def share_prompt(tab: Compare, play: Playground) -> None:
+    """Prompt and task are the same in both tabs, whichever they were typed in; an example fills in the Playground's."""
+    for ours, theirs in ((tab.prompt, play.prompt), (tab.task, play.task)):
+        ours.input(None, ours, theirs, js=SAME, api_visibility="private")
+        theirs.change(None, theirs, ours, js=SAME, api_visibility="private")
+    fill_with_examples(tab.examples, play)
+    tab.task.input(play.fit, play.chosen, play.form, concurrency_limit=None, **QUIET)
+
+
+def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
     """Follow a comparison and say what changes on the page."""
-    progress = Progress()
-    busy = {tab.run: gr.update(interactive=False), tab.stop: gr.update(interactive=True)}  # in each update, as a run's
+    progress = Progress(race.Live([METHODS[name].label for name in job.names]))
+    busy = {tab.run: gr.update(value=STOP, variant="stop")}  # in each update, as a run's
     yield busy | {
         tab.status: render.status(progress.words, progress.tone),
-        tab.race: race.message([]),
+        tab.race: progress.live.message(),
+        tab.headline: lines.headline(lines.Headline("busy", "Measuring", (), (READY,))),
         tab.results: gr.update(visible=False),
     }
     with closing(job.batches(session)) as batches:
         for batch in batches:
             for item in batch:
                 progress.add(item)
-            yield busy | {tab.status: render.status(progress.words, progress.tone)}
+            yield busy | {tab.status: render.status(progress.words, progress.tone), tab.race: progress.live.message()}
     progress.close(job.stop.is_set())
-    done = {tab.run: gr.update(interactive=True), tab.stop: gr.update(interactive=False)}
-    yield (
-        done
-        | {tab.status: render.status(progress.words, progress.tone)}
-        | results(tab, progress, job.ask, folder, base)
-    )
+    done = {tab.run: gr.update(value=RUN, variant="primary")}
+    yield (done | {tab.status: render.status(progress.words, progress.tone)} | results(tab, progress, job.ask))
 
 
-def results(tab: Compare, progress: Progress, ask: Ask, folder: Path, base: str | None) -> Updates:
-    """The race, the table, the chart and the file; nothing where nothing was measured."""
+def results(tab: Compare, progress: Progress, ask: Ask) -> Updates:
+    """The race, the table, the chart and what can be shared; nothing where nothing was measured."""
     if not progress.entries:
         return {}
-    file = place(folder, f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.html")
-    file.write_text(race.share(progress.entries, ask.prompt, list(about(progress.info, ask)), base), encoding="utf-8")
+    raced = progress.entries, origin(progress.info, ask)
+    said = race.headline(progress.entries)
     return {
+        tab.headline: lines.headline(said),
         tab.race: race.message(progress.entries),
         tab.results: gr.update(visible=True),
         tab.table: race.table(progress.entries),
         tab.chart: runs.race({entry.label: race.curve(entry) for entry in progress.entries}),
-        tab.file: str(file),
+        tab.raced: raced,
+        **tab.share.show(story.of_entries(*raced)),
     }
-
-
-def about(info: EngineInfo | None, ask: Ask) -> Iterator[tuple[str, str]]:
-    """With what it was measured, and when."""
-    yield "Task", TASKS[ask.task].label if ask.task in TASKS else "none"
-    if info:
-        yield "Model", render.model_line(info)
-        yield "Versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())
-    defaults = params.Sampling().to_dict()
-    changed = {name: value for name, value in ask.sampling.to_dict().items() if value != defaults[name]}
-    yield "Settings", ", ".join(f"{name} {value}" for name, value in changed.items()) or "default settings"
-    yield "Measured", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, one method after the other"

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from specstream.data.checks import MOST_HELD_OUT, Checked, check_file
+from specstream.data.checks import MOST_HELD_OUT, CheckedFile, check_file
 from specstream.data.datasets import HUB
 from specstream.data.tasks import TASKS, task
 from specstream.hub.catalogue import DEFAULT, catalogue, check_terms, layer_count
@@ -152,7 +152,7 @@ class Form:
             return True
         return values[self.mode] in BESIDE and not tuned_by(values[self.start], self.base(values))
 
-    def check(self, values: Mapping[Any, Any]) -> Checked | None:
+    def check(self, values: Mapping[Any, Any]) -> CheckedFile | None:
         """A look at every row of an own file; None for a public dataset. Raises ValueError with one sentence."""
         chosen = task(values[self.task])
         if values[self.source] == PUBLIC:
@@ -185,7 +185,7 @@ class Form:
 class BadRows(ValueError):
     """Rows of a file can't be trained on."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: CheckedFile) -> None:
         total = checked.rows + checked.bad
         super().__init__(f"{checked.bad:,} of {counted(total, 'row')} can't be used: nothing was begun.")
         self.checked = checked

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -16,9 +15,11 @@ from specstream.data.chat import Chat
 from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
 from specstream.installation import data_file
-from specstream.params import METHODS, Standard, Streaming
+from specstream.params import METHODS, NODES, Standard, Streaming
 from specstream.runlog import RunLogError
+from specstream.stats import counted
 
+from ..access_rules import Refused
 from ..components import chat, controls, model_panel, run_panel, task_hint
 from ..components.chat import ChatPanel, talks
 from ..components.controls import Controls
@@ -27,62 +28,85 @@ from ..components.run_panel import RunView
 from ..components.task_hint import Suit, bundled
 from ..html import render
 from ..jobs import visitor
-from ..jobs.engine_host import Engines, State
+from ..jobs.again import TIMES, Again
+from ..jobs.engine_host import Busy, Engines, State
 from ..jobs.job import Jobs
 from ..jobs.runs import Ask, Run
-from ..state import history, methods, recording
+from ..state import history, recording
 from ..state.feed import Feed
-from ..state.methods import Offer
+from ..state.headline import Ratio, headline
+from ..state.messages import Notice
+from ..state.methods import Offer, mismatch
 from ..state.view import View
 
 PROMPTS = data_file("assets/prompts.json")
-PAINT = 0.15  # seconds that the browser gets to show the summary before the charts, which take it longer, arrive
+RUN, STOP = "Run", "Stop"  # what the button says
+PRESS_RUN = "() => document.getElementById('run').click()"
 MOST_WAITING = 64  # runs that wait for the model at a time, told their place; more wait in gradio's own queue
 
 Updates = dict[Any, Any]
 _numbers = count(1)
 
 
+@dataclass(frozen=True)
+class Last:
+    """The run that is shown, and what it asked for of which model: it can be measured again."""
+
+    ask: Ask
+    view: View
+    info: EngineInfo | None
+
+    def still(self, info: EngineInfo | None) -> bool:
+        """Is the same model loaded?"""
+        return (
+            info is not None
+            and self.info is not None
+            and replace(info, load_seconds=0) == replace(self.info, load_seconds=0)
+        )
+
+
 @dataclass
 class Playground:
-    """The tab's parts."""
+    """The tab's parts. ``run`` is the button that also stops."""
 
     panel: ModelPanel
     chat: ChatPanel
     suit: Suit
     prompt: gr.Textbox
     task: gr.Dropdown
-    method: gr.Radio
+    method: gr.Dropdown
     wish: gr.State  # the method that the visitor chose: it comes back with the next model that can run it
     compare: gr.Checkbox
     run: gr.Button
-    stop: gr.Button
     status: gr.HTML
     key: gr.Textbox
     settings: Controls
     view: RunView
+    examples: list[gr.Button]
+    last: gr.State
+    fit: Callable[..., Iterator[Updates]] | None = None  # loads the adapter of a task that was chosen
 
     @property
     def inputs(self) -> set[Any]:
-        parts = {self.prompt, self.task, self.method, self.compare, self.key, self.chat.system, self.chat.kept}
-        return parts | set(self.settings.parts.values())
+        parts = {self.run, self.prompt, self.task, self.method, self.compare, self.key}
+        return parts | {self.chat.system, self.chat.kept} | set(self.settings.parts.values())
 
     @property
     def outputs(self) -> list[Any]:
         chat = [self.prompt, *self.chat.outputs]
         panel = [self.panel.line, self.panel.fold, self.panel.card]
-        return [self.run, self.stop, self.status, *panel, *chat, *self.view.outputs]
+        return [self.run, self.status, self.last, *panel, *chat, *self.view.outputs]
 
     @property
     def form(self) -> list[Any]:
         """What a newly loaded model or another task changes."""
         parts = [*self.panel.outputs, *self.suit.outputs, self.chat.group]
-        return [*parts, self.method, self.task]
+        return [*parts, self.method, self.task, self.prompt, self.status]
 
     @property
     def chosen(self) -> list[Any]:
         """What a newly loaded model is fitted to."""
-        return [self.task, self.wish]
+        return [self.task, self.wish, self.prompt]
 
     def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> Ask:
         """What the form asks for, of the model that is loaded. Raises ValueError with one sentence."""
@@ -93,11 +117,11 @@ class Playground:
         chat = self.chat.ask(values) if talks(values[self.task], info) else None
         return Ask(prompt, values[self.task], method, sampling, baseline, chat)
 
-    def idle(self) -> Updates:
-        return {self.run: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+    def idle(self, again: bool = False) -> Updates:
+        return {self.run: gr.update(value=RUN, variant="primary"), self.view.again: gr.update(interactive=again)}
 
     def busy(self) -> Updates:
-        return {self.run: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        return {self.run: gr.update(value=STOP, variant="stop"), self.view.again: gr.update(interactive=False)}
 
     def asked(self, ask: Ask) -> Updates:
         """A chat's message moves from the box into the conversation."""
@@ -116,16 +140,27 @@ class Playground:
         """What the choice of a task changes."""
         return self.suit.updates(task, info, bundled) | self.chat.visible(task, info)
 
-    def loaded(self, state: State, offer: Offer, task: str, wish: str) -> Updates:
+    def loaded(self, state: State, offer: Offer, task: str, wish: str, prompt: str = "") -> Updates:
         """What a newly loaded model changes in the form, in which ``task`` is chosen and the method ``wish`` was."""
         updates = self.panel.updates(state)
-        if state.info and not state.loading:
+        if state.loading:
+            updates[self.status] = render.status(f"Loading the model: {model_panel.progress(state)}", "busy")
+        elif state.info:
             fits = offer.fitting(wish)
-            updates[self.method] = gr.update(choices=offer.choices(), value=fits, info=offer.words(fits))
-            if state.info.task in TASKS:
+            updates[self.method] = gr.update(choices=offer.choices(), value=fits)
+            if state.info.task in TASKS and state.info.task != task:
                 updates[self.task] = task = state.info.task
+                updates |= {self.prompt: fitting} if (fitting := example_of(task, prompt)) else {}
             updates |= self.suited(task, state.info)
         return updates
+
+
+def example_of(task: str, prompt: str) -> str:
+    """The example of another task, where the prompt is one that was shown, not the visitor's own; else nothing."""
+    known = {example["prompt"]: example["task"] for example in examples()}
+    if known.get(prompt, task) == task:
+        return ""
+    return next((text for text, its in known.items() if its == task), "")
 
 
 def check_prompt(prompt: str) -> None:
@@ -144,49 +179,73 @@ def task_choices() -> list[tuple[str, str]]:
     return [("None: the prompt as it is", "raw")] + [(task.label, name) for name, task in TASKS.items()]
 
 
+def shown_examples() -> list[dict[str, str]]:
+    """Those that are offered under the prompt, named by what they show; the others are the benchmark's."""
+    return [example for example in examples() if "shows" in example]
+
+
+def example_buttons() -> list[gr.Button]:
+    """A row of them."""
+    with gr.Row(elem_classes="ss-examples"):
+        return [gr.Button(known["shows"], size="sm", min_width=60, scale=0) for known in shown_examples()]
+
+
+def fill_with_examples(buttons: list[gr.Button], tab: Playground) -> None:
+    """Each button fills an example's prompt and task in, in the browser; then the adapter of the task is loaded."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    for button, known in zip(buttons, shown_examples(), strict=True):
+        values = f"() => {json.dumps([known['prompt'], known['task']], ensure_ascii=False)}"
+        filled = button.click(None, None, [tab.prompt, tab.task], js=values, api_visibility="private")
+        filled.then(tab.fit, tab.chosen, tab.form, concurrency_limit=None, **quiet)
+
+
 def layout(engines: Engines) -> Playground:
     """Lay out the tab."""
     known = examples()
     recorded = recording.load().view()
-    gr.HTML('<a href="#recorded-run">Watch a recorded run ↓</a>', elem_classes="ss-jump")
     talk = chat.layout()
-    with gr.Row():
-        with gr.Column(scale=1, min_width=320):
-            prompt = gr.Textbox(known[0]["prompt"], label="Prompt", lines=3, max_lines=8)
+    with gr.Column(elem_classes="ss-composer"):
+        prompt = gr.Textbox(
+            known[0]["prompt"], label="Prompt", show_label=False, container=False, lines=2, max_lines=8,
+            elem_classes="ss-prompt",
+        )  # fmt: skip
+        with gr.Row(elem_classes="ss-controls"):
             task = gr.Dropdown(
-                task_choices(), value=known[0]["task"], label="Task", interactive=True,
-                info="How your prompt is wrapped before the model sees it.",
+                task_choices(), value=known[0]["task"], label="Task", interactive=True, min_width=140, scale=2,
+                elem_classes="ss-inline",
             )  # fmt: skip
-        with gr.Column(scale=1, min_width=320):
-            method = gr.Radio(
-                Offer().choices(), value=Streaming.name, label="Method", interactive=True,
-                info=methods.does(Streaming.name), elem_classes="ss-methods",
+            method = gr.Dropdown(
+                Offer().choices(), value=Streaming.name, label="Method", interactive=True, min_width=140, scale=2,
+                elem_classes="ss-inline",
             )  # fmt: skip
-        wish = gr.State(Streaming.name)
+            with gr.Row(elem_classes="ss-toolbar ss-runbar", equal_height=True):
+                run = gr.Button(RUN, variant="primary", elem_id="run", elem_classes="ss-run", scale=0, min_width=110)
+                status = gr.HTML(render.status(recorded.words), min_width=160)
+        known_buttons = example_buttons()
+    wish = gr.State(Streaming.name)
     fit = task_hint.layout()
-    gr.Examples(
-        [[e["prompt"], e["task"]] for e in known], [prompt, task], label="Example prompts",
-        example_labels=[e["label"] for e in known], examples_per_page=20, api_visibility="private",
-    )  # fmt: skip
-    with gr.Row():
-        with gr.Column(min_width=320):
-            panel = model_panel.layout(engines)
-        with gr.Column(min_width=320), gr.Accordion("Settings: length, temperature, tree, comparison", open=False):
-            settings = controls.layout(Streaming.name)
-            compare = gr.Checkbox(
-                True, label="Also run standard decoding and compare", interactive=True,
-                info="The speed-up is measured, never estimated: it needs this second run of the same prompt.",
-            )  # fmt: skip
-    with gr.Row(elem_classes="ss-toolbar", equal_height=True):
-        run = gr.Button("Run", variant="primary", elem_id="run", elem_classes="ss-run", scale=0, min_width=120)
-        stop = gr.Button(
-            "Stop", variant="stop", interactive=False, elem_id="stop", elem_classes="ss-stop", scale=0, min_width=120
-        )
-        status = gr.HTML(render.status(recorded.words), min_width=160)
-    view = run_panel.layout(recorded)
+    panel, settings, compare = drawer(engines)
+    view = run_panel.layout(recorded, live=True)
     return Playground(
-        panel, talk, fit, prompt, task, method, wish, compare, run, stop, status, visitor.layout(), settings, view
-    )
+        panel, talk, fit, prompt, task, method, wish, compare, run, status, visitor.layout(), settings, view,
+        known_buttons, gr.State(None),
+    )  # fmt: skip
+
+
+def drawer(engines: Engines) -> tuple[ModelPanel, Controls, gr.Checkbox]:
+    """Model and settings, folded away under the name of what is loaded."""
+
+    def more() -> tuple[Controls, gr.Checkbox]:
+        gr.HTML('<h2 class="ss-heading">Settings of the run</h2>')
+        settings = controls.layout(Streaming.name)
+        compare = gr.Checkbox(
+            True, label="Also run standard decoding and compare", interactive=True,
+            info="The speed-up is measured, never estimated: it needs this second run of the same prompt.",
+        )  # fmt: skip
+        return settings, compare
+
+    panel, (settings, compare) = model_panel.layout(engines, more)
+    return panel, settings, compare
 
 
 def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
@@ -194,6 +253,9 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     jobs = Jobs()
 
     def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        if values[tab.run] == STOP:  # of a run that was found when the page was loaded again
+            yield {tab.status: gr.skip()}
+            return
         try:
             engines.offer.check(values[tab.method])
             ask = tab.ask(values, engines.state.info)
@@ -205,7 +267,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
         who = visitor.name(values[tab.key], request)
         job = Run(engines, runlog, ask, who)
         jobs.put(who, str(request.session_hash), job)
-        yield from stream(tab, job, str(request.session_hash))
+        yield from stream(tab, job, str(request.session_hash), engines)
 
     def resume(key: str, kept: str, request: gr.Request) -> Iterator[Updates]:
         job = jobs.get(who := visitor.name(key, request))
@@ -213,42 +275,89 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
             jobs.put(who, str(request.session_hash), job)
             system = {tab.chat.system: job.ask.chat.system} if job.ask.chat else {}
             yield {tab.prompt: job.ask.prompt, tab.task: job.ask.task} | system
-            yield from stream(tab, job, str(request.session_hash))
+            yield from stream(tab, job, str(request.session_hash), engines)
         else:
             yield last_run(tab, runlog, who, Chat.from_json(kept))
 
-    def stop(key: str, request: gr.Request) -> None:
-        jobs.stop(visitor.name(key, request))
+    def again(last: Last | None, key: str, request: gr.Request) -> Iterator[Updates]:
+        if last is None or not last.still(engines.state.info):
+            yield {tab.status: render.status("Another model is loaded now: run the prompt again first.", "bad")}
+            return
+        job = Again(engines, None, last.ask, who := visitor.name(key, request))
+        jobs.put(who, str(request.session_hash), job)
+        yield from measured_again(tab, job, last.view, str(request.session_hash))
+
+    def mend(last: Last | None) -> Updates:
+        remedy = headline(last.view).remedy if last else None
+        if last is None or remedy is None:
+            return {tab.status: gr.skip()}
+        if remedy.budget:
+            return {tab.settings.parts[last.ask.method.name, "budget"]: remedy.budget}
+        try:
+            engines.load(**engines.choice | {"adapter": last.ask.task})
+        except (Busy, Refused) as no:
+            gr.Warning(str(no))
+        return {tab.task: last.ask.task}
+
+    def stop(label: str, key: str, request: gr.Request) -> None:
+        if label == STOP:
+            jobs.stop(visitor.name(key, request))
 
     def close(request: gr.Request) -> None:
         jobs.close(str(request.session_hash))
 
     def load(values: dict[Any, Any]) -> Iterator[Updates]:
         for state in model_panel.request_load(engines, tab.panel.chosen(values)):
-            yield tab.loaded(state, engines.offer, values[tab.task], values[tab.wish])
+            yield tab.loaded(state, engines.offer, *(values[part] for part in tab.chosen)) | ready(state)
 
-    def load_fitting(task: str, wish: str) -> Iterator[Updates]:
+    def load_fitting(task: str, wish: str, prompt: str) -> Iterator[Updates]:
         choice = engines.choice | {"adapter": task}
         for state in model_panel.request_load(engines, choice):
-            yield tab.loaded(state, engines.offer, task, wish) | tab.panel.show(choice)
+            yield tab.loaded(state, engines.offer, task, wish, prompt) | tab.panel.show(choice) | ready(state)
 
-    def unload(task: str, wish: str) -> Iterator[Updates]:
+    def fit(task: str, wish: str, prompt: str) -> Iterator[Updates]:
+        if task_hint.loads_by_itself(task, engines.state, engines.choice):
+            yield from load_fitting(task, wish, prompt)
+        else:
+            yield tab.suited(task, engines.state.info)
+
+    def wished(method: str, wish: str) -> str:
+        """A list that is left says its value too: one that stands in for a method that can't run is no wish."""
+        return wish if method == engines.offer.fitting(wish) else method
+
+    def ready(state: State) -> Updates:
+        if state.loading or not state.info or state.error:
+            return {}
+        return {tab.status: render.status(f"Ready: {render.model_line(state.info)}.", "good")}
+
+    def unload(*chosen: str) -> Iterator[Updates]:
         for state in model_panel.request_unload(engines):
-            yield tab.loaded(state, engines.offer, task, wish)
+            yield tab.loaded(state, engines.offer, *chosen) | {tab.status: render.status(state.words)}
 
-    def watch(task: str, wish: str) -> Iterator[Updates]:
+    def watch(*chosen: str) -> Iterator[Updates]:
+        waited = False
         for state in engines.watch():
-            yield tab.loaded(state, engines.offer, task, wish)
+            yield tab.loaded(state, engines.offer, *chosen) | (ready(state) if waited else {})
+            waited = state.loading
 
     outputs, form = tab.outputs, tab.form
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    tab.run.click(run, tab.inputs, outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **quiet)
-    tab.stop.click(stop, tab.key, queue=False, **quiet)
+    turn: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING}
+    tab.run.click(run, tab.inputs, outputs, **turn, **quiet)
+    tab.run.click(stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **quiet)
+    tab.view.again.click(again, [tab.last, tab.key], outputs, **turn, **quiet)
+    budgets = [part for (_, name), part in tab.settings.parts.items() if name == "budget"]
+    tab.view.mend.click(mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **quiet).then(
+        None, js=PRESS_RUN, **quiet
+    )
     tab.panel.load.click(load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
     tab.panel.unload.click(unload, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.panel.wire()
-    tab.method.input(lambda method: method, tab.method, tab.wish, queue=False, **quiet)
+    tab.method.input(wished, [tab.method, tab.wish], tab.wish, queue=False, **quiet)
     tab.suit.load.click(load_fitting, tab.chosen, form, concurrency_limit=None, **quiet)
+    tab.task.input(fit, tab.chosen, form, concurrency_limit=None, **quiet)
+    tab.fit = fit
+    fill_with_examples(tab.examples, tab)
     tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)
     tab.chat.wire(demo)
@@ -260,22 +369,38 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     show_own_settings(tab, engines)
 
 
-def stream(tab: Playground, run: Run, session: str) -> Iterator[Updates]:
+def stream(tab: Playground, run: Run, session: str, engines: Engines) -> Iterator[Updates]:
     """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
     busy = tab.busy()  # in every update: of two that arrive together gradio's page loses what the later one leaves out
-    begun = busy | tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone)} | tab.view.begun()
-    yield begun | tab.view.drawn(view)
+    begun = tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone)} | tab.view.begun()
+    yield begun | tab.view.running(view) | busy
     with closing(run.batches(session)) as batches:
         for batch in batches:
             for item in batch:
                 view.add(item)
-            yield busy | {tab.status: render.status(view.words, view.tone)} | tab.view.running(view)
+            yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view) | busy
     view.close(run.stop.is_set())
+    info = engines.state.info
+    view.nodes, view.mismatched = (info.nodes, bool(mismatch(run.ask.task, info))) if info else (NODES, False)
+    last = Last(run.ask, view, info) if view.whole and view.speedup else None
     ended = tab.answered(run.ask, view.text, view.whole) | {tab.status: render.status(view.words, view.tone)}
-    yield ended | tab.view.summary(view)
-    time.sleep(PAINT)
-    yield tab.idle() | tab.view.drawn(view)  # only now: gradio ignores a click while the one before goes on
+    yield ended | tab.view.ended(view) | tab.idle(again=last is not None) | {tab.last: last}
+
+
+def measured_again(tab: Playground, job: Again, view: View, session: str) -> Iterator[Updates]:
+    """Watch the further measurements of a run, and say what they come to together."""
+    found: list[Ratio] = []
+    words = "Measuring again"
+    yield tab.busy() | {tab.status: render.status(words, "busy")}
+    with closing(job.batches(session)) as batches:
+        for item in (item for batch in batches for item in batch):
+            found += [item] if isinstance(item, Ratio) else []
+            words = item.text if isinstance(item, Notice) else f"Measuring again: {len(found)} of {TIMES}"
+            yield tab.busy() | {tab.status: render.status(words, "busy")} | tab.view.said(headline(view, found))
+    done = f"Measured {counted(1 + len(found), 'time')}" if found else words
+    ended = {tab.status: render.status(done, "good" if found else "plain")}
+    yield tab.idle(again=True) | ended | tab.view.said(headline(view, found))
 
 
 def last_run(tab: Playground, runlog: Any, who: str, kept: Chat) -> Updates:
@@ -291,7 +416,7 @@ def last_run(tab: Playground, runlog: Any, who: str, kept: Chat) -> Updates:
     words = f"Your last run, from the log: {row['status']}."
     form = {tab.prompt: row["prompt"], tab.task: row["task"] if row["task"] in TASKS else "raw"}
     form |= tab.chat.show(chat.newer(kept, row)) | ({tab.prompt: ""} if (row["settings"] or {}).get("chat") else {})
-    return form | {tab.status: render.status(words)} | tab.view.ended(view)
+    return form | {tab.status: render.status(words)} | tab.view.ended(view) | tab.idle()
 
 
 def show_own_settings(tab: Playground, engines: Engines) -> None:
@@ -299,7 +424,9 @@ def show_own_settings(tab: Playground, engines: Engines) -> None:
     owned = list(tab.settings.of_method())
 
     def chosen(name: str) -> list[Any]:
-        return [gr.update(info=engines.offer.words(name)), *(gr.update(visible=owner == name) for owner, _ in owned)]
+        reason = engines.offer.reason(name)
+        words = gr.update(value=render.sentences([reason]), visible=bool(reason))
+        return [words, *(gr.update(visible=owner == name) for owner, _ in owned)]
 
-    shown = [tab.method, *(part for _, part in owned)]
+    shown = [tab.suit.reason, *(part for _, part in owned)]
     tab.method.change(chosen, tab.method, shown, queue=False, show_progress="hidden", api_visibility="private")

@@ -1,8 +1,8 @@
-"""The Sessions tab: the log of runs, searched and filtered, and the walk back through one of them."""
+"""The Sessions tab: a list of the logged runs, and beside it the one that is opened, or two that are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,27 @@ from ..components import run_panel
 from ..components.run_panel import RunView
 from ..files import downloads
 from ..html import render
+from ..html import sessions as listed
 from ..jobs import visitor
 from ..jobs.engine_host import Engines
 from ..state import history, pair
 
 TAB = "sessions"
-PAGE = 15  # runs on a page of the table
+PAGE = 15  # runs on a page of the list
 EMPTY = "No runs yet: each run of the Playground is kept here."
 NO_LOG = "Runs are not logged here: the terminal said why when the page was started."
-PIN, UNPIN = "Compare with another run", "End the comparison"
+CHOOSE = "Choose a run to walk through it, or tick two to compare them."
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 FETCH = "() => setTimeout(() => document.querySelector('#log-copy').click(), 200)"  # once the link is on the page
 CALENDARS = """() => document.querySelectorAll(".ss-day button.calendar").forEach(
   (button) => button.setAttribute("aria-label", "Choose a day"))"""  # gradio gives these buttons no name
-SHOW = """() => setTimeout(() => document.querySelector("#opened-run")?.scrollIntoView({block: "start"}), 100)"""
+SHOW = """() => setTimeout(() => {
+  const panel = document.querySelector("#run-panel");
+  if (panel && getComputedStyle(panel).position !== "fixed") panel.scrollIntoView({block: "start"});
+  else document.querySelector("#close-run")?.focus();
+}, 100)"""  # on a phone the panel is a sheet over the page
+LINKED_DONE = "() => document.documentElement.classList.remove('ss-linked')"
+SHEET = ["ss-sheet"]
 Updates = dict[Any, Any]
 Values = Mapping[Any, Any]
 
@@ -42,7 +49,9 @@ class Listing:
     key: gr.Textbox
     refresh: gr.Button
     where: gr.HTML
-    table: gr.Dataframe
+    table: gr.HTML
+    whole: gr.Column
+    clear: gr.Button
     place: gr.State
     previous: gr.Button
     following: gr.Button
@@ -56,7 +65,7 @@ class Listing:
     @property
     def outputs(self) -> list[Any]:
         known = [self.filters["method"], self.filters["model"]]
-        return [self.table, self.place, self.previous, self.following, self.where, *known]
+        return [self.table, self.place, self.previous, self.following, self.where, self.clear, *known]
 
     def wanted(self, values: Values, own: bool) -> dict[str, Any]:
         """The filters that are set. ``own``: only the visitor's runs."""
@@ -71,7 +80,8 @@ class Listing:
         found = runlog.runs(limit=PAGE, offset=place, sort=values[self.sort], **wanted)
         narrowed = any(value for name, value in wanted.items() if name != "visitor")
         return {
-            self.table: gr.update(value=[history.row(run) for run in found]),
+            self.table: listed.runs(found),
+            self.clear: gr.update(visible=narrowed),
             self.place: place,
             self.previous: gr.update(interactive=place > 0),
             self.following: gr.update(interactive=place + PAGE < total),
@@ -90,16 +100,18 @@ class Listing:
 
 @dataclass
 class Opened:
-    """One run, opened. ``run`` is its id, ``first`` that of the run that others are compared with."""
+    """One run, opened, or two that are compared. ``run`` is its id, ``sheet`` the panel: over the page on a phone."""
 
     run: gr.State
-    first: gr.State
+    sheet: gr.Column
+    close: gr.Button
+    everything: gr.Button
+    hint: gr.HTML
     pair: gr.HTML
     group: gr.Column
     facts: gr.HTML
     star: gr.Checkbox
     note: gr.Textbox
-    pin: gr.Button
     delete: gr.Button
     sure: gr.Row
     confirm: gr.Button
@@ -110,11 +122,11 @@ class Opened:
 
     @property
     def outputs(self) -> list[Any]:
-        own = [self.run, self.first, self.pair, self.group, self.facts, self.star, self.note, self.pin, self.sure]
+        own = [self.run, self.sheet, self.hint, self.pair, self.group, self.facts, self.star, self.note, self.sure]
         return [*own, self.jsonl, self.csv, *self.view.outputs]
 
-    def open(self, runlog: RunLog, run: str, folder: Path, first: str = "", who: str | None = None) -> Updates:
-        """Show a logged run as the Playground showed it, and compared with the run ``first`` if there is one.
+    def open(self, runlog: RunLog, run: str, folder: Path, who: str | None = None) -> Updates:
+        """Show a logged run as the Playground showed it.
 
         ``who`` is the visitor whose runs alone may be seen, None for everybody's.
         """
@@ -122,7 +134,9 @@ class Opened:
         jsonl, csv = history.export_run(runlog, found["id"], folder)
         return self.view.ended(history.view(runlog, found)) | {
             self.run: found["id"],
-            self.pair: self._compared(runlog, first, found["id"], who),
+            self.sheet: gr.update(elem_classes=[*SHEET, "ss-open"]),
+            self.hint: "",
+            self.pair: "",
             self.group: gr.update(visible=True),
             self.facts: render.facts(history.facts(found)),
             self.star: found["star"],
@@ -132,22 +146,21 @@ class Opened:
             self.csv: str(csv),
         }
 
-    def _compared(self, runlog: RunLog, first: str, run: str, who: str | None) -> str:
-        if first in ("", run):
-            return ""
-        return pair.compared(pair.side(runlog, first, who), pair.side(runlog, run, who))
-
-    def pinned(self, run: str, first: str) -> Updates:
-        """Begin a comparison with the opened run, or end it."""
-        return {
-            self.first: "" if first else run,
-            self.pin: gr.update(value=PIN if first else UNPIN),
-            self.pair: "" if first else render.status("Now choose the other run in the table above.", "busy"),
-        }
+    def compare(self, runlog: RunLog, ticked: Sequence[str], who: str | None = None) -> Updates:
+        """Two ticked runs side by side; with one, what to do next."""
+        if len(ticked) < 2:
+            words = "Tick another run to compare the two." if ticked else ""
+            return {self.hint: render.status(words, "busy") if words else "", self.pair: ""}
+        one, other = (pair.side(runlog, run, who) for run in ticked)
+        opened = {self.hint: "", self.pair: pair.compared(one, other), self.group: gr.update(visible=False)}
+        return opened | {self.run: "", self.sheet: gr.update(elem_classes=[*SHEET, "ss-open"])}
 
     def closed(self) -> Updates:
         """Nothing is opened."""
-        return {self.group: gr.update(visible=False), self.run: "", self.sure: gr.update(visible=False)}
+        return {
+            self.group: gr.update(visible=False), self.run: "", self.sure: gr.update(visible=False), self.pair: "",
+            self.hint: render.status(CHOOSE), self.sheet: gr.update(elem_classes=SHEET),
+        }  # fmt: skip
 
 
 @dataclass
@@ -166,42 +179,45 @@ def owner(key: str | None, own: bool) -> str | None:
 
 def _where(place: int, shown: int, total: int, narrowed: bool) -> str:
     if total:
-        return f"Runs {place + 1} to {place + shown} of {total:,}. Choose one to walk through it."
+        return f"Runs {place + 1} to {place + shown} of {total:,}."
     return "No runs match your filters." if narrowed else EMPTY
 
 
 def layout() -> Sessions:
     """Lay out the tab, empty."""
-    return Sessions(gr.HTML(), _listing(), _opened())
+    missing = gr.HTML()
+    with gr.Row(elem_classes="ss-sessions"):
+        with gr.Column(scale=2, min_width=320, elem_classes="ss-list") as whole:
+            listing = _listing(whole)
+        with gr.Column(scale=5, min_width=320, elem_classes=SHEET, elem_id="run-panel") as sheet:
+            opened = _opened(sheet)
+    return Sessions(missing, listing, opened)
 
 
-def _listing() -> Listing:
-    with gr.Row(elem_classes="ss-search"):
-        search = gr.Textbox(
-            label="Search", placeholder="words of the prompt, the text or your notes", scale=4, min_width=240
-        )
-        sort = gr.Dropdown(list(SORTS), label="Sort by", interactive=True, min_width=160)
-        refresh = gr.Button("Refresh", size="sm", scale=0, min_width=110)
-    with gr.Row(elem_classes="ss-search"):
-        method = gr.Dropdown([("All methods", "")], value="", label="Method", interactive=True, min_width=160)
-        model = gr.Dropdown([("All models", "")], value="", label="Model", interactive=True, min_width=160)
+def _listing(whole: gr.Column) -> Listing:
+    search = gr.Textbox(label="Search", placeholder="words of the prompt, the text or your notes")
+    with gr.Accordion("Filters and order", open=False):
+        sort = gr.Dropdown(list(SORTS), label="Sort by", interactive=True, min_width=140)
+        method = gr.Dropdown([("All methods", "")], value="", label="Method", interactive=True, min_width=140)
+        model = gr.Dropdown([("All models", "")], value="", label="Model", interactive=True, min_width=140)
         since, until = _day("From day (UTC)"), _day("To day (UTC)")
         starred = gr.Checkbox(label="Starred only", min_width=130)
-    where = gr.HTML(render.status(EMPTY))
-    table = gr.Dataframe(
-        headers=list(history.HEADERS), interactive=False, label="Runs", show_label=False, wrap=False,
-        column_widths=list(history.WIDTHS), elem_id="runs", max_height=520,
-    )  # fmt: skip
+    with gr.Row(elem_classes="ss-where"):
+        where = gr.HTML(render.status(EMPTY), min_width=160)
+        clear = gr.Button("Clear filters", size="sm", visible=False, scale=0, min_width=110)
+        refresh = gr.Button("Refresh", size="sm", scale=0, min_width=90)
+    table = gr.HTML(listed.runs([]), js_on_load=listed.KEEP_LOCAL + listed.TICKS, elem_id="runs")
     with gr.Row():
-        previous = gr.Button("Previous page", size="sm", interactive=False, scale=0, min_width=150)
-        following = gr.Button("Next page", size="sm", interactive=False, scale=0, min_width=150)
-    with gr.Row():
+        previous = gr.Button("Previous page", size="sm", interactive=False, min_width=120)
+        following = gr.Button("Next page", size="sm", interactive=False, min_width=120)
+    with gr.Accordion("Download these runs", open=False):
         labels = {"jsonl": "These runs as JSON lines", "csv": "These runs as CSV", "db": "Download the database"}
-        exports = {form: gr.Button(label, size="sm", scale=0, min_width=210) for form, label in labels.items()}
+        exports = {form: gr.Button(label, size="sm", min_width=200) for form, label in labels.items()}
     copy = gr.DownloadButton(visible="hidden", elem_id="log-copy")
     filters = {"search": search, "method": method, "model": model, "since": since, "until": until, "starred": starred}
     return Listing(
-        filters, sort, visitor.layout(), refresh, where, table, gr.State(0), previous, following, exports, copy
+        filters, sort, visitor.layout(), refresh, where, table, whole, clear, gr.State(0), previous, following, exports,
+        copy,
     )  # fmt: skip
 
 
@@ -211,15 +227,19 @@ def _day(label: str) -> gr.DateTime:
     )
 
 
-def _opened() -> Opened:
-    compared = gr.HTML()
+def _opened(sheet: gr.Column) -> Opened:
+    with gr.Row(elem_classes="ss-sheet-head"):
+        everything = gr.Button("← All runs", size="sm", scale=0, min_width=110, visible=False)
+        close = gr.Button("Close", size="sm", scale=0, min_width=90, elem_id="close-run")
+    hint = gr.HTML(render.status(CHOOSE))
+    compared = gr.HTML(js_on_load=listed.KEEP_LOCAL)
     with gr.Column(visible=False, elem_id="opened-run") as group:
-        facts = gr.HTML()
+        view = run_panel.layout()
         with gr.Row(elem_classes="ss-search"):
             star = gr.Checkbox(label="Star", interactive=True, scale=0, min_width=110)
             note = gr.Textbox(label="Note", placeholder="kept as you type", interactive=True, max_lines=4, scale=4)
+        facts = gr.HTML(js_on_load=listed.KEEP_LOCAL)
         with gr.Row():
-            pin = gr.Button(PIN, size="sm")
             jsonl = gr.DownloadButton("This run as JSON lines", size="sm")
             csv = gr.DownloadButton("Its steps as CSV", size="sm")
             delete = gr.Button("Delete this run", size="sm")
@@ -229,10 +249,9 @@ def _opened() -> Opened:
             )
             confirm = gr.Button("Yes, delete it", variant="stop", size="sm", scale=0, min_width=160)
             keep = gr.Button("Keep it", size="sm", scale=0, min_width=120)
-        view = run_panel.layout()
     return Opened(
-        gr.State(""), gr.State(""), compared, group, facts, star, note, pin, delete, sure, confirm, keep, jsonl, csv,
-        view,
+        gr.State(""), sheet, close, everything, hint, compared, group, facts, star, note, delete, sure, confirm, keep,
+        jsonl, csv, view,
     )  # fmt: skip
 
 
@@ -252,29 +271,40 @@ def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlo
 def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> None:
     listing, one, folder = tab.listing, tab.opened, downloads()
 
-    def listed(values: dict[Any, Any], move: int = 0) -> Updates:
+    def listed_anew(values: dict[Any, Any], move: int = 0) -> Updates:
         return _told(tab, lambda: listing.page(runlog, values, values[listing.place] + move, own))
 
     def anew(values: dict[Any, Any]) -> Updates:
         return _told(tab, lambda: listing.page(runlog, values, 0, own))
 
-    def chosen(key: str, first: str, event: gr.SelectData) -> Updates:
-        run = str(event.row_value[-1] or "")
-        opens = _told(tab, lambda: one.open(runlog, run, folder, first, owner(key, own)) if run else {})
-        return {tab.missing: ""} | opens
+    def chosen(key: str, event: gr.EventData) -> Updates:
+        who, data = owner(key, own), event._data
+        if "pair" in data:
+            told = _told(tab, lambda: one.compare(runlog, data["pair"], who))
+        else:
+            told = _told(tab, lambda: one.open(runlog, str(data["value"]), folder, who))
+        return {tab.missing: ""} | told
+
+    def cleared(values: dict[Any, Any]) -> Updates:
+        nothing = {part: False if name == "starred" else "" for name, part in listing.filters.items()}
+        return nothing | _told(tab, lambda: listing.page(runlog, values | nothing, 0, own))
 
     form, shown = listing.inputs, listing.outputs
-    opened.select(listed, form, shown, **QUIET).then(None, js=CALENDARS, api_visibility="private")
-    listing.refresh.click(listed, form, shown, **QUIET)
+    opened.select(listed_anew, form, shown, **QUIET).then(None, js=CALENDARS, api_visibility="private")
+    listing.refresh.click(listed_anew, form, shown, **QUIET)
     for part in (*listing.filters.values(), listing.sort):
         asked = part.input if isinstance(part, gr.Dropdown | gr.Checkbox) else part.change
         asked(anew, form, shown, trigger_mode="always_last", **QUIET)
-    listing.previous.click(lambda values: listed(values, -PAGE), form, shown, **QUIET)
-    listing.following.click(lambda values: listed(values, PAGE), form, shown, **QUIET)
+    listing.previous.click(lambda values: listed_anew(values, -PAGE), form, shown, **QUIET)
+    listing.following.click(lambda values: listed_anew(values, PAGE), form, shown, **QUIET)
     outputs = [tab.missing, listing.where, *one.outputs]
-    listing.table.select(chosen, [listing.key, one.first], outputs, **QUIET).then(
-        None, js=SHOW, api_visibility="private"
-    )
+    listing.table.select(chosen, listing.key, outputs, **QUIET).then(None, js=SHOW, api_visibility="private")
+    listing.clear.click(cleared, form, [*dict.fromkeys([*listing.filters.values(), *shown])], **QUIET)
+    one.close.click(one.closed, None, one.outputs, queue=False, **QUIET)
+    back = [listing.whole, one.everything]
+    one.everything.click(
+        lambda: (gr.update(visible=True), gr.update(visible=False)), None, back, queue=False, **QUIET
+    ).then(listed_anew, form, shown, **QUIET)
 
 
 def _wire_exports(tab: Sessions, runlog: RunLog, own: bool) -> None:
@@ -318,29 +348,28 @@ def _wire_opened(tab: Sessions, runlog: RunLog, own: bool) -> None:
     def removed(values: dict[Any, Any]) -> Updates:
         def work() -> Updates:
             runlog.delete(values[one.run], owner(values[listing.key], own))
-            ended = {one.first: "", one.pin: gr.update(value=PIN), one.pair: ""}
-            return one.closed() | ended | listing.page(runlog, values, values[listing.place], own)
+            return one.closed() | listing.page(runlog, values, values[listing.place], own)
 
         return _told(tab, work)
 
-    def listed(values: dict[Any, Any]) -> Updates:
+    def listed_anew(values: dict[Any, Any]) -> Updates:
         return _told(tab, lambda: listing.page(runlog, values, values[listing.place], own))
 
     kept: list[Any] = [listing.where]
     one.star.input(starred, [one.run, one.star, listing.key], kept, **QUIET).then(
-        listed, listing.inputs, listing.outputs, **QUIET
+        listed_anew, listing.inputs, listing.outputs, **QUIET
     )
     written = [one.note.input, one.note.blur]  # the second for what came in without a key
     gr.on(written, noted, [one.run, one.note, listing.key], kept, trigger_mode="always_last", **QUIET)
-    one.pin.click(one.pinned, [one.run, one.first], [one.first, one.pin, one.pair], **QUIET)
     one.delete.click(lambda: gr.update(visible=True), None, one.sure, **QUIET)
     one.keep.click(lambda: gr.update(visible=False), None, one.sure, **QUIET)
     one.confirm.click(removed, {one.run, *listing.inputs}, [*one.outputs, *listing.outputs], **QUIET)
 
 
 def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | None, own: bool = False) -> None:
-    """A page whose address ends in ``?run=ID`` opens with that run."""
+    """A page whose address ends in ``?run=ID`` opens with that run alone."""
     if runlog is None:
+        demo.load(None, js=LINKED_DONE, api_visibility="private")
         return
     folder = downloads()
 
@@ -350,14 +379,15 @@ def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | N
             return {tabs: gr.skip()}
         who = visitor.name(key, request) if own else None
         try:
-            shown = tab.opened.open(runlog, run, folder, "", who)
+            shown = tab.opened.open(runlog, run, folder, who)
+            shown |= {tab.listing.whole: gr.update(visible=False), tab.opened.everything: gr.update(visible=True)}
         except RunLogError as error:
             shown = {tab.missing: render.status(str(error), "bad")}
         return {tabs: gr.update(selected=TAB)} | shown
 
-    outputs = [tabs, tab.missing, *tab.opened.outputs]
+    outputs = [tabs, tab.missing, tab.listing.whole, tab.opened.everything, *tab.opened.outputs]
     demo.load(linked, tab.listing.key, outputs, js=visitor.KEY, **QUIET).then(
-        None, js=f"() => new URLSearchParams(location.search).has('run') && ({SHOW})()", api_visibility="private"
+        None, js=LINKED_DONE, api_visibility="private"
     )
 
 

@@ -1,4 +1,7 @@
-"""Draft model: a second model with the same tokenizer drafts token by token."""
+"""Draft model (Leviathan et al. 2023, Chen et al. 2023): a second model with the same tokenizer drafts token by token.
+
+Greedy and coupled drafts are verified by equality, which is ours; sampled ones by the papers' ratio rule.
+"""
 
 from __future__ import annotations
 

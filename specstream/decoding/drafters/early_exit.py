@@ -1,4 +1,7 @@
-"""Early exit: the target's own first layers draft token by token."""
+"""Early exit (self-speculation, as in LayerSkip, Elhoushi et al. 2024): the target's first layers draft token by token.
+
+Theirs is a model trained to exit early; here a small exit is trained on a frozen model.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from specstream import tree
 from specstream.decoding.interfaces import Drafter, Synchronized
+from specstream.decoding.softmax import log_total
 from specstream.events import Draft
 from specstream.params import LevelTree
 from specstream.tree import Candidates, Level, Levels
@@ -33,7 +34,7 @@ class Pauses:
         return self._left >= 0
 
     def saw(self, tokens: int) -> None:
-        """A step with a draft gave so many tokens."""
+        """Record a step with a draft that emitted this many ``tokens``."""
         self._mean += self.SHARE * (tokens - self._mean)
         if self._mean >= self._below:
             self._length = self.FIRST
@@ -97,9 +98,9 @@ def likeliest(logits: Tensor, width: int, ids: Tensor | None = None) -> list[Lev
 
     ``ids`` ``[drafted]`` are the tokens that these are of; None: the row is the whole vocabulary.
     """
-    top = logits.softmax(-1).topk(min(width, logits.shape[-1]), -1)
+    top = logits.topk(min(width, logits.shape[-1]), -1)
+    probs = (top.values - log_total(logits)).exp()
     found = top.indices if ids is None else ids[top.indices]
     return [
-        list(zip(tokens, values, strict=True))
-        for tokens, values in zip(found.tolist(), top.values.tolist(), strict=True)
+        list(zip(tokens, values, strict=True)) for tokens, values in zip(found.tolist(), probs.tolist(), strict=True)
     ]

@@ -1,4 +1,7 @@
-"""Medusa: heads on the last accepted row's final state are the next tree."""
+"""Medusa (Cai et al. 2024): heads on the last accepted row's final state draft the next tree, one depth each.
+
+Here the tree is grown best first, by our own rule; theirs is chosen once for a task.
+"""
 
 from __future__ import annotations
 

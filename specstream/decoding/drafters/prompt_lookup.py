@@ -1,4 +1,7 @@
-"""Prompt lookup: what followed the last tokens when they occurred before, several continuations as one tree."""
+"""Prompt lookup (Saxena 2023): n-gram copies, what followed the last tokens when they occurred before in the text.
+
+Theirs drafts one continuation; several as one tree are ours.
+"""
 
 from __future__ import annotations
 

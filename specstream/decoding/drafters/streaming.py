@@ -1,4 +1,4 @@
-"""Speculative Streaming: the streams of the last accepted row are the next tree."""
+"""Speculative Streaming (Bhendawade et al. 2024): the streams of the last accepted row draft the next tree."""
 
 from __future__ import annotations
 

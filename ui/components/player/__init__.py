@@ -10,6 +10,16 @@ HERE = Path(__file__).parent
 SCRIPTS = ("words", "text", "tree", "detail", "walk")
 
 
+def text(name: str) -> str:
+    """A file that lies beside this one."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def script() -> str:
+    """All scripts as one, which finds ``element``, ``props``, ``watch`` and ``trigger`` as gradio gives them."""
+    return "\n".join(text(f"{name}.js") for name in SCRIPTS)
+
+
 def player(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """A component that shows the messages of ``ui.state.feed`` live and lets the user walk through the steps.
 
@@ -18,8 +28,8 @@ def player(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """
     return gr.HTML(
         value,
-        html_template=(HERE / "player.html").read_text(encoding="utf-8"),
-        js_on_load="\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
+        html_template=text("player.html"),
+        js_on_load=script(),
         apply_default_css=False,
         elem_id=elem_id,
     )

@@ -1,23 +1,26 @@
-// A step in words: where its time went, and every drafted token with both probabilities, its rank and why it lost.
+// A step in words: what it brought, where its time went, and every guess with both probabilities, its rank and why it lost.
 function caption(index) {
   const step = steps.method[index];
-  if (!step) return "When a run has ended, it can be played again and walked through step by step.";
-  const total = step.s.reduce((sum, ms) => sum + ms, 0);
-  const times = PHASES.map((name, i) => `${name.replace("_", " ")} ${step.s[i].toFixed(1)}`).join(" · ");
-  const rows = `${plural(step.r, "row")}${step.sr ? ` + ${plural(step.sr, "stream row")}` : ""}`;
-  const accepted = step.d.filter((node) => node[3] === "a").length;
-  const drafted = step.d.length ? `${plural(step.d.length, "node")} ${step.c ? "copied from the text before" : "drafted"}, ${accepted} accepted; ` : "";
-  const what = index === 0 ? "the prompt pass; " : drafted;
-  return `Step ${index}: ${what}${plural(step.t.length, "token")} in ${total.toFixed(1)} ms (${times} ms; ${rows})`;
+  if (!step) return "";
+  if (!index) return "Step 0 reads the prompt and writes the first token.";
+  const kept = step.d.filter((node) => node[3] === "a").length;
+  const from = step.c ? "copied from the text before" : "guessed";
+  const guesses = step.d.length ? `${plural(step.d.length, "token")} ${from}, ${kept} kept. ` : "Nothing was guessed. ";
+  return `Step ${index}: ${guesses}${step.d.length ? "With the model's own" : "The model's own"}: ${plural(step.t.length, "token")} in one pass, ${took(step).toFixed(0)} ms.`;
 }
 
+const took = (step) => step.s.reduce((sum, ms) => sum + ms, 0);
+
 function drawPhases(index) {
-  const bars = (steps.method[index]?.s ?? []).map((ms, i) => {
+  const step = steps.method[index];
+  const bars = (step?.s ?? []).map((ms, i) => {
     const bar = tag("span", "ss-phase-" + PHASES[i]);
     bar.style.flexGrow = ms;
     return bar;
   });
   part(".ss-phases").replaceChildren(...bars);
+  const rows = step && `${plural(step.r, "row")}${step.sr ? ` + ${plural(step.sr, "stream row")}` : ""} computed`;
+  part(".ss-times").textContent = step ? `${PHASES.map((name, i) => `${name.replace("_", " ")} ${step.s[i].toFixed(1)}`).join(" · ")} ms · ${rows}` : "";
 }
 
 function detailRow(step, node, nodes) {
@@ -26,19 +29,18 @@ function detailRow(step, node, nodes) {
   const token = tag("th");
   token.scope = "row";
   token.append(tag("code", "", visible(node.text)));
-  const fate = node.fate === "unreached" ? "not reached" : node.fate;
   const cells = [node.depth, `${node.rank} of ${node.siblings.length}`, percent(node.drafted), node.target === null ? "–" : percent(node.target)];
-  row.append(token, ...cells.map((value) => tag("td", "ss-number", value)), tag("td", "", `${fate}: ${why(step, node, nodes)}`));
+  row.append(token, ...cells.map((value) => tag("td", "ss-number", value)), tag("td", "", `${SAID[node.fate]}: ${why(step, node, nodes)}`));
   return row;
 }
 
 function drawDetail(index) {
   const step = steps.method[index], box = part(".ss-detail");
   const nodes = step ? family(step) : [];
-  box.hidden = !nodes.length;
-  if (box.hidden) return box.replaceChildren();
+  part(".ss-more").classList.toggle("ss-none", !nodes.length);
+  if (!nodes.length) return box.replaceChildren();
   const table = tag("table"), head = tag("tr"), body = tag("tbody");
-  for (const name of ["drafted token", "depth", "rank", "drafted with", "model gives", "what became of it"]) {
+  for (const name of ["guessed token", "words ahead", "rank", "guessed with", "model gives", "what became of it"]) {
     const cell = tag("th", "", name);
     cell.scope = "col";
     head.append(cell);
@@ -47,7 +49,7 @@ function drawDetail(index) {
   body.append(...order.map((node) => detailRow(step, node, nodes)));
   const own = step.t.findLast(([, depth]) => !depth);
   const chosen = own ? ` Chosen by the model in this step: ${quoted(own[0])} (${percent(own[2])}).` : "";
-  const title = tag("caption", "", `All ${plural(nodes.length, step.c ? "copied token" : "drafted token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
+  const title = tag("caption", "", `All ${plural(nodes.length, step.c ? "copied token" : "guessed token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
   const headRow = tag("thead");
   headRow.append(head);
   table.append(title, headRow, body);

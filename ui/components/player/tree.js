@@ -1,8 +1,11 @@
-// The draft tree of one step: columns are depths, every leaf has a row of its own, so that no two labels can overlap.
+// The tree of one step. On a wide page columns are depths and every leaf has a row of its own, so that no two labels
+// can overlap; on a narrow one every guess has a row, indented by its depth, as files in folders.
 const SVG = "http://www.w3.org/2000/svg";
-const COLUMN = 125, BOX = 108, PAD = 8, CROWDED = 18, SMALLEST = 0.35, LARGEST = 3, READABLE = 0.83;
-const tree = part(".ss-tree"), svg = part(".ss-tree svg"), fit = part(".ss-fit");
+const COLUMN = 125, BOX = 108, PAD = 8, CROWDED = 18, SMALLEST = 0.35, LARGEST = 3, READABLE = 0.83, INDENT = 22;
+const tree = part(".ss-tree"), fit = part(".ss-fit");
+const narrow = matchMedia("(max-width: 720px)");
 let drafter = ""; // the name of the method
+let svg = part(".ss-tree svg"); // a new one for each step: one that grew and moved would be a shift of the layout
 let zoom = 1, mode = "readable", extent = [0, 0]; // mode: readable (fit, but never small), fitted, chosen
 
 const make = (name, attributes, text) => {
@@ -17,55 +20,71 @@ function rootText(index) {
   return "prompt";
 }
 
-function drawNode(group, x, y, high, kind, depth, text, probability, index) {
+// Where things go: x and y (the middle) of a node by its index, -1 the root, and the path of an edge.
+function across(nodes) {
+  const leaves = Math.max(...nodes.map((node) => node.row)) + 1;
+  const [high, row] = leaves > CROWDED ? [18, 21] : [22, 28];
+  const tops = nodes.filter((node) => node.parent < 0).map((node) => node.row);
+  const place = (depth, at) => [PAD + depth * COLUMN, PAD + high / 2 + at * row];
+  const at = [...nodes.map((node) => place(node.depth, node.row))];
+  at[-1] = place(0, (tops[0] + tops.at(-1)) / 2);
+  const edge = ([x0, y0], [x1, y1]) => `M${x0 + BOX},${y0} C${(x0 + BOX + x1) / 2},${y0} ${(x0 + BOX + x1) / 2},${y1} ${x1},${y1}`;
+  return { at, high, edge };
+}
+
+function downwards(nodes) {
+  const at = [], high = 24, row = 30;
+  let next = 0;
+  const put = (index, depth) => {
+    at[index] = [PAD + depth * INDENT, PAD + high / 2 + row * next++];
+    nodes.filter((node) => node.parent === index).sort((a, b) => a.rank - b.rank).forEach((node) => put(node.index, depth + 1));
+  };
+  put(-1, 0);
+  const edge = ([x0, y0], [x1, y1]) => `M${x0 + INDENT / 2},${y0 + high / 2} V${y1} H${x1}`;
+  return { at, high, edge };
+}
+
+function drawNode(group, [x, y], high, kind, depth, text, probability, index) {
   const box = make("g", { class: `ss-node ${kind} ${depthClass(depth)}`, transform: `translate(${x},${y})`, "data-node": index });
   box.append(make("rect", { width: BOX, height: high, rx: 5, y: -high / 2 }));
   box.append(make("text", { x: 7, y: 4 }, short(visible(text), probability === null ? 13 : 10)));
-  if (probability !== null) box.append(make("text", { x: BOX - 6, y: 4, class: "ss-prob" }, percent(probability)));
+  if (probability !== null) {
+    box.append(make("text", { x: BOX - 6, y: 4, class: "ss-prob" }, percent(probability)));
+    for (const [name, value] of Object.entries({ role: "button", tabindex: -1, "aria-label": `${visible(text)}, ${SAID[kind]}` })) box.setAttribute(name, value);
+  }
   group.append(box);
-}
-
-function drawEdge(group, x0, y0, x1, y1, kind, depth) {
-  const middle = (x0 + x1) / 2;
-  const path = `M${x0},${y0} C${middle},${y0} ${middle},${y1} ${x1},${y1}`;
-  group.append(make("path", { class: `ss-edge ${kind} ${depthClass(depth)}`, d: path }));
 }
 
 function drawTree(index) {
   const step = steps.method[index], nodes = step ? family(step) : [];
-  const group = document.createElementNS(SVG, "g");
-  svg.querySelector("g").replaceWith(group);
+  const group = document.createElementNS(SVG, "g"), fresh = svg.cloneNode(false);
+  fresh.append(group);
+  svg.replaceWith(fresh);
+  svg = fresh;
   tree.classList.toggle("ss-none", nodes.length === 0);
-  part(".ss-tree-title").textContent = nodes.length ? `Draft tree of step ${index}` : "Draft tree";
+  part(".ss-tree-title").textContent = nodes.length ? `Guesses of step ${index}` : "Guesses";
   tree.dataset.empty = step ? emptyWords(index) : tree.dataset.first;
   if (!nodes.length) return;
-  const leaves = Math.max(...nodes.map((node) => node.row)) + 1;
-  const [high, row] = leaves > CROWDED ? [18, 21] : [22, 28];
-  const tops = nodes.filter((node) => node.parent < 0).map((node) => node.row);
-  const rootRow = (tops[0] + tops.at(-1)) / 2;
-  const x = (depth) => PAD + depth * COLUMN, y = (at) => PAD + high / 2 + at * row;
-  for (const node of nodes) {
-    const from = node.parent < 0 ? rootRow : nodes[node.parent].row;
-    drawEdge(group, x(node.depth - 1) + BOX, y(from), x(node.depth), y(node.row), node.fate, node.depth);
-  }
-  drawNode(group, x(0), y(rootRow), high, "root", 0, rootText(index), null, -1);
-  for (const node of nodes) drawNode(group, x(node.depth), y(node.row), high, node.fate, node.depth, node.text, node.drafted, node.index);
-  extent = [x(Math.max(...nodes.map((node) => node.depth))) + BOX + PAD, y(leaves - 1) + high / 2 + PAD];
+  const { at, high, edge } = (narrow.matches ? downwards : across)(nodes);
+  for (const node of nodes) group.append(make("path", { class: `ss-edge ${node.fate} ${depthClass(node.depth)}`, d: edge(at[node.parent], at[node.index]) }));
+  drawNode(group, at[-1], high, "root", 0, rootText(index), null, -1);
+  for (const node of nodes) drawNode(group, at[node.index], high, node.fate, node.depth, node.text, node.drafted, node.index);
+  extent = [Math.max(...at.map(([x]) => x)) + BOX + PAD, Math.max(at[-1][1], ...at.map(([, y]) => y)) + high / 2 + PAD];
   svg.setAttribute("viewBox", `0 0 ${extent[0]} ${extent[1]}`);
   const path = nodes.filter((node) => node.fate === "accepted");
-  svg.querySelector("title").textContent = `Draft tree of step ${index}`;
-  svg.querySelector("desc").textContent = `${plural(nodes.length, "drafted node")}; accepted: ${path.map((node) => visible(node.text)).join(" ") || "none"}`;
+  svg.setAttribute("aria-label", `${plural(nodes.length, "guess", "guesses")} of step ${index}; kept: ${path.map((node) => visible(node.text)).join(" ") || "none"}`);
+  rove(group.querySelector(`[data-node="${path[0]?.index ?? 0}"]`));
   resize();
-  const end = path.at(-1);
-  tree.scrollTop = y(((end?.row ?? rootRow) + rootRow) / 2) * zoom - tree.clientHeight / 2;
-  tree.scrollLeft = (x(end?.depth ?? 0) + BOX) * zoom + PAD - tree.clientWidth;
+  const [x, y] = at[path.at(-1)?.index ?? -1];
+  tree.scrollTop = ((y + at[-1][1]) / 2) * zoom - tree.clientHeight / 2;
+  tree.scrollLeft = (x + BOX) * zoom + PAD - tree.clientWidth;
 }
 
 function emptyWords(index) {
-  if (!index) return "Step 0 is the prompt pass: the model reads the prompt and writes the first token. Nothing was drafted before it.";
-  if (drafter === "standard") return "Standard decoding drafts nothing: each step is one pass of the model and one token.";
-  if (steps.method[index].e) return "Only one token was left to write, so nothing was drafted for this last step: the model wrote that token by itself.";
-  return "Nothing was drafted for this step: the model wrote one token by itself.";
+  if (!index) return "Step 0 reads the prompt and writes the first token. Nothing was guessed before it.";
+  if (drafter === "standard") return "Standard decoding guesses nothing: each step is one pass of the model and one token.";
+  if (steps.method[index].e) return "Only one token was left to write, so nothing was guessed for this last step: the model wrote that token by itself.";
+  return "Nothing was guessed for this step: the model wrote one token by itself.";
 }
 
 function resize() {
@@ -89,19 +108,48 @@ function setZoom(how, value) {
 
 function nodeHint(index, at) {
   const step = steps.method[index], nodes = family(step), node = nodes[at];
-  if (!node) return "the newest committed token: the tree continues from here";
+  if (!node) return "the newest word of the text: the guesses continue from here";
   const model = node.target === null ? "" : ` · model's probability ${percent(node.target)}`;
   const place = node.siblings.length > 1 ? `, rank ${node.rank} of ${node.siblings.length}` : "";
-  return `${quoted(node.text)}, ${node.fate === "unreached" ? "not reached" : node.fate}\nstep ${index} · depth ${node.depth}${place} · drafted with ${percent(node.drafted)}${model}\n${why(step, node, nodes)}`;
+  return `${quoted(node.text)}, ${SAID[node.fate]}\nstep ${index} · depth ${node.depth}${place} · guessed with ${percent(node.drafted)}${model}\n${why(step, node, nodes)}`;
+}
+
+// One of the nodes is reached by Tab; from there the arrows lead to its parent, its first child and its siblings.
+function rove(node) {
+  tree.querySelector('.ss-node[tabindex="0"]')?.setAttribute("tabindex", -1);
+  node?.setAttribute("tabindex", 0);
+}
+
+function neighbour(node, nodes, key) {
+  const children = nodes.filter((other) => other.parent === node.index).sort((a, b) => a.rank - b.rank);
+  const beside = [...node.siblings].sort((a, b) => a.row - b.row), place = beside.indexOf(node);
+  return { ArrowLeft: nodes[node.parent], ArrowRight: children[0], ArrowUp: beside[place - 1], ArrowDown: beside[place + 1] }[key];
+}
+
+function walkTree(event) {
+  const from = event.target.closest?.(".ss-node[tabindex]"), nodes = from ? family(steps.method[cursor]) : [];
+  if (!from) return;
+  const node = nodes[from.dataset.node], chosen = event.key === "Enter" || event.key === " ";
+  if (!chosen && !event.key.startsWith("Arrow")) return;
+  event.preventDefault();
+  event.stopPropagation();
+  if (chosen) return done && choose(cursor, node.index, -1);
+  const to = neighbour(node, nodes, event.key);
+  if (!to) return;
+  const target = tree.querySelector(`[data-node="${to.index}"]`);
+  rove(target);
+  target.focus();
 }
 
 tree.dataset.first = tree.dataset.empty;
 part(".ss-in").addEventListener("click", () => setZoom("chosen", zoom * 1.25));
 part(".ss-out").addEventListener("click", () => setZoom("chosen", zoom / 1.25));
 fit.addEventListener("click", () => setZoom(mode === "fitted" ? "readable" : "fitted", zoom));
+tree.addEventListener("keydown", walkTree);
 tree.addEventListener("wheel", (event) => {
   if (!event.ctrlKey) return;
   event.preventDefault();
   setZoom("chosen", zoom * (event.deltaY < 0 ? 1.1 : 1 / 1.1));
 }, { passive: false });
 new ResizeObserver(() => extent[0] && resize()).observe(tree); // a tab that was hidden has no width until it is shown
+narrow.addEventListener("change", () => element.isConnected && drawTree(cursor));

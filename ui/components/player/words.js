@@ -1,7 +1,8 @@
-// What every part of the player needs. The files of this folder run as one script, in the order that ui/live.py gives.
-// Messages are JSON texts, see ui/feed.py. Text from the model only ever goes into textContent.
+// What every part of the player needs. The files of this folder run as one script, in the order that __init__.py gives.
+// Messages are JSON texts, see ui/state/feed.py. Text from the model only ever goes into textContent.
 const DEEPEST = 5;
 const FATE = { a: "accepted", r: "rejected", u: "unreached", p: "pruned" };
+const SAID = { accepted: "kept", rejected: "rejected", unreached: "never compared", pruned: "dropped early" };
 const PHASES = ["draft", "draft_pass", "verify", "accept", "keep"];
 const part = (name) => element.querySelector(name);
 const steps = { method: [], baseline: [] };
@@ -11,7 +12,7 @@ const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").r
 const percent = (p) => (p >= 0.995 ? "1.0" : p.toFixed(2).replace(/^0/, ""));
 const quoted = (text) => `“${visible(text)}”`;
 const depthClass = (depth) => "d" + Math.min(depth, DEEPEST);
-const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+const plural = (count, word, many = word + "s") => `${count} ${count === 1 ? word : many}`;
 
 const wide = (letter) => (letter.codePointAt(0) >= 0x2e80 ? 2 : 1); // Chinese, Korean, emoji: two columns
 function short(text, columns) {
@@ -46,10 +47,15 @@ const reached = (node, nodes) => node.parent < 0 || nodes[node.parent].fate === 
 const choice = (step, node) => step.t[node.depth - 1];
 
 function why(step, node, nodes) {
-  if (node.fate === "accepted") return "the model chose it";
+  if (node.fate === "accepted") return "the model chose it too";
   if (node.fate === "pruned") return "dropped inside the pass, before the model scored it";
-  if (node.fate === "unreached" && reached(node, nodes)) return "never compared: the text ended before it";
-  if (node.fate === "unreached") return `never compared: ${quoted(nodes[node.parent].text)} before it lost`;
+  if (node.fate === "unreached") return unreached(node, nodes);
   const [text, , probability] = choice(step, node) ?? ["", 0, 0];
   return `the model chose ${quoted(text)}, to which it gives ${percent(probability)}`;
+}
+
+function unreached(node, nodes) {
+  let first = node; // on the way down, the first that was not kept
+  while (first.parent >= 0 && nodes[first.parent].fate !== "accepted") first = nodes[first.parent];
+  return first.fate === "unreached" ? "the text ended before it" : `${quoted(first.text)} before it lost`;
 }

@@ -1,30 +1,33 @@
-"""Measured runs side by side: what the race on the page reads, the table, and a file to share. Pure, no gradio.
+"""Measured runs side by side: what the race on the page reads, the table, and a drawing. Pure, no gradio.
 
-The race reads ``{lanes: [...]}`` as JSON text. A lane is ``{label, colour, steps, total, count, tone, words, differs,
-place}``: a step is ``[milliseconds at its end, [[text, depth], ...]]``, ``total`` the milliseconds of all steps,
-``count`` their tokens, ``differs`` the index of the first token that standard decoding has not, or null.
+The race reads ``{run, done, lanes: [...]}`` as JSON text. A lane is ``{label, colour, state, at, steps}``: ``state``
+is waiting, measured (now) or over, a step is ``[milliseconds at its end, [[text, depth], ...]]``, and ``at`` how many
+came with messages before. When all is ``done``, a lane has all its steps and ``{total, count, tone, words, differs,
+place}``: ``total`` the milliseconds of all steps, ``count`` their tokens, ``differs`` the index of the first token that
+standard decoding has not, or null.
 """
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from html import escape
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
 from specstream.events import Agreement
-from specstream.installation import data_file
 from specstream.stats import counted, speedup
 
 from ... import theme
-from ...html.render import NOTHING, WORDS, facts, number
-from ...jobs.comparisons import Entry
+from ...html.headline import Headline
+from ...html.render import NOTHING, WORDS, number
+from ...jobs.comparisons import Entry, Lap
 from ...state.feed import encode
+from ...state.headline import difference
 
 HERE = Path(__file__).parent
-STYLE = data_file("assets/style.css")
+_runs = count(1)
 HEADERS = ("Method", "Tokens", "Passes", "Seconds", "Tokens/s", "Tokens/step", "Rows/token", "Speed-up", "Text", "Run")
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 260, 44, 30  # of the drawing
 ORDINALS = ("first", "second", "third")
@@ -36,10 +39,42 @@ def text(name: str) -> str:
 
 
 def message(entries: Sequence[Entry]) -> str:
-    """What the race reads."""
+    """What the race reads when all has been measured."""
     ranking = sorted(entries, key=lambda entry: entry.stats.seconds)
     lanes = [_lane(entry, number, ranking.index(entry)) for number, entry in enumerate(entries)]
-    return encode({"lanes": lanes})
+    return encode({"done": True, "lanes": lanes})
+
+
+@dataclass
+class Live:
+    """The lanes while they are measured, one after the other: a fold over the laps of a contest."""
+
+    labels: Sequence[str]
+    run: int = field(default_factory=lambda: next(_runs))
+    steps: list[list[list[Any]]] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+
+    def add(self, lap: Lap) -> None:
+        """Take in one lap. Nothing else happens to a lane that is over."""
+        while len(self.steps) < lap.number:
+            self.steps.append([])
+        if lap.step:
+            lane = self.steps[lap.number - 1]
+            end = (lane[-1][0] if lane else 0) + round(1000 * lap.step.total_seconds, 3)
+            lane.append([end, [[token.text, token.depth] for token in lap.step.tokens]])
+
+    def message(self) -> str:
+        """What is new since the last message."""
+        states = ["over"] * (len(self.steps) - 1) + ["measured"] * bool(self.steps)
+        states += ["waiting"] * (len(self.labels) - len(states))
+        known = self.steps + [[]] * (len(self.labels) - len(self.steps))
+        before = self.sent + [0] * (len(known) - len(self.sent))
+        self.sent = [len(steps) for steps in known]
+        lanes = [
+            {"label": label, "colour": place, "state": state, "at": at, "steps": steps[at:]}
+            for place, (label, state, steps, at) in enumerate(zip(self.labels, states, known, before, strict=True))
+        ]
+        return encode({"run": self.run, "done": False, "lanes": lanes})
 
 
 def _lane(entry: Entry, place: int, rank: int) -> dict[str, Any]:
@@ -55,9 +90,9 @@ def _lane(entry: Entry, place: int, rank: int) -> dict[str, Any]:
         "colour": place,
         "place": ORDINALS[rank] if rank < len(ORDINALS) else f"place {rank + 1}",
     }
-    count = sum(len(step.tokens) for step in entry.steps)
+    written = sum(len(step.tokens) for step in entry.steps)
     total = round(ends[-1], 3) if ends else 0
-    return about | {"steps": steps, "total": total, "count": count, "tone": tone, "words": words, "differs": differs}
+    return about | {"steps": steps, "total": total, "count": written, "tone": tone, "words": words, "differs": differs}
 
 
 def outcome(entry: Entry) -> tuple[str, str]:
@@ -65,7 +100,7 @@ def outcome(entry: Entry) -> tuple[str, str]:
     if entry.verdict is None:
         return "plain", "What the others are compared with."
     tone, words = WORDS[entry.verdict.agreement]
-    return tone, f"{words}. {entry.verdict.message}"
+    return tone, f"{words}. {difference(entry.verdict) or entry.verdict.message}"
 
 
 def table(entries: Sequence[Entry], base: str | None = "") -> str:
@@ -81,8 +116,8 @@ def table(entries: Sequence[Entry], base: str | None = "") -> str:
 def _row(entry: Entry, reference: Entry, base: str | None) -> str:
     stats = entry.stats
     cells = (
-        f"{stats.tokens}", f"{stats.steps + 1}", number(stats.seconds, 2), number(stats.tokens_per_second),
-        number(stats.tokens_per_step, 2), number(stats.rows_per_token), number(_speedup(entry, reference), 2, "×"),
+        f"{stats.tokens}", f"{stats.steps + 1}", number(stats.seconds, 1), number(stats.tokens_per_second),
+        number(stats.tokens_per_step), number(stats.rows_per_token), number(_speedup(entry, reference), 1, "×"),
         _agreement(entry), _link(entry.run, base),
     )  # fmt: skip
     return f'<tr><th scope="row">{escape(entry.label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
@@ -109,17 +144,28 @@ def _link(run: str, base: str | None) -> str:
 
 def summary(entries: Sequence[Entry]) -> tuple[str, str]:
     """Tone and one sentence on the whole."""
+    said = headline(entries)
+    return said.tone, f"{'; '.join([said.main, *said.parts])}."
+
+
+def headline(entries: Sequence[Entry]) -> Headline:
+    """The fastest, and whether the texts are the same."""
     compared = [entry.verdict for entry in entries if entry.verdict]
     same = sum(verdict.agreement is Agreement.IDENTICAL for verdict in compared)
     best = min(entries, key=lambda entry: entry.stats.seconds)
-    ratio = _speedup(best, entries[0])
-    fastest = f"Fastest: {best.label}" + (
-        f", {ratio:.2f}× as fast as standard decoding" if ratio and best is not entries[0] else ""
-    )
+    ratio = _speedup(best, entries[0]) or 1.0
+    main = f"Fastest: {best.label}" + (f", {ratio:.1f}× faster" if best is not entries[0] else "")
     if not compared:
-        return "good", f"{fastest}."
-    words = f"{same} of {len(compared)} wrote the same text as standard decoding, token for token"
-    return ("good" if same == len(compared) else "bad"), f"{fastest}. {words}."
+        return Headline("good", main)
+    words = "same text ✓" if same == len(compared) else f"{same} of {len(compared)} wrote the same text"
+    passes = f"{best.stats.steps + 1:,} passes instead of {entries[0].stats.steps + 1:,}"
+    parts = (words, passes) if best is not entries[0] else (words,)
+    return Headline(
+        "good" if same == len(compared) else "bad",
+        main,
+        parts,
+        ("Than standard decoding, prompt included; measured one after the other.",),
+    )
 
 
 def lines_svg(entries: Sequence[Entry]) -> str:
@@ -160,23 +206,3 @@ def curve(entry: Entry) -> list[tuple[float, int]]:
         after = seconds + step.total_seconds
         points += [(after, tokens), (after, tokens + len(step.tokens))]
     return points
-
-
-def share(entries: Sequence[Entry], prompt: str, about: Sequence[tuple[str, str]], base: str | None) -> str:
-    """A page that shows the result without a network: style, data, script and drawing are in it.
-
-    ``base`` is the address under which whoever gets the file finds the runs, None where there is none.
-    """
-    tone, words = summary(entries)
-    values = {
-        "title": "One prompt, several decoding methods",
-        "intro": escape(words),
-        "facts": facts([("Prompt", prompt), *about]),
-        "style": theme.variables() + STYLE.read_text(encoding="utf-8"),
-        "race": text("race.html"),
-        "table": table(entries, base),
-        "chart": lines_svg(entries),
-        "data": message(entries),
-        "script": text("race.js"),
-    }
-    return string.Template(text("share.html")).substitute(values)

@@ -1,8 +1,9 @@
-// Measured runs raced on screen from their recorded times. The value is JSON text, see ui/race/__init__.py.
+// Measured runs raced on screen from their recorded times. The value is JSON text, see __init__.py beside this file.
 // Text from the model only ever goes into textContent. Nothing moves once the race is over.
-const TICK = 40; // milliseconds
+const TICK = 40, LONGEST = 8000; // milliseconds: between two looks, and that a race takes unless the visitor chose the pace
 const part = (name) => element.querySelector(name);
-let lanes = [], timer = 0, shown = "";
+const WAITS = { waiting: "waits", measured: "is measured", over: "" };
+let lanes = [], timer = 0, shown = "", run = null, chosen = false;
 
 const plural = (count, one, many = one + "s") => `${count} ${count === 1 ? one : many}`;
 
@@ -24,7 +25,7 @@ function laneView(lane) {
   text.setAttribute("role", "region");
   text.setAttribute("aria-label", "Text of " + lane.label);
   text.dir = "auto";
-  const verdict = tag("p", "ss-lane-verdict ss-" + lane.tone, lane.words);
+  const verdict = tag("p", "ss-lane-verdict ss-" + (lane.tone ?? "plain"), lane.words ?? "");
   view.append(head, track, text, verdict);
   return { ...lane, view, facts, fill, text, verdict, at: 0, tokens: 0 };
 }
@@ -42,14 +43,16 @@ function tokenSpan([text, depth], lane) {
 function advance(lane, moment) {
   const low = lane.text.scrollHeight - lane.text.scrollTop - lane.text.clientHeight < 40;
   while (lane.at < lane.steps.length && lane.steps[lane.at][0] <= moment) {
-    for (const token of lane.steps[lane.at][1]) lane.text.append(tokenSpan(token, lane));
+    const step = tag("span", "ss-step");
+    step.append(...lane.steps[lane.at][1].map((token) => tokenSpan(token, lane)));
+    lane.text.append(step);
     lane.at += 1;
   }
   if (low) lane.text.scrollTop = lane.text.scrollHeight;
   const over = lane.at >= lane.steps.length, seconds = Math.min(moment, lane.total) / 1000;
-  lane.fill.style.width = (100 * lane.tokens) / lane.count + "%";
-  const place = over ? ` · ${lane.place}` : "";
-  lane.facts.textContent = `${seconds.toFixed(2)} s · ${plural(lane.tokens, "token")} · ${plural(lane.at, "pass", "passes")}${place}`;
+  lane.fill.style.width = lane.count ? (100 * lane.tokens) / lane.count + "%" : 0;
+  const place = over && lane.place ? ` · ${lane.place}` : "";
+  lane.facts.textContent = `${seconds.toFixed(1)} s · ${plural(lane.tokens, "token")} · ${plural(lane.at, "pass", "passes")}${place}`;
   lane.view.classList.toggle("ss-over", over);
   lane.verdict.hidden = !over;
   return over;
@@ -93,18 +96,48 @@ function finish() {
 function receive(value, fresh) {
   if (!value || value === shown) return;
   shown = value;
-  lanes = JSON.parse(value).lanes.map(laneView);
+  const message = JSON.parse(value);
+  message.done ? raced(message, fresh) : measured(message);
+}
+
+// While the methods are measured, one after the other, each is seen writing.
+function measured(message) {
+  stop();
+  if (message.run !== run) {
+    run = message.run;
+    lanes = message.lanes.map((lane) => laneView({ ...lane, steps: [] }));
+    part(".ss-lanes").replaceChildren(...lanes.map((lane) => lane.view));
+    part(".ss-clock").textContent = "";
+    part(".ss-lanes").scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
+  }
+  part(".ss-again").disabled = true;
+  element.querySelector(".ss-race").dataset.state = "measuring";
+  message.lanes.forEach(({ at, steps, state }, place) => {
+    const lane = lanes[place];
+    if (at === lane.steps.length) lane.steps.push(...steps);
+    lane.total = lane.steps.at(-1)?.[0] ?? 0;
+    advance(lane, Infinity);
+    if (!lane.at) lane.facts.textContent = WAITS[state];
+    lane.view.classList.toggle("ss-over", state === "over");
+    lane.view.classList.toggle("ss-measured", state === "measured");
+  });
+}
+
+function raced(message, fresh) {
+  lanes = message.lanes.map(laneView);
   part(".ss-lanes").replaceChildren(...lanes.map((lane) => lane.view));
   part(".ss-again").disabled = !lanes.length;
-  part(".ss-caption").hidden = lanes.length > 0;
   if (!lanes.length) return stop();
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (fresh) part(".ss-walk").scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
-  calm ? finish() : race();
+  if (fresh) part(".ss-walk").scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
+  const longest = Math.max(...lanes.map((lane) => lane.total));
+  if (!chosen) part(".ss-speed").value = String([1, 2, 4].find((pace) => longest / pace <= LONGEST) ?? 8);
+  calm() ? finish() : race();
 }
+
+const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 part(".ss-again").addEventListener("click", race);
 part(".ss-skip").addEventListener("click", finish);
-part(".ss-speed").addEventListener("change", () => lanes.length && race());
+part(".ss-speed").addEventListener("change", () => (chosen = true) && lanes.length && race());
 watch("value", () => receive(props.value, true));
 receive(props.value, false);

@@ -1,5 +1,4 @@
-"""Text to token ids, and token ids to text as they come: only what can't change any more, and no further than a stop
-string."""
+"""Text to token ids: prompts, and conversations in a model's chat template."""
 
 from __future__ import annotations
 
@@ -10,8 +9,6 @@ from typing import Any, Protocol
 from specstream.data.chat import Chat
 
 NOTHING_BEFORE = Chat()
-MARK = "\ufffd"  # what an unfinished UTF-8 character decodes to
-BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte-fallback piece of SentencePiece vocabularies
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -136,83 +133,3 @@ def _takes_bos(tokenizer: Tokenizer, prompt: str) -> bool:
     """Whether the tokenizer's own special tokens, if it has any, are still to be added."""
     bos = getattr(tokenizer, "bos_token", None)
     return not (bos and prompt.startswith(bos))
-
-
-class TextStream:
-    """Incremental detokeniser of one run: what it gives out, joined, is the decoding of all tokens at once.
-
-    It decodes a window of the newest tokens and gives out what is new. Held back is what later tokens can still
-    change: a character whose last bytes are missing, a run of byte-fallback pieces (one wrong byte turns the whole run
-    into replacement marks), and an end that could be the start of a stop string. Once nothing is held back the window
-    moves on. It keeps the tokens of the last move as context, because many decoders treat the first token of a text
-    in a way of its own.
-
-    A stop string is cut off with all that follows. One that is the name of a special token ends the text where that
-    token comes.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._piece = getattr(tokenizer, "convert_ids_to_tokens", str)
-        self._ids: list[int] = []  # the window; its first ``context`` tokens are given out
-        self._context = 0
-        self._text = ""  # the decoding of the window
-        self._given = 0  # characters of it that are given out
-
-    def push(self, token: int) -> tuple[str, bool]:
-        """Add a token. Returns the text that it releases, and whether a stop string is complete (it is cut off)."""
-        self._ids.append(token)
-        before, self._text = self._text, self._decode(self._ids)
-        if self._text == before:
-            return self._silent(token)
-        pending = self._pending(self._text.rstrip(MARK))
-        if (cut := self._cut(pending)) is not None:
-            return pending[:cut], True
-        if BYTE.fullmatch(self._piece(token) or ""):
-            return "", False
-        new = pending[: len(pending) - self._begun(pending)]
-        self._given += len(new)
-        if new and self._given == len(self._text):
-            self._move_on()
-        return new, False
-
-    def flush(self) -> str:
-        """What was held back, at the end of a run, up to a stop string."""
-        pending = self._pending(self._text)
-        self._given = len(self._text)
-        return pending[: self._cut(pending)]
-
-    def _pending(self, text: str) -> str:
-        return text[self._given :]
-
-    def _cut(self, text: str) -> int | None:
-        """Where the stop string begins that is complete first."""
-        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
-        return min(found)[1] if found else None
-
-    def _begun(self, text: str) -> int:
-        """How many characters at the end could be the start of a stop string."""
-        starts = (s[:n] for s in self._stop for n in range(1, min(len(s), len(text) + 1)))
-        return max((len(start) for start in starts if text.endswith(start)), default=0)
-
-    def _move_on(self) -> None:
-        del self._ids[: self._context]
-        self._context = len(self._ids)
-        self._text = self._decode(self._ids)
-        self._given = len(self._text)
-
-    def _silent(self, token: int) -> tuple[str, bool]:
-        """What a token gives that adds no text. A special one is not kept: it is no context for those to come."""
-        name = "" if self._decode([token]) else token_text(self._tokenizer, token).strip()
-        if name:
-            self._ids.pop()
-        return (self.flush(), True) if name in self._stop else ("", False)
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """One token for display in a tree: special tokens by name, bytes of unfinished characters as they come."""
-    return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))

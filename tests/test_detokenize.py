@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from specstream.data.chat import Chat
-from specstream.decoding.text import EncodedPrompt, TextStream, chat_prompt, encode
+from specstream.decoding.detokenize import TextStream
+from specstream.decoding.encode import EncodedPrompt, chat_prompt, encode
 
 SPECIAL = ("<s>", "</s>", "<sep>")
 TEXTS = (

@@ -1,0 +1,57 @@
+"""Self-tests that were passed before: the same files, code and machine give the same result, so none is run twice.
+
+A result is a small file in the cache folder, named by all that it depends on. Failures are not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specstream.hub import download
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CODE = ("model", "target", "streams", "adapters")  # packages whose code decides
+
+
+class Passed:
+    """Which self-tests a model passed. ``folders`` hold it and its adapter, ``words`` say how it is loaded."""
+
+    def __init__(self, folders: Iterable[Path | None], *words: str) -> None:
+        files = [file for folder in folders if folder for file in sorted(folder.iterdir()) if file.is_file()]
+        known = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        code = [f.read_text(encoding="utf-8") for part in CODE for f in sorted((PACKAGE / part).glob("*.py"))]
+        self._key = digest(known, words, code)
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """The result of the test ``name``, None where it was not passed yet."""
+        with suppress(OSError, ValueError):
+            result = json.loads(self._file(name).read_text(encoding="utf-8"))
+            return result if isinstance(result, dict) else None
+        return None
+
+    def note(self, name: str, **result: Any) -> None:
+        """Keep the result of a test; a cache folder that can't be written to keeps none."""
+        with suppress(OSError):
+            self._file(name).parent.mkdir(parents=True, exist_ok=True)
+            self._file(name).write_text(json.dumps(result), encoding="utf-8")
+
+    def _file(self, name: str) -> Path:
+        return download.home() / "passed" / f"{self._key}-{name}.json"
+
+
+def digest(*parts: Any) -> str:
+    """A name for what depends on these parts, on this machine and on the libraries."""
+    capabilities = sorted(k for k, v in torch.cpu.get_capabilities().items() if v is True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), capabilities, torch.get_num_threads(), gpu]
+    told = [*parts, machine, version("torch"), version("transformers")]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:20]

@@ -1,0 +1,126 @@
+"""Linear maps in int8 on a CPU: a scale for each output of the weights and for each row, sums in whole numbers.
+
+Such sums are exact, so a row's result never depends on the rows beside it. Inputs of some channels are far larger than
+the rest: their size is moved into the weights first (SmoothQuant, Xiao et al. 2023), as a few texts show it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+TOP, MIDDLE = 127, 128  # the largest whole number, and what stands for zero in an unsigned byte
+SHARE = 0.45  # exponent of the inputs' size in the smoothing, of the weights' one minus that
+TINY = 1e-20  # a row smaller than that is zero
+ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
+
+# What a model reads to show the size of its inputs: prose, a conversation, facts, code and a query.
+TEXTS = (
+    "The river rises in the hills and runs south past three small towns. In spring the water is high, and people walk "
+    "along its banks. A boat leaves the quay at nine every morning; it takes an hour to the lake.",
+    "User: How do I bake bread?\nAssistant: Mix 500 g of flour with water, salt and yeast, let it rise for two hours, "
+    "then bake it at 220 degrees. Here are three tips:\n\n1. Use warm water.\n2. Wait.\n3. Let it cool.",
+    "Facts: name[Old Mill], eatType[pub], area[city centre], near[Harbour Hall]\nText: Old Mill is a pub.",
+    "def add(a, b):\n    return a + b\n\nprint(add(2, 3))",
+    "CREATE TABLE users (name VARCHAR, age INTEGER)\n\nSELECT name FROM users WHERE age > 30 AND name <> 'Ann';",
+)
+
+torch.library.define(  # for a compiler
+    "specstream::linear_int8",
+    "(Tensor x, Tensor unit, Tensor middle, Tensor packed, Tensor scale, Tensor zero) -> Tensor",
+)
+torch.library.register_fake(
+    "specstream::linear_int8",
+    lambda x, unit, middle, packed, scale, zero: x.new_empty(x.shape[0], packed.shape[1], dtype=torch.float32),
+)
+# Without Python's checks for fake tensors. Absent from builds without oneDNN: ``works`` finds out.
+_qlinear: Any = getattr(getattr(torch.ops.onednn, "qlinear_pointwise", None), "default", None)
+_qlinear = getattr(_qlinear, "_op", None)
+
+
+class Int8Linear(nn.Module):
+    """``y = W x + b`` like the ``nn.Linear`` that it replaces, with W and x rounded to 255 steps, by oneDNN.
+
+    ``inputs`` ``[in]`` is the largest magnitude of each input channel as they come; without it, channels are left as
+    they are. Its weights can no longer be read or moved. Every row gets the same bits whatever rows are beside it.
+    """
+
+    TENSORS = ("packed", "scale", "zero", "smooth", "unit", "middle", "bias")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, inputs: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        weight = weight.float()
+        channels = torch.ones(self.in_features) if inputs is None else _smoothing(weight, inputs)
+        weight = weight * channels
+        self.smooth, self.bias = 1 / channels, None if bias is None else bias.float()
+        self.scale = weight.abs().amax(1).clamp_min(TINY) / TOP
+        whole = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(whole, [ROWS, self.in_features])
+        self.zero = torch.zeros(self.out_features, dtype=torch.int32)
+        self.unit, self.middle = torch.ones(1), torch.full((1,), MIDDLE, dtype=torch.int32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, both in the number format of ``x``."""
+        rows = x.flatten(0, -2).float() * self.smooth
+        top = rows.abs().amax(-1, keepdim=True).clamp_min(TINY)
+        out = self._product((rows * (TOP / top)).round_().add_(MIDDLE).to(torch.uint8)) * (top / TOP)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """Of whole numbers, unsigned bytes ``[rows, in]``: for signed ones oneDNN has no fast product."""
+        if torch.compiler.is_exporting():
+            return cast(
+                Tensor,
+                torch.ops.specstream.linear_int8(rows, self.unit, self.middle, self.packed, self.scale, self.zero),
+            )
+        return cast(
+            Tensor,
+            _qlinear(
+                rows, 1.0, MIDDLE, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+            ),
+        )
+
+
+def _smoothing(weight: Tensor, inputs: Tensor) -> Tensor:
+    """What to divide each input channel by, and to multiply the weights of it with ``[in]``."""
+    return inputs.clamp_min(1e-5) ** SHARE / weight.abs().amax(0).clamp_min(1e-5) ** (1 - SHARE)
+
+
+@functools.cache
+@torch.inference_mode()
+def works() -> bool:
+    """Whether this processor sums products of bytes exactly, and this build of PyTorch has that product.
+
+    Processors without instructions for it (VNNI) add pairs of products in 16 bits, which large ones overflow.
+    """
+    weight = torch.full((64, 128), -1.0)
+    weight[::2] = 1.0
+    rows = torch.ones(5, 128)
+    rows[:, 1::4] = -1
+    try:
+        linear = Int8Linear(weight)
+        return all(torch.allclose(linear(x), x @ weight.T) for x in (rows, rows.abs(), -rows[:1]))
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        return False
+
+
+@torch.inference_mode()
+def error(linear: Int8Linear, weight: Tensor, rows: Tensor) -> float:
+    """What rounding adds to the outputs of these rows ``[n, in]``, as a share of their size."""
+    rows, weight = rows.float(), weight.float()
+    bias = 0 if linear.bias is None else linear.bias
+    want = rows @ weight.T
+    return float((linear(rows) - bias - want).norm() / want.norm().clamp_min(TINY))
+
+
+def samples(tokenizer: Any, context: int, texts: Sequence[str] = TEXTS) -> tuple[Tensor, ...]:
+    """Token ids ``[1, tokens]`` of the texts that come with the program."""
+    ids = (tokenizer(text, return_tensors="pt").input_ids[:, :context] for text in texts)
+    return tuple(i for i in ids if i.numel())

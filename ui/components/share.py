@@ -1,0 +1,131 @@
+"""Sharing a run or a race: words, a link, and files that anyone can open, made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+
+from ..export import picture
+from ..export.story import Story
+from ..files import downloads, place
+from ..jobs.engine_host import Engines
+
+FORMS = {"html": "Page (HTML)", "png": "Picture", "webp": "Animation"}
+SAY = """(...given) => {
+  const row = document.activeElement?.closest(".ss-share"), said = row?.querySelector(".ss-said-shared");
+  if (said) said.textContent = "%s";
+  return given;
+}"""
+COPY = """async (text) => {
+  const row = document.activeElement?.closest(".ss-share"), said = row?.querySelector(".ss-said-shared");
+  let done = true;
+  try { await navigator.clipboard.writeText(text); }
+  catch {  // no clipboard without https, but on this machine
+    const box = Object.assign(document.createElement("textarea"), { value: text });
+    document.body.append(box);
+    box.select();
+    done = document.execCommand("copy");
+    box.remove();
+  }
+  if (said) said.textContent = done ? "Copied" : "The browser does not allow copying";
+}"""
+COPY_LINK = "(run) => (" + COPY + ")(location.origin + location.pathname + '?run=' + run)"
+FETCH = """() => setTimeout(() => {
+  document.querySelector("#%s").click();
+  document.querySelectorAll(".ss-said-shared").forEach((said) => (said.textContent = ""));
+}, 200)"""  # once the link is on the page
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+Updates = dict[Any, Any]
+Page = Callable[[Any, Story, str | None], str]
+_numbers = count(1)
+
+
+@dataclass
+class Share:
+    """The row's parts. ``linked``: others who follow the link find the run."""
+
+    row: gr.Row
+    words: gr.Textbox
+    run: gr.Textbox
+    copy: gr.Button
+    link: gr.Button
+    makes: dict[str, gr.Button]
+    file: gr.DownloadButton
+    linked: bool = True
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.row, self.words, self.run, self.link]
+
+    def show(self, story: Story | None) -> Updates:
+        """Offer to share; nothing while there is nothing."""
+        if story is None:
+            return {self.row: gr.update(visible=False)}
+        return {
+            self.row: gr.update(visible=True),
+            self.words: story.words,
+            self.run: story.run,
+            self.link: gr.update(visible=bool(story.run) and self.linked),
+        }
+
+    def wire(self, source: gr.State, tell: Callable[[Any], Story | None], page: Page, engines: Engines | None) -> None:
+        """``source`` holds what ``tell`` makes a story of, and ``page`` the HTML file."""
+        demo = engines is not None and engines.rules.demo
+        self.linked = not demo
+
+        def work(form: str) -> Callable[[Any, gr.Request], Any]:
+            def made(value: Any, request: gr.Request) -> Any:
+                story = tell(value) if value is not None else None
+                if story is None:
+                    raise gr.Error("There is nothing to share yet: run a prompt first.", print_exception=False)
+                return write(form, story, lambda: page(value, story, page_address(request, demo)))
+
+            return made
+
+        hidden: dict[str, Any] = {"api_visibility": "private", "queue": False}
+        self.copy.click(None, self.words, None, js=COPY, **hidden)
+        self.link.click(None, self.run, None, js=COPY_LINK, **hidden)
+        for form, button in self.makes.items():
+            button.click(work(form), source, self.file, js=SAY % "Making the file", **QUIET).success(
+                None, js=FETCH % self.file.elem_id, api_visibility="private"
+            )
+
+
+def write(form: str, story: Story, page: Callable[[], str]) -> str:
+    """Make a file; where it is."""
+    file = place(downloads(), f"speculative-streaming-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.{form}")
+    file.write_bytes(
+        page().encode() if form == "html" else picture.png(story) if form == "png" else picture.webp(story)
+    )
+    return str(file)
+
+
+def page_address(request: gr.Request, demo: bool) -> str | None:
+    """The address under which others find the runs; None where there is none.
+
+    That of one's own machine leads others to theirs, and in a demo visitors see their own runs only.
+    """
+    origin = str(request.headers.get("origin") or "")
+    host = urlsplit(origin).hostname or ""
+    own = host in ("", "localhost", "0.0.0.0", "::1") or host.startswith("127.")
+    return None if own or demo else f"{origin}/"
+
+
+def layout(story: Story | None = None) -> Share:
+    """Lay out the row."""
+    with gr.Row(visible=story is not None, elem_classes="ss-share") as row:
+        gr.HTML('<span class="ss-share-name">Share</span>', min_width=50)
+        copy = gr.Button("Copy text", size="sm", scale=0, min_width=90)
+        link = gr.Button("Copy link", size="sm", scale=0, min_width=90, visible=bool(story and story.run))
+        makes = {form: gr.Button(label, size="sm", scale=0, min_width=90) for form, label in FORMS.items()}
+        gr.HTML('<span class="ss-said-shared" role="status"></span>', min_width=100)
+    words = gr.Textbox(story.words if story else "", visible="hidden", show_label=False)
+    run = gr.Textbox(story.run if story else "", visible="hidden", show_label=False)
+    file = gr.DownloadButton(visible="hidden", elem_id=f"shared-{next(_numbers)}")
+    return Share(row, words, run, copy, link, makes, file)

@@ -1,0 +1,37 @@
+"""The line that says what a run comes to, as HTML. Every text from outside is escaped here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A button that mends a slow run: what it says, and the tree budget that it sets; 0: it loads another adapter."""
+
+    label: str
+    budget: int = 0
+
+
+@dataclass(frozen=True)
+class Headline:
+    """``main`` is what is read first, ``parts`` stand beside it, ``below`` are sentences in small type."""
+
+    tone: str
+    main: str
+    parts: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
+    details: str = ""
+    remedy: Remedy | None = None
+
+
+def headline(said: Headline) -> str:
+    """Two lines, always: so that nothing moves when they change."""
+    parts = "".join(f"<span>{escape(part)}</span>" for part in said.parts)
+    below = escape(" ".join(said.below))
+    more = f"<details><summary>details</summary>{escape(said.details)}</details>" if said.details else ""
+    return (
+        f'<div class="ss-headline ss-{escape(said.tone)}"><p><strong>{escape(said.main)}</strong>{parts}</p>'
+        f'<div class="ss-below">{below} {more}</div></div>'
+    )

@@ -1,0 +1,72 @@
+"""The list of logged runs as HTML. Every text from outside is escaped here; times become local in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from specstream.stats import counted
+
+from ..state import history
+from .render import model_name
+
+# Times are written in UTC, which anyone can read, and put into the visitor's own time and language by the browser.
+KEEP_LOCAL = """
+const local = () => {
+  for (const time of element.querySelectorAll("time[datetime]:not([data-local])")) {
+    const when = new Date(time.dateTime);
+    if (!isNaN(when)) time.textContent = when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    time.dataset.local = "";
+  }
+};
+new MutationObserver(local).observe(element, { childList: true, subtree: true });
+local();
+"""
+TICKS = """
+let ticked = [];
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-run]");
+  if (!button) return;
+  for (const one of element.querySelectorAll("[aria-current]")) one.removeAttribute("aria-current");
+  button.setAttribute("aria-current", "true");
+  trigger("select", { value: button.dataset.run });
+});
+element.addEventListener("change", (event) => {
+  const box = event.target.closest("input[data-run]");
+  if (!box) return;
+  const run = box.dataset.run;
+  ticked = box.checked ? [...ticked, run].slice(-2) : ticked.filter((one) => one !== run);
+  for (const one of element.querySelectorAll("input[data-run]")) one.checked = ticked.includes(one.dataset.run);
+  trigger("select", { pair: ticked });
+});
+watch("value", () => (ticked = []));
+"""
+
+
+def when(utc: str) -> str:
+    """A time as UTC that the browser puts into local time."""
+    iso = utc[:19] + ("Z" if "T" in utc else "")
+    return f'<time datetime="{escape(iso)}">{escape(utc[:16].replace("T", " "))} UTC</time>'
+
+
+def runs(found: Iterable[Mapping[str, Any]], opened: str = "") -> str:
+    """The runs of a page of the list."""
+    return f'<ol class="ss-runs" aria-label="Runs">{"".join(_run(run, opened) for run in found)}</ol>'
+
+
+def _run(run: Mapping[str, Any], opened: str) -> str:
+    name, place = history.title(run), escape(run["id"])
+    star = '<span title="starred">★</span> ' if run["star"] else ""
+    current = ' aria-current="true"' if run["id"] == opened else ""
+    return (
+        f'<li><input type="checkbox" data-run="{place}" aria-label="Tick {escape(name)} to compare">'
+        f'<button type="button" data-run="{place}"{current}><strong>{star}{escape(name)}</strong>'
+        f'<span class="ss-run-line">{escape(history.came(run))}</span>'
+        f'<span class="ss-run-line">{when(run["started_utc"])} · {escape(_made(run))}</span></button></li>'
+    )
+
+
+def _made(run: Mapping[str, Any]) -> str:
+    tokens = counted(run["tokens"], "token") if run["tokens"] is not None else "no tokens"
+    return f"{history.method_label(run['method'])} · {model_name(run['model'])} · {tokens}"

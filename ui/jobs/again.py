@@ -1,0 +1,35 @@
+"""A finished run measured again: one measurement is no measurement on a machine that does other things too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from specstream.events import Lane, Verdict
+from specstream.stats import RunStats
+
+from ..state.headline import Ratio
+from .runs import Run
+
+TIMES = 4
+
+
+class Again(Run):
+    """Runs the method and standard decoding in turn, ``TIMES`` times. Its items are notices and a Ratio each time.
+
+    Nothing of it is logged: the text is that of the run before.
+    """
+
+    def use(self, engine: Any) -> None:
+        for _ in range(TIMES):
+            stats = {lane: RunStats() for lane in Lane}
+            for item in self._session(engine)[1]:
+                if isinstance(item, Verdict):
+                    self._measured(item, stats)
+                else:
+                    stats[item[0]].add(item[1])
+            if self.stop.is_set():
+                return
+
+    def _measured(self, verdict: Verdict, stats: dict[Lane, RunStats]) -> None:
+        if found := Ratio.of(verdict, stats):
+            self.put(found)

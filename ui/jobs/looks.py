@@ -1,0 +1,74 @@
+"""A closer look at one step of a run, by the model that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from specstream.data.chat import Chat
+from specstream.params import Sampling
+
+from ..html.render import model_name
+from ..state.origin import Origin
+from .engine_host import Engines
+from .runs import ModelJob
+
+
+class OtherModel(ValueError):
+    """The model that made the run is not the one that is loaded; the message says which to load."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a run: ``before`` are the ids that were written before the step, the root of its tree last."""
+
+    origin: Origin
+    before: tuple[int, ...]
+
+    @property
+    def prompt(self) -> str:
+        return self.origin.prompt
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(max_new_tokens=1)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the streams saw: see ``specstream.target.lens.look``."""
+
+    values: dict[str, Any]
+
+
+def same_model(engine: Any, origin: Origin) -> None:
+    """Raises OtherModel where a run was made by another model or adapter than this engine's."""
+    if (engine.info.model, engine.info.adapter) != (origin.model, origin.adapter):
+        made = f"{model_name(origin.model)} with adapter {model_name(origin.adapter)}"
+        raise OtherModel(f"This run was made by {made}: load these under Model, then look again.")
+
+
+def prompt_ids(engine: Any, origin: Origin) -> list[int]:
+    """The ids of a run's prompt, as the model read it."""
+    chat = (origin.settings or {}).get("chat")
+    before = Chat.from_dict(chat) if chat else Chat()
+    return list(engine.encode(engine.prompt(origin.task, origin.prompt, before)))
+
+
+class Look(ModelJob):
+    """The streams at one place of a run. Its items: Notice, Looked."""
+
+    ask: Place
+
+    def __init__(self, engines: Engines, place: Place) -> None:
+        super().__init__(engines, None, place)
+
+    def check(self) -> None:
+        """One pass over a text that was read before: no rule has to hold."""
+
+    def use(self, engine: Any) -> None:
+        from specstream.target import lens  # imports torch: only now, in the worker
+
+        same_model(engine, self.ask.origin)
+        self._say("Looking inside the step")
+        self.put(Looked(lens.look(engine, prompt_ids(engine, self.ask.origin) + list(self.ask.before))))

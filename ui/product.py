@@ -1,0 +1,46 @@
+"""What the product is called and where it is found, for what leaves the page: files, pictures, a gallery."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+
+NAME = "Speculative Streaming"
+PAPER = "https://arxiv.org/abs/2402.11131"
+HERE = Path(__file__).parents[1]
+VARIABLE = "SPECSTREAM_REPOSITORY"  # says where the repository is, before pyproject.toml and git
+SPACE = "SPACE_ID"  # set on a Hugging Face Space, whose files are a repository
+
+
+@cache
+def repository() -> str:
+    """The public address of the program's repository; empty where none is known."""
+    space = os.environ.get(SPACE)
+    known = (os.environ.get(VARIABLE), _project(), f"https://huggingface.co/spaces/{space}" if space else "", _remote())
+    return next((address for address in known if address), "")
+
+
+def _project() -> str:
+    try:
+        urls = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8")).get("project", {}).get("urls", {})
+    except OSError:
+        return ""
+    return next((url for name, url in urls.items() if name.lower() in ("repository", "source", "homepage")), "")
+
+
+def _remote() -> str:
+    try:
+        done = subprocess.run(["git", "remote", "get-url", "origin"], cwd=HERE, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return public(done.stdout.strip())
+
+
+def public(remote: str) -> str:
+    """A remote as a browser opens it, without anybody's name or password; empty for a folder of this machine."""
+    found = re.fullmatch(r"(?:https://(?:[^@/]*@)?|(?:ssh://)?git@)([\w.-]+\.\w+)[:/](.+?)(?:\.git)?/?", remote)
+    return f"https://{found[1]}/{found[2]}" if found else ""
