@@ -25,7 +25,7 @@ from specstream.training import answers, command
 from specstream.training.batches import IGNORE, DataError, Example, batches, collate, draft_vocabulary, read_examples
 from specstream.training.config import Config
 from specstream.training.frozen_cache import FrozenStates
-from specstream.training.loss import StreamModel, Teacher, objective, sums_of
+from specstream.training.loss import StreamModel, objective, sums_of
 from specstream.training.self_distillation import answer_all, own_prompts
 from specstream.training.trainer import Trainer
 from tests import tiny
@@ -332,43 +332,6 @@ def test_the_chunked_loss_is_the_loss() -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-4)
         assert sums[2] == 698
         assert sums[1] == (logits.argmax(-1) == targets).sum()
-
-
-def test_soft_targets_blend_in_the_distance_from_the_models_own_distribution() -> None:
-    torch.manual_seed(0)
-    head = torch.nn.Linear(8, 30, bias=False)
-    states = torch.randn(600, 8, requires_grad=True)  # more than two chunks
-    own, targets = torch.randn(600, 8), torch.randint(30, (600,))
-    targets[5] = IGNORE
-    found = sums_of(head, states, targets, teacher=Teacher(own, head, 0.9))
-    found[0].backward()
-    got, states.grad = states.grad, None
-    kept = targets != IGNORE
-    logits, wanted = head(states[kept]), head(own[kept]).softmax(-1).detach()
-    entropy = torch.nn.functional.cross_entropy(logits, targets[kept], reduction="sum")
-    loss = 0.1 * entropy + 0.9 * 0.5 * (logits.softmax(-1) - wanted).abs().sum()
-    loss.backward()
-    torch.testing.assert_close(found[0], loss.detach(), rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(got, states.grad, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["shared", "lossless"])
-def test_the_teacher_of_a_stream_is_the_row_that_predicts_its_token(mode: str) -> None:
-    anatomy, adapter = fresh(mode)
-    model = StreamModel(anatomy, adapter, soft=0.5).train()
-    batch = collate([example(4, 9, 1), example(6, 5, 2)], 3, 0)
-    main, _, _ = model._states(batch)
-    taught = model._teachers(batch, main)
-    for j in range(3):
-        for row, at in enumerate(batch.carried[0].tolist()):
-            if at + 1 + j < 9:
-                assert torch.equal(taught.states[0, row, j], main[0, at + 1 + j])
-    assert model.eval()._teachers(batch, main) is None
-
-
-def test_each_stream_weighs_less_than_the_one_before_where_asked() -> None:
-    losses, counts = torch.tensor([1.0, 2.0, 2.0, 2.0]), torch.ones(4)
-    assert float(objective(losses, counts, 0.5, 3, 0.5)) == pytest.approx(1 + 2 * (0.5 + 0.25 + 0.125))
 
 
 def test_a_share_of_the_rows_carries_streams() -> None:

@@ -57,10 +57,6 @@ class Config(Checked):
         64, "Pair rank", "Rank of the pair map, which weighs a drafted token by the one above it; 0: none.", 0, 4096
     )
     alpha: float = number(0.5, "Alpha", "Weight of each stream's loss; the main stream has 1.", 0, 100, 0.1)
-    soft: float = number(
-        0.0, "Soft", "Share of the distance from the model's own distribution in the streams' losses.", 0, 1, 0.1
-    )
-    fade: float = number(1.0, "Fade", "Weight of a stream's loss by that of the one before it.", 0.01, 1, 0.1)
     share: float = number(1.0, "Share", "Share of the response's tokens that carry streams in training.", 0.01, 1, 0.01)
     batch: int = number(8, "Batch", "Rows per step.", 1, 4096)
     accumulate: int = number(1, "Accumulate", "Gradient accumulation: parts that a batch is split into.", 1, 4096)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,16 +40,13 @@ class StreamModel(Trainee):
 
     With ``tuned_layers`` "top" the LoRA below the layers with streams stays as it is, with "none" all but the pair map.
     There, and in lossless mode, the states that enter those layers never change: ``cache`` GB of them are kept.
-    ``soft`` is the share of the total variation distance in the training losses of the streams, beside cross-entropy.
     """
 
     checkpoint = "checkpoint"
 
-    def __init__(
-        self, anatomy: Anatomy, adapter: Adapter, tuned_layers: str = "all", cache: float = 0.0, soft: float = 0.0
-    ) -> None:
+    def __init__(self, anatomy: Anatomy, adapter: Adapter, tuned_layers: str = "all", cache: float = 0.0) -> None:
         super().__init__(anatomy)
-        self.adapter, self._soft = adapter, soft
+        self.adapter = adapter
         self.ahead = self.drafting = adapter.card.gamma
         self._first = len(anatomy.layers) - adapter.card.layers
         frozen = adapter.card.mode == "lossless" or tuned_layers in ("top", "none")
@@ -83,15 +80,9 @@ class StreamModel(Trainee):
         else:
             columns.append(sums_of(self.anatomy.head_logits, main, targets))
         drafted = self.in_vocabulary(batch.stream_targets())
-        pairs, taught = self._pairs(batch), self._teachers(batch, main.detach())
+        pairs = self._pairs(batch)
         columns += [
-            sums_of(
-                self._draft_logits,
-                streams[:, :, j],
-                drafted[:, :, j],
-                pairs and (pairs[0][:, :, j], pairs[1]),
-                taught and replace(taught, states=taught.states[:, :, j]),
-            )
+            sums_of(self._draft_logits, streams[:, :, j], drafted[:, :, j], pairs and (pairs[0][:, :, j], pairs[1]))
             for j in range(streams.shape[2])
         ]
         if exits is not None:
@@ -116,15 +107,6 @@ class StreamModel(Trainee):
         table = self.anatomy.model.get_input_embeddings().weight
         above = pairs.above(table[batch.tokens_above().clamp_min(0)]) * pairs.weight[:, None]
         return above, pairs.below(table if ids is None else table[ids])
-
-    def _teachers(self, batch: Batch, main: Tensor) -> Teacher | None:
-        """The model's states ``[B, S, gamma, h]`` whose next token each stream must predict, where they are needed."""
-        if not (self._soft and self.training):
-            return None
-        ahead = torch.arange(1, self.ahead + 1, device=main.device)
-        index = (batch.carried[:, :, None] + ahead).clamp_max(main.shape[1] - 1)
-        states = rows_of(main, index.flatten(1)).view(*index.shape, -1)
-        return Teacher(states, lambda rows: self.adapter.head_logits(self.anatomy, rows), self._soft)
 
     def _draft_logits(self, states: Tensor) -> Tensor:
         return self.adapter.draft_logits(self.anatomy, states)
@@ -185,38 +167,14 @@ def noting(anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """The distribution that streams are to have, the model's own: ``states`` ``[..., h]``, one a trained row."""
-
-    states: Tensor
-    scores: Scores
-    share: float
-
-    def blended(self, logits: Tensor, rows: slice, entropy: Tensor) -> Tensor:
-        """The loss: a share of the total variation distance of ``logits`` from the model's, the rest ``entropy``."""
-        with torch.no_grad():
-            own = self.scores(self.states[rows]).softmax(-1)
-        distance = (logits.softmax(-1) - own).abs().sum() / 2
-        return self.share * distance + (1 - self.share) * entropy
-
-
-def sums_of(
-    scores: Scores,
-    states: Tensor,
-    targets: Tensor,
-    pairs: tuple[Tensor, Tensor] | None = None,
-    teacher: Teacher | None = None,
-) -> Tensor:
+def sums_of(scores: Scores, states: Tensor, targets: Tensor, pairs: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """``[3]``: summed cross-entropy, hits and count of the rows that have a target.
 
     ``pairs`` are factors whose product is added to the scores: ``[..., rank]`` of every row, and ``[drafted, rank]``.
-    With a ``teacher`` the loss is blended with the distance from its distribution.
     """
     valid = targets != IGNORE
     above, below = (pairs[0][valid], pairs[1]) if pairs else (None, None)
-    taught = replace(teacher, states=teacher.states[valid]) if teacher else None
-    return cast(Tensor, _ChunkedLoss.apply(scores, targets[valid], states[valid], above, below, taught))
+    return cast(Tensor, _ChunkedLoss.apply(scores, targets[valid], states[valid], above, below))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -227,13 +185,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        scores: Scores,
-        targets: Tensor,
-        states: Tensor,
-        above: Tensor | None,
-        below: Tensor | None,
-        teacher: Teacher | None = None,
+        ctx: Any, scores: Scores, targets: Tensor, states: Tensor, above: Tensor | None, below: Tensor | None
     ) -> Tensor:
         out = torch.zeros(3, device=states.device)
         inputs = [t for t in (states, above, below) if t is not None]
@@ -248,7 +200,6 @@ class _ChunkedLoss(torch.autograd.Function):
                 if below is not None:
                     logits = logits + parts[1] @ parts[2].T
                 loss = F.cross_entropy(logits, target, reduction="sum")
-                loss = teacher.blended(logits, rows, loss) if teacher else loss
             grads = torch.autograd.grad(loss, [parts[i] for i in trained]) if trained else ()
             for i, grad in zip(trained, grads, strict=True):
                 (ctx.grads[i] if inputs[i] is below else ctx.grads[i][rows]).add_(grad)
@@ -257,7 +208,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(ctx.grads[i] * grad[0] if i in ctx.grads else None for i in range(3)), None
+        return None, None, *(ctx.grads[i] * grad[0] if i in ctx.grads else None for i in range(3))
 
 
 def means(sums: Tensor) -> tuple[list[float], list[float]]:
@@ -266,13 +217,12 @@ def means(sums: Tensor) -> tuple[list[float], list[float]]:
     return (loss / counts).tolist(), (hits / counts).tolist()
 
 
-def objective(losses: Tensor, counts: Tensor, alpha: float, gamma: int, fade: float = 1.0) -> Tensor:
-    """Equation 5 with the weight ``alpha`` for the first stream, ``fade`` times the one above for each below it, as a
-    mean per token of each column.
+def objective(losses: Tensor, counts: Tensor, alpha: float, gamma: int) -> Tensor:
+    """Equation 5 with one weight ``alpha`` for all streams, as a mean per token of each column.
 
     ``losses`` are sums ``[columns]`` over a part of a batch and ``counts`` the tokens of the whole batch, so that the
     parts' values add up to the batch's. The early exit has weight 1: it shares no weights with the rest.
     """
     weights = torch.ones_like(losses)
-    weights[1 : 1 + gamma] = alpha * fade ** torch.arange(gamma, device=losses.device)
+    weights[1 : 1 + gamma] = alpha
     return (weights * losses / counts.clamp_min(1)).sum()

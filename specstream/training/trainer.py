@@ -77,7 +77,7 @@ class Trainer:
         cpu = anatomy.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.chosen_precision(anatomy.device.type))
         self._plain_model = trainee or StreamModel(
-            anatomy, Adapter(anatomy, card, vocabulary), config.tuned_layers, config.cache, config.soft
+            anatomy, Adapter(anatomy, card, vocabulary), config.tuned_layers, config.cache
         )
         self.model: Trainee = self._plain_model.to(anatomy.device)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
@@ -262,7 +262,7 @@ class Trainer:
             last = index == len(mine) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 sums = self.model(part.to(self.anatomy.device))
-                loss = objective(sums[0], counts, self.config.alpha, self._plain_model.drafting, self.config.fade)
+                loss = objective(sums[0], counts, self.config.alpha, self._plain_model.drafting)
                 self.accelerator.backward(loss * world)  # the processes' gradients are averaged, not summed
             total += sums.detach()
         return cast(Tensor, self.accelerator.reduce(total))
