@@ -43,13 +43,13 @@ from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.info import EngineInfo, processor
 from specstream.model import devices, introspection, quantized
 from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
-from specstream.model.passed import Passed
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
 from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
 from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 from specstream.target.offload import offload
+from specstream.target.self_test_cache import SelfTestCache
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
 
@@ -245,7 +245,7 @@ class Loaded:
     heads: Heads
     pair: pairing.Pair | None
     form: Format
-    passed: Passed
+    passed: SelfTestCache
     parameters: int
     extra: int
     exact: bool = False
@@ -289,7 +289,7 @@ def _loaded(
     second = (placement.device, network.dtype, progress, form, texts)
     pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, *second)
     where = devices.OFFLOAD if placement.spread else placement.device
-    passed = Passed((source.path, folder), where, dtype, str(placement.kind))
+    passed = SelfTestCache((source.path, folder), where, dtype, str(placement.kind))
     progress("Checking that the model can verify draft trees", None)
     out = Loaded(network, tokenizer, source, parts, reason, adapter, heads, pair, form, passed, parameters, extra)
     if parts is not None:

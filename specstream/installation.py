@@ -19,6 +19,11 @@ def data_file(name: str) -> Path:
     return inside if inside.exists() else PACKAGE.parent / name
 
 
+def checkout() -> Path | None:
+    """The folder of the checkout that this is; None where the program is installed from a wheel."""
+    return None if (PACKAGE / "assets").is_dir() else PACKAGE.parent
+
+
 def python(module: str, *words: str) -> list[str]:
     """The command that runs a module of this program. Needs ``environment``: the working directory isn't searched."""
     return [sys.executable, "-P", "-m", module, *words]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specstream.events import Event, Fate, Finished, Origin, Reason, Started, Step
+from specstream.events import Draft, Event, Fate, Finished, Origin, Reason, Started, Step
 
 Interval = tuple[float, float] | tuple[None, None]
 SAMPLES, FEWEST = 2000, 5  # draws of a bootstrap, and values that it takes at least
@@ -39,6 +39,9 @@ class RunStats:
     phase_seconds: Counter[str] = field(default_factory=Counter)
     reached_depth: Counter[int] = field(default_factory=Counter)
     accepted_depth: Counter[int] = field(default_factory=Counter)
+    compared_tenth: Counter[int] = field(default_factory=Counter)  # nodes by the tenth that their probability is in
+    accepted_tenth: Counter[int] = field(default_factory=Counter)
+    said_tenth: Counter[int] = field(default_factory=Counter)  # sum of the probabilities, in millionths
     reason: Reason | None = None
 
     def add(self, event: Event) -> None:
@@ -66,6 +69,16 @@ class RunStats:
         fates = list(zip(step.draft.depths(), step.draft.fate, strict=False))
         self.reached_depth.update({d for d, fate in fates if fate in (Fate.ACCEPTED, Fate.REJECTED)})
         self.accepted_depth.update({d for d, fate in fates if fate is Fate.ACCEPTED})
+        if not step.draft.copied:  # a copy's probability is no prediction
+            self._add_guesses(step.draft)
+
+    def _add_guesses(self, draft: Draft) -> None:
+        for prob, fate in zip(draft.probs, draft.fate, strict=False):
+            if fate in (Fate.ACCEPTED, Fate.REJECTED):
+                tenth = min(int(10 * prob), 9)
+                self.compared_tenth[tenth] += 1
+                self.accepted_tenth[tenth] += fate is Fate.ACCEPTED
+                self.said_tenth[tenth] += round(1e6 * prob)
 
     @property
     def seconds(self) -> float:
@@ -96,6 +109,15 @@ class RunStats:
     def acceptance_by_depth(self) -> list[float]:
         """Of the steps that compared a node at depth d, the share that accepted one there."""
         return [self.accepted_depth[d] / n for d, n in sorted(self.reached_depth.items())]
+
+    @property
+    def calibration(self) -> list[tuple[float, float, int]]:
+        """By tenths of the drafted probability, of the nodes that were compared: their mean probability, the share that
+        was accepted, and how many there were."""
+        return [
+            (self.said_tenth[tenth] / 1e6 / count, self.accepted_tenth[tenth] / count, count)
+            for tenth, count in sorted(self.compared_tenth.items())
+        ]
 
     @property
     def rows_per_token(self) -> float | None:

@@ -12,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
-from tests.test_models import save
+from tests.tiny import save
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -22,7 +22,7 @@ from specstream.runlog import RunLog, RunLogError
 from specstream.session import token_ids
 from specstream.stats import RunStats, bootstrap
 from specstream.testing import toy
-from tests import test_models, tiny
+from tests import tiny
 
 SHORT = Sampling(max_new_tokens=30)
 
@@ -272,7 +272,7 @@ def test_bad_question_files(line: str, words: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("llama")
-    test_models.save(tiny.tiny("llama"), path)
+    tiny.save(tiny.tiny("llama"), path)
     return path
 
 

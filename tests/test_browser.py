@@ -423,8 +423,6 @@ def test_the_recordings_pace_is_not_that_of_the_next_run(page: Page) -> None:
 
 
 def test_a_tree_in_focus_keeps_its_arrows_and_nodes_and_tokens_are_reached_by_keys(page: Page) -> None:
-    player(page).locator(".ss-texts").hover()
-    player(page).get_by_role("button", name="Pause").click()
     where, tree = player(page).locator(".ss-where"), player(page).locator(".ss-tree")
     strip(page).press("End")
     strip(page).press("ArrowLeft")

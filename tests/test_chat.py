@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,13 @@ import pytest
 
 from specstream.data.chat import Chat
 from specstream.decoding.encode import chat_prompt
-from specstream.events import Finished, Lane, Reason
+from specstream.events import Draft, Finished, Lane, Origin, Reason, Step, Token
 from specstream.params import Sampling, Streaming
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from ui.components import chat, task_hint
 from ui.jobs.engine_host import Engines
-from ui.jobs.runs import Ask, Run
+from ui.jobs.runs import RunJob, RunRequest
 from ui.state import history
 from ui.state.feed import Feed
 from ui.state.view import View
@@ -83,9 +84,9 @@ def test_a_template_that_refuses_is_one_sentence() -> None:
 
 
 def finished(engines: Engines, runlog: Any, message: str, before: Chat) -> View:
-    ask = Ask(message, "chat", Streaming(), Sampling(max_new_tokens=40), False, before)
+    ask = RunRequest(message, "chat", Streaming(), Sampling(max_new_tokens=40), False, before)
     view = View(Feed("live"))
-    for batch in Run(engines, runlog, ask, "me").batches():
+    for batch in RunJob(engines, runlog, ask, "me").batches():
         for item in batch:
             view.add(item)
     return view
@@ -133,28 +134,54 @@ def test_the_form_asks_with_the_conversation_only_where_the_model_can_chat(engin
     assert new and new.id and not new.turns
 
 
+def answer(text: str, reason: Reason = Reason.EOS) -> View:
+    """The view of a run that wrote this, its words guessed at depth 1."""
+    view = View(Feed("live"))
+    tokens = tuple(Token(1, word, Origin.DRAFT, 1, 0) for word in re.findall(r"\s*\S+", text))
+    if tokens:
+        view.add((Lane.METHOD, Step(0, Draft(), tokens, {"verify": 0.1}, 1)))
+    view.add((Lane.METHOD, Finished(reason)))
+    return view
+
+
 def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
-    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
     assert tab.asked(ask)[tab.prompt] == ""
-    failed, answered = tab.answered(ask, "", True), tab.answered(ask, "Hello.", True)
+    failed, answered = tab.answered(ask, answer("")), tab.answered(ask, answer("Hello."))
     assert failed[tab.prompt] == "Hi" and Chat.from_json(failed[tab.chat.kept]) == BEFORE
     assert tab.prompt not in answered and Chat.from_json(answered[tab.chat.kept]).turns[-1] == ("Hi", "Hello.")
-    assert tab.asked(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), "x", True)
+    assert tab.asked(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), answer("x"))
 
 
 def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
-    ask = Ask("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
-    stopped = tab.answered(ask, "Well, I", False)
+    ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    stopped = tab.answered(ask, answer("Well, I", Reason.STOPPED))
+    shown = stopped[tab.chat.turns]
+    assert "stopped: not part of the conversation" in shown and "Well," in shown and shown.count("ss-tok") == 2
     assert stopped[tab.prompt] == "Hi" and Chat.from_json(stopped[tab.chat.kept]) == BEFORE
     for reason, whole in ((Reason.STOPPED, False), (Reason.ERROR, False), (Reason.LENGTH, True), (Reason.EOS, True)):
         view = View(Feed("live"))
         view.add((Lane.METHOD, Finished(reason)))
         assert view.whole is whole
     assert not View(Feed("live")).whole  # stopped without waiting for the step under way
+
+
+def test_an_answer_is_coloured_where_it_stands_and_can_be_asked_for_again(engines: Engines) -> None:
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
+    under_way = tab.answering(ask, answer("<b>Well</b>"))[tab.chat.turns]
+    assert 'class="ss-tok d1"' in under_way and "<b>" not in under_way
+    done = tab.answered(ask, answer("Well then."))
+    assert done[tab.chat.turns].count("ss-tok d1") == 2 and done[tab.chat.again]["visible"]
+    message, shown = tab.chat.back(done[tab.chat.kept])
+    assert message == "Hi" and Chat.from_json(shown[tab.chat.kept]) == BEFORE
+    message, shown = tab.chat.back("")
+    assert message == "" and tab.chat.kept not in shown
 
 
 def test_markup_in_a_conversation_stays_text(engines: Engines) -> None:

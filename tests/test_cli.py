@@ -21,7 +21,7 @@ from specstream.runlog import RunLog
 from specstream.session import run_session
 from specstream.testing import toy
 from tests import tiny
-from tests.test_models import save
+from tests.tiny import save
 
 ROW = {
     "meaning_representation": "name[The Salted Fig], area[riverside]",

@@ -27,7 +27,7 @@ from specstream.session import run_session, token_ids
 from specstream.target import draft_model as pairing
 from specstream.target.model_target import ModelTarget
 from specstream.testing import toy
-from tests import test_models, tiny
+from tests import tiny
 from ui import access_rules
 from ui.components import model_panel
 from ui.html import render
@@ -249,8 +249,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and, in ``second``, one of another family with the same tokenizer."""
     path = tmp_path_factory.mktemp("pair")
     model = tiny.tiny("llama")
-    test_models.save(model, path / "model")
-    test_models.save(relative(model), path / "second")
+    tiny.save(model, path / "model")
+    tiny.save(relative(model), path / "second")
     return path
 
 
@@ -311,7 +311,7 @@ def test_another_tokenizer_is_refused_with_the_first_difference(drafter: Words, 
 
 
 def test_a_model_that_can_not_take_drafts_back_is_refused(folder: Path, tmp_path: Path) -> None:
-    test_models.save(tiny.tiny("mamba"), tmp_path / "mamba")
+    tiny.save(tiny.tiny("mamba"), tmp_path / "mamba")
     with pytest.raises(pairing.DraftModelError, match="can't be the draft model: choose another one"):
         engine.load(str(folder / "model"), "none", "cpu", "float32", draft=str(tmp_path / "mamba"))
 

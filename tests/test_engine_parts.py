@@ -44,7 +44,7 @@ from specstream.target import self_test
 from specstream.target.model_target import PlainTarget, Variant
 from specstream.testing import toy
 from tests import tiny
-from tests.test_models import save
+from tests.tiny import save
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -778,3 +778,17 @@ def test_a_self_test_that_failed_is_run_again(tmp_path: Path, monkeypatch: pytes
         patch.setattr(self_test, "failure", lambda *_: "It failed.")
         assert "prompt_lookup" in load(str(tmp_path / "model"), "none", "cpu").info.unavailable
     assert load(str(tmp_path / "model"), "none", "cpu").info.exact
+
+
+@pytest.mark.parametrize("compiler", ["/bin/false", "no-such-compiler"])
+def test_without_a_compiler_everything_runs_and_says_so(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPECSTREAM_NO_COMPILER", raising=False)
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "home"))
+    save(tiny.tiny("llama"), tmp_path / "model")
+    engine = load(str(tmp_path / "model"), "none", "cpu", "float32")
+    assert not engine.info.compiled and f"there is no C++ compiler ({compiler};" in engine.info.compiling
+    events = list(engine.generate("1 2 3", Standard(), Sampling(max_new_tokens=4)))
+    assert isinstance(events[-1], Finished)

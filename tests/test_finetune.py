@@ -15,7 +15,7 @@ import pytest
 
 from specstream.hub.catalogue import layer_count
 from specstream.training.config import Config
-from specstream.training.jobs import Registry
+from specstream.training.jobs import Registry, State
 from tests.trainings import put_training, rows, save_model
 from ui import app
 from ui.access_rules import DEMO
@@ -51,7 +51,7 @@ def values(tab: FineTune, tmp_path: Path) -> Callable[..., dict[Any, Any]]:
         found = {part: part.value for part in form.inputs}
         found |= {form.task: "sql", form.source: OWN, form.file: str(file), form.owner: "me"}
         named = {**form.settings, **{n: getattr(form, n) for n in ("model", "task", "source", "file", "mode", "name")}}
-        named |= {"answers": form.answers, "start": form.start, "top": form.top}
+        named |= {"answers": form.answers, "start": form.start, "top": form.top, "good": form.good}
         return found | {named[name]: value for name, value in changes.items()}
 
     return filled
@@ -158,24 +158,52 @@ def test_without_the_library_public_data_is_refused_at_once(tab: FineTune, value
 
 
 def test_the_hint_names_bad_rows_and_counts_good_ones(tab: FineTune, values, registry, tmp_path: Path) -> None:
-    good = tab.form.expected(values(), registry)
+    good = tab.form.expected(values(), registry)[tab.form.hint]
     assert "60 rows can be used. 6 of their prompts are held out" in good and "GB are free" in good
     assert "The weights alone take 0.54 GB" in good
     bad = tmp_path / "bad.jsonl"
     bad.write_text(rows(3) + '{"question": "<b>"}\n' * 9)
-    words = tab.form.expected(values(file=str(bad)), registry)
+    told = tab.form.expected(values(file=str(bad)), registry)
+    words = told[tab.form.hint]
+    assert told[tab.form.good]["visible"] and told[tab.form.good]["label"] == "Train on the 3 good rows"
     assert "9 of 12 rows can&#x27;t be used: nothing was begun." in words
     assert "Line 4: the column &#x27;context&#x27; is missing or empty." in words and "4 more rows" in words
     few = tmp_path / "few.jsonl"
     few.write_text(rows(1))
-    assert "1 row can be used. They are too few to hold some out" in tab.form.expected(values(file=str(few)), registry)
+    told = tab.form.expected(values(file=str(few)), registry)
+    assert "1 row can be used. They are too few to hold some out" in told[tab.form.hint]
+
+
+def test_the_good_rows_of_a_file_can_be_trained_on_alone(tab: FineTune, values, registry, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(rows(3) + '{"question": "<b>"}\n' * 2 + "no JSON\n" + rows(1))
+    with pytest.raises(ValueError, match="3 of 7 rows can't be used"):
+        tab.form.plan(values(file=str(mixed)), registry)
+    chosen = values(file=str(mixed), good=True)
+    assert "4 rows can be used" in (told := tab.form.expected(chosen, registry)[tab.form.hint])
+    assert "3 bad rows left out" in told
+    kept = Path(tab.form.plan(chosen, registry).data)
+    assert kept.read_text() == rows(3) + rows(1) and mixed.exists()
+    mixed.write_text("no JSON\n")
+    with pytest.raises(ValueError, match="1 of 1 row can't be used"):
+        tab.form.plan(chosen, registry)
+
+
+def test_the_phase_of_a_training_is_marked_and_its_result_is_said(registry) -> None:
+    put_training(registry.root, "one")
+    found = registry.get("one")
+    html = trainview.phases(found)
+    assert html.count("aria-current=step") == 1 and "Try it on held-out rows" in html
+    words, _ = trainview.status(found)
+    assert ("a pass brings" in words) == (found.state is State.FINISHED and found.progress.best is not None)
 
 
 def test_what_to_expect_comes_from_the_last_training_of_the_model(registry) -> None:
-    none = trainview.expectation(registry, "smollm2-135m", Config(minutes=10))
+    none = " ".join(trainview.expectation(registry, "smollm2-135m", Config(minutes=10), "e2e"))
     assert "seen once the training runs" in none
     put_training(registry.root, "earlier")
-    words = trainview.expectation(registry, "HuggingFaceTB/SmolLM2-135M-Instruct", Config(minutes=10, batch=4))
+    hub_id = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    words = " ".join(trainview.expectation(registry, hub_id, Config(minutes=10, batch=4), "e2e"))
     assert "(earlier) made 60 steps of 8 rows a minute: about 600 in this time. It took up to 2.10 GB" in words
 
 

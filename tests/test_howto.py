@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +18,13 @@ from playwright.sync_api import Browser, expect
 from specstream.events import Draft, Fate, Lane
 from specstream.info import top_layers
 from specstream.tree import attention_rows
+from ui.components import walkthrough
 from ui.html import howto_pictures
+from ui.html.terms import explained
 from ui.state import recording
+from ui.state.feed import Feed
 from ui.state.recording import Recording
+from ui.state.view import View
 from ui.tabs import howto
 from ui.tabs.howto import Story
 
@@ -134,6 +139,25 @@ def test_what_a_model_wrote_is_escaped(values: dict[str, Any]) -> None:
     assert "<img" not in shown(values) and "&lt;img" in shown(values)
 
 
+def test_a_term_is_explained_where_it_comes_first() -> None:
+    known: set[str] = set()
+    html = explained("A pass, two passes <b> and Streams", known)
+    assert html.count("<dfn") == 2 and "&lt;b&gt;" in html and known == {"pass", "stream"}
+    assert explained("A pass", known) == "A pass"
+
+
+def test_the_step_to_walk_through_accepts_and_rejects() -> None:
+    view = recording.load().view()
+    index = walkthrough.telling(view.steps)
+    assert index is not None
+    fates = view.steps[index].draft.fate
+    assert Fate.ACCEPTED in fates and Fate.REJECTED in fates
+    found = json.loads(walkthrough.message(view, "told"))
+    assert len(found["nodes"]) == len(fates) and 0 < found["rate"] < 1 and found["cost"] >= 1
+    assert found["before"].endswith(found["root"])
+    assert walkthrough.message(View(Feed("")), "told") == "" and walkthrough.telling([]) is None
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [(" the", "the"), ("", "(end)"), ("<|im_end|>", "(end)"), ("\n", "⏎"), (" ", "␣"), ("<b>", "<b>")],
@@ -147,8 +171,9 @@ def test_the_glossary_is_the_page_about_metrics_word_for_word() -> None:
     assert len(sections) > 3 and sections[0][0] == "One run"
     told = "\n".join(f"{title}\n{body}" for title, body in sections)
     source = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", howto.METRICS.read_text(encoding="utf-8"))
+    source = source.split(f"## {howto.IN_THE_CODE}")[0]
     missing = [line for line in source.splitlines()[1:] if line.removeprefix("## ") not in told]
-    assert missing == [] and "](" not in told
+    assert missing == [] and "](" not in told and ".py" not in told
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
@@ -172,6 +197,19 @@ class TestInABrowser:
             assert len(sizes) == 5 and all(250 < size < width for size in sizes)
             letters = "all => Math.min(...all.map(e => e.getBoundingClientRect().height))"
             assert page.locator(".ss-lesson svg text:not(:empty)").evaluate_all(letters) > 9  # readable on a phone
+            walk = page.locator(".ss-walkthrough").first
+            for words in ("Grow a tree", "Check in one pass", "Keep what is right"):
+                walk.get_by_role("button", name="Next").click()
+                expect(walk.get_by_role("button", name=words)).to_have_attribute("aria-current", "step")
+            expect(walk.locator(".ss-kept")).to_contain_text("from one pass")
+            page.get_by_label("A guess is right").fill("100")
+            page.get_by_label("It guesses").fill("3")
+            page.get_by_label("A pass that checks").fill("2")
+            expect(page.locator(".ss-gain")).to_have_text(
+                "A pass brings 4.0 tokens: 2.0 times as fast as standard decoding."
+            )
+            page.get_by_role("button", name="Use my last run").click()
+            expect(page.locator(".ss-told")).to_contain_text("From your last run")
             paper = page.get_by_role("link", name="arXiv 2402.11131")
             assert paper.get_attribute("href") == howto.PAPER
             for title, _ in howto.glossary()[1:]:

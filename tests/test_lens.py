@@ -11,7 +11,7 @@ import torch
 from transformers import AttentionInterface
 
 from specstream.engine import RunLock
-from specstream.model import attention
+from specstream.model import attention, cpu_linear
 from specstream.params import Sampling, Streaming
 from specstream.target import lens
 from specstream.target.model_target import ModelTarget, Variant
@@ -47,7 +47,7 @@ def test_the_last_layer_is_what_the_streams_draft_and_runs_are_untouched(family:
 
 def test_streams_that_run_alone_in_layers_of_their_own_are_watched_too() -> None:
     anatomy, adapter = tiny.model_with_adapter("llama", mode="lossless")
-    adapter.merge_copies(anatomy, half=False)
+    adapter.merge_copies(anatomy, cpu_linear.NATIVE)
     assert adapter.merged and attention.install(anatomy.model)
     target = ModelTarget(anatomy, adapter, Variant(deferred=True))
     seen = lens.watch(target, tiny.prompt(9))

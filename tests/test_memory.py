@@ -18,7 +18,7 @@ from specstream.model import cpu_linear, memory
 from specstream.model.memory import Need
 from specstream.params import Sampling, Standard
 from tests import tiny
-from tests.test_models import save
+from tests.tiny import save
 from ui.access_rules import DEMO, Refused
 from ui.components import model_panel
 from ui.html import render

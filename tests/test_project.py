@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +46,19 @@ def test_every_pin_is_exact_and_installed(file: str) -> None:
     for name, exact in pins(file).items():
         assert re.fullmatch(r"\d+(\.\d+)+", exact), name
         assert version(name).split("+")[0] == exact, name
+
+
+def test_the_wheel_needs_what_is_pinned_from_the_pinned_version_on_or_earlier() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [word for words in project["optional-dependencies"].values() for word in words]
+    known = pins("requirements.txt") | pins("requirements-extra.txt")
+    ranges = {}
+    for word in [*project["dependencies"], *extras]:
+        if not word.startswith(f"{project['name']}["):
+            name, least = word.split(",")[0].split(">=")
+            ranges[name.replace("-", "_")] = [int(part) for part in least.split(".")]
+    assert set(ranges) == set(known)
+    assert [n for n, least in ranges.items() if [int(part) for part in known[n].split(".")] < least] == []
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONAL))

@@ -27,7 +27,7 @@ from specstream.target import compiled, self_test
 from specstream.target.model_target import ModelTarget
 from tests import tiny
 from tests.test_heads import medusa_run, random_heads
-from tests.test_models import save
+from tests.tiny import save
 
 pytestmark = pytest.mark.skipif(not quantized.works(), reason="this processor has no fast product of bytes")
 DTYPE = torch.bfloat16 if hardware.computes_bfloat16("cpu") else torch.float32

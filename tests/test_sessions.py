@@ -34,9 +34,9 @@ from specstream.runlog import RunLog, RunLogError
 from specstream.session import run_session
 from specstream.testing.toy import load_toy
 from ui.access_rules import DEMO
-from ui.html import sessions as listing
 from ui.state import history, pair
 from ui.tabs import sessions
+from ui.tabs import sessions_list as listing
 from ui.tabs.sessions import PAGE, Sessions
 
 pytestmark = pytest.mark.timeout(120)

@@ -68,6 +68,16 @@ def test_steps_are_written_at_a_pace_with_their_mean_losses(tmp_path: Path, monk
     assert steps[0]["memory"] == 4096 and "hits" not in steps[0]
 
 
+def test_the_last_step_is_told_at_once(tmp_path: Path) -> None:
+    """A validation of minutes may follow: until it ended the page said that a second was left."""
+    file = tmp_path / "progress.jsonl"
+    writer = Writer(file)
+    for event in (begin(), step(1, 2.0, fraction=0.9), step(2, 2.0, fraction=1.0)):
+        writer(event)
+    found = Tail(file).read()
+    assert found.closing and found.left is None
+
+
 def test_a_training_from_its_lines() -> None:
     found = told([
         {"kind": "phase", "words": "The model answers the prompts", "fraction": 0.5},

@@ -35,7 +35,7 @@ from ui.jobs import job
 from ui.jobs.comparisons import Contest, Entry, Lap
 from ui.jobs.engine_host import Busy, Engines, NotLoaded, Stopped
 from ui.jobs.job import Jobs
-from ui.jobs.runs import Ask, Run
+from ui.jobs.runs import RunJob, RunRequest
 from ui.state.feed import Feed
 from ui.state.messages import Item, Notice
 from ui.state.methods import CannotRun, Offer
@@ -64,11 +64,11 @@ def runlog(tmp_path: Path) -> RunLog:
     return RunLog(tmp_path / "runs.db")
 
 
-def ask(tokens: int = 40, baseline: bool = True, prompt: str = PROMPT, **sampling: Any) -> Ask:
-    return Ask(prompt, "e2e", Streaming(), Sampling(max_new_tokens=tokens, **sampling), baseline)
+def ask(tokens: int = 40, baseline: bool = True, prompt: str = PROMPT, **sampling: Any) -> RunRequest:
+    return RunRequest(prompt, "e2e", Streaming(), Sampling(max_new_tokens=tokens, **sampling), baseline)
 
 
-def items(run: Run) -> list[Item]:
+def items(run: RunJob) -> list[Item]:
     return [item for batch in run.batches() for item in batch]
 
 
@@ -77,7 +77,7 @@ def finished(found: list[Item], lane: Lane) -> Finished:
 
 
 def test_a_run_gives_both_lanes_and_a_verdict(engines: Engines, runlog: RunLog) -> None:
-    found = items(Run(engines, runlog, ask()))
+    found = items(RunJob(engines, runlog, ask()))
     verdict = next(i for i in found if isinstance(i, Verdict))
     assert verdict.agreement is Agreement.IDENTICAL and verdict.speedup
     assert {i[0] for i in found if isinstance(i, tuple)} == set(Lane)
@@ -85,13 +85,13 @@ def test_a_run_gives_both_lanes_and_a_verdict(engines: Engines, runlog: RunLog) 
 
 
 def test_a_run_without_baseline_is_not_compared(engines: Engines) -> None:
-    found = items(Run(engines, None, ask(baseline=False)))
+    found = items(RunJob(engines, None, ask(baseline=False)))
     assert {i[0] for i in found if isinstance(i, tuple)} == {Lane.METHOD}
     assert next(i for i in found if isinstance(i, Verdict)).speedup is None
 
 
 def test_stop_ends_a_run_after_the_step_under_way() -> None:
-    run = Run(loaded(pace=0.02), None, ask(tokens=2000, ignore_eos=True))
+    run = RunJob(loaded(pace=0.02), None, ask(tokens=2000, ignore_eos=True))
     found: list[Item] = []
     for batch in run.batches():
         found += batch
@@ -103,7 +103,7 @@ def test_stop_ends_a_run_after_the_step_under_way() -> None:
 
 def test_stop_is_told_at_once_not_with_the_next_update(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "UPDATES_PER_SECOND", 0.1)
-    run = Run(loaded(pace=0.01), None, ask(tokens=2000, ignore_eos=True))
+    run = RunJob(loaded(pace=0.01), None, ask(tokens=2000, ignore_eos=True))
     batches = run.batches()
     next(batches)
     run.stop.set()
@@ -113,7 +113,7 @@ def test_stop_is_told_at_once_not_with_the_next_update(monkeypatch: pytest.Monke
 
 
 def test_stop_does_not_wait_for_a_slow_step() -> None:
-    run = Run(loaded(pace=4), None, ask(tokens=2000))
+    run = RunJob(loaded(pace=4), None, ask(tokens=2000))
     view = View(Feed("live"))
     for batch in run.batches():
         for item in batch:
@@ -127,7 +127,7 @@ def test_stop_does_not_wait_for_a_slow_step() -> None:
 
 
 def test_stop_in_the_prompt_pass_says_that_nothing_was_written() -> None:
-    run = Run(loaded(pace=4), None, ask(tokens=2000))
+    run = RunJob(loaded(pace=4), None, ask(tokens=2000))
     view = View(Feed("live"))
     for batch in run.batches():
         for item in batch:
@@ -142,18 +142,18 @@ def test_stop_in_the_prompt_pass_says_that_nothing_was_written() -> None:
 
 def test_a_run_that_nobody_watches_stops_after_the_grace_time_and_frees_the_engine() -> None:
     engines = loaded(pace=0.02)
-    run = Run(engines, None, ask(tokens=2000, ignore_eos=True))
+    run = RunJob(engines, None, ask(tokens=2000, ignore_eos=True))
     run.grace = 0.2
     batches = run.batches()
     next(batches)
     batches.close()
     assert not run.stop.is_set()
-    after = items(Run(engines, None, ask(tokens=5)))  # waits for the engine: it must become free
+    after = items(RunJob(engines, None, ask(tokens=5)))  # waits for the engine: it must become free
     assert run.stop.is_set() and finished(after, Lane.METHOD).reason is Reason.LENGTH
 
 
 def test_a_viewer_that_comes_back_in_time_finds_everything_from_the_start() -> None:
-    run = Run(loaded(pace=0.02), None, ask(tokens=40, baseline=False))
+    run = RunJob(loaded(pace=0.02), None, ask(tokens=40, baseline=False))
     run.grace = 0.3
     first = run.batches("page")
     seen = next(first)
@@ -164,9 +164,9 @@ def test_a_viewer_that_comes_back_in_time_finds_everything_from_the_start() -> N
 
 def test_a_page_that_closes_while_it_waits_is_no_viewer() -> None:
     engines = loaded(pace=0.02)
-    going = Run(engines, None, ask(tokens=4000, ignore_eos=True)).batches()
+    going = RunJob(engines, None, ask(tokens=4000, ignore_eos=True)).batches()
     next(going)
-    known, waiting = Jobs(), Run(engines, None, ask())
+    known, waiting = Jobs(), RunJob(engines, None, ask())
     waiting.grace = 0.1
     known.put("visitor", "session", waiting)
     batches = waiting.batches("session")
@@ -177,18 +177,18 @@ def test_a_page_that_closes_while_it_waits_is_no_viewer() -> None:
 
 
 def test_stop_reaches_the_job_of_its_visitor_only() -> None:
-    known, mine, theirs = Jobs(), Run(loaded(), None, ask()), Run(loaded(), None, ask())
+    known, mine, theirs = Jobs(), RunJob(loaded(), None, ask()), RunJob(loaded(), None, ask())
     known.put("me", "1", mine)
     known.put("them", "2", theirs)
     known.stop("me")
     known.stop("nobody")
     assert mine.stop.is_set() and not theirs.stop.is_set() and known.get("them") is theirs
-    known.put("them", "2", Run(loaded(), None, ask()))
+    known.put("them", "2", RunJob(loaded(), None, ask()))
     assert theirs.stop.is_set()  # a visitor has one job at a time
 
 
 def test_the_run_does_not_wait_for_the_page(engines: Engines) -> None:
-    run = Run(engines, None, ask(tokens=200, ignore_eos=True))
+    run = RunJob(engines, None, ask(tokens=200, ignore_eos=True))
     batches = run.batches()
     next(batches)
     run._thread.join(timeout=60)  # nobody drains the queue meanwhile
@@ -199,18 +199,18 @@ def test_the_run_does_not_wait_for_the_page(engines: Engines) -> None:
 
 def test_updates_are_coalesced() -> None:
     started = time.monotonic()
-    batches = list(Run(loaded(pace=0.002), None, ask(tokens=300, ignore_eos=True)).batches())
+    batches = list(RunJob(loaded(pace=0.002), None, ask(tokens=300, ignore_eos=True)).batches())
     assert len(batches) <= 13 * (time.monotonic() - started) + 2
     assert max(len(batch) for batch in batches) > 2
 
 
 def test_a_second_run_waits_and_can_be_stopped_while_it_waits() -> None:
     engines = loaded(pace=0.02)
-    first = Run(engines, None, ask(tokens=4000, ignore_eos=True))
+    first = RunJob(engines, None, ask(tokens=4000, ignore_eos=True))
     going = first.batches()
     while not any(isinstance(item, tuple) for item in next(going)):
         pass
-    second = Run(engines, None, ask())
+    second = RunJob(engines, None, ask())
     waiting = second.batches()
     assert next(waiting) == [Notice("Waiting for the model: 1 ahead of you")]
     second.stop.set()
@@ -220,11 +220,11 @@ def test_a_second_run_waits_and_can_be_stopped_while_it_waits() -> None:
 
 @pytest.mark.parametrize("prompt", ["", " \n ", "x" * 100_000])
 def test_a_refused_prompt_is_one_sentence_and_not_a_logged_run(engines: Engines, runlog: RunLog, prompt: str) -> None:
-    found = items(Run(engines, runlog, Ask(prompt, "raw", Streaming(), Sampling(), True)))
+    found = items(RunJob(engines, runlog, RunRequest(prompt, "raw", Streaming(), Sampling(), True)))
     failed = [i for i in found if isinstance(i, Notice) and i.failed]
     assert len(failed) == 1 and "prompt" in failed[0].text and "\n" not in failed[0].text
     assert runlog.count() == 0
-    assert finished(items(Run(engines, None, ask(tokens=3))), Lane.METHOD)
+    assert finished(items(RunJob(engines, None, ask(tokens=3))), Lane.METHOD)
 
 
 def test_a_log_that_fails_costs_a_sentence_not_the_run(engines: Engines) -> None:
@@ -232,14 +232,14 @@ def test_a_log_that_fails_costs_a_sentence_not_the_run(engines: Engines) -> None
         def start(self, *values: Any, **named: Any) -> Any:
             raise OSError("disk full")
 
-    found = items(Run(engines, Broken(), ask()))
+    found = items(RunJob(engines, Broken(), ask()))
     assert [i.text for i in found if isinstance(i, Notice) and "Not logged" in i.text and "disk full" in i.text]
     assert any(isinstance(item, Verdict) for item in found)
 
 
 def test_the_log_has_what_the_page_showed(engines: Engines, runlog: RunLog) -> None:
     view = View(Feed("live"))
-    for item in items(Run(engines, runlog, ask())):
+    for item in items(RunJob(engines, runlog, ask())):
         view.add(item)
     assert view.log_id
     logged = runlog.events(view.log_id, Lane.METHOD)
@@ -258,13 +258,13 @@ def test_a_failed_load_keeps_the_old_engine_and_says_why(engines: Engines) -> No
     both.load(**CHOICE | {"model": "broken"})
     state = list(both.watch(0.01))[-1]
     assert state.error == "There is no model broken: choose another." and state.info is None
-    assert "no model broken" in items(Run(both, None, ask()))[-1].text  # type: ignore[union-attr]
+    assert "no model broken" in items(RunJob(both, None, ask()))[-1].text  # type: ignore[union-attr]
     both.load(**CHOICE)
     list(both.watch(0.01))
     both.load(**CHOICE | {"model": "broken"})
     state = list(both.watch(0.01))[-1]
     assert state.error and state.info and state.info.model == "toy"
-    assert finished(items(Run(both, None, ask(tokens=3))), Lane.METHOD)
+    assert finished(items(RunJob(both, None, ask(tokens=3))), Lane.METHOD)
 
 
 def test_only_one_load_at_a_time_and_a_run_waits_for_it() -> None:
@@ -279,7 +279,7 @@ def test_only_one_load_at_a_time_and_a_run_waits_for_it() -> None:
     engines.load()
     with pytest.raises(Busy):
         engines.load()
-    batches = Run(engines, None, ask(tokens=3)).batches()
+    batches = RunJob(engines, None, ask(tokens=3)).batches()
     assert next(batches) == [Notice("Waiting for the model to load")]
     assert engines.state.words == "Fetching" and engines.state.fraction == 0.5
     gate.set()
@@ -361,7 +361,7 @@ def test_a_contest_measures_standard_decoding_first_and_logs_every_run(engines: 
 
 def test_a_stopped_contest_keeps_what_was_measured_to_the_end(engines: Engines, runlog: RunLog) -> None:
     contest = Contest(loaded(pace=0.02), runlog, ask(tokens=30, ignore_eos=True), every_method())
-    progress = compare.Progress(race.Live([params.METHODS[name].label for name in contest.names]))
+    progress = compare.ComparisonProgress(race.Live([params.METHODS[name].label for name in contest.names]))
     for batch in contest.batches():
         for item in batch:
             progress.add(item)
@@ -425,8 +425,8 @@ def test_compare_needs_a_method_and_a_prompt() -> None:
 
 
 def test_a_page_that_is_loaded_again_shows_the_last_run_from_the_log(engines: Engines, runlog: RunLog) -> None:
-    items(Run(engines, runlog, ask(tokens=6, prompt="mine"), "me"))
-    items(Run(engines, runlog, ask(tokens=6, prompt="theirs"), "them"))
+    items(RunJob(engines, runlog, ask(tokens=6, prompt="mine"), "me"))
+    items(RunJob(engines, runlog, ask(tokens=6, prompt="theirs"), "them"))
     with gr.Blocks():
         tab = playground.layout(engines)
     updates = playground.last_run(tab, runlog, "me", Chat())

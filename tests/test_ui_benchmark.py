@@ -18,7 +18,7 @@ from tests.test_figures import report as report  # a result of every kind, as th
 from ui.charts import benchmarks
 from ui.html import results
 from ui.jobs.engine_host import Engines
-from ui.jobs.measurements import Benchmark, Lap, Measurement, Order, Result, Tuning
+from ui.jobs.measurements import Benchmark, Lap, Measurement, MeasurementRequest, Result, Tuning
 from ui.state.messages import Notice
 from ui.tabs import benchmark
 
@@ -39,9 +39,9 @@ def loaded(pace: float = 0) -> Engines:
     return engines
 
 
-def order(*prompts: str, **values: Any) -> Order:
+def order(*prompts: str, **values: Any) -> MeasurementRequest:
     methods = values.pop("methods", (Streaming(), PromptLookup()))
-    return Order("e2e", prompts or ("name[A]", "name[B]"), methods, Sampling(max_new_tokens=16), **values)
+    return MeasurementRequest("e2e", prompts or ("name[A]", "name[B]"), methods, Sampling(max_new_tokens=16), **values)
 
 
 def items(job: Measurement) -> list[Any]:
@@ -95,7 +95,7 @@ def test_what_cannot_run_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"meaning_representation": "name[A]"}\n{"name": 3}\n')
 
-    def told(wish: Order, kind: type[Measurement] = Benchmark) -> Notice:
+    def told(wish: MeasurementRequest, kind: type[Measurement] = Benchmark) -> Notice:
         last = items(kind(loaded(), None, wish))[-1]
         assert isinstance(last, Notice) and last.failed and "Traceback" not in last.text
         return last
@@ -161,17 +161,17 @@ def test_a_tuning_that_is_cancelled_on_the_way_keeps_what_was_measured() -> None
 
 
 def test_progress_tells_what_came_of_it() -> None:
-    progress = benchmark.Progress()
+    progress = benchmark.MeasurementProgress()
     progress.add(Lap("Run 3 of 12", 3, 12, 125.0))
     assert 'aria-valuenow="25"' in progress.bar and "Run 3 of 12, about 2 min left" in progress.bar
     progress.add(Result({"rows": []}, final=True))
     progress.add(Notice("Not logged: full.", lasting=True))
     progress.close(stopped=False)
     assert (progress.tone, progress.words) == ("good", "Done. Not logged: full.")
-    nothing = benchmark.Progress()
+    nothing = benchmark.MeasurementProgress()
     nothing.close(stopped=True)
     assert nothing.words == "Stopped by you. Nothing was complete."
-    failed = benchmark.Progress()
+    failed = benchmark.MeasurementProgress()
     failed.add(Notice("No model.", failed=True))
     failed.close(stopped=False)
     assert (failed.tone, failed.words) == ("bad", "No model.")

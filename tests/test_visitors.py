@@ -16,9 +16,9 @@ from specstream.testing.toy import load_toy
 from ui import access_rules, launch
 from ui.access_rules import DEMO, OPEN, Refused
 from ui.jobs.engine_host import Engines
-from ui.jobs.measurements import Benchmark, Measurement, Order, Tuning
+from ui.jobs.measurements import Benchmark, Measurement, MeasurementRequest, Tuning
 from ui.jobs.model_queue import Line, Stopped
-from ui.jobs.runs import Ask, Run
+from ui.jobs.runs import RunJob, RunRequest
 from ui.state.messages import Notice
 from ui.tabs import benchmark
 
@@ -33,11 +33,11 @@ def loaded(pace: float = 0.0, **options: Any) -> Engines:
     return engines
 
 
-def ask(tokens: int = 20, prompt: str = "name[The Salted Fig]", **sampling: Any) -> Ask:
-    return Ask(prompt, "e2e", Streaming(), Sampling(max_new_tokens=tokens, **sampling), False)
+def ask(tokens: int = 20, prompt: str = "name[The Salted Fig]", **sampling: Any) -> RunRequest:
+    return RunRequest(prompt, "e2e", Streaming(), Sampling(max_new_tokens=tokens, **sampling), False)
 
 
-def words(run: Run) -> list[str]:
+def words(run: RunJob) -> list[str]:
     """What a run says in its status line, to its end."""
     return [item.text for batch in run.batches() for item in batch if isinstance(item, Notice)]
 
@@ -104,11 +104,11 @@ def test_an_error_in_a_turn_gives_the_turn_back() -> None:
 
 def test_runs_are_told_their_place_as_it_changes() -> None:
     engines = loaded(pace=0.02)
-    going = Run(engines, None, ask(4000, ignore_eos=True))
+    going = RunJob(engines, None, ask(4000, ignore_eos=True))
     batches = going.batches()
     next(batches)
     until(lambda: any(isinstance(item, tuple) for item in going.items))
-    second, third = Run(engines, None, ask(4000, ignore_eos=True)), Run(engines, None, ask(5))
+    second, third = RunJob(engines, None, ask(4000, ignore_eos=True)), RunJob(engines, None, ask(5))
     watched = [second.batches(), third.batches()]
     assert next(watched[0]) == [Notice("Waiting for the model: 1 ahead of you")]
     assert next(watched[1]) == [Notice("Waiting for the model: 2 ahead of you")]
@@ -133,14 +133,14 @@ def test_a_space_is_a_demo_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch
 def test_a_demo_refuses_long_runs_in_one_sentence() -> None:
     engines = loaded(rules=DEMO)
     assert DEMO.most_tokens and DEMO.longest_prompt
-    assert "at most 256 new tokens" in words(Run(engines, None, ask(DEMO.most_tokens + 1)))[-1]
-    assert "3,001 characters" in words(Run(engines, None, ask(prompt="x" * (DEMO.longest_prompt + 1))))[-1]
-    assert words(Run(engines, None, ask(5)))[-1] == "Running"
-    assert words(Run(loaded(), None, ask(DEMO.most_tokens + 1, prompt="x" * 3500)))[-1] == "Running"
+    assert "at most 256 new tokens" in words(RunJob(engines, None, ask(DEMO.most_tokens + 1)))[-1]
+    assert "3,001 characters" in words(RunJob(engines, None, ask(prompt="x" * (DEMO.longest_prompt + 1))))[-1]
+    assert words(RunJob(engines, None, ask(5)))[-1] == "Running"
+    assert words(RunJob(loaded(), None, ask(DEMO.most_tokens + 1, prompt="x" * 3500)))[-1] == "Running"
 
 
-def order(**changes: Any) -> Order:
-    return Order("e2e", ("name[The Mill]",), (Streaming(),), Sampling(max_new_tokens=4), **changes)
+def order(**changes: Any) -> MeasurementRequest:
+    return MeasurementRequest("e2e", ("name[The Mill]",), (Streaming(),), Sampling(max_new_tokens=4), **changes)
 
 
 @pytest.mark.parametrize(

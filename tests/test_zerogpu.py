@@ -20,7 +20,7 @@ from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from ui.jobs import runs, zerogpu
 from ui.jobs.engine_host import Engines
-from ui.jobs.runs import Ask, Run
+from ui.jobs.runs import RunJob, RunRequest
 from ui.state.messages import Notice
 
 pytestmark = pytest.mark.timeout(120)
@@ -63,8 +63,8 @@ def loaded() -> Engines:
     return engines
 
 
-def ask(tokens: int = 20, **sampling: Any) -> Ask:
-    return Ask("name[The Salted Fig]", "e2e", Streaming(), Sampling(max_new_tokens=tokens, **sampling), True)
+def ask(tokens: int = 20, **sampling: Any) -> RunRequest:
+    return RunRequest("name[The Salted Fig]", "e2e", Streaming(), Sampling(max_new_tokens=tokens, **sampling), True)
 
 
 def test_without_the_package_or_off_a_space_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_a_run_happens_where_the_gpu_is_for_the_request_that_asked(space: Space,
     runlog = RunLog(tmp_path / "runs.db")
     assert zerogpu.ACTIVE
     token = request.set("a visitor's")
-    run = Run(loaded(), runlog, ask(), "me")
+    run = RunJob(loaded(), runlog, ask(), "me")
     request.reset(token)
     items = [item for batch in run.batches() for item in batch]
     assert [made for made, _ in space.calls] == ["a visitor's"] and space.calls[0][1][0]["device"] == "auto"
@@ -91,7 +91,7 @@ def test_a_run_happens_where_the_gpu_is_for_the_request_that_asked(space: Space,
 
 def test_stop_closes_the_call_and_the_log_says_stopped(space: Space, tmp_path: Path) -> None:
     runlog = RunLog(tmp_path / "runs.db")
-    run = Run(loaded(), runlog, ask(2000, ignore_eos=True), "me")
+    run = RunJob(loaded(), runlog, ask(2000, ignore_eos=True), "me")
     items: list[Any] = []
     for batch in run.batches():
         items += batch

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 from specstream.adapters.card import Card
 from specstream.adapters.weights import Adapter, base_shape
@@ -187,3 +189,13 @@ def generate_ids(model: Any, ids: list[int], sampling: Sampling, eos: int | None
         logits_processor=LogitsProcessorList([_Choice(Picker(sampling))]),
     )
     return out[0, len(ids) :].tolist()
+
+
+def save(model: Any, folder: Path, **options: Any) -> None:
+    """A model with the smallest tokenizer there is: words that are numbers."""
+    model.save_pretrained(folder, **options)
+    words = {str(i): i for i in range(VOCAB)}
+    rules = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
+    rules["model"] = {"type": "WordLevel", "vocab": words, "unk_token": "0"}
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).save_pretrained(folder)

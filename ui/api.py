@@ -18,7 +18,7 @@ from specstream.events import Lane
 from specstream.params import Method, Sampling, Standard
 
 from .jobs.engine_host import Engines
-from .jobs.runs import Ask, Run
+from .jobs.runs import RunJob, RunRequest
 from .state.feed import Feed
 from .state.history import shorten
 from .state.view import View
@@ -84,7 +84,7 @@ def add(engines: Engines, runlog: Any) -> None:
     gr.api(settings, api_name="settings", queue=False)
 
 
-def asked(engines: Engines, runlog: Any, prompt: Any, task: Any, method: Any, settings: Any, compare: Any) -> Run:
+def asked(engines: Engines, runlog: Any, prompt: Any, task: Any, method: Any, settings: Any, compare: Any) -> RunJob:
     """The run that a program wants, which may give anything. Raises gr.Error with one sentence."""
     try:
         for name, value in {"prompt": prompt, "task": task, "method": method}.items():
@@ -97,7 +97,9 @@ def asked(engines: Engines, runlog: Any, prompt: Any, task: Any, method: Any, se
         chosen, sampling = split(method, settings or {})
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from None
-    return Run(engines, runlog, Ask(prompt, task, chosen, sampling, compare and not isinstance(chosen, Standard)))
+    return RunJob(
+        engines, runlog, RunRequest(prompt, task, chosen, sampling, compare and not isinstance(chosen, Standard))
+    )
 
 
 def _check(fine: bool, words: str, value: Any) -> None:
@@ -145,7 +147,7 @@ def _plain(field: Field[Any], value: Any) -> Any:
     return value
 
 
-def follow(run: Run) -> Iterator[View]:
+def follow(run: RunJob) -> Iterator[View]:
     """The state of a run whenever it changes, to its end. Raises gr.Error with the sentence of a run that failed."""
     view = View(Feed("api"))
     for batch in run.batches():

@@ -55,11 +55,12 @@ def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
                     training = finetune.layout(engines)
                 finetune.wire(training, train_tab, tabs, demo, engines, play)
             with gr.Tab("How it works", id=howto.TAB):
-                howto.layout()
+                learned = howto.layout()
         playground.wire(play, demo, engines, runlog)
         compare.wire(contest, race_tab, demo, engines, runlog, play)
         play.task.change(None, play.task, measured.form.task, js=compare.SAME, api_visibility="private")
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
+        howto.wire(learned, play.view.details.view)
         sessions.wire(logged, tab, demo, engines, runlog)
         sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)
         api.add(engines, runlog)

@@ -7,11 +7,11 @@ import re
 import subprocess
 import tomllib
 from functools import cache
-from pathlib import Path
+
+from specstream.installation import checkout
 
 NAME = "Speculative Streaming"
 PAPER = "https://arxiv.org/abs/2402.11131"
-HERE = Path(__file__).parents[1]
 VARIABLE = "SPECSTREAM_REPOSITORY"  # says where the repository is, before pyproject.toml and git
 SPACE = "SPACE_ID"  # set on a Hugging Face Space, whose files are a repository
 
@@ -25,16 +25,21 @@ def repository() -> str:
 
 
 def _project() -> str:
+    if (folder := checkout()) is None:
+        return ""
     try:
-        urls = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8")).get("project", {}).get("urls", {})
+        urls = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {}).get("urls", {})
     except OSError:
         return ""
     return next((url for name, url in urls.items() if name.lower() in ("repository", "source", "homepage")), "")
 
 
 def _remote() -> str:
+    """That of the checkout: an installed package may lie in a repository of somebody else's."""
+    if (folder := checkout()) is None:
+        return ""
     try:
-        done = subprocess.run(["git", "remote", "get-url", "origin"], cwd=HERE, capture_output=True, text=True)
+        done = subprocess.run(["git", "remote", "get-url", "origin"], cwd=folder, capture_output=True, text=True)
     except OSError:
         return ""
     return public(done.stdout.strip())

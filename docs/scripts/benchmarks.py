@@ -9,6 +9,7 @@ RESULTS/figures gets a page for every figure. The first table is written to READ
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def main() -> None:
     for task in options.tasks.split(","):
         other = f"streaming:lookup={0 if copy_after(task) else COPY_AFTER}"
         methods = options.methods + (f",{other},streaming:pairs=off" if options.methods == "all" else "")
-        results.append(measure(options, task, "bench", task, "--memory", "--methods", methods))
+        results.append(measure(options, task, "bench", task, "--methods", methods))
         if task not in options.cost_tasks.split(","):
             continue
         tuned = "streaming" if any(row["method"] == "streaming" for row in results[-1]["rows"]) else "prompt_lookup"
@@ -82,7 +83,8 @@ def main() -> None:
     sweep = options.pruning_task and measure(options, "pruning", "bench", options.pruning_task, "--methods", SWEEP)
     short = list(short_table(results, options.out))
     llama_cpp = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.out.glob("*-llama.json"))]
-    options.page.write_text("\n".join(page(results, costs, sweep, short, llama_cpp)) + "\n", encoding="utf-8")
+    lines = [*page(results, costs, sweep, short, llama_cpp), "", "## Commands", "", *commands(options, llama_cpp)]
+    options.page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     text = options.readme.read_text(encoding="utf-8")
     options.readme.write_text(with_table(text, short), encoding="utf-8")
     for file in write([*results, *costs], options.out / "figures"):
@@ -125,6 +127,21 @@ def page(
         yield from tuning_table(cost["tuned"])
     if sweep:
         yield from chapter(sweep, f"Pruning on and off over the width: {sweep['rows'][0]['task']}")
+
+
+def commands(options: argparse.Namespace, llama_cpp: list[Report]) -> Iterator[str]:
+    """What was run, in a code block; FOLDER, RESULTS and FILE stand for paths."""
+    words = ["--tasks", options.tasks, "--methods", options.methods, "--cost-tasks", options.cost_tasks]
+    words += ["--pruning-task", options.pruning_task, *(["--", *options.more] if options.more else [])]
+    yield "```"
+    yield f"python -m docs.scripts.benchmarks --data FOLDER --out RESULTS {shlex.join(words)}"
+    for report in llama_cpp:
+        task, count, formats = report["task"], len(report["rates"][LLAMA]), ["auto", *list(report["words"])[1:]]
+        yield (
+            f"python -m docs.scripts.llama_cpp --gguf FILE --task {task} --data FOLDER/{task}/dev.jsonl "
+            f"--limit {count} --tokens {report['tokens']} --dtype {','.join(formats)} --json RESULTS/{task}-llama.json"
+        )
+    yield "```"
 
 
 def ratios(results: list[Report]) -> Iterator[str]:

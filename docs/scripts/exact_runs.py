@@ -30,7 +30,7 @@ from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Event, Step
 from specstream.model.introspection import Anatomy, dissect
 from specstream.params import EarlyExit, Medusa, Method, PromptLookup, Sampling, Standard, Streaming
-from tests import test_heads, test_models, tiny
+from tests import test_heads, tiny
 
 REAL = "smollm2-135m"
 FORMATS = ("bfloat16", "float16", "float32")
@@ -183,7 +183,7 @@ def make_tiny(family: str, folder: Path, mode: str) -> None:
     """A tiny model with streams, an early exit for pruning, Medusa heads and an exit that drafts; all random."""
     folder.mkdir(parents=True)
     model = tiny.tiny(family).cpu()
-    test_models.save(model, folder)
+    tiny.save(model, folder)
     anatomy: Anatomy = dissect(model)
     adapter = tiny.random_adapter(anatomy, gamma=3, mode=mode, exit_rank=4, pair_rank=4)
     beside = test_heads.random_heads(anatomy)

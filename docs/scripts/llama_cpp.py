@@ -34,7 +34,7 @@ from specstream.session import token_ids
 from specstream.stats import summarize
 
 LLAMA = "llama.cpp, standard decoding"
-PAUSE = 0.3  # seconds between turns: threads wait for more work for a while, on the cores that others are about to use
+PAUSE = 0.08  # seconds between turns: threads wait for more work for a while, on the cores that others are about to use
 Rate = Callable[[str], float]
 
 

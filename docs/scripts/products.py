@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from specstream.bench.provenance import heading
 from specstream.model.cpu_linear import packed_linear
+from specstream.model.quantized import Int8Linear
 
 LAYERS = 30
 SHAPES = [(960, 576, LAYERS), (576, 576, LAYERS), (3072, 576, LAYERS), (576, 1536, LAYERS), (49152, 576, 1)]
@@ -32,6 +33,12 @@ def eight_bits(linear: nn.Linear) -> Product:
     return lambda x: torch._weight_int8pack_mm(x[0], weight, scale.bfloat16())
 
 
+def matmul_of_bytes(linear: nn.Linear) -> Product:
+    """The matmul of our int8 format without the rounding of its rows, which compiled layers do beside other work."""
+    made = Int8Linear(linear.weight)
+    return lambda x: made._product(x[0].to(torch.uint8))
+
+
 KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Product]]] = {
     "float32, PyTorch": (torch.float32, lambda linear: linear),
     "float32, oneDNN packed": (torch.float32, packed_linear),
@@ -39,6 +46,8 @@ KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Product]]] = {
     "bfloat16, PyTorch": (torch.bfloat16, lambda linear: linear.bfloat16()),
     "bfloat16, oneDNN packed": (torch.bfloat16, lambda linear: packed_linear(linear.bfloat16())),
     "int8 weights, bfloat16 rows": (torch.bfloat16, eight_bits),
+    "int8, oneDNN packed, with rounding": (torch.bfloat16, lambda linear: Int8Linear(linear.weight)),
+    "int8, oneDNN packed, matmul alone": (torch.bfloat16, matmul_of_bytes),
 }
 
 

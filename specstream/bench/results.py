@@ -36,6 +36,7 @@ def _result(row: MethodRuns, standard: MethodRuns, task: str) -> dict[str, Any]:
         "peak_memory": row.memory.get("peak_memory"),
         "load_memory": row.memory.get("load_memory"),
         "extra_parameters": row.contender.extra_parameters,
+        "calibration": [list(values) for values in total_of(row.runs).calibration],
         "metric": None,
         "by_category": _by_category(row, standard),
         "per_prompt": [_prompt(a, b) for a, b in zip(standard.asked, row.asked, strict=True)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def check_file(path: Path, task: Task, answers: bool) -> CheckedFile:
     except OSError as error:
         raise DataError(f"The file can't be read ({error.strerror}): upload it again.") from None
     return CheckedFile(rows, len(prompts), bad, tuple(problems))
+
+
+def keep_good(path: Path, task: Task, answers: bool, out: Path) -> None:
+    """Copy the rows of a file that can be trained on, as ``check_file`` counts them."""
+    with path.open(encoding=TEXT) as file, out.open("w", encoding="utf-8") as kept:
+        for line in file:
+            with suppress(ValueError):
+                _prompt(line, task, answers)
+                kept.write(line.rstrip("\n") + "\n")
 
 
 def _prompt(line: str, task: Task, answers: bool) -> str:

@@ -72,6 +72,7 @@ class Run:
         clock.move("draft", "draft_pass", self.drafter.busy - before)
         with clock.phase("verify"):
             logits = self.target.verify(self.ids[-1], draft)
+        assert len(logits) == 1 + len(draft) - len(self.target.pruned), "logits of other rows than the scored ones"
         return self._finish_step(clock, draft, logits, rows=1 + len(draft), keep=True)
 
     def _room(self) -> int:

@@ -23,13 +23,13 @@ from specstream.events import Draft, Fate
 class Pick(NamedTuple):
     """The target's token at one row, and the node of the draft that carries it (-1: none does).
 
-    ``place`` is where the row is among the scored rows: pruned nodes are not.
+    ``scored`` is the index of the row in the logits, which leave out pruned nodes.
     """
 
     token: int
     node: int
     row: int
-    place: int
+    scored: int
 
 
 def walk(
@@ -42,15 +42,15 @@ def walk(
     """
     below = tree.children(draft)
     scored = (row for row in range(len(draft) + 1) if row - 1 not in pruned)
-    places = {row: place for place, row in enumerate(scored)}
+    indices = {row: index for index, row in enumerate(scored)}
     greedy = _likeliest(logits) if picker.plain else None
     ids, row = list(prefix), 0
     while True:
-        place = places[row]
-        token = greedy(place) if greedy else picker.pick(logits[place], ids)
+        index = indices[row]
+        token = greedy(index) if greedy else picker.pick(logits[index], ids)
         node = below[row].get(token, -1)
         node = -1 if node in pruned else node
-        yield Pick(token, node, row, place)
+        yield Pick(token, node, row, index)
         if node < 0:
             return
         ids.append(token)
@@ -80,7 +80,7 @@ class Scores(NamedTuple):
     @classmethod
     def of(cls, logits: Tensor, picks: Sequence[Pick]) -> Scores:
         """Row by row: how a sum over several rows is shared out to threads depends on their number."""
-        rows = [pick.place for pick in picks]
+        rows = [pick.scored for pick in picks]
         return cls(logits, rows, torch.cat([log_total(logits[row]) for row in rows]))
 
     def logprobs(self, picks: Sequence[int], tokens: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
 from specstream.model.introspection import Anatomy, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
-from specstream.model.passed import PACKAGE, digest
 from specstream.model.quantized import Int8Linear
+from specstream.target.self_test_cache import PACKAGE, digest
 
 MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls of the Python code
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
@@ -160,6 +161,13 @@ def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], N
     return detach
 
 
+def works(compiler: str) -> bool:
+    """Whether there is a compiler by this name that runs."""
+    with suppress(OSError):
+        return subprocess.run([*compiler.split(), "--version"], capture_output=True, check=False).returncode == 0
+    return False
+
+
 class Layers:
     """The compiled layers of one loaded model: built in the background, then put in place by ``use``.
 
@@ -187,7 +195,7 @@ class Layers:
         if not self._possible or self._build or is_kept(self._anatomy):
             return
         compiler = os.environ.get("CXX") or "g++"
-        if shutil.which(compiler.split()[0]) is None:
+        if not works(compiler):
             self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
             return
         words = [str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))]

@@ -132,7 +132,8 @@ def _attended(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     transformers' attention interface."""
     kept: list[Tensor] = []
     known = AttentionInterface()
-    name = next((str(m.config._attn_implementation) for m in layers[0].modules() if hasattr(m, "config")), "")
+    configs: list[Any] = [m.config for m in layers[0].modules() if hasattr(m, "config")]
+    name = str(configs[0]._attn_implementation) if configs else ""
     if name not in known:
         yield kept
         return

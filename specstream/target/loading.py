@@ -24,9 +24,9 @@ from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.model import attention
 from specstream.model.cpu_linear import Format, HalfLinear, PackedLinear, calibrated, pack, packed_linear, suits
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
-from specstream.model.passed import Passed
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
 from specstream.target import self_test
+from specstream.target.self_test_cache import SelfTestCache
 
 log = logging.getLogger(__name__)
 Fetched = tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]
@@ -132,7 +132,7 @@ def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
         return parts.attention, self_test.failure(parts, streams)
 
 
-def checked(parts: Anatomy, streams: Adapter | None, passed: Passed) -> tuple[str | None, bool]:
+def checked(parts: Anatomy, streams: Adapter | None, passed: SelfTestCache) -> tuple[str | None, bool]:
     """Why the model can't verify trees (None: it can), and whether a token has the same bits in a tree as by itself.
 
     The model attends by what suits it from now on. What it passed before is not run again.

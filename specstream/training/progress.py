@@ -40,7 +40,7 @@ class Writer:
             self._write(event)
             return
         self._held.append(event)
-        if time.monotonic() >= self._due:
+        if time.monotonic() >= self._due or event["fraction"] >= 1:  # the last one: a validation comes before the next
             self.flush()
 
     def phase(self, words: str, fraction: float | None = None) -> None:

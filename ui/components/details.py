@@ -10,7 +10,9 @@ import gradio as gr
 from ..export import page, story
 from ..jobs.engine_host import Engines
 from ..state.view import View
-from . import lens, share
+from . import branch, guess, lens, share
+from .branch import Branch
+from .guess import Guess
 from .lens import Lens
 from .share import Share
 
@@ -24,29 +26,39 @@ class Details:
     view: gr.State
     share: Share
     lens: Lens
+    branch: Branch
+    guess: Guess
 
     @property
     def outputs(self) -> list[Any]:
         """Every component that ``begun`` and ``ended`` may update."""
-        return [self.view, *self.share.outputs, *self.lens.outputs]
+        own = (self.share, self.lens, self.branch, self.guess)
+        return [self.view, *(part for panel in own for part in panel.outputs)]
 
     def begun(self) -> Updates:
         """A new run has begun: what was said of the one before goes."""
-        return {self.view: None, **self.share.show(None), **self.lens.show(None)}
+        return {self.view: None} | self._shown(None)
 
     def ended(self, view: View) -> Updates:
         """A run has ended, or one from the log is shown."""
-        return {self.view: view, **self.share.show(story.of_view(view)), **self.lens.show(view)}
+        return {self.view: view} | self._shown(view)
 
-    def wire(self, player: gr.HTML, steps: gr.State, engines: Engines | None) -> None:
+    def _shown(self, view: View | None) -> Updates:
+        told = story.of_view(view) if view else None
+        return self.share.show(told) | self.lens.show(view) | self.branch.show(view) | self.guess.show(view)
+
+    def wire(self, player: gr.HTML, steps: gr.State, engines: Engines | None, runlog: Any) -> None:
         """``player.select`` fires with ``index`` when the visitor settles on a step; ``steps`` holds the run's Steps.
 
-        ``engines`` is None where no model can be asked.
+        ``engines`` is None where no model can be asked, ``runlog`` where runs are not kept.
         """
         self.share.wire(self.view, story.of_view, page.run_page, engines)
         self.lens.wire(self.view, player, engines)
+        self.branch.wire(self.view, player, engines, runlog)
+        self.guess.wire(self.view)
 
 
 def layout(view: View | None = None) -> Details:
     """Lay out the panels for a recorded or logged run, or for none yet."""
-    return Details(gr.State(view), share.layout(story.of_view(view) if view else None), lens.layout(view))
+    told = story.of_view(view) if view else None
+    return Details(gr.State(view), share.layout(told), lens.layout(view), branch.layout(view), guess.layout(view))

@@ -73,9 +73,9 @@ class RunView:
         """Updates when a run begins: what belongs to the one before goes."""
         return {self.mend: gr.update(visible=False), **self.details.begun()}
 
-    def wire(self, engines: Engines | None = None) -> None:
-        """Connect the details; ``engines`` lend them the model."""
-        self.details.wire(self.player, self.steps, engines)
+    def wire(self, engines: Engines | None = None, runlog: Any = None) -> None:
+        """Connect the details; ``engines`` lend them the model, and what they run goes into the log."""
+        self.details.wire(self.player, self.steps, engines, runlog)
 
 
 def layout(view: View | None = None, live: bool = False) -> RunView:

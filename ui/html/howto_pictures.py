@@ -19,7 +19,8 @@ WIDTH = 360
 CHIP, HIGH = 74, 24  # width and height of a token
 LONGEST = 9  # letters of a token that fit into its chip
 END = "(end)"
-NODE, LEVEL = 84, 66  # room of a leaf across, and of a level down
+NODE, LEVEL = 84, 76  # room of a leaf across, and of a level down
+BELOW = 18  # a probability under a token: edges begin below it
 CELL = 26  # of the mask
 STREAMS = 4  # that are drawn, so that letters stay readable on a phone; the words say all
 FATE_WORDS = {
@@ -159,7 +160,7 @@ def drafted(root: str, draft: Draft) -> str:
     pieces = []
     for (x, y), parent in zip(at, draft.parents, strict=True):
         from_x, from_y = at[parent] if parent >= 0 else start
-        pieces.append(_line([(from_x, from_y + HIGH), (x, y)], "plain"))
+        pieces.append(_line([(from_x, from_y + HIGH + (BELOW if parent >= 0 else 0)), (x, y)], "plain"))
     for (x, y), text, prob, depth in zip(at, draft.texts, draft.probs, draft.depths(), strict=True):
         pieces += [_chip(x, y, text, depth_class(depth)), _text(x, y + HIGH + 13, f"{prob:.2f}", "ss-small ss-halo")]
     pieces.append(_chip(*start, root, "root"))
@@ -175,7 +176,7 @@ def verified(root: str, step: Step) -> str:
     for i, ((x, y), parent) in enumerate(zip(at, [*draft.parents, end], strict=True)):
         from_x, from_y = at[parent] if parent >= 0 else start
         kind = str(draft.fate[i]) if i < len(draft) else "own"
-        pieces.append(_line([(from_x, from_y + HIGH), (x, y)], kind))
+        pieces.append(_line([(from_x, from_y + HIGH + (BELOW if parent >= 0 else 0)), (x, y)], kind))
     nodes = zip(at, draft.texts, draft.fate, draft.target_probs, draft.depths(), strict=False)
     for (x, y), text, fate, prob, depth in nodes:
         colour = depth_class(depth) if fate is Fate.ACCEPTED else ""

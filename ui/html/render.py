@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 
 from specstream.events import Agreement, Draft, Lane
@@ -189,23 +189,6 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
     """Names and values, one pair to a line."""
     body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
     return f'<dl class="ss-facts">{body}</dl>'
-
-
-def conversation(turns: Sequence[tuple[str, str]], message: str | None = None) -> str:
-    """A chat, oldest turn first. ``message`` is one that is being answered."""
-    said = [text for turn in turns for text in (_said("You", turn[0]), _said("Model", turn[1]))]
-    if message is not None:
-        said += [_said("You", message), _said("Model", "The answer is being written below.", " ss-pending")]
-    if not said:
-        return '<p class="ss-note ss-plain">A conversation: each message is answered with all that was said before.</p>'
-    return f'<div class="ss-turns" role="log" aria-label="Conversation" tabindex="0"><ol>{"".join(said)}</ol></div>'
-
-
-def _said(who: str, text: str, more: str = "") -> str:
-    return (
-        f'<li class="ss-{who.lower()}{more}"><span class="ss-who">{who}</span>'
-        f'<div class="ss-said" dir="auto">{escape(text.strip())}</div></li>'
-    )
 
 
 def tree_rows(draft: Draft) -> tuple[float, ...]:

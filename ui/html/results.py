@@ -13,6 +13,7 @@ from specstream.data.tasks import TASKS
 from specstream.params import METHODS
 from specstream.stats import counted
 
+from ..state.insights import calibration_words
 from .render import model_name
 
 Report = Mapping[str, Any]
@@ -52,7 +53,8 @@ def _table(report: Report) -> str:
     rows = report["rows"]
     heads = "".join(f'<th scope="col" title="{escape(c.words)}">{escape(c.heading)}</th>' for c in COLUMNS)
     body = "".join(_row(row) for row in rows)
-    by_category = "".join(f"<li>{escape(words)}</li>" for words in _by_category(rows))
+    sure = "".join(f"<li>{escape(words)}</li>" for words in _calibrated(rows))
+    by_category = sure + "".join(f"<li>{escape(words)}</li>" for words in _by_category(rows))
     notes = by_category + "".join(f"<li>{escape(words)}</li>" for words in differences(rows))
     name = escape(title(report))
     return (
@@ -69,6 +71,13 @@ def _by_category(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if found := row["by_category"]:
             parts = (f"{name} {_ratio(values['speedup'])}" for name, values in found.items())
             yield f"{row['label']}, speed-up by category: {', '.join(parts)}."
+
+
+def _calibrated(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each method that says how sure it is; older results have none."""
+    for row in rows[1:]:
+        if found := row.get("calibration"):
+            yield f"{row['label']}: {calibration_words(found).replace('When it says', 'when it says')}"
 
 
 def _ratio(value: float | None) -> str:

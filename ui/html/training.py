@@ -7,10 +7,12 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import timedelta
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from specstream.adapters import local
+from specstream.adapters.find import bundled
 from specstream.data.checks import CheckedFile
 from specstream.data.tasks import TASKS
 from specstream.info import top_layers
@@ -90,11 +92,40 @@ def status(training: Training) -> tuple[str, str]:
                 return "Stopped before anything was saved: Resume begins it again.", "plain"
             return f"Stopped {at}: Resume continues exactly there.", "plain"
         case State.FINISHED:
-            return f"Finished: {counted(progress.step, 'step')} in {duration(progress.seconds)}.", "good"
+            return (
+                f"Finished: {counted(progress.step, 'step')} in {duration(progress.seconds)}.{_result(training)}",
+                "good",
+            )
         case State.DIED:
             again = "continues from what was saved" if has_checkpoint(training.folder) else "begins it again"
             return f"The training ended too early. {training.reason} Resume {again}.", "bad"
     return f"{training.reason} It can only be deleted.", "bad"
+
+
+def _result(training: Training) -> str:
+    """What came of it."""
+    best = training.progress.best
+    if best is None:
+        return " It was too short, or had too few rows, to measure tokens per step."
+    return (
+        f" On held-out prompts a pass brings {best:.2f} tokens; standard decoding brings 1. Use it in the Playground."
+    )
+
+
+PHASES = ("Prepare", "Train", "Try it on held-out rows", "Done")
+
+
+def phases(training: Training) -> str:
+    """Where a training is: its phases, the one under way with how far it is."""
+    progress = training.progress
+    at = 3 if training.state is State.FINISHED else 2 if progress.closing else 1 if progress.begun else 0
+    now = f"{progress.fraction:.0%}" if at == 1 else escape(_phase(training)) if training.active and at != 3 else ""
+    items = (
+        f'<li class="{"ss-done" if n < at or at == 3 else "ss-at" if n == at else ""}"'
+        f"{' aria-current=step' if n == at else ''}>{name}{f' <small>{now}</small>' if n == at and now else ''}</li>"
+        for n, name in enumerate(PHASES)
+    )
+    return f'<ol class="ss-phases-of" aria-label="Phases of the training">{"".join(items)}</ol>'
 
 
 def numbers(training: Training) -> Iterator[tuple[str, str, str]]:
@@ -203,16 +234,32 @@ def unusable(checked: CheckedFile) -> list[str]:
     """What is wrong with a file: nothing is left out silently."""
     more = checked.bad - len(checked.problems)
     rest = ["1 more row has such a fault." if more == 1 else f"{more:,} more rows have such faults."] if more else []
-    return [*checked.problems, *rest, "Correct the file and upload it again."]
+    again = "Correct the file and upload it again, or train on the good rows."
+    return [*checked.problems, *rest, again if checked.rows else "Correct the file and upload it again."]
 
 
-def expectation(registry: Registry, model: str, config: Config) -> str:
-    """Steps and memory of a training, from the last one of the same model and mode on this machine.
+def expectation(registry: Registry, model: str, config: Config, task: str) -> list[str]:
+    """What to expect of a training, in sentences: tokens per step, then steps and memory, from the last one of the same
+    model and mode on this machine, or from the adapter that comes with the model.
 
     Imports torch, and may ask the Hub for the size of a model. Raises ModelError for a model that can't be used.
     """
     wanted, free = memory.need(model, dtype="float32"), f"{memory.gigabytes(memory.free('auto'))} are free."
     past = registry.like(model, config.mode)
+    return list(filter(None, (_gain(past, model, task), _cost(past, wanted, free, config))))
+
+
+def _gain(past: Training | None, model: str, task: str) -> str:
+    """How much another adapter drafts, which says what this one may come to."""
+    if past is not None and past.progress.best:
+        seconds = past.progress.seconds
+        return f"{past.name} reached {past.progress.best:.2f} tokens per step after {duration(seconds)} of training."
+    folder = bundled(model).get(task)
+    known = _card(folder).get("metrics", {}).get("tokens_per_step") if folder else None
+    return f"The adapter that comes with this model for this task has {known:.2f} tokens per step." if known else ""
+
+
+def _cost(past: Training | None, wanted: memory.Need | None, free: str, config: Config) -> str:
     if past is None:
         words = "The weights alone take {}, a training several times that;" if wanted else "Memory:"
         weights = words.format(memory.gigabytes(wanted.weights) if wanted else "")

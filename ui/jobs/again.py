@@ -8,12 +8,12 @@ from specstream.events import Lane, Verdict
 from specstream.stats import RunStats
 
 from ..state.headline import Ratio
-from .runs import Run
+from .runs import RunJob
 
 TIMES = 4
 
 
-class Again(Run):
+class Again(RunJob):
     """Runs the method and standard decoding in turn, ``TIMES`` times. Its items are notices and a Ratio each time.
 
     Nothing of it is logged: the text is that of the run before.

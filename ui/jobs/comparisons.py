@@ -12,7 +12,7 @@ from specstream.stats import RunStats, summarize
 
 from ..state.feed import WITH_COPIES
 from .engine_host import Engines, sentence
-from .runs import Ask, ModelJob, Record
+from .runs import ModelJob, Record, RunRequest
 
 WARM_UP = 4  # tokens that each method writes before it is measured, so that none pays for cold caches
 
@@ -66,10 +66,10 @@ class Prepared:
 class Contest(ModelJob):
     """Measures ``methods`` after standard decoding. Its items: Notice, Prepared, Lap, Entry."""
 
-    ask: Ask
+    ask: RunRequest
 
     def __init__(
-        self, engines: Engines, runlog: Any, ask: Ask, methods: Sequence[Method], visitor: str | None = None
+        self, engines: Engines, runlog: Any, ask: RunRequest, methods: Sequence[Method], visitor: str | None = None
     ) -> None:
         super().__init__(engines, runlog, ask, visitor)
         self._methods: list[Method] = [Standard(), *methods]
@@ -103,7 +103,7 @@ class Contest(ModelJob):
             raise
         record.close(None)
 
-    def _run(self, engine: Any, prompt: str, ask: Ask, record: Record, number: int) -> None:
+    def _run(self, engine: Any, prompt: str, ask: RunRequest, record: Record, number: int) -> None:
         events: list[Event] = []
         tokens = 0
         for event in engine.generate(prompt, ask.method, ask.sampling, self.stop.is_set):

@@ -52,7 +52,8 @@ def prompt_ids(engine: Any, origin: Origin) -> list[int]:
     """The ids of a run's prompt, as the model read it."""
     chat = (origin.settings or {}).get("chat")
     before = Chat.from_dict(chat) if chat else Chat()
-    return list(engine.encode(engine.prompt(origin.task, origin.prompt, before)))
+    begun = (origin.settings or {}).get("branch", {}).get("after", "")
+    return list(engine.encode(engine.prompt(origin.task, origin.prompt, before) + begun))
 
 
 class Look(ModelJob):

@@ -20,7 +20,7 @@ Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Order:
+class MeasurementRequest:
     """What is to be measured: ``prompts`` of a task as typed, or the first ``limit`` rows (0: all) of a ``file``.
 
     ``references`` are ways to generate that are not ours, by name.
@@ -63,7 +63,7 @@ class Result:
 class Measurement(ModelJob):
     """What both kinds share. Items: Notice, Lap, Result."""
 
-    ask: Order
+    ask: MeasurementRequest
     grace = GRACE
 
     def check(self) -> None:

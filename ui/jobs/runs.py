@@ -23,7 +23,7 @@ from .job import Job
 log = logging.getLogger(__name__)
 
 
-class Wish(Protocol):
+class Request(Protocol):
     """What every job tells of what it was asked for: the rules look at it."""
 
     @property
@@ -34,7 +34,7 @@ class Wish(Protocol):
 
 
 @dataclass(frozen=True)
-class Ask:
+class RunRequest:
     """What a visitor wants to run. ``prompt`` is the text as typed, which the task's template wraps."""
 
     prompt: str
@@ -43,11 +43,13 @@ class Ask:
     sampling: Sampling
     baseline: bool
     chat: Chat | None = None  # the conversation that the prompt continues
+    prefix: str = ""  # how the answer begins: the run goes on from there
+    parent: str = ""  # id of the run that this one branches off
 
     @property
     def characters(self) -> int:
         """The length of what the visitor gave."""
-        return len(self.prompt) + (self.chat.characters if self.chat else 0)
+        return len(self.prompt) + len(self.prefix) + (self.chat.characters if self.chat else 0)
 
 
 def failure(error: Exception) -> Notice:
@@ -60,7 +62,7 @@ def failure(error: Exception) -> Notice:
 class ModelJob(Job):
     """A job that has the model to itself while it works. Subclasses write ``use``; what goes wrong becomes a Notice."""
 
-    def __init__(self, engines: Engines, runlog: Any, ask: Wish, visitor: str | None = None) -> None:
+    def __init__(self, engines: Engines, runlog: Any, ask: Request, visitor: str | None = None) -> None:
         super().__init__()
         self.ask = ask
         self._engines, self._runlog, self._visitor = engines, runlog, visitor
@@ -92,10 +94,10 @@ class ModelJob(Job):
         self.put(Notice(words, lasting=lasting))
 
 
-class Run(ModelJob):
+class RunJob(ModelJob):
     """One run of the Playground. Its items are notices, the number in the log, events and the verdict."""
 
-    ask: Ask
+    ask: RunRequest
     patience = 0.15  # a step of a large model may take seconds: Stop does not wait for it
 
     def check(self) -> None:
@@ -129,7 +131,7 @@ class Run(ModelJob):
         if zerogpu.ACTIVE:
             items = zerogpu.session(self._engines.choice, ask, self.stop.is_set)
             return next(items), items
-        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat())
+        prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat()) + ask.prefix
         return engine.info, run_session(engine, prompt, ask.method, ask.sampling, ask.baseline, self.stop.is_set)
 
     def _pass_on(self, item: tuple[Lane, Event] | Verdict, record: Record) -> None:
@@ -137,13 +139,14 @@ class Run(ModelJob):
         record.add(item)
 
 
-def settings_of(ask: Ask) -> dict[str, Any]:
+def settings_of(ask: RunRequest) -> dict[str, Any]:
     """The settings of a run as the log keeps them."""
     settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
-    return settings | ({"chat": ask.chat.to_dict()} if ask.chat else {})
+    settings |= {"chat": ask.chat.to_dict()} if ask.chat else {}
+    return settings | ({"branch": {"of": ask.parent, "after": ask.prefix}} if ask.prefix else {})
 
 
-def origin(info: Any, ask: Ask) -> Origin:
+def origin(info: Any, ask: RunRequest) -> Origin:
     """What is run, on what, and when it begins."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return of_info(info, ask.prompt, ask.task, ask.method.name, info.processor, when, settings_of(ask))
@@ -157,11 +160,11 @@ class Record:
         self._runlog, self._say = runlog, say
         self._recorder: Any = None
 
-    def start(self, info: Any, ask: Ask, visitor: str | None) -> None:
+    def start(self, info: Any, ask: RunRequest, visitor: str | None) -> None:
         if self._runlog is not None:
             self._try(self._begin, info, ask, settings_of(ask), visitor)
 
-    def _begin(self, info: Any, ask: Ask, settings: dict[str, Any], visitor: str | None) -> None:
+    def _begin(self, info: Any, ask: RunRequest, settings: dict[str, Any], visitor: str | None) -> None:
         self._recorder = self._runlog.start(info, ask.prompt, ask.task, ask.method.name, settings, visitor=visitor)
         self.run = str(self._recorder.run_id)
 

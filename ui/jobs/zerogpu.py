@@ -37,7 +37,7 @@ def _there(choice: dict[str, str], ask: Any) -> Iterator[Any]:
     from specstream.session import run_session
 
     engine = _engine(**choice)
-    prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat())
+    prompt = engine.prompt(ask.task, ask.prompt, ask.chat or Chat()) + ask.prefix
     yield engine.info
     yield from run_session(engine, prompt, ask.method, ask.sampling, ask.baseline)
 

@@ -69,6 +69,8 @@ def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Run", f"{run['id']}, {run['started_utc']}, {run['status']}"
     yield from conversation((run["settings"] or {}).get("chat"))
     yield "Prompt", run["prompt"]
+    if branch := (run["settings"] or {}).get("branch"):
+        yield "Goes on after", f"{branch['after']} (from run {branch['of']})"
     yield "Task", run["task"] or "none"
     yield "Model", model_words(run)
     yield "Settings", ", ".join(f"{name} {value}" for name, value in flat(run["settings"]).items())
@@ -84,10 +86,10 @@ def model_words(run: Mapping[str, Any]) -> str:
 
 
 def flat(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Settings by name, without the groups that they are in. What was said before a message is no setting."""
+    """Settings by name, without the groups that they are in. What was said or written before is no setting."""
     out: dict[str, Any] = {}
     for name, value in (values or {}).items():
-        if name != "chat":
+        if name not in ("chat", "branch"):
             out |= flat(value) if isinstance(value, Mapping) else {name: value}
     return out
 

@@ -63,7 +63,13 @@ def panel(steps: Sequence[Step], lanes: dict[Lane, RunStats], speedup: float | N
     if not any(len(step.draft) for step in decode):
         return ""
     stats = lanes[Lane.METHOD]
-    pieces = (map_html(acceptance_map(decode)), waste_html(stats), ideal_html(stats, lanes[Lane.BASELINE], speedup))
+    sure = calibration_html(stats) if stats.calibration else ""
+    pieces = (
+        map_html(acceptance_map(decode)),
+        sure,
+        waste_html(stats),
+        ideal_html(stats, lanes[Lane.BASELINE], speedup),
+    )
     return f'<div class="ss-insights">{"".join(pieces)}{what_if_html(decode)}</div>'
 
 
@@ -100,6 +106,29 @@ def map_html(found: AcceptanceMap) -> str:
     words = "Which drafted token the model agreed with: of the steps that compared tokens at a depth, the share that "
     words += "accepted the one of this rank (1: drafted as the likeliest)."
     return _card("Acceptance by depth and rank", words, _table("Acceptance by depth and rank", head, rows))
+
+
+FEWEST = 5  # guesses of a kind from which something can be told
+
+
+def calibration_words(found: Sequence[tuple[float, float, int]]) -> str:
+    """One sentence on how well the drafts know how sure they may be, from the kind of guess that is commonest."""
+    if not (enough := [one for one in found if one[2] >= FEWEST]):
+        return "Too few guesses were compared to tell."
+    said, right, count = max(enough, key=lambda one: one[2])
+    return f"When it says {said:.0%}, it is right {right:.0%} of the time ({count:,} guesses)."
+
+
+def calibration_html(stats: RunStats) -> str:
+    """How sure the drafts were, and how often they were right."""
+    found = stats.calibration
+
+    def cells(said: float, right: float, count: int) -> Iterable[str]:
+        return _heat(f"{said:.0%}", said), _heat(f"{right:.0%}", right), f"<td>{count:,}</td>"
+
+    rows = (("", cells(*one)) for one in found)
+    title = "How sure it was, and how often it was right"
+    return _card(title, calibration_words(found), _table(title, ("", "it said", "it was right", "guesses"), rows))
 
 
 def waste_html(stats: RunStats) -> str:

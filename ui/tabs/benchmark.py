@@ -27,7 +27,7 @@ from ..html import render, results
 from ..jobs import visitor
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
-from ..jobs.measurements import Benchmark, Lap, Measurement, Order, Report, Result, Tuning
+from ..jobs.measurements import Benchmark, Lap, Measurement, MeasurementRequest, Report, Result, Tuning
 from ..state.messages import Notice
 from ..state.methods import Offer
 from .playground import MOST_WAITING, Playground, examples, task_choices
@@ -76,7 +76,7 @@ class Form:
         own = [self.task, self.file, self.count, self.repeats, self.tuned, self.pace, self.earlier, self.key]
         return {*own, *boxes}
 
-    def order(self, values: Mapping[Any, Any]) -> Order:
+    def order(self, values: Mapping[Any, Any]) -> MeasurementRequest:
         """A benchmark. Raises ValueError with one sentence."""
         chosen = [name for name, box in self.methods.items() if values[box]]
         references = tuple(name for name, box in self.references.items() if values[box])
@@ -85,23 +85,23 @@ class Form:
         methods = tuple(self.settings.parse(values, name)[0] for name in chosen)
         return replace(self._prompts(values, methods), references=references)
 
-    def tuning(self, values: Mapping[Any, Any]) -> Order:
+    def tuning(self, values: Mapping[Any, Any]) -> MeasurementRequest:
         """A measurement of this machine. Raises ValueError with one sentence."""
         if not values[self.tuned]:
             raise ValueError("The loaded model runs standard decoding only, so there is no tree to tune: load another.")
         method = self.settings.parse(values, values[self.tuned])[0]
         return replace(self._prompts(values, (method,)), seconds=PACES[values[self.pace]])
 
-    def _prompts(self, values: Mapping[Any, Any], methods: tuple[Method, ...]) -> Order:
+    def _prompts(self, values: Mapping[Any, Any], methods: tuple[Method, ...]) -> MeasurementRequest:
         task, limit = values[self.task], whole(values[self.count], "Prompts", 1000)
         repeats = whole(values[self.repeats], "Repeats", 20)
         sampling = self.settings.parse(values, Standard.name)[1]
         if values[self.file]:
-            return Order(task, (), methods, sampling, Path(values[self.file]), limit, repeats=repeats)
+            return MeasurementRequest(task, (), methods, sampling, Path(values[self.file]), limit, repeats=repeats)
         known = tuple(e["prompt"] for e in examples() if e["task"] == task)[:limit]
         if not known:
             raise ValueError("There are no example prompts of this task: choose another one, or give a file.")
-        return Order(task, known, methods, sampling, repeats=repeats)
+        return MeasurementRequest(task, known, methods, sampling, repeats=repeats)
 
 
 def whole(value: Any, name: str, most: int) -> int:
@@ -218,7 +218,7 @@ def reference_update(name: str, state: State, wished: Collection[str]) -> Any:
 
 
 @dataclass
-class Progress:
+class MeasurementProgress:
     """What the page knows of a measurement: a fold over its items."""
 
     words: str = "Starting"
@@ -354,79 +354,89 @@ def _results(run: gr.Button, tune: gr.Button, cancel: gr.Button, status: gr.HTML
     return Shown(run, tune, cancel, status, bar, group, tables, charts, frames, advice, use, file, gr.State([]))
 
 
-def wire(
-    tab: BenchmarkTab, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground
-) -> None:
-    """Connect the tab to the engine, the log and the Playground."""
-    form, shown, jobs, folder = tab.form, tab.shown, Jobs(), downloads()
-    earlier = Earlier(tab, engines, runlog, folder)
+class Handlers:
+    """What the tab's events do."""
 
-    def begin(values: dict[Any, Any], request: gr.Request, kind: type[Measurement]) -> Iterator[Updates]:
+    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: Any) -> None:
+        self._tab, self._engines, self._runlog = tab, engines, runlog
+        self._jobs, self._folder = Jobs(), downloads()
+        self.earlier = Earlier(tab, engines, runlog, self._folder)
+
+    def run(self, values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        yield from self._begin(values, request, Benchmark)
+
+    def tune(self, values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        yield from self._begin(values, request, Tuning)
+
+    def _begin(self, values: dict[Any, Any], request: gr.Request, kind: type[Measurement]) -> Iterator[Updates]:
+        form, shown = self._tab.form, self._tab.shown
         try:
             order = form.tuning(values) if kind is Tuning else form.order(values)
-            others = [*values[shown.reports], *earlier.chosen(values)]
+            others = [*values[shown.reports], *self.earlier.chosen(values)]
         except (ValueError, RunLogError) as error:
             gr.Warning(str(error))
             yield {shown.status: render.status(str(error), "bad")}
             return
         who = visitor.name(values[form.key], request)
-        job = kind(engines, runlog, order, who)
-        jobs.put(who, str(request.session_hash), job)
-        yield from stream(shown, job, str(request.session_hash), others, folder)
+        job = kind(self._engines, self._runlog, order, who)
+        self._jobs.put(who, str(request.session_hash), job)
+        yield from stream(shown, job, str(request.session_hash), others, self._folder)
 
-    def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        yield from begin(values, request, Benchmark)
-
-    def tune(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        yield from begin(values, request, Tuning)
-
-    def resume(key: str, request: gr.Request) -> Iterator[Updates]:
-        job = jobs.get(who := visitor.name(key, request))
+    def resume(self, key: str, request: gr.Request) -> Iterator[Updates]:
+        job = self._jobs.get(who := visitor.name(key, request))
         if isinstance(job, Measurement):
-            jobs.put(who, str(request.session_hash), job)
-            yield from stream(shown, job, str(request.session_hash), [], folder)
+            self._jobs.put(who, str(request.session_hash), job)
+            yield from stream(self._tab.shown, job, str(request.session_hash), [], self._folder)
         else:
-            yield earlier.last(who)
+            yield self.earlier.last(who)
 
-    def cancel(key: str, request: gr.Request) -> None:
-        jobs.stop(visitor.name(key, request))
+    def cancel(self, key: str, request: gr.Request) -> None:
+        self._jobs.stop(visitor.name(key, request))
 
-    def close(request: gr.Request) -> None:
-        jobs.close(str(request.session_hash))
+    def close(self, request: gr.Request) -> None:
+        self._jobs.close(str(request.session_hash))
 
-    def watch(task: str, wished: list[str], tuned: str) -> Iterator[Updates]:
-        for state in engines.watch():
-            yield tab.available(state, engines.offer, task, wished, tuned) | tab.suited(state)
+    def watch(self, task: str, wished: list[str], tuned: str) -> Iterator[Updates]:
+        for state in self._engines.watch():
+            yield self._tab.available(state, self._engines.offer, task, wished, tuned) | self._tab.suited(state)
 
-    def refresh(key: str, task: str, wished: list[str], tuned: str, request: gr.Request) -> Updates:
-        fitted = tab.available(engines.state, engines.offer, task, wished, tuned)
-        return fitted | earlier.listed(visitor.name(key, request))
+    def refresh(self, key: str, task: str, wished: list[str], tuned: str, request: gr.Request) -> Updates:
+        fitted = self._tab.available(self._engines.state, self._engines.offer, task, wished, tuned)
+        return fitted | self.earlier.listed(visitor.name(key, request))
 
+
+def wire(
+    tab: BenchmarkTab, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground
+) -> None:
+    """Connect the tab to the engine, the log and the Playground."""
+    form, shown, on = tab.form, tab.shown, Handlers(tab, engines, runlog)
     inputs = form.inputs | {shown.reports, tab.upload}
     work: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING, **QUIET}
     listing = [*tab.depends, form.earlier]
-    for button, start in ((shown.run, run), (shown.tune, tune)):
+    for button, start in ((shown.run, on.run), (shown.tune, on.tune)):
         button.click(start, inputs, shown.outputs, **work).then(
-            refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET
+            on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET
         )
-    shown.cancel.click(cancel, form.key, queue=False, **QUIET)
-    opened.select(refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET)
+    shown.cancel.click(on.cancel, form.key, queue=False, **QUIET)
+    opened.select(on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET)
     form.task.change(lambda task: task_hint.hint(task, engines.state.info), form.task, form.hint, queue=False, **QUIET)
     form.tuned.input(lambda tuned: tuned, form.tuned, form.tuned_wish, queue=False, **QUIET)
     controls.wire_wishes(form.wished, form.methods | form.references)
     for picked in (form.earlier, tab.upload):
-        picked.change(earlier.drawn, inputs, shown.outputs, **QUIET)
-    shown.use.click(lambda values: used(play, tabs, earlier.shown(values)), inputs, used_outputs(play, tabs), **QUIET)
-    visitor.wire(form.key, demo)
-    demo.load(watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET).then(
-        resume, form.key, shown.outputs, concurrency_limit=None, **QUIET
+        picked.change(on.earlier.drawn, inputs, shown.outputs, **QUIET)
+    shown.use.click(
+        lambda values: used(play, tabs, on.earlier.shown(values)), inputs, used_outputs(play, tabs), **QUIET
     )
-    demo.unload(close)
+    visitor.wire(form.key, demo)
+    demo.load(on.watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET).then(
+        on.resume, form.key, shown.outputs, concurrency_limit=None, **QUIET
+    )
+    demo.unload(on.close)
 
 
 def stream(shown: Shown, job: Measurement, session: str, others: Sequence[Report], folder: Path) -> Iterator[Updates]:
     """Follow a measurement and say what changes on the page. ``others`` are drawn beside its result."""
-    progress, drawn = Progress(), None
+    progress, drawn = MeasurementProgress(), None
     busy = shown.working(True)  # in every update, as in the Playground's
     yield busy | {shown.status: render.status(progress.words, progress.tone), shown.bar: ""}
     with closing(job.batches(session)) as batches:
@@ -453,7 +463,7 @@ def beside(report: Report | None, others: Sequence[Report]) -> list[Report]:
     return [report, *(r for r in others if r.get("name") or ("rows" in r) != ("rows" in report))]
 
 
-def ended(shown: Shown, progress: Progress, others: Sequence[Report], folder: Path) -> Updates:
+def ended(shown: Shown, progress: MeasurementProgress, others: Sequence[Report], folder: Path) -> Updates:
     """The result of the whole work, to be kept by the page and as a file; nothing where there is none."""
     if progress.report is None:
         return {}

@@ -25,7 +25,7 @@ from ..jobs import visitor
 from ..jobs.comparisons import Contest, Entry, Lap, Prepared
 from ..jobs.engine_host import Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask, origin
+from ..jobs.runs import RunRequest, origin
 from ..state.messages import Notice
 from ..state.methods import Offer
 from ..state.origin import Origin
@@ -78,7 +78,7 @@ class Compare:
         own = [self.run, self.status, self.headline, self.race, self.results, self.table, self.chart, self.raced]
         return [*own, *self.share.outputs]
 
-    def ask(self, values: Mapping[Any, Any]) -> tuple[Ask, list[Method]]:
+    def ask(self, values: Mapping[Any, Any]) -> tuple[RunRequest, list[Method]]:
         """What the form asks for. Raises ValueError with one sentence."""
         prompt = values[self.prompt] or ""
         check_prompt(prompt)
@@ -87,7 +87,7 @@ class Compare:
             raise ValueError("No method is chosen: tick at least one to compare with standard decoding.")
         methods = [self.settings.parse(values, name)[0] for name in chosen]
         sampling = self.settings.parse(values, chosen[0])[1]
-        return Ask(prompt, values[self.task], Standard(), sampling, True), methods
+        return RunRequest(prompt, values[self.task], Standard(), sampling, True), methods
 
     def available(self, state: State, offer: Offer, task: str, wished: Collection[str]) -> Updates:
         """What a loaded model changes: methods that it can't run are disabled, with the reason."""
@@ -107,7 +107,7 @@ class Compare:
 
 
 @dataclass
-class Progress:
+class ComparisonProgress:
     """What the page knows of a comparison: a fold over the items of a Contest."""
 
     live: race.Live
@@ -242,7 +242,7 @@ def share_prompt(tab: Compare, play: Playground) -> None:
 
 def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
     """Follow a comparison and say what changes on the page."""
-    progress = Progress(race.Live([METHODS[name].label for name in job.names]))
+    progress = ComparisonProgress(race.Live([METHODS[name].label for name in job.names]))
     busy = {tab.run: gr.update(value=STOP, variant="stop")}  # in each update, as a run's
     yield busy | {
         tab.status: render.status(progress.words, progress.tone),
@@ -260,7 +260,7 @@ def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
     yield (done | {tab.status: render.status(progress.words, progress.tone)} | results(tab, progress, job.ask))
 
 
-def results(tab: Compare, progress: Progress, ask: Ask) -> Updates:
+def results(tab: Compare, progress: ComparisonProgress, ask: RunRequest) -> Updates:
     """The race, the table, the chart and what can be shared; nothing where nothing was measured."""
     if not progress.entries:
         return {}

@@ -110,7 +110,7 @@ class FineTune:
     def drawn(self, training: Training, by: str) -> Updates:
         """Numbers and curves."""
         return {
-            self.tiles: render.tiles(trainview.numbers(training)),
+            self.tiles: trainview.phases(training) + render.tiles(trainview.numbers(training)),
             self.losses: runs.losses(training.progress, by, *trainview.streams(training)),
             self.gains: runs.gains(training.progress, by),
         }

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from specstream.data.checks import MOST_HELD_OUT, CheckedFile, check_file
+from specstream.data.checks import MOST_HELD_OUT, CheckedFile, check_file, keep_good
 from specstream.data.datasets import HUB
 from specstream.data.tasks import TASKS, task
 from specstream.hub.catalogue import DEFAULT, catalogue, check_terms, layer_count
@@ -21,6 +21,7 @@ from specstream.training.jobs import Plan, Registry
 
 from ..components import controls
 from ..components.model_panel import adapter_choices
+from ..files import downloads, place
 from ..html import render
 from ..html import training as trainview
 from ..jobs.engine_host import TOY, Engines
@@ -50,7 +51,9 @@ MORE = (
 )  # fmt: skip
 STREAMS_ONLY = ("lora_rank", "start_rank", "pair_rank", "alpha")
 LEFT_OUT = {"medusa": (*STREAMS_ONLY, "layers", "exit_rank"), "exit": (*STREAMS_ONLY, "gamma")}  # mean nothing there
-MINUTES = 20.0  # of a training, as it comes
+PRESETS = {"quick": ("Quick", 5), "good": ("Good", 30), "thorough": ("Thorough", 120)}  # names and minutes
+PRESET = "good"
+PRESET_WORDS = "Quick shows whether it works, Good is worth using, Thorough is for an adapter that you keep."
 HERE = {"validate_every": 50, "probes": 4}  # where the page's defaults are not those of the command line
 WORDS = {  # plainer than those of the command line, which trains other things too
     "gamma": "How many tokens ahead the model drafts: a stream for each.",
@@ -85,7 +88,9 @@ class Form:
     task: gr.Dropdown
     source: gr.Radio
     file: gr.File
+    good: gr.Checkbox
     mode: gr.Radio
+    preset: gr.Radio
     start: gr.Dropdown
     top: gr.Checkbox
     answers: gr.Number
@@ -96,14 +101,14 @@ class Form:
 
     @property
     def inputs(self) -> set[Any]:
-        own = [self.model, self.task, self.source, self.file, self.mode, self.start, self.top]
+        own = [self.model, self.task, self.source, self.file, self.good, self.mode, self.start, self.top]
         return {*own, self.answers, self.name, self.owner, *self.settings.values()}
 
     @property
     def changes(self) -> list[Any]:
         """Whatever the visitor corrects."""
         typed = [self.name.change, self.answers.change, *(part.change for part in self.settings.values())]
-        picked = [part.input for part in (self.model, self.task, self.source, self.mode, self.top)]
+        picked = [part.input for part in (self.model, self.task, self.source, self.good, self.mode, self.top)]
         return [*picked, *typed, self.file.change, self.start.change]
 
     def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
@@ -118,7 +123,7 @@ class Form:
             limit = whole(values[self.answers])
             options |= {"targets": "self", "limit": limit, "hold_out": min(options["hold_out"], limit // 10)}
         name = (values[self.name] or "").strip() or registry.free_name(wish(values[self.task], config.mode))
-        data = str(values[self.file]) if checked else HUB + task(values[self.task]).hub
+        data = str(self.rows(values, checked)) if checked else HUB + task(values[self.task]).hub
         return Plan(name, base, values[self.task], config.mode, data, config.minutes,
                     values[self.owner] or "", options)  # fmt: skip
 
@@ -163,23 +168,38 @@ class Form:
         found = check_file(
             Path(values[self.file]), chosen, answers=bool(chosen.outputs) and not self.own_answers(values)
         )
-        if found.bad:
+        if found.bad and not (values[self.good] and found.rows):
             raise BadRows(found)
         if not found.rows:
             raise ValueError("The file holds no rows: upload a JSONL file, one JSON object a line.")
         return found
 
-    def expected(self, values: Mapping[Any, Any], registry: Registry) -> str:
-        """What is wrong with the form, or what to expect of it."""
+    def rows(self, values: Mapping[Any, Any], checked: CheckedFile) -> Path:
+        """The own file, or a copy of it without its bad rows."""
+        file = Path(values[self.file])
+        if not checked.bad:
+            return file
+        chosen, out = task(values[self.task]), place(downloads(), f"good-{file.name}")
+        keep_good(file, chosen, bool(chosen.outputs) and not self.own_answers(values), out)
+        return out
+
+    def expected(self, values: Mapping[Any, Any], registry: Registry) -> Updates:
+        """What is wrong with the form, or what to expect of it; and whether some rows can be left out."""
+        good = gr.update(visible=False, value=False)
         try:
             checked, config, model = self.check(values), self.config(values), self.base(values)
-            more = trainview.expectation(registry, model, config)
+            more = trainview.expectation(registry, model, config, values[self.task])
         except BadRows as bad:
-            return render.status(str(bad), "bad") + render.sentences(trainview.unusable(bad.checked))
+            words = render.status(str(bad), "bad") + render.sentences(trainview.unusable(bad.checked))
+            left = counted(bad.checked.rows, "good row")
+            return {self.hint: words, self.good: gr.update(visible=bad.checked.rows > 0, label=f"Train on the {left}")}
         except ValueError as error:
-            return render.status(str(error), "bad")
+            return {self.hint: render.status(str(error), "bad"), self.good: good}
         rows = trainview.usable(checked) if checked else public_words(values[self.task])
-        return render.status(rows, "good" if checked else "plain") + render.status(more)
+        if checked and checked.bad:
+            rows, good = f"{rows} {counted(checked.bad, 'bad row')} left out.", gr.skip()
+        words = render.status(rows, "good" if checked else "plain") + "".join(map(render.status, more))
+        return {self.hint: words, self.good: good}
 
 
 class BadRows(ValueError):
@@ -275,15 +295,20 @@ def layout(engines: Engines) -> Form:
                 [BARE], value=BARE, allow_custom_value=True, label="Adapter", interactive=True, visible=False,
                 info="What they are trained for, by name; none: the model without an adapter.",
             )  # fmt: skip
-            settings: dict[str, gr.components.Component] = {
-                "minutes": controls.Number(
-                    MINUTES, minimum=0.1, step=1, label="Minutes", interactive=True,
-                    info="How long to train. You can stop at any time and go on later.",
-                )
-            }  # fmt: skip
-            settings |= {n: _setting(n) for n in MAIN}
+            preset = gr.Radio(
+                [(f"{name}: {minutes} minutes", key) for key, (name, minutes) in PRESETS.items()], value=PRESET,
+                label="How thorough", info=PRESET_WORDS, interactive=True,
+            )  # fmt: skip
+    hint = gr.HTML(render.status(public_words("e2e")), elem_classes="ss-expected")
+    good = gr.Checkbox(False, label="Train on the good rows", visible=False, interactive=True)
     with gr.Accordion("More settings", open=False), gr.Row():
-        settings |= {n: _setting(n) for n in MORE}
+        settings: dict[str, gr.components.Component] = {
+            "minutes": controls.Number(
+                PRESETS[PRESET][1], minimum=0.1, step=1, label="Minutes", interactive=True, min_width=200,
+                info="How long to train. You can stop at any time and resume later.",
+            )
+        }  # fmt: skip
+        settings |= {n: _setting(n) for n in (*MAIN, *MORE)}
         answers = controls.Number(
             MOST_ANSWERS, precision=0, minimum=1, label="Prompts to answer", interactive=True, min_width=200,
             info="Where the model's own answers are learned: how many prompts it answers first.",
@@ -295,9 +320,10 @@ def layout(engines: Engines) -> Form:
         name = gr.Textbox(
             label="Name", placeholder="my-e2e", interactive=True, min_width=200, info="Of the adapter, for the lists."
         )
-    hint = gr.HTML(render.status(public_words("e2e")))
     owner = gr.Textbox(visible=False)
-    return Form(model, tasks, source, file, mode, start, top, answers, name, settings, hint, owner)
+    return Form(
+        model, tasks, source, file, good, mode, preset, start, top, answers, name, settings, hint, owner
+    )  # fmt: skip
 
 
 def _setting(name: str) -> gr.components.Component:
@@ -339,14 +365,15 @@ def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
         }
 
     def expected(values: dict[Any, Any]) -> Updates:  # apart from the rest: it reads files, and imports torch once
-        return {form.hint: form.expected(values, registry)}
+        return form.expected(values, registry)
 
     kind = [form.task.input, form.source.input, form.mode.input]
     numbers = [form.settings[name].change for name in ("minutes", "batch", "layers")]
-    amount = [form.model.input, form.file.change, form.start.change, *numbers]
+    amount = [form.model.input, form.file.change, form.good.input, form.start.change, *numbers]
     changing = [form.file, form.source, form.mode, form.name, form.top, form.start, *form.settings.values()]
     gr.on([*kind, form.model.input], asked, form.inputs, changing, queue=False, **QUIET)
-    gr.on([*kind, *amount], expected, form.inputs, form.hint, trigger_mode="always_last", **QUIET)
+    gr.on([*kind, *amount], expected, form.inputs, [form.hint, form.good], trigger_mode="always_last", **QUIET)
+    form.preset.input(lambda name: PRESETS[name][1], form.preset, form.settings["minutes"], queue=False, **QUIET)
 
 
 def shown(form: Form, mode: str) -> Updates:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -18,13 +19,18 @@ from specstream.installation import data_file
 from specstream.params import METHODS
 from specstream.stats import RunStats, step_cost
 
+from ..components import walkthrough
 from ..html import howto_pictures as pictures
+from ..html import render
 from ..html.render import number
+from ..html.terms import explained
 from ..state import recording
 from ..state.recording import Recording
+from ..state.view import View
 from ..theme import depth_class
 
 TAB = "howto"
+IN_THE_CODE = "In the code"  # a section of the metrics for those who read it
 METRICS = data_file("docs/metrics.md")
 PAPER = "https://arxiv.org/abs/2402.11131"
 PAPER_NAME = "Speculative Streaming: Fast LLM Inference without Auxiliary Models"
@@ -242,12 +248,13 @@ def _bar(name: str, what: str, value: float, longest: float, colour: str, digits
 
 
 def html(tale: Story) -> str:
-    """The five lessons as a list."""
-    return f'<ol class="ss-lessons">{"".join(map(_lesson, lessons(tale)))}</ol>'
+    """The five lessons as a list; each term is explained where it comes first."""
+    known: set[str] = set()
+    return f'<ol class="ss-lessons">{"".join(_lesson(lesson, known) for lesson in lessons(tale))}</ol>'
 
 
-def _lesson(lesson: Lesson) -> str:
-    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in lesson.words)
+def _lesson(lesson: Lesson, known: set[str]) -> str:
+    words = "".join(f"<p>{explained(sentence, known)}</p>" for sentence in lesson.words)
     return (
         f'<li class="ss-card ss-lesson"><h2>{escape(lesson.title)}</h2><div class="ss-figure">{lesson.picture}</div>'
         f"<div>{words}{lesson.more}</div></li>"
@@ -262,13 +269,40 @@ def glossary() -> list[tuple[str, str]]:
     text = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", METRICS.read_text(encoding="utf-8"))
     first, *rest = re.split(r"(?m)^## ", text)
     sections = [("One run", first.split("\n", 1)[1].strip())]
-    return sections + [(title.strip(), body.strip()) for title, body in (part.split("\n", 1) for part in rest)]
+    sections += [(title.strip(), body.strip()) for title, body in (part.split("\n", 1) for part in rest)]
+    return [section for section in sections if section[0] != IN_THE_CODE]
 
 
-def layout() -> None:
-    """Lay out the tab; nothing on it changes."""
+@dataclass
+class HowTo:
+    """The parts that change: the step that is walked through, and the button that takes it from the last run."""
+
+    walk: gr.HTML
+    mine: gr.Button
+    status: gr.HTML
+
+
+def wire(tab: HowTo, last: gr.State) -> None:
+    """``last`` holds the run that the Playground shows."""
+
+    def use(view: View | None) -> dict[Any, Any]:
+        found = walkthrough.message(view, "From your last run in the Playground.") if view else ""
+        if not found:
+            words = "There is no run with guesses yet: run a prompt in the Playground first."
+            return {tab.status: render.status(words, "bad")}
+        return {tab.walk: found, tab.status: ""}
+
+    tab.mine.click(use, last, [tab.walk, tab.status], queue=False, show_progress="hidden", api_visibility="private")
+
+
+def layout() -> HowTo:
+    """Lay out the tab."""
     recorded = recording.load()
-    with gr.Column(elem_classes="ss-measured"):
+    with gr.Column(elem_classes="ss-guide"):
+        walk = walkthrough.component(walkthrough.message(recorded.view(), "From the recorded run."))
+        with gr.Row():
+            mine = gr.Button("Use my last run", size="sm", scale=0, min_width=160)
+            status = gr.HTML(min_width=200)
         gr.HTML(
             f'<p class="ss-lead">The pictures are drawn from a recorded run. {escape(recorded.about)} The method is '
             f'from the paper <a href="{PAPER}" target="_blank" rel="noopener">{PAPER_NAME} (arXiv 2402.11131)</a>.</p>'
@@ -278,3 +312,4 @@ def layout() -> None:
         for place, (title, body) in enumerate(glossary()):
             with gr.Accordion(title, open=place == 0):
                 gr.Markdown(body, elem_classes="ss-glossary")
+    return HowTo(walk, mine, status)

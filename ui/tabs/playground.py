@@ -31,7 +31,7 @@ from ..jobs import visitor
 from ..jobs.again import TIMES, Again
 from ..jobs.engine_host import Busy, Engines, State
 from ..jobs.job import Jobs
-from ..jobs.runs import Ask, Run
+from ..jobs.runs import RunJob, RunRequest
 from ..state import history, recording
 from ..state.feed import Feed
 from ..state.headline import Ratio, headline
@@ -52,7 +52,7 @@ _numbers = count(1)
 class Last:
     """The run that is shown, and what it asked for of which model: it can be measured again."""
 
-    ask: Ask
+    ask: RunRequest
     view: View
     info: EngineInfo | None
 
@@ -108,14 +108,14 @@ class Playground:
         """What a newly loaded model is fitted to."""
         return [self.task, self.wish, self.prompt]
 
-    def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> Ask:
+    def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> RunRequest:
         """What the form asks for, of the model that is loaded. Raises ValueError with one sentence."""
         prompt = values[self.prompt] or ""
         check_prompt(prompt)
         method, sampling = self.settings.parse(values, values[self.method])
         baseline = bool(values[self.compare]) and not isinstance(method, Standard)
         chat = self.chat.ask(values) if talks(values[self.task], info) else None
-        return Ask(prompt, values[self.task], method, sampling, baseline, chat)
+        return RunRequest(prompt, values[self.task], method, sampling, baseline, chat)
 
     def idle(self, again: bool = False) -> Updates:
         return {self.run: gr.update(value=RUN, variant="primary"), self.view.again: gr.update(interactive=again)}
@@ -123,18 +123,22 @@ class Playground:
     def busy(self) -> Updates:
         return {self.run: gr.update(value=STOP, variant="stop"), self.view.again: gr.update(interactive=False)}
 
-    def asked(self, ask: Ask) -> Updates:
+    def asked(self, ask: RunRequest) -> Updates:
         """A chat's message moves from the box into the conversation."""
         return {self.prompt: ""} | self.chat.asked(ask.chat, ask.prompt) if ask.chat else {}
 
-    def answered(self, ask: Ask, reply: str, whole: bool) -> Updates:
+    def answering(self, ask: RunRequest, view: View) -> Updates:
+        """A chat's answer so far."""
+        return self.chat.writing(ask.chat, ask.prompt, view.steps) if ask.chat else {}
+
+    def answered(self, ask: RunRequest, view: View) -> Updates:
         """A chat's turn is complete. Where it is not, because nothing was answered or the answer was broken off, the
         message is back in the box: the model would take the fragment for all that it had to say."""
         if not ask.chat:
             return {}
-        if reply and whole:
-            return self.chat.show(ask.chat.add(ask.prompt, reply))
-        return self.chat.show(ask.chat) | {self.prompt: ask.prompt}
+        if view.text and view.whole:
+            return self.chat.show(ask.chat.add(ask.prompt, view.text), view.steps)
+        return self.chat.stopped(ask.chat, ask.prompt, view.steps) | {self.prompt: ask.prompt}
 
     def suited(self, task: str, info: EngineInfo | None) -> Updates:
         """What the choice of a task changes."""
@@ -248,128 +252,147 @@ def drawer(engines: Engines) -> tuple[ModelPanel, Controls, gr.Checkbox]:
     return panel, settings, compare
 
 
-def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
-    """Connect the tab to the engine and the log."""
-    jobs = Jobs()
+class RunEvents:
+    """What the tab's events do with runs."""
 
-    def run(values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        if values[tab.run] == STOP:  # of a run that was found when the page was loaded again
-            yield {tab.status: gr.skip()}
+    def __init__(self, tab: Playground, engines: Engines, runlog: Any) -> None:
+        self._tab, self._engines, self._runlog, self._jobs = tab, engines, runlog, Jobs()
+
+    def run(self, values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
+        if values[self._tab.run] == STOP:  # of a run that was found when the page was loaded again
+            yield {self._tab.status: gr.skip()}
             return
         try:
-            engines.offer.check(values[tab.method])
-            ask = tab.ask(values, engines.state.info)
+            self._engines.offer.check(values[self._tab.method])
+            ask = self._tab.ask(values, self._engines.state.info)
         except ValueError as error:
             gr.Warning(str(error))
-            yield {tab.status: render.status(str(error), "bad")}
+            yield {self._tab.status: render.status(str(error), "bad")}
             return
-        yield tab.panel.told(engines.state)  # another visitor may have loaded another model meanwhile
-        who = visitor.name(values[tab.key], request)
-        job = Run(engines, runlog, ask, who)
-        jobs.put(who, str(request.session_hash), job)
-        yield from stream(tab, job, str(request.session_hash), engines)
+        yield self._tab.panel.told(self._engines.state)  # another visitor may have loaded another model meanwhile
+        who = visitor.name(values[self._tab.key], request)
+        job = RunJob(self._engines, self._runlog, ask, who)
+        self._jobs.put(who, str(request.session_hash), job)
+        yield from stream(self._tab, job, str(request.session_hash), self._engines)
 
-    def resume(key: str, kept: str, request: gr.Request) -> Iterator[Updates]:
-        job = jobs.get(who := visitor.name(key, request))
-        if isinstance(job, Run):
-            jobs.put(who, str(request.session_hash), job)
-            system = {tab.chat.system: job.ask.chat.system} if job.ask.chat else {}
-            yield {tab.prompt: job.ask.prompt, tab.task: job.ask.task} | system
-            yield from stream(tab, job, str(request.session_hash), engines)
+    def resume(self, key: str, kept: str, request: gr.Request) -> Iterator[Updates]:
+        job = self._jobs.get(who := visitor.name(key, request))
+        if isinstance(job, RunJob):
+            self._jobs.put(who, str(request.session_hash), job)
+            system = {self._tab.chat.system: job.ask.chat.system} if job.ask.chat else {}
+            yield {self._tab.prompt: job.ask.prompt, self._tab.task: job.ask.task} | system
+            yield from stream(self._tab, job, str(request.session_hash), self._engines)
         else:
-            yield last_run(tab, runlog, who, Chat.from_json(kept))
+            yield last_run(self._tab, self._runlog, who, Chat.from_json(kept))
 
-    def again(last: Last | None, key: str, request: gr.Request) -> Iterator[Updates]:
-        if last is None or not last.still(engines.state.info):
-            yield {tab.status: render.status("Another model is loaded now: run the prompt again first.", "bad")}
+    def again(self, last: Last | None, key: str, request: gr.Request) -> Iterator[Updates]:
+        if last is None or not last.still(self._engines.state.info):
+            yield {self._tab.status: render.status("Another model is loaded now: run the prompt again first.", "bad")}
             return
-        job = Again(engines, None, last.ask, who := visitor.name(key, request))
-        jobs.put(who, str(request.session_hash), job)
-        yield from measured_again(tab, job, last.view, str(request.session_hash))
+        job = Again(self._engines, None, last.ask, who := visitor.name(key, request))
+        self._jobs.put(who, str(request.session_hash), job)
+        yield from measured_again(self._tab, job, last.view, str(request.session_hash))
 
-    def mend(last: Last | None) -> Updates:
+    def mend(self, last: Last | None) -> Updates:
         remedy = headline(last.view).remedy if last else None
         if last is None or remedy is None:
-            return {tab.status: gr.skip()}
+            return {self._tab.status: gr.skip()}
         if remedy.budget:
-            return {tab.settings.parts[last.ask.method.name, "budget"]: remedy.budget}
+            return {self._tab.settings.parts[last.ask.method.name, "budget"]: remedy.budget}
         try:
-            engines.load(**engines.choice | {"adapter": last.ask.task})
+            self._engines.load(**self._engines.choice | {"adapter": last.ask.task})
         except (Busy, Refused) as no:
             gr.Warning(str(no))
-        return {tab.task: last.ask.task}
+        return {self._tab.task: last.ask.task}
 
-    def stop(label: str, key: str, request: gr.Request) -> None:
+    def stop(self, label: str, key: str, request: gr.Request) -> None:
         if label == STOP:
-            jobs.stop(visitor.name(key, request))
+            self._jobs.stop(visitor.name(key, request))
 
-    def close(request: gr.Request) -> None:
-        jobs.close(str(request.session_hash))
+    def close(self, request: gr.Request) -> None:
+        self._jobs.close(str(request.session_hash))
 
-    def load(values: dict[Any, Any]) -> Iterator[Updates]:
-        for state in model_panel.request_load(engines, tab.panel.chosen(values)):
-            yield tab.loaded(state, engines.offer, *(values[part] for part in tab.chosen)) | ready(state)
 
-    def load_fitting(task: str, wish: str, prompt: str) -> Iterator[Updates]:
-        choice = engines.choice | {"adapter": task}
-        for state in model_panel.request_load(engines, choice):
-            yield tab.loaded(state, engines.offer, task, wish, prompt) | tab.panel.show(choice) | ready(state)
+class ModelEvents:
+    """What the tab's events do with the model."""
 
-    def fit(task: str, wish: str, prompt: str) -> Iterator[Updates]:
-        if task_hint.loads_by_itself(task, engines.state, engines.choice):
-            yield from load_fitting(task, wish, prompt)
+    def __init__(self, tab: Playground, engines: Engines) -> None:
+        self._tab, self._engines = tab, engines
+
+    def load(self, values: dict[Any, Any]) -> Iterator[Updates]:
+        for state in model_panel.request_load(self._engines, self._tab.panel.chosen(values)):
+            yield self._tab.loaded(
+                state, self._engines.offer, *(values[part] for part in self._tab.chosen)
+            ) | self.ready(state)
+
+    def load_fitting(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
+        choice = self._engines.choice | {"adapter": task}
+        for state in model_panel.request_load(self._engines, choice):
+            yield (
+                self._tab.loaded(state, self._engines.offer, task, wish, prompt)
+                | self._tab.panel.show(choice)
+                | self.ready(state)
+            )
+
+    def fit(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
+        if task_hint.loads_by_itself(task, self._engines.state, self._engines.choice):
+            yield from self.load_fitting(task, wish, prompt)
         else:
-            yield tab.suited(task, engines.state.info)
+            yield self._tab.suited(task, self._engines.state.info)
 
-    def wished(method: str, wish: str) -> str:
+    def wished(self, method: str, wish: str) -> str:
         """A list that is left says its value too: one that stands in for a method that can't run is no wish."""
-        return wish if method == engines.offer.fitting(wish) else method
+        return wish if method == self._engines.offer.fitting(wish) else method
 
-    def ready(state: State) -> Updates:
+    def ready(self, state: State) -> Updates:
         if state.loading or not state.info or state.error:
             return {}
-        return {tab.status: render.status(f"Ready: {render.model_line(state.info)}.", "good")}
+        return {self._tab.status: render.status(f"Ready: {render.model_line(state.info)}.", "good")}
 
-    def unload(*chosen: str) -> Iterator[Updates]:
-        for state in model_panel.request_unload(engines):
-            yield tab.loaded(state, engines.offer, *chosen) | {tab.status: render.status(state.words)}
+    def unload(self, *chosen: str) -> Iterator[Updates]:
+        for state in model_panel.request_unload(self._engines):
+            yield self._tab.loaded(state, self._engines.offer, *chosen) | {self._tab.status: render.status(state.words)}
 
-    def watch(*chosen: str) -> Iterator[Updates]:
+    def watch(self, *chosen: str) -> Iterator[Updates]:
         waited = False
-        for state in engines.watch():
-            yield tab.loaded(state, engines.offer, *chosen) | (ready(state) if waited else {})
+        for state in self._engines.watch():
+            yield self._tab.loaded(state, self._engines.offer, *chosen) | (self.ready(state) if waited else {})
             waited = state.loading
 
+
+def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
+    """Connect the tab to the engine and the log."""
+    runs, models = RunEvents(tab, engines, runlog), ModelEvents(tab, engines)
     outputs, form = tab.outputs, tab.form
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     turn: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING}
-    tab.run.click(run, tab.inputs, outputs, **turn, **quiet)
-    tab.run.click(stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **quiet)
-    tab.view.again.click(again, [tab.last, tab.key], outputs, **turn, **quiet)
+    tab.run.click(runs.run, tab.inputs, outputs, **turn, **quiet)
+    tab.run.click(runs.stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **quiet)
+    tab.view.again.click(runs.again, [tab.last, tab.key], outputs, **turn, **quiet)
     budgets = [part for (_, name), part in tab.settings.parts.items() if name == "budget"]
-    tab.view.mend.click(mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **quiet).then(
+    tab.view.mend.click(runs.mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **quiet).then(
         None, js=PRESS_RUN, **quiet
     )
-    tab.panel.load.click(load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
-    tab.panel.unload.click(unload, tab.chosen, form, concurrency_limit=None, **quiet)
+    tab.panel.load.click(models.load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
+    tab.panel.unload.click(models.unload, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.panel.wire()
-    tab.method.input(wished, [tab.method, tab.wish], tab.wish, queue=False, **quiet)
-    tab.suit.load.click(load_fitting, tab.chosen, form, concurrency_limit=None, **quiet)
-    tab.task.input(fit, tab.chosen, form, concurrency_limit=None, **quiet)
-    tab.fit = fit
+    tab.method.input(models.wished, [tab.method, tab.wish], tab.wish, queue=False, **quiet)
+    tab.suit.load.click(models.load_fitting, tab.chosen, form, concurrency_limit=None, **quiet)
+    tab.task.input(models.fit, tab.chosen, form, concurrency_limit=None, **quiet)
+    tab.fit = models.fit
     fill_with_examples(tab.examples, tab)
     tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
     visitor.wire(tab.key, demo)
-    tab.chat.wire(demo)
-    demo.load(watch, tab.chosen, form, concurrency_limit=None, **quiet).then(
-        resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
+    tab.chat.wire(demo, tab.prompt)
+    demo.load(models.watch, tab.chosen, form, concurrency_limit=None, **quiet).then(
+        runs.resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
     )
-    demo.unload(close)
-    tab.view.wire(engines)
+    demo.unload(runs.close)
+    tab.view.wire(engines, runlog)
     show_own_settings(tab, engines)
 
 
-def stream(tab: Playground, run: Run, session: str, engines: Engines) -> Iterator[Updates]:
+def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iterator[Updates]:
     """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
     busy = tab.busy()  # in every update: of two that arrive together gradio's page loses what the later one leaves out
@@ -379,12 +402,13 @@ def stream(tab: Playground, run: Run, session: str, engines: Engines) -> Iterato
         for batch in batches:
             for item in batch:
                 view.add(item)
-            yield {tab.status: render.status(view.words, view.tone)} | tab.view.running(view) | busy
+            told = {tab.status: render.status(view.words, view.tone)} | tab.answering(run.ask, view)
+            yield told | tab.view.running(view) | busy
     view.close(run.stop.is_set())
     info = engines.state.info
     view.nodes, view.mismatched = (info.nodes, bool(mismatch(run.ask.task, info))) if info else (NODES, False)
     last = Last(run.ask, view, info) if view.whole and view.speedup else None
-    ended = tab.answered(run.ask, view.text, view.whole) | {tab.status: render.status(view.words, view.tone)}
+    ended = tab.answered(run.ask, view) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.ended(view) | tab.idle(again=last is not None) | {tab.last: last}
 
 

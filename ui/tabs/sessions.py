@@ -15,10 +15,10 @@ from ..components import run_panel
 from ..components.run_panel import RunView
 from ..files import downloads
 from ..html import render
-from ..html import sessions as listed
 from ..jobs import visitor
 from ..jobs.engine_host import Engines
 from ..state import history, pair
+from . import sessions_list as listed
 
 TAB = "sessions"
 PAGE = 15  # runs on a page of the list
@@ -202,7 +202,7 @@ def _listing(whole: gr.Column) -> Listing:
         model = gr.Dropdown([("All models", "")], value="", label="Model", interactive=True, min_width=140)
         since, until = _day("From day (UTC)"), _day("To day (UTC)")
         starred = gr.Checkbox(label="Starred only", min_width=130)
-    with gr.Row(elem_classes="ss-where"):
+    with gr.Row(elem_classes="ss-found"):
         where = gr.HTML(render.status(EMPTY), min_width=160)
         clear = gr.Button("Clear filters", size="sm", visible=False, scale=0, min_width=110)
         refresh = gr.Button("Refresh", size="sm", scale=0, min_width=90)
@@ -265,7 +265,7 @@ def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlo
     _wire_listing(tab, opened, runlog, own)
     _wire_exports(tab, runlog, own)
     _wire_opened(tab, runlog, own)
-    one.view.wire(engines)
+    one.view.wire(engines, runlog)
 
 
 def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> None:

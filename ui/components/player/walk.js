@@ -51,13 +51,14 @@ function walk(index, settled) {
 }
 
 function choose(step, node, token) {
-  if (step !== cursor || replay) walk(step, true);
+  if (step !== cursor || timer) walk(step, true);
   for (const chosen of element.querySelectorAll(".ss-chosen")) chosen.classList.remove("ss-chosen");
   const at = node >= 0 ? steps.method[step].t.findIndex((one) => one[3] === node) : token;
   const found = [part(`.ss-node[data-node="${node}"]`), part(`.ss-detail tr[data-node="${node}"]`)];
   if (at >= 0) found.push(part(`.ss-method .ss-step[data-index="${step}"]`)?.children[at]);
   for (const one of found) one?.classList.add("ss-chosen");
   into(part(".ss-detail"), found[1]);
+  if (done) trigger("input", { index: step, node, token: at });
 }
 
 // ---- playing -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Self-tests that were passed before: the same files, code and machine give the same result, so none is run twice.
+"""Results of passed self-tests: the same files, code and machine give the same result, so no test is run twice.
 
 A result is a small file in the cache folder, named by all that it depends on. Failures are not kept.
 """
@@ -22,8 +22,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CODE = ("model", "target", "streams", "adapters")  # packages whose code decides
 
 
-class Passed:
-    """Which self-tests a model passed. ``folders`` hold it and its adapter, ``words`` say how it is loaded."""
+class SelfTestCache:
+    """The self-tests that a model passed. ``folders`` hold it and its adapter, ``words`` say how it is loaded."""
 
     def __init__(self, folders: Iterable[Path | None], *words: str) -> None:
         files = [file for folder in folders if folder for file in sorted(folder.iterdir()) if file.is_file()]

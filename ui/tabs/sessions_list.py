@@ -8,8 +8,8 @@ from typing import Any
 
 from specstream.stats import counted
 
+from ..html.render import model_name
 from ..state import history
-from .render import model_name
 
 # Times are written in UTC, which anyone can read, and put into the visitor's own time and language by the browser.
 KEEP_LOCAL = """

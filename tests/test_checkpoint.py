@@ -104,7 +104,7 @@ def test_bad_moments_are_told_before_anything_is_filled(harm: str, saved: Path) 
 
 
 def test_a_checkpoint_that_lacks_the_heads_is_told(tmp_path: Path) -> None:
-    from tests.test_head_training import started, trainer_of
+    from tests.test_training_heads import started, trainer_of
 
     start, out = started(tmp_path / "start"), tmp_path / "out"
     trainer_of("medusa", out, start, epochs=1).train(DATA, [], lambda event: None)

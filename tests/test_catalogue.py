@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import errors
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from specstream.hub import catalogue
 from specstream.hub import download as sources
@@ -41,18 +41,8 @@ def empty_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with its tokenizer, as a user's folder. Not to be changed: copy it."""
     folder = tmp_path_factory.mktemp("models") / "llama"
-    save(tiny.tiny("llama"), folder)
+    tiny.save(tiny.tiny("llama"), folder)
     return folder
-
-
-def save(model: Any, folder: Path, **options: Any) -> None:
-    """A model with the smallest tokenizer there is: words that are numbers."""
-    model.save_pretrained(folder, **options)
-    words = {str(i): i for i in range(tiny.VOCAB)}
-    rules = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
-    rules["model"] = {"type": "WordLevel", "vocab": words, "unk_token": "0"}
-    (folder / "tokenizer.json").write_text(json.dumps(rules))
-    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).save_pretrained(folder)
 
 
 def copy(folder: Path, target: Path) -> Path:
@@ -374,7 +364,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.PLAIN_ONLY])
 def test_a_folder_of_any_family_loads_as_it_was_saved(family: str, tmp_path: Path) -> None:
     model = tiny.tiny(family)
-    save(model, tmp_path)
+    tiny.save(model, tmp_path)
     loaded, tokenizer = load(tmp_path)
     assert not loaded.training and loaded.dtype == torch.float32
     ids = torch.tensor([tokenizer("5 7 3 6").input_ids])
@@ -384,7 +374,7 @@ def test_a_folder_of_any_family_loads_as_it_was_saved(family: str, tmp_path: Pat
 
 
 def test_sharded_weights_load_and_a_missing_shard_is_noticed(tmp_path: Path) -> None:
-    save(tiny.tiny("llama"), tmp_path, max_shard_size="100KB")
+    tiny.save(tiny.tiny("llama"), tmp_path, max_shard_size="100KB")
     assert (tmp_path / sources.INDEX).is_file()
     load(tmp_path)
     next(tmp_path.glob("model-00002*")).unlink()
@@ -441,7 +431,7 @@ def test_a_hub_model_of_gguf_weights(hub: Any, tmp_path: Path) -> None:
 def test_weights_that_are_no_numbers_are_refused(dtype: torch.dtype, words: str, value: float, tmp_path: Path) -> None:
     model = tiny.tiny("llama")
     model.model.layers[2].mlp.up_proj.weight.data[3, 5] = value
-    save(model, tmp_path)
+    tiny.save(model, tmp_path)
     with pytest.raises(ModelError, match=rf"not finite numbers \(in model.layers.2.mlp.up_proj.weight\): {words}"):
         load_model(resolve(str(tmp_path)), "cpu", dtype)
 
@@ -449,7 +439,7 @@ def test_weights_that_are_no_numbers_are_refused(dtype: torch.dtype, words: str,
 def test_large_weights_are_numbers(tmp_path: Path) -> None:
     model = tiny.tiny("llama")
     model.model.norm.weight.data.fill_(3e38)
-    save(model, tmp_path)
+    tiny.save(model, tmp_path)
     load(tmp_path)
 
 
@@ -475,7 +465,7 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     config = AutoConfig.for_model(
         "bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=400
     )
-    save(AutoModelForMaskedLM.from_config(config), tmp_path)
+    tiny.save(AutoModelForMaskedLM.from_config(config), tmp_path)
     with pytest.raises(ModelError, match="is a BertForMaskedLM, not a causal language model"):
         load(tmp_path)
 

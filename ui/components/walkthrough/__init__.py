@@ -1,0 +1,62 @@
+"""One step of a run in four clicks, and a slider that shows what right guesses are worth. Pure but for ``component``.
+
+The script reads ``{before, root, nodes, tokens, passes, cost, depth, rate, told}`` as JSON text: ``nodes`` and
+``tokens`` as of ``ui.state.feed``, ``before`` the text that was there, ``cost`` of a step in standard steps, ``depth``
+how many tokens ahead are guessed, ``rate`` how often a guess is right, and ``told`` which run this is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from specstream.events import Fate, Lane, Step
+from specstream.stats import step_cost
+
+from ...state.feed import encode, step_values
+from ...state.view import View, root_text
+
+HERE = Path(__file__).parent
+SHOWN = 90  # characters of the text before the step
+
+
+def message(view: View, told: str) -> str:
+    """What the script reads of a run; nothing for one without drafts."""
+    index = telling(view.steps)
+    if index is None:
+        return ""
+    step, stats = step_values(view.steps[index]), view.stats[Lane.METHOD]
+    before = "".join(token.text for one in view.steps[:index] for token in one.tokens)
+    compared, right = sum(stats.reached_depth.values()), sum(stats.accepted_depth.values())
+    cost = step_cost([view.stats[Lane.BASELINE]], [stats])
+    return encode({
+        "before": before[-SHOWN:], "root": root_text(view.steps, index), "nodes": step["d"], "tokens": step["t"],
+        "cost": round(max(cost, 1.0), 2) if cost else 1.3, "measured": bool(cost and cost >= 1),
+        "depth": max((max(s.draft.depths(), default=0) for s in view.steps), default=1),
+        "rate": round(right / compared, 2) if compared else 0.5, "told": told,
+    })  # fmt: skip
+
+
+def telling(steps: list[Step]) -> int | None:
+    """A step that is easily followed: it accepted several whole words and rejected something, in a small tree."""
+
+    def worth(index: int) -> tuple[int, int]:
+        step = steps[index]
+        fates, words = step.draft.fate, sum(token.text[:1] == " " for token in step.tokens)
+        both = min(fates.count(Fate.ACCEPTED), 3) + 2 * (Fate.REJECTED in fates)
+        return both + words, -len(fates)
+
+    with_drafts = [i for i in range(1, len(steps)) if len(steps[i].draft)]
+    return max(with_drafts, key=worth) if with_drafts else None
+
+
+def component(value: str) -> Any:
+    """The walk-through, which shows a message of above."""
+    return gr.HTML(
+        value,
+        html_template=(HERE / "walkthrough.html").read_text(encoding="utf-8"),
+        js_on_load=(HERE / "walkthrough.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+    )
