@@ -19,8 +19,8 @@ from specstream.streams.stream_attention import PassLayout, carry
 from specstream.target.model_target import ModelTarget, Variant
 
 log = logging.getLogger(__name__)
-# Logit difference (root mean square) that rounding explains, as a share of the logits' spread. A wrong mask or position changes
-# logits by about their spread.
+# Logit difference (root mean square) that rounding explains, as a share of the logits' spread. A wrong mask or position
+# changes logits by about their spread.
 TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
 HALF_TOLERANCE = 0.3
 INT8_TOLERANCE = 1.2  # a row rounded to 255 steps turns the least difference into one of its own size
