@@ -18,7 +18,7 @@ run: $(VENV)/runtime.stamp $(if $(ARGS),,model)
 test: $(VENV)/dev.stamp model
 	$(PYTEST) $(ARGS)
 
-# About two minutes: no browser, no weights.
+# About two minutes on two cores: no browser, no weights, and nothing that trains (tests/conftest.py).
 test-fast: $(VENV)/dev.stamp
 	$(PYTEST) -m "not browser and not real_model and not slow" $(ARGS)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:  # playwright is for those tests that need it
     from playwright.sync_api import Browser
@@ -16,13 +17,30 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["SPECSTREAM_NO_COMPILER"] = "1"
+settings.register_profile("any machine", deadline=None)  # a busy one takes its time
+settings.load_profile("any machine")
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes that each compute with all cores hold each other up
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# Files that train, load many models, or start programs: left out of make test-fast.
+SLOW = {
+    f"test_{name}.py"
+    for name in (
+        "ablations", "api", "bad_data", "bench_memory", "catalogue", "checkpoint", "draft_model", "engine_parts",
+        "evaluation", "exact", "exact_runs", "figures", "finetune", "golden", "heads", "invariance", "pair_map",
+        "playground", "quantized", "streaming_variants", "training", "training_heads", "training_jobs",
+        "transformers_generate", "visitors", "wheel", "zerogpu",
+    )
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with a browser or the real model come first: they last, and processes that share the files end together."""
     long = {item.path for item in items if {"browser", "real_model"} & {mark.name for mark in item.iter_markers()}}
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path not in long)
 
 

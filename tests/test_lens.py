@@ -81,7 +81,7 @@ def test_another_model_does_not_answer_for_the_one_that_ran() -> None:
     engine, view = load_toy(pace=0), recording.load().view()
     assert view.origin is not None
     with pytest.raises(looks.OtherModel, match="smollm2-135m with adapter e2e"):
-        looks.same_model(engine, view.origin)
+        looks.same_model(engine.info, view.origin)
 
 
 def test_what_came_true_is_marked_and_markup_is_text() -> None:

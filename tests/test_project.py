@@ -16,6 +16,7 @@ import click
 import pytest
 
 import specstream
+from tests.conftest import SLOW
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = {
@@ -225,6 +226,10 @@ def module(file: Path) -> str:
 def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
     marks = [b"/wo" + b"rk/", b"/ho" + b"me/" + b"root", b"/ro" + b"ot/"]
     assert [(f, m) for f in our_files() for m in marks if m in f.read_bytes()] == []
+
+
+def test_files_of_slow_tests_exist() -> None:
+    assert [name for name in SLOW if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_continuous_integration_runs_make_check() -> None:

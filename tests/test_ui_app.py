@@ -29,14 +29,17 @@ from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
 from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
+from tests.test_ui_headline import PLAIN, run, steps
 from ui import app
 from ui.components import race
 from ui.jobs import job
+from ui.jobs.again import TIMES, Again
 from ui.jobs.comparisons import Contest, Entry, Lap
 from ui.jobs.engine_host import Busy, Engines, NotLoaded, Stopped
 from ui.jobs.job import Jobs
 from ui.jobs.runs import RunJob, RunRequest
 from ui.state.feed import Feed
+from ui.state.headline import Ratio, headline
 from ui.state.messages import Item, Notice
 from ui.state.methods import CannotRun, Offer
 from ui.state.view import View
@@ -327,6 +330,30 @@ def test_a_loaded_model_keeps_the_chosen_method_where_it_can_run(engines: Engine
     kept, moved = (tab.loaded(engines.state, bare, "raw", name)[tab.method] for name in ("prompt_lookup", "streaming"))
     assert kept["value"] == "prompt_lookup" and moved["value"] == "standard"
     assert kept["choices"] == bare.choices() and len(kept["choices"]) == len(params.METHODS)
+
+
+def test_the_button_beside_a_slow_run_mends_its_cause(engines: Engines) -> None:
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    events = playground.RunEvents(tab, engines, None)
+    large = replace(ask(), method=Streaming(budget=64))
+    last = playground.Last(large, run(steps((1, 1.0), *[(2, 6.0)] * 6), PLAIN, budget=64), engines.state.info)
+    assert events.mend(last) == {tab.settings.parts["streaming", "budget"]: 5}
+    assert tab.view.said(headline(last.view))[tab.view.mend]["value"] == "Try 5"
+    assert last.still(engines.state.info) and not last.still(replace(engines.state.info, adapter="other"))  # type: ignore[type-var]
+
+
+def test_a_run_is_measured_again_without_a_log(engines: Engines) -> None:
+    found = [item for batch in Again(engines, None, ask(tokens=8)).batches() for item in batch]
+    ratios = [item for item in found if isinstance(item, Ratio)]
+    assert len(ratios) == TIMES and all(ratio.whole > 0 and ratio.writing for ratio in ratios)
+
+
+def test_an_example_gives_way_to_that_of_the_adapter_but_typed_text_stays() -> None:
+    known = playground.examples()[0]
+    other = playground.example_of("sql", known["prompt"])
+    assert other.startswith("CREATE TABLE") and not playground.example_of(known["task"], known["prompt"])
+    assert playground.example_of("sql", "my own words") == ""
 
 
 def test_what_is_measured_with_an_adapter_of_another_task_says_so(engines: Engines) -> None:

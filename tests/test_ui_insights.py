@@ -13,8 +13,9 @@ from specstream.params import Streaming
 from specstream.stats import step_cost, summarize
 from ui.charts import runs
 from ui.components import race
+from ui.html import insights
 from ui.jobs.comparisons import Entry
-from ui.state import insights, recording
+from ui.state import recording
 from ui.state.feed import Feed
 
 EVIL = "</script><img src=x onerror=alert(1)>"

@@ -16,6 +16,7 @@ from specstream.data.tasks import TASKS
 from specstream.data.tasks import task as find_task
 from specstream.events import Lane
 from specstream.params import Method, Sampling, Standard
+from specstream.runlog import RunLog
 
 from .jobs.engine_host import Engines
 from .jobs.runs import RunJob, RunRequest
@@ -25,7 +26,7 @@ from .state.view import View
 from .tabs.playground import MOST_WAITING, check_prompt
 
 
-def add(engines: Engines, runlog: Any) -> None:
+def add(engines: Engines, runlog: RunLog | None) -> None:
     """Add ``/generate``, ``/stream``, ``/model`` and ``/settings`` to the page that is being built.
 
     Their docstrings are what the list of endpoints shows, and what language models read that have them as tools.
@@ -84,7 +85,9 @@ def add(engines: Engines, runlog: Any) -> None:
     gr.api(settings, api_name="settings", queue=False)
 
 
-def asked(engines: Engines, runlog: Any, prompt: Any, task: Any, method: Any, settings: Any, compare: Any) -> RunJob:
+def asked(
+    engines: Engines, runlog: RunLog | None, prompt: Any, task: Any, method: Any, settings: Any, compare: Any
+) -> RunJob:
     """The run that a program wants, which may give anything. Raises gr.Error with one sentence."""
     try:
         for name, value in {"prompt": prompt, "task": task, "method": method}.items():

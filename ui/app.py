@@ -8,6 +8,8 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from specstream.runlog import RunLog
+
 from . import api, first_script
 from .access_rules import OPEN, Rules
 from .export import page
@@ -33,7 +35,7 @@ class Page(gr.Blocks):
         super().validate_inputs(block_fn, inputs)
 
 
-def build(engines: Engines, runlog: Any, warning: str = "") -> gr.Blocks:
+def build(engines: Engines, runlog: RunLog | None, warning: str = "") -> gr.Blocks:
     """The page over an engine and a log. ``runlog`` None: runs are not kept, which ``warning`` explains at the top."""
     with Page(title=TITLE, analytics_enabled=False) as demo:
         gr.HTML(HEADER)

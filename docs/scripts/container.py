@@ -1,7 +1,7 @@
 """The Dockerfile's steps and a Space's start in a bare Debian, where there is no Docker. For root on Linux.
 
     debootstrap --variant=minbase --include=python3,python3-pip,ca-certificates bookworm ROOT
-    python -m docs.scripts.container ROOT [--port 7860] [--bind FOLDER]... [--toy]
+    python -m docs.scripts.container ROOT [--port 7860] [--bind FOLDER]... [--toy] [--again]
 
 The image's python:3.11-slim is Debian's own Python 3.11 here: no compiler, no headers. What the Dockerfile copies, runs
 and sets is read from it. The app is then started as its user with the variables that a Space sets, and one prompt is
@@ -159,10 +159,12 @@ def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
     while True:
         try:
             client = Client(url, verbose=False)
+            if error := client.predict(api_name="/model")["error"]:
+                raise click.ClickException(error)
             answer = client.predict(PROMPT, task="e2e", settings={"max_new_tokens": 40}, api_name="/generate")
             return {"model": client.predict(api_name="/model"), "answer": answer}
-        except Exception:  # not served, or not loaded, yet
-            if time.monotonic() > end or program.poll() is not None:
+        except Exception as error:  # not served, or not loaded, yet
+            if isinstance(error, click.ClickException) or time.monotonic() > end or program.poll() is not None:
                 raise
             time.sleep(2)
 
@@ -172,7 +174,8 @@ def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
 @click.option("--port", default=7860, show_default=True)
 @click.option("--bind", "binds", multiple=True, help="A folder that is seen inside as well.")
 @click.option("--toy", is_flag=True, help="Start the app with --toy.")
-def main(root: Path, port: int, binds: tuple[str, ...], toy: bool) -> None:
+@click.option("--again", is_flag=True, help="The RUN lines have been run in ROOT before: leave them out.")
+def main(root: Path, port: int, binds: tuple[str, ...], toy: bool, again: bool) -> None:
     container, start = Container(root.resolve(), binds), time.monotonic()
     prepare(container.root)
     command: list[str] = []
@@ -180,7 +183,8 @@ def main(root: Path, port: int, binds: tuple[str, ...], toy: bool) -> None:
         click.echo(f"{time.monotonic() - start:6.0f} s  {keyword} {rest}")
         if keyword == "CMD":
             command = json.loads(rest)
-        container.step(keyword, rest)
+        if not (again and keyword == "RUN"):
+            container.step(keyword, rest)
     seen = container.run("id -u; python --version; for c in " + " ".join(COMPILERS) + "; do command -v $c || :; done")
     click.echo(f"Inside: {', '.join(seen.split())}")
     with started(container, [*command, "--port", str(port), *(["--toy"] if toy else [])]) as program:

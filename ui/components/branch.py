@@ -14,6 +14,7 @@ from gradio.context import Context
 from specstream import params
 from specstream.data.chat import Chat
 from specstream.params import Sampling, Standard
+from specstream.runlog import RunLog
 from specstream.stats import counted
 
 from ..html import render
@@ -59,7 +60,7 @@ class Branch:
             return {self.begin: ""}
         return {self.begin: begin, self.button: gr.update(visible=True, value=f"Go on from “{shorten(last.strip())}”")}
 
-    def wire(self, view: gr.State, player: gr.HTML, engines: Engines | None, runlog: Any) -> None:
+    def wire(self, view: gr.State, player: gr.HTML, engines: Engines | None, runlog: RunLog | None) -> None:
         """Follow clicks in the player. ``engines`` None: nothing can be run."""
         if engines is None:
             return
@@ -78,7 +79,7 @@ class Branch:
                 return
             try:
                 if engines.state.info is not None and shown.origin is not None:
-                    same_model(engines.state, shown.origin)
+                    same_model(engines.state.info, shown.origin)
                 job = RunJob(engines, runlog, asked(shown, begin), visitor.name(key, request))
             except ValueError as error:
                 yield {self.status: render.status(str(error), "bad")}
@@ -121,8 +122,8 @@ def asked(view: View, begin: str) -> RunRequest:
     """What the first run asked for, with the beginning of its text given. Raises ValueError for settings of old."""
     assert view.origin is not None, "a run of unknown origin"
     settings = view.origin.settings or {}
-    sampling = settings.get("sampling", {})
-    sampling |= {"stop": tuple(sampling.get("stop", ()))}
+    sampling = dict(settings.get("sampling", {}))
+    sampling["stop"] = tuple(sampling.get("stop", ()))
     method = params.method(view.origin.method, **settings.get("method", {}))
     chat = Chat.from_dict(settings["chat"]) if settings.get("chat") else None
     baseline = not isinstance(method, Standard)

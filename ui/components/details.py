@@ -7,6 +7,8 @@ from typing import Any
 
 import gradio as gr
 
+from specstream.runlog import RunLog
+
 from ..export import page, story
 from ..jobs.engine_host import Engines
 from ..state.view import View
@@ -47,7 +49,7 @@ class Details:
         told = story.of_view(view) if view else None
         return self.share.show(told) | self.lens.show(view) | self.branch.show(view) | self.guess.show(view)
 
-    def wire(self, player: gr.HTML, steps: gr.State, engines: Engines | None, runlog: Any) -> None:
+    def wire(self, player: gr.HTML, steps: gr.State, engines: Engines | None, runlog: RunLog | None) -> None:
         """``player.select`` fires with ``index`` when the visitor settles on a step; ``steps`` holds the run's Steps.
 
         ``engines`` is None where no model can be asked, ``runlog`` where runs are not kept.

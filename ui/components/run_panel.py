@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from specstream.events import Lane
+from specstream.runlog import RunLog
 
 from ..html import headline as lines
-from ..html import render
+from ..html import insights, render
 from ..jobs.engine_host import Engines
-from ..state import insights
 from ..state.feed import Feed, encode
 from ..state.headline import headline
 from ..state.view import View
@@ -73,7 +73,7 @@ class RunView:
         """Updates when a run begins: what belongs to the one before goes."""
         return {self.mend: gr.update(visible=False), **self.details.begun()}
 
-    def wire(self, engines: Engines | None = None, runlog: Any = None) -> None:
+    def wire(self, engines: Engines | None = None, runlog: RunLog | None = None) -> None:
         """Connect the details; ``engines`` lend them the model, and what they run goes into the log."""
         self.details.wire(self.player, self.steps, engines, runlog)
 

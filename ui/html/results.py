@@ -13,7 +13,7 @@ from specstream.data.tasks import TASKS
 from specstream.params import METHODS
 from specstream.stats import counted
 
-from ..state.insights import calibration_words
+from .insights import calibration_words
 from .render import model_name
 
 Report = Mapping[str, Any]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from specstream.events import Lane, Verdict
 from specstream.stats import RunStats
 
 from ..state.headline import Ratio
 from .runs import RunJob
+
+if TYPE_CHECKING:  # the page starts without torch
+    from specstream.engine import Engine
 
 TIMES = 4
 
@@ -19,7 +22,7 @@ class Again(RunJob):
     Nothing of it is logged: the text is that of the run before.
     """
 
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         for _ in range(TIMES):
             stats = {lane: RunStats() for lane in Lane}
             for item in self._session(engine)[1]:

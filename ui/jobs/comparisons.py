@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specstream.events import Event, Finished, Lane, Reason, Started, Step, Verdict
 from specstream.params import METHODS, Method, Sampling, Standard
+from specstream.runlog import RunLog
 from specstream.stats import RunStats, summarize
 
 from ..state.feed import WITH_COPIES
 from .engine_host import Engines, sentence
 from .runs import ModelJob, Record, RunRequest
+
+if TYPE_CHECKING:  # the page starts without torch
+    from specstream.engine import Engine
 
 WARM_UP = 4  # tokens that each method writes before it is measured, so that none pays for cold caches
 
@@ -69,7 +73,12 @@ class Contest(ModelJob):
     ask: RunRequest
 
     def __init__(
-        self, engines: Engines, runlog: Any, ask: RunRequest, methods: Sequence[Method], visitor: str | None = None
+        self,
+        engines: Engines,
+        runlog: RunLog | None,
+        ask: RunRequest,
+        methods: Sequence[Method],
+        visitor: str | None = None,
     ) -> None:
         super().__init__(engines, runlog, ask, visitor)
         self._methods: list[Method] = [Standard(), *methods]
@@ -80,14 +89,14 @@ class Contest(ModelJob):
         """The methods in the order in which they are measured."""
         return [method.name for method in self._methods]
 
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         self.put(Prepared(engine.info))
         self._say_mismatch(engine, self.ask.task)
         for number, method in enumerate(self._methods, 1):
             if not self.stop.is_set():
                 self._measure(engine, method, number)
 
-    def _measure(self, engine: Any, method: Method, number: int) -> None:
+    def _measure(self, engine: Engine, method: Method, number: int) -> None:
         ask = replace(self.ask, method=method)
         prompt = engine.prompt(ask.task, ask.prompt)
         short = replace(ask.sampling, max_new_tokens=min(WARM_UP, ask.sampling.max_new_tokens))
@@ -103,7 +112,7 @@ class Contest(ModelJob):
             raise
         record.close(None)
 
-    def _run(self, engine: Any, prompt: str, ask: RunRequest, record: Record, number: int) -> None:
+    def _run(self, engine: Engine, prompt: str, ask: RunRequest, record: Record, number: int) -> None:
         events: list[Event] = []
         tokens = 0
         for event in engine.generate(prompt, ask.method, ask.sampling, self.stop.is_set):
@@ -118,7 +127,7 @@ class Contest(ModelJob):
         self._reference = self._reference or events
         self.put(Entry(ask.method.name, tuple(events), found, record.run))
 
-    def _compare(self, engine: Any, prompt: str, sampling: Sampling, events: list[Event], record: Record) -> Verdict:
+    def _compare(self, engine: Engine, prompt: str, sampling: Sampling, events: list[Event], record: Record) -> Verdict:
         """The logged run gets the lane of standard decoding, too, so that it can be walked through like any other."""
         from specstream.session import verdict  # imports torch: only now, in the worker
 

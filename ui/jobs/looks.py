@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specstream.data.chat import Chat
+from specstream.info import EngineInfo
 from specstream.params import Sampling
 
 from ..html.render import model_name
 from ..state.origin import Origin
 from .engine_host import Engines
 from .runs import ModelJob
+
+if TYPE_CHECKING:  # the page starts without torch
+    from specstream.engine import Engine
 
 
 class OtherModel(ValueError):
@@ -41,14 +45,14 @@ class Looked:
     values: dict[str, Any]
 
 
-def same_model(engine: Any, origin: Origin) -> None:
-    """Raises OtherModel where a run was made by another model or adapter than this engine's."""
-    if (engine.info.model, engine.info.adapter) != (origin.model, origin.adapter):
+def same_model(info: EngineInfo, origin: Origin) -> None:
+    """Raises OtherModel where a run was made by another model or adapter than the loaded ones."""
+    if (info.model, info.adapter) != (origin.model, origin.adapter):
         made = f"{model_name(origin.model)} with adapter {model_name(origin.adapter)}"
         raise OtherModel(f"This run was made by {made}: load these under Model, then look again.")
 
 
-def prompt_ids(engine: Any, origin: Origin) -> list[int]:
+def prompt_ids(engine: Engine, origin: Origin) -> list[int]:
     """The ids of a run's prompt, as the model read it."""
     chat = (origin.settings or {}).get("chat")
     before = Chat.from_dict(chat) if chat else Chat()
@@ -67,9 +71,9 @@ class Look(ModelJob):
     def check(self) -> None:
         """One pass over a text that was read before: no rule has to hold."""
 
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         from specstream.target import lens  # imports torch: only now, in the worker
 
-        same_model(engine, self.ask.origin)
+        same_model(engine.info, self.ask.origin)
         self._say("Looking inside the step")
         self.put(Looked(lens.look(engine, prompt_ids(engine, self.ask.origin) + list(self.ask.before))))

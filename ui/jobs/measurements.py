@@ -6,12 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specstream.params import Method, Sampling, Streaming
 
 from .engine_host import sentence
 from .runs import ModelJob
+
+if TYPE_CHECKING:  # the page starts without torch
+    from specstream.engine import Engine
 
 OFTEN = 3.0  # seconds between two looks at the result so far: to work it out takes time from the next run
 GRACE = 300.0  # a measurement goes on that long after its last viewer left
@@ -72,7 +75,7 @@ class Measurement(ModelJob):
         self._engines.rules.check_measurement(self.ask.repeats, self.ask.references)
         self._engines.rules.check_files(self.ask.file)
 
-    def _cases(self, engine: Any) -> Sequence[Any]:
+    def _cases(self, engine: Engine) -> Sequence[Any]:
         """The prompts with their template. Raises ValueError naming a bad line of the file."""
         from specstream import bench  # imports torch: only now, in the worker
 
@@ -98,7 +101,7 @@ class Measurement(ModelJob):
 class Benchmark(Measurement):
     """The methods on every prompt, in turn."""
 
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         from specstream import bench
 
         order = self.ask
@@ -123,7 +126,7 @@ class Benchmark(Measurement):
         if rows[0].asked:
             self._keep(self._report(rows))
 
-    def _outside(self, engine: Any) -> Sequence[Any]:
+    def _outside(self, engine: Engine) -> Sequence[Any]:
         """The references on a second copy of the model, which takes a moment to load."""
         from specstream import bench
 
@@ -168,7 +171,7 @@ class Benchmark(Measurement):
 class Tuning(Measurement):
     """The cost of a step by its tree's size, and the settings that suit the machine."""
 
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         from specstream.bench import described, step_cost
         from specstream.bench import tune as tuning
 
@@ -198,7 +201,7 @@ class Tuning(Measurement):
         spent = min(time.monotonic() - self._began, self.ask.seconds)
         self.put(Lap("Measuring the cost of a step", spent, self.ask.seconds, self.ask.seconds - spent))
 
-    def _chosen(self, engine: Any, cost: Any, cases: Sequence[Any], method: Method) -> Report:
+    def _chosen(self, engine: Engine, cost: Any, cases: Sequence[Any], method: Method) -> Report:
         """The settings, tried on every other prompt; a single prompt leaves none to try them on."""
         from specstream.bench import step_cost
         from specstream.bench import tune as tuning

@@ -7,11 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from specstream.data.chat import Chat
 from specstream.events import Event, Lane, Verdict
 from specstream.params import Method, Sampling
+from specstream.runlog import RunLog
 
 from ..state.messages import Notice, Recorded
 from ..state.methods import mismatch
@@ -19,6 +20,9 @@ from ..state.origin import Origin, of_info
 from . import zerogpu
 from .engine_host import Engines, Stopped, sentence
 from .job import Job
+
+if TYPE_CHECKING:  # the page starts without torch
+    from specstream.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +66,13 @@ def failure(error: Exception) -> Notice:
 class ModelJob(Job):
     """A job that has the model to itself while it works. Subclasses write ``use``; what goes wrong becomes a Notice."""
 
-    def __init__(self, engines: Engines, runlog: Any, ask: Request, visitor: str | None = None) -> None:
+    def __init__(self, engines: Engines, runlog: RunLog | None, ask: Request, visitor: str | None = None) -> None:
         super().__init__()
         self.ask = ask
         self._engines, self._runlog, self._visitor = engines, runlog, visitor
 
     @abstractmethod
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         """What is done with the model."""
 
     def check(self) -> None:
@@ -85,7 +89,7 @@ class ModelJob(Job):
         except Exception as error:
             self.put(failure(error))
 
-    def _say_mismatch(self, engine: Any, task: str) -> None:
+    def _say_mismatch(self, engine: Engine, task: str) -> None:
         """What is measured on a task that the adapter was not trained for is no measure of it."""
         if words := mismatch(task, engine.info):
             self._say(words, lasting=True)
@@ -104,7 +108,7 @@ class RunJob(ModelJob):
         """Of a chat everything that was said counts."""
         self._engines.rules.check_run(self.ask.characters, self.ask.sampling)
 
-    def use(self, engine: Any) -> None:
+    def use(self, engine: Engine) -> None:
         self._say("Running")
         ask = self.ask
         info, items = self._session(engine)
@@ -123,7 +127,7 @@ class RunJob(ModelJob):
             raise
         record.close(None)
 
-    def _session(self, engine: Any) -> tuple[Any, Iterator[tuple[Lane, Event] | Verdict]]:
+    def _session(self, engine: Engine) -> tuple[Any, Iterator[tuple[Lane, Event] | Verdict]]:
         """The facts of the model that runs, and what the run gives."""
         from specstream.session import run_session  # imports torch: only now, in the worker
 
@@ -155,17 +159,17 @@ def origin(info: Any, ask: RunRequest) -> Origin:
 class Record:
     """Writes a run to the log. A log that can't be written costs the user a sentence, not the run."""
 
-    def __init__(self, runlog: Any, say: Callable[..., None]) -> None:
+    def __init__(self, runlog: RunLog | None, say: Callable[..., None]) -> None:
         self.run = ""
         self._runlog, self._say = runlog, say
         self._recorder: Any = None
 
     def start(self, info: Any, ask: RunRequest, visitor: str | None) -> None:
         if self._runlog is not None:
-            self._try(self._begin, info, ask, settings_of(ask), visitor)
+            self._try(self._begin, self._runlog, info, ask, settings_of(ask), visitor)
 
-    def _begin(self, info: Any, ask: RunRequest, settings: dict[str, Any], visitor: str | None) -> None:
-        self._recorder = self._runlog.start(info, ask.prompt, ask.task, ask.method.name, settings, visitor=visitor)
+    def _begin(self, runlog: RunLog, info: Any, ask: RunRequest, settings: dict[str, Any], visitor: str | None) -> None:
+        self._recorder = runlog.start(info, ask.prompt, ask.task, ask.method.name, settings, visitor=visitor)
         self.run = str(self._recorder.run_id)
 
     def add(self, item: tuple[Lane, Event] | Verdict) -> None:

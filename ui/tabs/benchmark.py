@@ -15,7 +15,7 @@ import gradio as gr
 from specstream.bench.prediction import fastest_tried
 from specstream.bench.tables import REFERENCES
 from specstream.params import METHODS, Method, PromptLookup, Standard, Streaming
-from specstream.runlog import RunLogError
+from specstream.runlog import RunLog, RunLogError
 from specstream.stats import counted
 
 from ..access_rules import Rules
@@ -357,7 +357,7 @@ def _results(run: gr.Button, tune: gr.Button, cancel: gr.Button, status: gr.HTML
 class Handlers:
     """What the tab's events do."""
 
-    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: Any) -> None:
+    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: RunLog | None) -> None:
         self._tab, self._engines, self._runlog = tab, engines, runlog
         self._jobs, self._folder = Jobs(), downloads()
         self.earlier = Earlier(tab, engines, runlog, self._folder)
@@ -406,7 +406,13 @@ class Handlers:
 
 
 def wire(
-    tab: BenchmarkTab, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground
+    tab: BenchmarkTab,
+    opened: gr.Tab,
+    tabs: gr.Tabs,
+    demo: gr.Blocks,
+    engines: Engines,
+    runlog: RunLog | None,
+    play: Playground,
 ) -> None:
     """Connect the tab to the engine, the log and the Playground."""
     form, shown, on = tab.form, tab.shown, Handlers(tab, engines, runlog)
@@ -484,7 +490,7 @@ def written(report: Report, folder: Path) -> Path:
 class Earlier:
     """Results of other times: from the log, and from files."""
 
-    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: Any, folder: Path) -> None:
+    def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: RunLog | None, folder: Path) -> None:
         self._tab, self._rules, self._runlog, self._folder = tab, engines.rules, runlog, folder
 
     def listed(self, who: str) -> Updates:
@@ -501,7 +507,8 @@ class Earlier:
     def chosen(self, values: Mapping[Any, Any]) -> list[Report]:
         """The results that are chosen, each with a name. Raises ValueError with one sentence."""
         who = self._rules.seen_by(values[self._tab.form.key] or "")
-        logged = [self._runlog.benchmark(key, who) for key in values[self._tab.form.earlier] or []]
+        keys = values[self._tab.form.earlier] or []
+        logged = [self._runlog.benchmark(key, who) for key in keys] if self._runlog is not None else []
         files = [Path(file) for file in values[self._tab.upload] or []]
         self._rules.check_files(*files)
         return [*(r | {"name": results.named(r)} for r in logged), *(read(file) for file in files)]
@@ -522,8 +529,7 @@ class Earlier:
         """What a page that is loaded again shows: the visitor's last result, from the log."""
         shown = self._tab.shown
         try:
-            found = self._runlog.benchmarks(1, who) if self._runlog is not None else []
-            report = self._runlog.benchmark(found[0]["id"]) if found else None
+            report = _newest(self._runlog, who) if self._runlog is not None else None
         except RunLogError as error:
             return {shown.status: render.status(str(error), "bad")}
         if report is None:
@@ -570,3 +576,9 @@ def used(play: Playground, tabs: gr.Tabs, reports: Sequence[Report]) -> Updates:
     parts = {key: part for key, part in play.settings.parts.items() if key[0] == tuned["method"]}
     updates = {part: settings[name] for (_, name), part in parts.items() if name in settings}
     return {tabs: gr.update(selected="playground"), play.method: tuned["method"], play.wish: tuned["method"]} | updates
+
+
+def _newest(runlog: RunLog, who: str) -> Report | None:
+    """A visitor's last result. Raises RunLogError."""
+    found = runlog.benchmarks(1, who)
+    return runlog.benchmark(found[0]["id"]) if found else None

@@ -11,6 +11,7 @@ import gradio as gr
 
 from specstream.info import EngineInfo
 from specstream.params import METHODS, Method, Standard
+from specstream.runlog import RunLog
 from specstream.stats import counted
 
 from ..charts import runs
@@ -181,7 +182,9 @@ def layout() -> Compare:
     )  # fmt: skip
 
 
-def wire(tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: Any, play: Playground) -> None:
+def wire(
+    tab: Compare, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: RunLog | None, play: Playground
+) -> None:
     """Connect the tab to the engine and the log. Prompt, task and model are those of ``play``."""
     jobs = Jobs()
 

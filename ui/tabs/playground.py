@@ -16,7 +16,7 @@ from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
 from specstream.installation import data_file
 from specstream.params import METHODS, NODES, Standard, Streaming
-from specstream.runlog import RunLogError
+from specstream.runlog import RunLog, RunLogError
 from specstream.stats import counted
 
 from ..access_rules import Refused
@@ -255,7 +255,7 @@ def drawer(engines: Engines) -> tuple[ModelPanel, Controls, gr.Checkbox]:
 class RunEvents:
     """What the tab's events do with runs."""
 
-    def __init__(self, tab: Playground, engines: Engines, runlog: Any) -> None:
+    def __init__(self, tab: Playground, engines: Engines, runlog: RunLog | None) -> None:
         self._tab, self._engines, self._runlog, self._jobs = tab, engines, runlog, Jobs()
 
     def run(self, values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
@@ -360,7 +360,7 @@ class ModelEvents:
             waited = state.loading
 
 
-def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> None:
+def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | None) -> None:
     """Connect the tab to the engine and the log."""
     runs, models = RunEvents(tab, engines, runlog), ModelEvents(tab, engines)
     outputs, form = tab.outputs, tab.form
@@ -370,9 +370,8 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: Any) -> Non
     tab.run.click(runs.stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **quiet)
     tab.view.again.click(runs.again, [tab.last, tab.key], outputs, **turn, **quiet)
     budgets = [part for (_, name), part in tab.settings.parts.items() if name == "budget"]
-    tab.view.mend.click(runs.mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **quiet).then(
-        None, js=PRESS_RUN, **quiet
-    )
+    mended = tab.view.mend.click(runs.mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **quiet)
+    mended.then(models.watch, tab.chosen, form, concurrency_limit=None, **quiet).then(None, js=PRESS_RUN, **quiet)
     tab.panel.load.click(models.load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
     tab.panel.unload.click(models.unload, tab.chosen, form, concurrency_limit=None, **quiet)
     tab.panel.wire()
@@ -427,11 +426,11 @@ def measured_again(tab: Playground, job: Again, view: View, session: str) -> Ite
     yield tab.idle(again=True) | ended | tab.view.said(headline(view, found))
 
 
-def last_run(tab: Playground, runlog: Any, who: str, kept: Chat) -> Updates:
+def last_run(tab: Playground, runlog: RunLog | None, who: str, kept: Chat) -> Updates:
     """What a page that is loaded again shows: the visitor's last run, from the log, and the conversation ``kept``."""
     try:
         found = runlog.runs(limit=1, visitor=who) if runlog is not None else []
-        if not found:
+        if runlog is None or not found:
             return {tab.status: gr.skip()} | tab.chat.show(kept)
         row = runlog.run(found[0]["id"])
         view = history.view(runlog, row)

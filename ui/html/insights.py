@@ -14,7 +14,7 @@ from specstream.events import Fate, Lane, Step
 from specstream.stats import RunStats, step_cost
 from specstream.tree import ranks, widest_on_path
 
-from ..html.render import NOTHING, number
+from .render import NOTHING, number
 
 COMPARED = (Fate.ACCEPTED, Fate.REJECTED)
 MAX_BUDGET = 1 << 10  # more nodes than any tree has
