@@ -127,11 +127,6 @@ class Step:
         """Drafted nodes that the lower layers had, and the top layers not."""
         return self.draft.fate.count(Fate.PRUNED)
 
-    @property
-    def top_rows(self) -> int:
-        """Rows put through the top layers, streams too."""
-        return self.rows - self.pruned + self.stream_rows
-
 
 @dataclass(frozen=True, slots=True)
 class Finished:

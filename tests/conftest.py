@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:  # playwright is for those tests that need it
     from playwright.sync_api import Browser
@@ -16,6 +17,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["SPECSTREAM_NO_COMPILER"] = "1"
+settings.register_profile("any machine", deadline=None)  # a busy one takes its time
+settings.load_profile("any machine")
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes that each compute with all cores hold each other up
     os.environ["OMP_NUM_THREADS"] = "1"
 

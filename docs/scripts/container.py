@@ -159,10 +159,12 @@ def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
     while True:
         try:
             client = Client(url, verbose=False)
+            if error := client.predict(api_name="/model")["error"]:
+                raise click.ClickException(error)
             answer = client.predict(PROMPT, task="e2e", settings={"max_new_tokens": 40}, api_name="/generate")
             return {"model": client.predict(api_name="/model"), "answer": answer}
-        except Exception:  # not served, or not loaded, yet
-            if time.monotonic() > end or program.poll() is not None:
+        except Exception as error:  # not served, or not loaded, yet
+            if isinstance(error, click.ClickException) or time.monotonic() > end or program.poll() is not None:
                 raise
             time.sleep(2)
 
@@ -188,7 +190,7 @@ def main(root: Path, port: int, binds: tuple[str, ...], toy: bool, again: bool) 
     with started(container, [*command, "--port", str(port), *(["--toy"] if toy else [])]) as program:
         found = asked(f"http://127.0.0.1:{port}", program)
     info, answer = found["model"]["info"], found["answer"]
-    click.echo(f"{info['model']} from {info['source']}, {info['dtype']}, demo: {found['model'].get('demo')}")
+    click.echo(f"{info['model']} from {info['source']}, {info['dtype']}")
     click.echo(f"{answer['text']!r}\n{json.dumps(answer['verdict'])}")
     wanted = (
         seen.split()[0] == str(USER_ID) and len(seen.split()) == 3 and answer["verdict"]["agreement"] == "identical"

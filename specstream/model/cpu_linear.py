@@ -1,9 +1,9 @@
-"""Linear maps with their weights packed once for the few rows of a decoding pass, on a CPU.
+"""Linear layers with their weights packed once for the few rows of a decoding pass, on a CPU.
 
-PyTorch's default product is slow for one to thirty rows. Three layouts: oneDNN's, in float32 or in bfloat16 where the
-processor computes in it, or in int8 (``specstream.quantized``), and FBGEMM's of float16, which computes in float32 and
-reads half as many bytes. Maps that read the same rows (queries, keys and values; gate and up) become one product. Every
-kind of decoding gains; the figures are in the log of experiments.
+PyTorch's default matmul is slow for one to thirty rows. Three layouts: oneDNN's, in float32 or in bfloat16 where the
+processor computes in it, or in int8 (``quantized``), and FBGEMM's of float16, which computes in float32 and
+reads half as many bytes. Layers that read the same rows (queries, keys and values; gate and up) become one matmul.
+Every kind of decoding gains; the figures are in the log of experiments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from specstream.model.quantized import Int8Linear
 
 ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
 
-WORST = 0.02  # int8: a map whose outputs it changes by more than this share of them stays as it is
+WORST = 0.02  # int8: a linear layer whose outputs it changes by more than this share of them stays as it is
 TRIED = 8  # layers that are looked at for it
 
 LEAST = 4  # rows of a pass: one row alone is slower than four, and a matmul of one row rounds otherwise than of more
@@ -113,7 +113,7 @@ def packed_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
 
 
 class PackedPart(nn.Module):
-    """One of several maps that share a product: its outputs are columns ``start`` .. ``stop`` - 1."""
+    """One of several linear layers that share a matmul: its outputs are columns ``start`` .. ``stop`` - 1."""
 
     def __init__(self, shared: Shared, start: int, stop: int) -> None:
         super().__init__()
@@ -125,9 +125,10 @@ class PackedPart(nn.Module):
 
 
 class Shared:
-    """The product of several maps. The first that is called with some rows computes it, the others take theirs.
+    """The matmul of several linear layers. The first that is called with some rows computes it, the others take their
+    part.
 
-    Each takes it once: called again, a map computes anew, so that rows changed in place are never missed.
+    Each takes it once: called again, a layer computes it again, so rows changed in place are never missed.
     """
 
     def __init__(self, linear: nn.Module, parts: int) -> None:
@@ -137,7 +138,7 @@ class Shared:
         self._taken: set[int] = set()
 
     def of(self, x: Tensor, part: int) -> Tensor:
-        """The whole product ``[..., all outputs]`` of these very rows."""
+        """The whole result ``[..., all outputs]`` for these very rows."""
         if self._rows is not x or part in self._taken:
             self._rows, self._out, self._taken = x, self.linear(x), set()
         out = cast(Tensor, self._out)
@@ -149,7 +150,7 @@ class Shared:
 
 @torch.inference_mode()
 def works(half: bool = False, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this build of PyTorch has the packed product for weights of a ``dtype`` and computes it rightly."""
+    """Whether this build of PyTorch has the packed matmul for weights of a ``dtype`` and computes it correctly."""
     linear, x = nn.Linear(48, 64, dtype=dtype), torch.randn(1, 3, 48, dtype=dtype)
     rounding = 1e-2 if half else max(1e-4, 3 * torch.finfo(dtype).eps)
     try:
@@ -165,7 +166,7 @@ def suits(anatomy: Anatomy, half: bool = False) -> bool:
 
 
 def pack(anatomy: Anatomy, form: Format = NATIVE) -> Anatomy:
-    """Pack every linear map of the layers and the head, in place, where that helps; else change nothing.
+    """Pack every linear layer of the decoder and the head, in place, where that helps; else change nothing.
 
     Norms are made one call each. To be called last: weights can't be changed afterwards. Of "int8" the head has none.
     """
@@ -187,8 +188,8 @@ def merged_copies(anatomy: Anatomy, lora: LoRA, form: Format = NATIVE) -> list[n
     To be called before ``pack``. Their weights take as much memory again as those of the layers.
     """
     own = list(anatomy.layers[lora.first :])
-    places = range(lora.first, len(anatomy.layers))
-    for i in places:
+    adapted = range(lora.first, len(anatomy.layers))
+    for i in adapted:
         anatomy.layers[i] = copy.deepcopy(own[i - lora.first])
     try:
         lora.merge(anatomy)
@@ -198,7 +199,7 @@ def merged_copies(anatomy: Anatomy, lora: LoRA, form: Format = NATIVE) -> list[n
             for module in (m for layer in copies for m in layer.modules()):
                 _one_call(module)
     finally:
-        for i in places:
+        for i in adapted:
             anatomy.layers[i] = own[i - lora.first]
     return copies
 
@@ -250,9 +251,9 @@ def _one_call(norm: nn.Module) -> None:
         return
     one = partial(_rms_norm, norm, eps)
     x = torch.randn(2, 3, *weight.shape, dtype=weight.dtype)
-    places = max(1e-5, 2 * torch.finfo(weight.dtype).eps)  # they round at other places
+    rounding = max(1e-5, 2 * torch.finfo(weight.dtype).eps)  # they round in other steps
     with suppress(Exception):  # a foreign module may want other inputs: it stays as it is
-        if torch.allclose(norm(x), one(x), rtol=places, atol=places / 10):
+        if torch.allclose(norm(x), one(x), rtol=rounding, atol=rounding / 10):
             setattr(norm, "forward", one)  # noqa: B010
 
 
@@ -319,7 +320,7 @@ class _Enough(Exception):
 
 
 def _inputs(anatomy: Anatomy, groups: Sequence[Sequence[Owner]], samples: Sequence[Tensor]) -> list[Tensor]:
-    """The rows ``[n, in]`` that the maps of each group read in these texts."""
+    """The rows ``[n, in]`` that the linear layers of each group read in these texts."""
     rows = [[torch.empty(0, owners[0].linear.in_features, dtype=anatomy.dtype)] for owners in groups]
     firsts = [owners[0] for owners in groups]
     _read_by(anatomy, firsts, samples, lambda index, x: rows[index].append(x.flatten(0, -2).clone()))
@@ -360,7 +361,7 @@ def _enough(*_: Any) -> None:
 
 @torch.inference_mode()
 def _pack_layers(anatomy: Anatomy, form: Format, first: int = 0) -> None:
-    """Replace the linear maps of the layers from ``first`` on; those of a group by one product."""
+    """Replace the linear layers of the decoder layers from ``first`` on; those of a group by one matmul."""
     for owners in _groups(anatomy, range(first, len(anatomy.layers))):
         weight, bias = _joined(owners)
         if form.name == "int8" and not any(owner.path in form.kept for owner in owners):
@@ -370,7 +371,7 @@ def _pack_layers(anatomy: Anatomy, form: Format, first: int = 0) -> None:
 
 
 def _joined(owners: Sequence[Owner]) -> tuple[Tensor, Tensor | None]:
-    """The weight and the bias of the maps of a group, one below the other."""
+    """The stacked weight and bias of the linear layers of a group."""
     linears = [owner.linear for owner in owners]
     weight = torch.cat([m.weight.detach() for m in linears])
     if all(m.bias is None for m in linears):
@@ -379,11 +380,11 @@ def _joined(owners: Sequence[Owner]) -> tuple[Tensor, Tensor | None]:
     return weight, torch.cat(biases)
 
 
-def _replace(owners: Sequence[Owner], product: nn.Module) -> None:
+def _replace(owners: Sequence[Owner], packed: nn.Module) -> None:
     if len(owners) == 1:
-        setattr(owners[0].module, owners[0].name, product)
+        setattr(owners[0].module, owners[0].name, packed)
         return
-    shared, start = Shared(product, len(owners)), 0
+    shared, start = Shared(packed, len(owners)), 0
     for owner in owners:
         outputs = owner.linear.out_features
         setattr(owner.module, owner.name, PackedPart(shared, start, start + outputs))

@@ -1,4 +1,4 @@
-"""Linear maps in int8 on a CPU: a scale for each output of the weights and for each row, sums in whole numbers.
+"""Linear layers in int8 on a CPU: a scale for each output of the weights and for each row, sums in integers.
 
 Such sums are exact, so a row's result never depends on the rows beside it. Inputs of some channels are far larger than
 the rest: their size is moved into the weights first (SmoothQuant, Xiao et al. 2023), as a few texts show it.
@@ -68,13 +68,13 @@ class Int8Linear(nn.Module):
         """``[..., in]`` to ``[..., out]``, both in the number format of ``x``."""
         rows = x.flatten(0, -2).float() * self.smooth
         top = rows.abs().amax(-1, keepdim=True).clamp_min(TINY)
-        out = self._product((rows * (TOP / top)).round_().add_(MIDDLE).to(torch.uint8)) * (top / TOP)
+        out = self._matmul((rows * (TOP / top)).round_().add_(MIDDLE).to(torch.uint8)) * (top / TOP)
         if self.bias is not None:
             out = out + self.bias
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def _product(self, rows: Tensor) -> Tensor:
-        """Of whole numbers, unsigned bytes ``[rows, in]``: for signed ones oneDNN has no fast product."""
+    def _matmul(self, rows: Tensor) -> Tensor:
+        """The matmul of unsigned bytes ``[rows, in]``: for signed ones oneDNN has no fast kernel."""
         if torch.compiler.is_exporting():
             return cast(
                 Tensor,
@@ -96,7 +96,7 @@ def _smoothing(weight: Tensor, inputs: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode()
 def works() -> bool:
-    """Whether this processor sums products of bytes exactly, and this build of PyTorch has that product.
+    """Whether this processor sums products of bytes exactly, and this build of PyTorch has that matmul.
 
     Processors without instructions for it (VNNI) add pairs of products in 16 bits, which large ones overflow.
     """

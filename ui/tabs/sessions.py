@@ -286,7 +286,8 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
         return {tab.missing: ""} | told
 
     def cleared(values: dict[Any, Any]) -> Updates:
-        nothing = {part: False if name == "starred" else "" for name, part in listing.filters.items()}
+        empty = {"starred": False, "since": None, "until": None}
+        nothing = {part: empty.get(name, "") for name, part in listing.filters.items()}
         return nothing | _told(tab, lambda: listing.page(runlog, values | nothing, 0, own))
 
     form, shown = listing.inputs, listing.outputs
