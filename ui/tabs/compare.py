@@ -240,8 +240,8 @@ def share_prompt(tab: Compare, play: Playground) -> None:
         theirs.change(None, theirs, ours, js=SAME, api_visibility="private")
     # Not with every letter: what comes back from the other field would undo the one that was typed meanwhile.
     tab.prompt.blur(None, tab.prompt, play.prompt, js=SAME, api_visibility="private")
-    chosen = tab.task.change(None, tab.task, play.task, js=SAME, api_visibility="private")
-    chosen.then(play.fit, play.chosen, play.form, concurrency_limit=None, **QUIET)
+    tab.task.change(None, tab.task, play.task, js=SAME, api_visibility="private")
+    tab.task.input(play.fit, [tab.task, play.wish, play.prompt], play.form, concurrency_limit=None, **QUIET)
     fill_with_examples(tab.examples, play)
 
 
