@@ -120,7 +120,6 @@ def page_address(request: gr.Request, demo: bool) -> str | None:
 def layout(story: Story | None = None) -> Share:
     """Lay out the row."""
     with gr.Row(visible=story is not None, elem_classes="ss-share") as row:
-        gr.HTML('<span class="ss-share-name">Share</span>', min_width=50)
         copy = gr.Button("Copy text", size="sm", scale=0, min_width=90)
         link = gr.Button("Copy link", size="sm", scale=0, min_width=90, visible=bool(story and story.run))
         makes = {form: gr.Button(label, size="sm", scale=0, min_width=90) for form, label in FORMS.items()}
