@@ -279,7 +279,7 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def method(name: str, **values: Any) -> Method:
+def method(name: str, /, **values: Any) -> Method:
     """The parameters of a method by name. Raises ValueError for an unknown name or setting."""
     if name not in METHODS:
         raise ValueError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")

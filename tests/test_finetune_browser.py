@@ -150,6 +150,7 @@ def test_bad_files_are_told_before_anything_starts(page: Page, home: Path) -> No
     expect(page.get_by_text("2 of 4 rows can't be used: nothing was begun.")).to_be_visible()
     expect(page.get_by_text("Line 3: the column 'context' is missing or empty.")).to_be_visible()
     expect(page.get_by_text("Line 4: not valid JSON")).to_be_visible()
+    expect(page.get_by_label("Train on the 2 good rows")).to_be_visible()
     page.get_by_role("button", name="Train", exact=True).click()
     expect(status(page)).to_have_text(re.compile("2 of 4 rows can't be used"))
     page.get_by_label("Task").locator("visible=true").first.click()
@@ -163,6 +164,7 @@ def test_bad_files_are_told_before_anything_starts(page: Page, home: Path) -> No
 
 def test_a_number_out_of_its_limits_is_refused_by_name(page: Page, home: Path) -> None:
     upload(page, home / "mine.jsonl")
+    unfold(page, "More settings")
     put(page, "Minutes", "-3")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(status(page)).to_have_text(re.compile(r"^Minutes must be a number from 0 to .*, not -3"))
@@ -243,6 +245,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     visit(page, f"{url}?__theme={theme}")
     upload(page, home / "bad.jsonl")
     expect(page.get_by_text("Line 4: not valid JSON")).to_be_visible()
+    expect(page.get_by_label("Train on the 2 good rows")).to_be_visible()
     field(page, "Training").click()
     page.get_by_role("option", name="done: stopped").click()
     expect(status(page)).to_have_text(re.compile("Stopped at step 20"))

@@ -32,6 +32,7 @@ def test_settings_beside_the_name_come_first() -> None:
         ("streaming", {"longest": 2}, "Speculative Streaming has no setting longest"),
         ("streaming", {"seed": -1}, "Seed must be a whole number"),
         ("streaming:budget", {}, "is no setting"),
+        ("streaming", {"name": "x"}, "Speculative Streaming has no setting name"),
     ],
 )
 def test_what_is_wrong_with_settings_is_one_sentence(name: str, settings: dict[str, object], sentence: str) -> None:

@@ -190,7 +190,7 @@ def main(root: Path, port: int, binds: tuple[str, ...], toy: bool, again: bool) 
     with started(container, [*command, "--port", str(port), *(["--toy"] if toy else [])]) as program:
         found = asked(f"http://127.0.0.1:{port}", program)
     info, answer = found["model"]["info"], found["answer"]
-    click.echo(f"{info['model']} from {info['source']}, {info['dtype']}, demo: {found['model'].get('demo')}")
+    click.echo(f"{info['model']} from {info['source']}, {info['dtype']}")
     click.echo(f"{answer['text']!r}\n{json.dumps(answer['verdict'])}")
     wanted = (
         seen.split()[0] == str(USER_ID) and len(seen.split()) == 3 and answer["verdict"]["agreement"] == "identical"
