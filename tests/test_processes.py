@@ -21,6 +21,9 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+TIMED = ("second", "speed", "cost", "fastest", "slowest", "time_utc", "slower", "break_even", "outside_share")
+
+
 def commands(model: Path, data: Path, out: Path) -> list[list[str]]:
     """Own answers, quality and a benchmark of three prompts; what they write goes to a folder."""
     given = ["--model", str(model), "--device", "cpu", "--dtype", "float32"]
@@ -35,9 +38,9 @@ def commands(model: Path, data: Path, out: Path) -> list[list[str]]:
 
 
 def timeless(value: Any) -> Any:
-    """Without the numbers that a clock gave."""
+    """Without the numbers that a clock gave, or that are reckoned from them."""
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if not any(mark in k for mark in ("second", "speed", "cost"))}
+        return {k: timeless(v) for k, v in value.items() if not any(mark in k for mark in TIMED)}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 

@@ -132,4 +132,4 @@ class _Batch:
         rows = torch.tensor(left, dtype=torch.long, device=self._ids.device)
         self._ids, self._positions, self._mask = self._ids[rows], self._positions[rows], self._mask[rows]
         for layer in self._cache.layers:
-            layer.keep(rows)  # type: ignore[attr-defined]
+            layer.keep(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -89,9 +89,13 @@ class Listing:
         } | self._known(runlog, wanted)
 
     def _known(self, runlog: RunLog, wanted: Mapping[str, Any]) -> Updates:
-        """Methods and models to choose from: those that occur."""
-        methods = [(history.method_label(name), name) for name in runlog.used("method", wanted["visitor"])]
-        models = runlog.used("model", wanted["visitor"])
+        """Methods and models to choose from: those that occur, and what is chosen, which gradio refuses otherwise."""
+
+        def known(column: Literal["method", "model"]) -> list[str]:
+            found, chosen = runlog.used(column, wanted["visitor"]), wanted[column]
+            return found if not chosen or chosen in found else [*found, chosen]
+
+        methods, models = [(history.method_label(name), name) for name in known("method")], known("model")
         return {
             self.filters["method"]: gr.update(choices=[("All methods", ""), *methods]),
             self.filters["model"]: gr.update(choices=[("All models", ""), *models]),
