@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.browsing import MARKS, load, serious, unfold, visit, window  # sets the environment of gradio
+from tests.browsing import MARKS, load, open_tab, serious, unfold, visit, window  # sets the environment of gradio
 
 # isort: split
 from playwright.sync_api import Browser, Locator, Page, Route, expect
@@ -139,6 +139,24 @@ def test_a_task_or_an_example_loads_its_adapter(browser: Browser) -> None:
         page.get_by_role("button", name="Dialogue").first.click()
         expect(page.get_by_text("Model: smollm2-135m + dialogsum")).to_be_visible()
         assert prompt(page).input_value().startswith("#Person1#") and LOADED[-1]["adapter"] == "dialogsum"
+        page.close()
+
+
+def test_prompt_and_task_are_the_same_in_both_tabs(browser: Browser) -> None:
+    with served(None, model="smollm2-135m") as url:
+        page = window(browser)
+        load(page, url)
+        shown = page.get_by_label("Prompt", exact=True).locator("visible=true")
+        shown.fill("typed in the Playground")
+        open_tab(page, "Compare")
+        expect(shown).to_have_value("typed in the Playground")
+        shown.fill("typed in Compare")
+        page.get_by_label("Task", exact=True).locator("visible=true").click()
+        page.get_by_role("option", name="Questions to SQL", exact=True).locator("visible=true").click()
+        open_tab(page, "Playground")
+        expect(shown).to_have_value("typed in Compare")
+        expect(page.get_by_label("Task", exact=True).locator("visible=true")).to_have_value("Questions to SQL")
+        expect(page.get_by_text("Model: smollm2-135m + sql")).to_be_visible()
         page.close()
 
 

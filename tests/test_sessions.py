@@ -107,6 +107,9 @@ def test_filters_and_orders_of_the_form(tab: Sessions, runlog: RunLog) -> None:
     assert "No runs match" in updates[tab.listing.where]
     known = updates[tab.listing.filters["method"]]["choices"]
     assert [name for _, name in known] == ["", "prompt_lookup", "streaming"]
+    runlog.delete(lookup)  # the last one of its method, which is still chosen
+    updates = tab.listing.page(runlog, form(tab, method="prompt_lookup"), 0)
+    assert "prompt_lookup" in [name for _, name in updates[tab.listing.filters["method"]]["choices"]]
 
 
 def test_a_wrong_day_and_an_unknown_run_are_sentences(tab: Sessions, runlog: RunLog) -> None:

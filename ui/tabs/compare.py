@@ -237,10 +237,12 @@ def race_file(raced: tuple[list[Entry], Origin], told: Story, base: str | None) 
 def share_prompt(tab: Compare, play: Playground) -> None:
     """Prompt and task are the same in both tabs, whichever they were typed in; an example fills in the Playground's."""
     for ours, theirs in ((tab.prompt, play.prompt), (tab.task, play.task)):
-        ours.input(None, ours, theirs, js=SAME, api_visibility="private")
         theirs.change(None, theirs, ours, js=SAME, api_visibility="private")
+    # Not with every letter: what comes back from the other field would undo the one that was typed meanwhile.
+    tab.prompt.blur(None, tab.prompt, play.prompt, js=SAME, api_visibility="private")
+    tab.task.change(None, tab.task, play.task, js=SAME, api_visibility="private")
+    tab.task.input(play.fit, [tab.task, play.wish, play.prompt], play.form, concurrency_limit=None, **QUIET)
     fill_with_examples(tab.examples, play)
-    tab.task.input(play.fit, play.chosen, play.form, concurrency_limit=None, **QUIET)
 
 
 def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:

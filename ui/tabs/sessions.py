@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -89,9 +89,13 @@ class Listing:
         } | self._known(runlog, wanted)
 
     def _known(self, runlog: RunLog, wanted: Mapping[str, Any]) -> Updates:
-        """Methods and models to choose from: those that occur."""
-        methods = [(history.method_label(name), name) for name in runlog.used("method", wanted["visitor"])]
-        models = runlog.used("model", wanted["visitor"])
+        """Methods and models to choose from: those that occur, and what is chosen, which gradio refuses otherwise."""
+
+        def known(column: Literal["method", "model"]) -> list[str]:
+            found, chosen = runlog.used(column, wanted["visitor"]), wanted[column]
+            return found if not chosen or chosen in found else [*found, chosen]
+
+        methods, models = [(history.method_label(name), name) for name in known("method")], known("model")
         return {
             self.filters["method"]: gr.update(choices=[("All methods", ""), *methods]),
             self.filters["model"]: gr.update(choices=[("All models", ""), *models]),
@@ -196,12 +200,13 @@ def layout() -> Sessions:
 
 def _listing(whole: gr.Column) -> Listing:
     search = gr.Textbox(label="Search", placeholder="words of the prompt, the text or your notes")
-    with gr.Accordion("Filters and order", open=False):
+    with gr.Accordion("Filters and order", open=False) as fold:
         sort = gr.Dropdown(list(SORTS), label="Sort by", interactive=True, min_width=140)
         method = gr.Dropdown([("All methods", "")], value="", label="Method", interactive=True, min_width=140)
         model = gr.Dropdown([("All models", "")], value="", label="Model", interactive=True, min_width=140)
         since, until = _day("From day (UTC)"), _day("To day (UTC)")
         starred = gr.Checkbox(label="Starred only", min_width=130)
+    fold.expand(None, js=f"() => setTimeout({CALENDARS}, 200)", api_visibility="private")  # they are drawn only now
     with gr.Row(elem_classes="ss-found"):
         where = gr.HTML(render.status(EMPTY), min_width=160)
         clear = gr.Button("Clear filters", size="sm", visible=False, scale=0, min_width=110)
