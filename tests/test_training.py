@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import random
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +15,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from docs.scripts.ports import free_port
 from specstream.adapters import weights
 from specstream.adapters.card import AdapterError, Card
 from specstream.adapters.weights import Adapter, base_shape
 from specstream.data.tasks import task
 from specstream.model.introspection import dissect
 from specstream.params import Sampling, Streaming
-from specstream.training import command
+from specstream.training import answers, command
 from specstream.training.batches import IGNORE, DataError, Example, batches, collate, draft_vocabulary, read_examples
 from specstream.training.config import Config
 from specstream.training.frozen_cache import FrozenStates
@@ -33,6 +29,7 @@ from specstream.training.loss import StreamModel, objective, sums_of
 from specstream.training.self_distillation import answer_all, own_prompts
 from specstream.training.trainer import Trainer
 from tests import tiny
+from tests.launching import in_two_processes
 
 
 def fresh(mode: str = "shared", gamma: int = 3, family: str = "llama", lora: int = 4, pairs: int = 0):
@@ -296,6 +293,7 @@ from tests.test_training import DATA, trainer
 curve = []
 part = trainer(Path(sys.argv[1]), epochs=2, batch=2)
 part.train(DATA[:6], [], lambda event: curve.append(event["losses"]))
+assert part.accelerator.num_processes == 2
 if part.accelerator.is_main_process:
     Path(sys.argv[2]).write_text(repr(curve))
 """
@@ -306,30 +304,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     trainer(tmp_path / "one", epochs=2, batch=2).train(DATA[:6], [], lambda event: one.append(event["losses"]))
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(free_port()),
-        str(script),
-    ]
-    root = Path(__file__).resolve().parent.parent
-    subprocess.run(
-        [*launch, str(tmp_path / "two"), str(tmp_path / "curve")],
-        check=True, timeout=240, cwd=root, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    in_two_processes(script, str(tmp_path / "two"), str(tmp_path / "curve"))
     two = ast.literal_eval((tmp_path / "curve").read_text())
     assert len(one) == len(two) == 6
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one), atol=1e-4, rtol=1e-4)
@@ -564,7 +539,7 @@ def test_answers_are_written_in_the_precision_of_the_training(
         used.append(writer.dtype)
         return answer_all(writer, *rest)
 
-    monkeypatch.setattr(command, "answer_all", answer)
+    monkeypatch.setattr(answers, "answer_all", answer)
     request = command.TrainingRequest("tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5)
     watch = command._Watch(None, lambda: 0)
     tokenizer = Letters(chat=True)

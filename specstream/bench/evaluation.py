@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specstream import processes
 from specstream.bench.prompts import prompt_of
 from specstream.bench.provenance import commit, machine
 from specstream.bench.results import amounts, total_of
@@ -138,15 +139,19 @@ def evaluate(
 
     Gives plain values: what ran, ``quality`` (per metric its mean and 95 % interval; None without references), the
     numbers of the decoding, and ``rows`` with every prompt's text and scores. ``done`` is called after each prompt.
+    The processes of ``accelerate launch`` share the prompts, and all get the result.
     """
     score = scorer(task(task_name))
     rows, runs = [], []
-    for item in items:
+
+    def decoded(item: EvaluationItem) -> tuple[dict[str, Any], RunStats]:
         events: list[Event] = list(engine.generate(item.prompt, method, sampling))
         text, stats = text_of(events).strip(), summarize(events)
+        return _row(item, text, score(text, item.references) if score else None, stats), stats
+
+    for row, stats in processes.shared(items, decoded):
+        rows.append(row)
         runs.append(stats)
-        scores = score(text, item.references) if score else None
-        rows.append(_row(item, text, scores, stats))
         done()
     return _about(engine, task_name, method, sampling) | _decoding(runs) | {"quality": _quality(rows), "rows": rows}
 

@@ -98,10 +98,12 @@ def read_prompts(engine: Engine, file: Path, task_name: str, limit: int = 0) -> 
 
 
 def prompt_of(engine: Engine, chosen: Task, row: TaskRow, data: str) -> str:
-    """The prompt of a row of ``data``; for ``chat`` in the model's own template. Raises DataError naming the row of one
-    that the model can't take."""
+    """The prompt of a row of ``data``; in the model's own template where the task is ``asked``.
+
+    Raises DataError naming the row of one that the model can't take.
+    """
     with _naming(f"{data}, line {row.number}"):
-        prompt = str(engine.prompt("chat", row.columns["prompt"])) if chosen.name == "chat" else row.prompt
+        prompt = str(engine.prompt(chosen.name, row.columns["prompt"])) if chosen.asked else row.prompt
         engine.encode(prompt)
     return prompt
 

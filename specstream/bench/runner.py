@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, Protocol
 
+from specstream import processes
 from specstream.bench.prompts import Case
 from specstream.decoding.interfaces import never
 from specstream.engine import Engine
@@ -98,32 +99,62 @@ def bench(
     Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
     the machine's speed affects all alike; before that, every method warms up. ``done`` is called after each run,
     ``booked`` with the rows so far after each prompt, ``warmed`` after each run of the warm-up. Once ``stop`` is true,
-    the result is the prompts that every method has answered once at least.
+    the result is the prompts that every method has answered once at least. The processes of ``accelerate launch``
+    share the prompts, and all get the result; its times are then those of runs beside each other.
     """
     engine.refresh(wait=True)
     rows = [MethodRuns(Ours(engine, Standard(), stop)), *(MethodRuns(c) for c in contenders if c.name != Standard.name)]
     _warm_up(engine, cases, rows, sampling, stop, warmed)
-    turn = 0
-    for case in cases:
-        answers: list[str] = []
-        while len(answers) < len(case.turns):
-            prompt = case.prompt(engine, answers)
-            taken: list[list[list[Event]]] = [[] for _ in rows]
-            for index in _order(len(rows), turn, repeats):
-                if stop():
-                    break
-                events = rows[index].contender.run(prompt, sampling)
-                if not stop():  # else it may have been cut short
-                    taken[index].append(events)
-                    done()
-            if all(taken):
-                _book(engine, prompt, sampling, rows, taken, case.category)
-            if stop():
-                return rows
-            booked(rows)
-            answers.append(text_of(taken[0][0]))
-            turn += repeats
+    turns = list(accumulate((repeats * len(case.turns) for case in cases), initial=0))
+
+    def measured(numbered: tuple[int, Case]) -> list[list[Asked]]:
+        turn, case = numbered
+        own = [MethodRuns(row.contender) for row in rows]
+        for asked in _turns(engine, case, own, sampling, repeats, turn, done, stop):
+            _add(own, asked)
+        return [row.asked for row in own]
+
+    for found in processes.shared(list(zip(turns, cases, strict=False)), measured):
+        _add(rows, found)
+        if stop():
+            return rows
+        booked(rows)
     return rows
+
+
+def _add(rows: Sequence[MethodRuns], found: Sequence[list[Asked]]) -> None:
+    for row, asked in zip(rows, found, strict=True):
+        row.asked += asked
+
+
+def _turns(
+    engine: Engine,
+    case: Case,
+    rows: list[MethodRuns],
+    sampling: Sampling,
+    repeats: int,
+    turn: int,
+    done: Callable[[], object],
+    stop: Callable[[], bool],
+) -> Iterator[list[list[Asked]]]:
+    """What every method says in each turn of a case; nothing of the turn in which ``stop`` came."""
+    answers: list[str] = []
+    while len(answers) < len(case.turns):
+        prompt = case.prompt(engine, answers)
+        taken: list[list[list[Event]]] = [[] for _ in rows]
+        for index in _order(len(rows), turn, repeats):
+            if stop():
+                break
+            events = rows[index].contender.run(prompt, sampling)
+            if not stop():  # else it may have been cut short
+                taken[index].append(events)
+                done()
+        if all(taken):
+            yield _said(engine, prompt, sampling, taken, case.category)
+        if stop():
+            return
+        answers.append(text_of(taken[0][0]))
+        turn += repeats
 
 
 def _order(methods: int, turn: int, repeats: int) -> Iterator[int]:
@@ -156,17 +187,14 @@ def _warm_up(
             warmed(made, len(picked) * len(rows))
 
 
-def _book(
-    engine: Engine,
-    prompt: str,
-    sampling: Sampling,
-    rows: list[MethodRuns],
-    taken: list[list[list[Event]]],
-    category: str,
-) -> None:
-    standard = taken[0][0]
-    for row, runs in zip(rows, taken, strict=True):
+def _said(
+    engine: Engine, prompt: str, sampling: Sampling, taken: list[list[list[Event]]], category: str
+) -> list[list[Asked]]:
+    """The median run of every method on a prompt, and how it compares with standard decoding's, the first."""
+    standard, out = taken[0][0], []
+    for runs in taken:
         stats = sorted((summarize(events) for events in runs), key=lambda s: s.seconds)
         differ = [events for events in runs if token_ids(events) != token_ids(standard)]
         said = verdict(engine, prompt, sampling, differ[0] if differ else runs[0], standard)
-        row.asked.append(Asked(stats[len(stats) // 2], [s.seconds for s in stats], said, category))
+        out.append([Asked(stats[len(stats) // 2], [s.seconds for s in stats], said, category)])
+    return out

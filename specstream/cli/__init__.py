@@ -14,7 +14,7 @@ import click
 from specstream.cli.output import one_line
 
 # Each is defined in the module of its name, as NAME_command.
-COMMANDS = ("generate", "bench", "cost", "invariance", "evaluate", "train", "adapters", "runs", "models")
+COMMANDS = ("generate", "bench", "cost", "invariance", "evaluate", "answers", "train", "adapters", "runs", "models")
 
 
 class LazyGroup(click.Group):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specstream import processes
 from specstream.cli import options
 from specstream.cli.options import Loading, adapter_task, chosen_methods
 from specstream.cli.output import check_writable, note, progress, progress_done, to_json, write_lines
@@ -71,10 +72,15 @@ def bench_command(
     outside = [n for n in names if n in bench.REFERENCES]
     contenders += bench.references(outside, engine, loading.adapter_of(engine), assistant)
     rows = _timed(engine, cases, contenders, sampling, repeats)
+    if not processes.is_first():
+        return
     if memory:
         _measure_memory(rows, engine, cases, sampling, loading)
     results = bench.result_rows(rows, bench.task_of(cases, task_name))
     report = bench.described(engine) | {"repeats": repeats, "sampling": sampling.to_dict(), "rows": results}
+    if processes.count() > 1:
+        report["processes"] = processes.count()
+        note(f"{processes.count()} processes ran beside each other: tokens per step hold, times and speed-ups don't.")
     publish(report, json_file, [*bench.table(results), *bench.categories(results), *bench.differences(results)])
 
 

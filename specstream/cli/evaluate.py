@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from specstream import processes
 from specstream.cli import options
 from specstream.cli.options import Loading, chosen_method
 from specstream.cli.output import check_apart, check_writable, write_lines
@@ -40,6 +41,8 @@ def evaluate_command(json_file: Path | None, against: Path | None, **chosen: Any
         check_apart("--json", json_file, against=against)
     other = evaluation.read_result(against) if against else None
     result = _evaluate(json_file, **chosen) if data else evaluation.read_result(Path(str(json_file)))
+    if not processes.is_first():
+        return
     for line in evaluation.result_lines(result):
         click.echo(line)
     if other:
@@ -71,5 +74,6 @@ def _evaluate(
     chosen = chosen or chosen_method(engine.default_method().name, settings)
     with tqdm(total=len(items), unit="prompt", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         result = evaluation.evaluate(engine, items, task_name, chosen, sampling, lambda: bar.update() and None)
-    write_lines(json_file, iter([result]))
+    if processes.is_first():
+        write_lines(json_file, iter([result]))
     return result

@@ -25,10 +25,13 @@ def models_list() -> None:
 
 @models_command.command("pull")
 @click.argument("name")
-def models_pull(name: str) -> None:
+@click.option("--accept-licence", is_flag=True, help="You have read the model's licence, and accept it.")
+def models_pull(name: str, accept_licence: bool) -> None:
     """Download a model, so that it loads without a network."""
-    from specstream.hub.catalogue import resolve
+    from specstream.hub.catalogue import accept_terms, resolve
 
+    if accept_licence:
+        accept_terms(name)
     try:
         source = resolve(name, progress)
     finally:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specstream import processes
 from specstream.cli.output import note, progress, progress_done
+from specstream.data.tasks import NAMES
 from specstream.hub.catalogue import TOY
 from specstream.params import METHODS, Method, Sampling, configure, parse
 
@@ -46,6 +48,7 @@ class Loading:
 
         bundled_for_task = self.adapter == "auto" and task_name in bundled(self.model)
         adapter = str(task_name) if bundled_for_task else self.adapter
+        processes.join(self.device)
         try:
             engine = load(self.model, adapter, self.device, self.dtype, progress=progress, draft=self.draft_model)
         finally:
@@ -67,7 +70,7 @@ MODEL_OPTIONS = (
         show_default=True,
         help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps or offload."),
     click.option(
         "--dtype",
         default="auto",
@@ -161,7 +164,7 @@ def limit_option(default: int = 0, words: str = "Rows of --data to use; 0 is all
 
 def task_option(also: str = "", required: bool = False) -> Decorator:
     """``also`` names what else the command takes as a task."""
-    words = f"e2e, sql, dialogsum, chat, {also}" if also else "e2e, sql, dialogsum or chat."
+    words = f"{NAMES}, {also}" if also else f"{NAMES}."
     return click.option("--task", "task_name", required=required, help=words)
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import click
 
+from specstream import processes
 from specstream.cli import options
 from specstream.cli.output import check_apart
+from specstream.data.tasks import NAMES
 from specstream.training.config import Config
 
 
 @click.command("train")
 @click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
-@click.option("--task", required=True, help="e2e, sql, dialogsum or chat.")
+@click.option("--task", required=True, help=f"{NAMES}.")
 @click.option("--data", help="A JSONL file with the task's columns, or hub:NAME (default: the task's public dataset).")
 @click.option("--dev", help="A JSONL file, or hub:NAME, to validate on; the best adapter is then kept.")
 @click.option(
@@ -43,6 +45,9 @@ from specstream.training.config import Config
     help="Of the model's own answers; may be given several times.",
 )
 @click.option("--own-prompts", type=click.IntRange(0), default=0, show_default=True, help="Prompts to have it write.")
+@click.option(
+    "--answers", type=click.Path(path_type=Path), help="Own answers made by `answers`, to train on instead of --data."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest row in tokens.")
 @click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest own answer.")
@@ -55,10 +60,10 @@ from specstream.training.config import Config
 )
 @click.option(
     "--hold-out",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Rows of --data to validate on instead of training on them, where no --dev is given.",
+    type=click.IntRange(-1),
+    default=-1,
+    show_default="a tenth of the prompts, at most 32",
+    help="Prompts of --data to validate on instead of training on them, where no --dev is given.",
 )
 @click.option(
     "--progress",
@@ -68,19 +73,23 @@ from specstream.training.config import Config
 @options.params_options(Config)
 def train_command(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
     """Train streams (and, in shared mode, the model's LoRA) on a task; or heads beside an adapter, to compare with."""
-    from specstream.training.command import TrainingRequest, default_data, summary, train_adapter
+    from specstream.training.command import TrainingRequest, default_data, summary, timed, train_adapter
 
     config = Config(**options.pick(Config, values))
     if progress := values["progress"]:
         check_apart("--progress", progress, data=data, dev=values["dev"])
     request = TrainingRequest(
         task=task,
-        data=data or default_data(task),
+        data=data or ("" if values["answers"] else default_data(task)),
         out=out or Path("adapters") / task,
         resume=resume,
         command=tuple(sys.argv[1:]),
         **options.pick(TrainingRequest, values),
     )
-    card = train_adapter(request, config)
-    for line in summary(request.out, card, config.mode):
+    trained = train_adapter(request, config)
+    if not processes.is_first():
+        return
+    for line in summary(request.out, trained.card, config.mode):
         click.echo(line)
+    if trained.finished and trained.prompts and processes.count() == 1 and config.mode in ("shared", "lossless"):
+        click.echo(timed(request, trained.prompts))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ def end_line(file: Path) -> None:
         lines.seek(-1, os.SEEK_END)
         if lines.read(1) != b"\n":
             lines.write(b"\n")
+
+
+def add_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add objects to the end of a file, a line each."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def whole_rows(file: Path) -> Iterator[dict[str, Any]]:

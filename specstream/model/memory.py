@@ -16,6 +16,9 @@ from specstream.hub import catalogue, download
 from specstream.hub.download import ModelError
 from specstream.model import devices
 
+STATES = 18  # numbers of a row's width that a layer keeps for its gradient, LoRA's included
+PROGRAM = 700_000_000  # bytes of Python, PyTorch and transformers
+
 
 @dataclass(frozen=True)
 class Need:
@@ -75,6 +78,25 @@ def _cache(folder: Path, itemsize: int) -> tuple[int, int]:
         context = config.max_position_embeddings
         return 2 * config.num_hidden_layers * heads * width * itemsize * context, context
     return 0, 0
+
+
+def to_train(config: Any, parameters: int, trained: int, how: Any, tokens: int, answer: int) -> int:
+    """About how many bytes a training takes: weights in float32, what is learned with its gradient and the optimiser's
+    two moments, the states that gradients need, and the program itself.
+
+    ``config`` is the model's, ``parameters`` its count, ``trained`` that of the weights to train, ``how`` a training
+    ``Config``, ``tokens`` and ``answer`` the length of a row and of the response in it. Where the layers below the
+    streams are frozen, their states are not kept.
+    """
+    text = config.get_text_config()
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    inner = getattr(text, "intermediate_size", None) or getattr(text, "ffn_dim", None) or 4 * hidden
+    top = min(how.layers, layers)
+    rows = how.batch / how.accumulate
+    main = tokens * (top if how.mode == "lossless" or how.tuned_layers != "all" else layers)
+    states = rows * (main + answer * how.share * how.gamma * top) * (STATES * hidden + 5 * inner)
+    half = 1.5 if how.precision != "float32" else 1.0  # products from copies of the weights in 16 bits
+    return int(4 * half * parameters + 16 * trained + 4 * states + PROGRAM)
 
 
 def free(device: str) -> int:

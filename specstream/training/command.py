@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import os
 import shlex
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,20 +18,21 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from specstream.adapters import weights
+from specstream import processes
 from specstream.adapters.card import CARD, Card, HeadCard, read_card
 from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
 from specstream.adapters.weights import Adapter, base_shape
 from specstream.bench.provenance import PeakMemory
 from specstream.data import datasets
-from specstream.data.json_lines import whole_rows
 from specstream.data.tasks import Task, task
-from specstream.decoding.encode import chat_prompt
-from specstream.model import devices
+from specstream.hub import catalogue
+from specstream.model import devices, memory
 from specstream.model.introspection import Anatomy
-from specstream.params import EarlyExit, Medusa
+from specstream.params import EarlyExit, Medusa, Sampling
 from specstream.target import loading
+from specstream.training import forecast
+from specstream.training.answers import AnswerWriter, in_bfloat16, no_room, note
 from specstream.training.batches import (
     DataError,
     Example,
@@ -48,11 +46,15 @@ from specstream.training.config import Config
 from specstream.training.heads import ExitModel, MedusaModel, check_out, head_model
 from specstream.training.probe import BUDGET
 from specstream.training.progress import Event, Writer
-from specstream.training.self_distillation import answer_all, own_prompts
+from specstream.training.self_distillation import read_answers
 from specstream.training.trainer import Trainer
 
 METHOD_OF = {MEDUSA: Medusa.name, EXIT: EarlyExit.name}
+TRIED, TRIED_TOKENS = 3, 64  # held-out prompts, and tokens, that a finished adapter is timed on
 HELD_OUT = 64  # rows that validations look at
+TYPICAL = 192  # tokens of a row, where memory is estimated before the data is read
+MOST_KEPT_BACK = 32  # prompts that are held out where nobody says how many
+HELD_OUT_FILE = "answers-dev.jsonl"
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ class TrainingRequest:
     """What to train on and where to put it; ``Config`` says how.
 
     ``targets`` "references" trains on the data's references, "self" on the model's own answers to its prompts, at each
-    of ``temperatures``; ``own_prompts`` adds that many prompts that the model writes itself. ``start`` is a trained
-    adapter to begin with. Without ``dev``, ``hold_out`` rows of the data are kept for validation. ``limit`` rows are
-    used, spread over the data; 0 is all. ``progress`` is a file that events are appended to (``progress.Writer``).
+    of ``temperatures``; ``own_prompts`` adds that many prompts that the model writes itself. ``answers`` is a file of
+    own answers that were made before, in place of ``data``. ``start`` is a trained adapter to begin with.
+    Without ``dev``, ``hold_out`` prompts of the data are kept for validation (-1: a tenth, at most 32). ``limit`` rows
+    are used, spread over the data; 0 is all. ``progress`` is a file that events are appended to (``progress.Writer``).
     """
 
     model: str
@@ -74,6 +77,7 @@ class TrainingRequest:
     resume: bool = False
     start: Path | None = None
     targets: str = "references"
+    answers: Path | None = None
     temperatures: tuple[float, ...] = (0.0,)
     own_prompts: int = 0
     max_length: int = 512
@@ -84,19 +88,31 @@ class TrainingRequest:
     command: tuple[str, ...] = ()
 
 
-def train_adapter(request: TrainingRequest, config: Config) -> Card:
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training: the card, whether its budget is used up, and some held-out prompts."""
+
+    card: Card
+    finished: bool
+    prompts: tuple[str, ...] = ()
+
+
+def train_adapter(request: TrainingRequest, config: Config) -> Trained:
     """Train and save an adapter. Raises ValueError (one sentence) for anything wrong with the settings or the data."""
     chosen = task(request.task)
-    if not chosen.outputs and request.targets == "references":
+    if not chosen.outputs and request.targets == "references" and not request.answers:
         raise DataError(f"The task {chosen.name} has no references to train on: give --targets self.")
-    for name in (request.data, request.dev):
+    for name in (request.data, request.dev, request.answers and str(request.answers)):
         if name and not name.startswith(datasets.HUB) and not Path(name).is_fifo():  # a pipe is read once
             next(datasets.read_rows(Path(name)), None)  # a bad path is told before the model is loaded
     request = replace(request, start=_start(request, config))
     _make(request.out)
     where, _ = devices.choose_device(request.device)
     config.chosen_precision(where)  # refuses one that the device does not have
+    processes.join(where)
     watch = _Watch(request.progress, PeakMemory(where).read)
+    if words := _needed(request, config):
+        note(words)
     network, tokenizer, source = loading.fetch(request.model, where, torch.float32, watch.phase)
     if tokenizer.eos_token_id is None:
         raise DataError(
@@ -118,7 +134,9 @@ def train_adapter(request: TrainingRequest, config: Config) -> Card:
         raise DataError(f"There is no checkpoint in {request.out} to resume from: leave --resume away.")
     if request.start and not request.resume and not trainee:
         trainer.start_from(request.start)
-    _note(_expectation(examples, trainer))
+    note(_expectation(examples, trainer))
+    if config.minutes and not request.resume and len(examples) >= 2 * config.batch and not trainee:
+        note(forecast.announced(chosen.name, trainer.seconds_per_step(examples), config.batch, config.minutes))
     watch(
         {
             "kind": "begin",
@@ -133,16 +151,40 @@ def train_adapter(request: TrainingRequest, config: Config) -> Card:
         card = trainer.train(examples, held_out, report if main else lambda event: None, should_stop)
     watch({"kind": "end", "stopped": not trainer.finished, **trainer.position()})
     if not trainer.finished:
-        _note("stopped before the end; a checkpoint is saved: go on with --resume.")
-    return card
+        note("stopped before the end; a checkpoint is saved: go on with --resume.")
+    prompts = tuple(tokenizer.decode(e.prompt) for e in spread(held_out, TRIED)) if held_out else ()
+    return Trained(card, trainer.finished, prompts)
+
+
+def _needed(request: TrainingRequest, config: Config) -> str:
+    """About how much memory the training will take, before the model is loaded; empty where its shape is not known."""
+    found = catalogue.here(request.model)
+    if found is None or config.trains_heads:
+        return ""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        shape = AutoConfig.from_pretrained(found.path, local_files_only=True)
+        with torch.device("meta"):
+            parts = loading.parts_of(AutoModelForCausalLM.from_config(shape))
+            count = Adapter(parts, _card(request, parts, task(request.task), config)).parameter_count()
+    except Exception:  # a foreign config may lack anything; loading the model says what is wrong with it
+        return ""
+    weights = sum(p.numel() for p in parts.model.parameters())
+    tokens = min(request.max_length, TYPICAL)
+    bytes_ = memory.to_train(shape, weights, count, config, tokens, min(tokens, request.max_answer) // 2)
+    there = memory.gigabytes(memory.free(request.device))
+    return (
+        f"{count:,} weights are added to {weights:,}. With rows of {tokens} tokens training takes about "
+        f"{memory.gigabytes(bytes_)} of memory; {there} are free."
+    )
 
 
 class _Watch:
     """Writes events to the progress file, where one is wanted; of several processes only the first writes."""
 
     def __init__(self, file: Path | None, memory: Callable[[], int]) -> None:
-        first = os.environ.get("RANK", "0") == "0"
-        self._writer = Writer(file, memory) if file and first else None
+        self._writer = Writer(file, memory) if file and processes.is_first() else None
 
     def __call__(self, event: Event) -> None:
         if self._writer:
@@ -245,7 +287,30 @@ def summary(out: Path, card: Card, mode: str) -> list[str]:
     if "tokens_per_step" in made.metrics:
         found = made.metrics["tokens_per_step"]
         lines.append(f"Tokens per step on held-out prompts, {BUDGET} nodes: {found:.2f} (standard decoding: 1).")
+        lines.append(forecast.an_hour(card.task, found, progress["examples"], progress["seconds"]))
+    lines = [line for line in lines if line]
     return [*lines, f"Try it: python -m specstream generate --adapter {out} --task {card.task}{name} --prompt TEXT"]
+
+
+def timed(request: TrainingRequest, prompts: Sequence[str]) -> str:
+    """How fast the finished adapter is on this machine beside standard decoding, in words; empty where it can't be
+    loaded for decoding."""
+    from specstream.bench.prompts import prompts_as_cases
+    from specstream.bench.results import result_rows
+    from specstream.bench.runner import Ours, bench
+    from specstream.engine import load
+
+    try:
+        engine = load(request.model, str(request.out), request.device)
+    except ValueError as error:
+        return f"Its speed was not measured: {error}"
+    cases = prompts_as_cases(prompts)
+    rows = bench(engine, cases, [Ours(engine, engine.default_method())], Sampling(max_new_tokens=TRIED_TOKENS))
+    measured = result_rows(rows, request.task)[-1]
+    return (
+        f"On this machine, {len(prompts)} held-out prompts: {measured['speedup']:.2f} times as fast as standard "
+        f"decoding, {measured['tokens_per_step']:.2f} tokens per step at default settings."
+    )
 
 
 def _expectation(examples: list[Example], trainer: Trainer) -> str:
@@ -270,97 +335,64 @@ def _examples(
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples. The held-out ones are spread over the data."""
     watch.phase("Reading the data")
+    if request.answers:
+        size = anatomy.model.get_input_embeddings().num_embeddings
+        longest = min(request.max_length + request.max_answer, anatomy.context)
+        examples = read_answers(request.answers, tokenizer, size, longest)
+        examples = spread(examples, request.limit or len(examples))
+        if not request.dev:
+            return hold_out(examples, _kept_back(request, {e.prompt for e in examples}), lambda e: e.prompt)
+        asked = _held_out_prompts(request, chosen, anatomy, tokenizer)
+        return examples, _writer(request, config, chosen, anatomy, tokenizer, watch)(asked, request.out / HELD_OUT_FILE)
     if request.targets == "self":
-        writer = _in_bfloat16(anatomy) if config.chosen_precision(anatomy.device.type) == "bf16" else anatomy
-        return _own_examples(request, chosen, _Answers(request, chosen, writer, tokenizer, watch))
+        return _own_examples(request, chosen, _writer(request, config, chosen, anatomy, tokenizer, watch))
     longest = min(request.max_length, anatomy.context)
-    examples = read_examples(request.data, chosen, tokenizer, longest, note=_note)
+    examples = read_examples(request.data, chosen, tokenizer, longest, note=note)
     examples = spread(examples, request.limit or len(examples))
     if not request.dev:
-        return hold_out(examples, request.hold_out, lambda e: e.prompt)
-    held_out = read_examples(request.dev, chosen, tokenizer, longest, "validation", _note)
+        return hold_out(examples, _kept_back(request, {e.prompt for e in examples}), lambda e: e.prompt)
+    held_out = read_examples(request.dev, chosen, tokenizer, longest, "validation", note)
     return examples, spread(held_out, HELD_OUT)
 
 
-def _own_examples(request: TrainingRequest, chosen: Task, make: _Answers) -> tuple[list[Example], list[Example]]:
+def _kept_back(request: TrainingRequest, prompts: Collection[object]) -> int:
+    """How many of the prompts are held out where there is no --dev."""
+    return min(MOST_KEPT_BACK, len(prompts) // 10) if request.hold_out < 0 else request.hold_out
+
+
+def _writer(
+    request: TrainingRequest, config: Config, chosen: Task, anatomy: Anatomy, tokenizer: Any, watch: _Watch
+) -> AnswerWriter:
+    in16 = config.chosen_precision(anatomy.device.type) == "bf16"
+    how = (request.max_answer, request.temperatures, request.start, watch.phase)
+    return AnswerWriter(chosen, in_bfloat16(anatomy) if in16 else anatomy, tokenizer, *how)
+
+
+def _held_out_prompts(request: TrainingRequest, chosen: Task, anatomy: Anatomy, tokenizer: Any) -> list[str]:
+    longest = min(request.max_length, anatomy.context - request.max_answer)
+    return spread(read_prompts(str(request.dev), chosen, tokenizer, longest, "validation", note), HELD_OUT)
+
+
+def _own_examples(request: TrainingRequest, chosen: Task, make: AnswerWriter) -> tuple[list[Example], list[Example]]:
     """The same with the model's own answers."""
     longest = min(request.max_length, make.anatomy.context - request.max_answer)
     if longest < 1:
-        raise DataError(
-            f"An answer of {request.max_answer} tokens leaves no room for a prompt in this model's context of "
-            f"{make.anatomy.context}: give a smaller --max-answer."
-        )
-    texts = read_prompts(request.data, chosen, make.tokenizer, longest, note=_note)
+        raise DataError(no_room(request.max_answer, make.anatomy.context))
+    texts = read_prompts(request.data, chosen, make.tokenizer, longest, note=note)
     texts = spread(texts, request.limit or len(texts))
     if request.dev:
-        asked = spread(read_prompts(request.dev, chosen, make.tokenizer, longest, "validation", _note), HELD_OUT)
+        asked = _held_out_prompts(request, chosen, make.anatomy, make.tokenizer)
     else:
-        texts, asked = hold_out(texts, request.hold_out)
-    examples = make(texts, "answers.jsonl", request.own_prompts)
-    return examples, make(asked, "answers-dev.jsonl") if asked else []
-
-
-def _in_bfloat16(anatomy: Anatomy) -> Anatomy:
-    """A copy to write answers with, where training computes in that format too: most users decode in it."""
-    return loading.parts_of(copy.deepcopy(anatomy.model).to(torch.bfloat16))
-
-
-def _note(words: str) -> None:
-    tqdm.write(f"note: {words}", file=sys.stderr)
-
-
-@dataclass
-class _Answers:
-    """Makes the model, with the LoRA of the adapter to start from, answer prompts."""
-
-    request: TrainingRequest
-    task: Task
-    anatomy: Anatomy
-    tokenizer: PreTrainedTokenizerBase
-    watch: _Watch
-
-    def __call__(self, texts: list[str], name: str, own: int = 0) -> list[Example]:
-        request = self.request
-        if own:
-            texts = list(dict.fromkeys([*texts, *self._own_prompts(own)]))
-        prompts = [chat_prompt(self.tokenizer, t) if self.task.name == "chat" else t for t in texts]
-        with tqdm(desc="answers", file=sys.stderr) as bar:
-
-            def done(made: int, total: int) -> None:
-                bar.total = total
-                bar.update(made - bar.n)
-                self.watch.phase("The model answers the prompts", made / max(1, total))
-
-            answers = (request.out / name, request.max_answer, request.temperatures)
-            return answer_all(self.anatomy, self.tokenizer, prompts, *answers, self._tuned, done)
-
-    def _own_prompts(self, count: int) -> list[str]:
-        """Prompts by the model itself; made once and kept."""
-        file = self.request.out / "own-prompts.jsonl"
-        have = [text for row in whole_rows(file) if isinstance(text := row.get("prompt"), str)]
-        if len(have) >= count:
-            return have[:count]
-        with tqdm(total=count, desc="prompts", file=sys.stderr) as bar:
-
-            def done(made: int) -> None:
-                bar.update(min(made, count) - bar.n)
-                self.watch.phase("The model writes prompts", min(made, count) / count)
-
-            made = own_prompts(self.anatomy, self.tokenizer, count, 0, done)
-        lines = (json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in made)
-        file.write_text("".join(lines), encoding="utf-8")
-        return made
-
-    def _tuned(self) -> AbstractContextManager[object]:
-        if self.request.start is None:
-            return nullcontext()
-        adapter: Adapter = weights.load(self.request.start, self.anatomy)
-        return adapter.main_lora.attached(self.anatomy) if adapter.main_lora else nullcontext()
+        texts, asked = hold_out(texts, _kept_back(request, texts))
+    examples = make(texts, request.out / "answers.jsonl", request.own_prompts)
+    return examples, make(asked, request.out / HELD_OUT_FILE) if asked else []
 
 
 def _card(request: TrainingRequest, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
     data = request.data if request.data.startswith("hub:") else Path(request.data).name
     words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
+    if request.answers:
+        words = f"the model's own answers in {request.answers.name}"
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
     shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary", "pair_rank")}
     if config.mode == "lossless" and request.start:

@@ -2,74 +2,58 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from specstream.data.json_lines import end_line, whole_rows
+from specstream import processes
+from specstream.data.datasets import DataError
+from specstream.data.json_lines import add_rows, end_line, whole_rows
+from specstream.data.openings import openings
 from specstream.decoding.encode import chat_prompt, encode
 from specstream.model.introspection import Anatomy
-from specstream.training.batches import DataError, Example
+from specstream.training.batches import Example
+from specstream.training.generation import write
+
+Key = tuple[str, float]  # a prompt and a temperature
+MOST_OF_PROMPT = 160  # tokens of an own prompt
 
 # Tokens of the rows computed together, prompts and answers. On a GPU a step takes hardly longer for more rows.
 TOKENS, GPU_TOKENS = 16_384, 131_072
 
 
 def own_prompts(anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: Callable[[int], None]) -> list[str]:
-    """User turns that the model writes itself when it is given nothing but the head of its chat template.
+    """User turns that the model writes itself, after the head of its chat template and the opening of some kind.
 
-    Raises DataError for a model without a chat template.
+    Every round of a batch is one item of work for the processes. Raises DataError for a model without a chat template.
     """
     mark = "\u241e"
     head, found, tail = chat_prompt(tokenizer, mark).partition(mark)
     if not found or not head:
         raise DataError("Prompts can only be made by a model with a chat template: give --data.")
     end = tokenizer(tail.strip().splitlines()[0], add_special_tokens=False).input_ids[:1]
-    ids = encode(tokenizer, head)
-    rows_at_once = 32 * _room(anatomy) // TOKENS
-    out: dict[str, None] = {}
-    round_ = 0
+    begun = openings()
+    size = 32 * _room(anatomy) // TOKENS
+
+    def round_of(number: int) -> list[str]:
+        chosen = [begun[(number * size + row) % len(begun)] for row in range(size)]
+        ids = [encode(tokenizer, head + opening) for opening in chosen]
+        ends = [tokenizer.eos_token_id, *end]
+        rows = write(anatomy, ids, MOST_OF_PROMPT, [1.0] * size, seed + number, ends)
+        texts = [(o + tokenizer.decode(r[:-1], skip_special_tokens=True)).strip()
+                 for o, r in zip(chosen, rows, strict=True) if r[-1:] == end]  # fmt: skip
+        return [text for text in texts if len(text) > 8]
+
+    out: dict[str, str] = {}
+    number = 0
     while len(out) < count:
-        rows = generate(anatomy, tokenizer, [ids] * rows_at_once, 64, 1.0, seed + round_, end)
-        texts = (tokenizer.decode(r[:-1], skip_special_tokens=True).strip() for r in rows if r[-1:] == end)
-        out.update(dict.fromkeys(t for t in texts if len(t) > 8))
-        round_ += 1
+        for texts in processes.shared(range(number, number + processes.count()), round_of):
+            for text in texts:
+                out.setdefault(" ".join(text.casefold().split()), text)
+        number += processes.count()
         done(len(out))
-    return list(out)[:count]
-
-
-@torch.no_grad()
-def generate(
-    anatomy: Anatomy,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    most: int,
-    temperature: float,
-    seed: int,
-    end: Sequence[int] = (),
-) -> list[list[int]]:
-    """Answers of one batch by transformers: greedy at temperature 0. They end with EOS unless cut off at ``most``."""
-    longest = max(len(p) for p in prompts)
-    pad = tokenizer.eos_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=anatomy.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=anatomy.device)
-    torch.manual_seed(seed)
-    eos = [pad, *end]
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    out = anatomy.model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=most, eos_token_id=eos, pad_token_id=pad,
-        **{"do_sample": False, "temperature": None, "top_k": None, "top_p": None} | sampling,
-    )  # fmt: skip
-    return [_cut(row, eos) for row in out[:, longest:].tolist()]
-
-
-def _cut(row: list[int], eos: Sequence[int]) -> list[int]:
-    ends = [i for i, token in enumerate(row) if token in eos]
-    return row[: ends[0] + 1] if ends else row
+    return list(out.values())[:count]
 
 
 def answer_all(
@@ -81,36 +65,62 @@ def answer_all(
     temperatures: Sequence[float],
     tuned: Callable[[], AbstractContextManager[Any]],
     done: Callable[[int, int], None],
+    room: int = 0,
 ) -> list[Example]:
     """Answer every prompt at every temperature and write the answers to ``file``, a row each; those that are there
     already are kept, and what can't be read is answered again. ``tuned`` is opened while the model runs: it puts the
-    LoRA on."""
+    LoRA on. ``room`` is how many tokens a batch holds, prompts and answers; 0: what suits the device.
+
+    Every batch is one item of work for the processes, so that their number changes no answer."""
     size = anatomy.model.get_input_embeddings().num_embeddings
     have = {(e["prompt"], e["temperature"]): e for e in whole_rows(file) if _is_answer(e, size)}
-    wanted = [(p, t) for t in temperatures for p in sorted(prompts, key=len) if (p, t) not in have]
-    total, made = len(wanted), 0
+    wanted = [(p, t) for t in temperatures for p in sorted(prompts, key=len)]
+    groups = list(enumerate(_groups(tokenizer, wanted, most, room or _room(anatomy))))
+    missing = [(seed, group) for seed, group in groups if not all(key in have for key in group)]
+
+    def answered(numbered: tuple[int, list[Key]]) -> list[dict[str, Any]]:
+        seed, group = numbered
+        ids, ends = [encode(tokenizer, p) for p, _ in group], [tokenizer.eos_token_id]
+        with tuned():
+            texts = write(anatomy, ids, most, [t for _, t in group], seed, ends)
+        rows = zip(group, texts, strict=True)  # a text depends on its batch, so all are written again where one lacks
+        return [{"prompt": p, "temperature": t, "answer": a} for (p, t), a in rows if (p, t) not in have]
+
     end_line(file)
-    with file.open("a", encoding="utf-8") as out, tuned():
-        for group in _groups(tokenizer, wanted, most, _room(anatomy)):
-            ids = [encode(tokenizer, p) for p, _ in group]
-            rows = generate(anatomy, tokenizer, ids, most, group[0][1], seed=made)
-            for (prompt, temperature), answer in zip(group, rows, strict=True):
-                row = {"prompt": prompt, "temperature": temperature, "answer": answer}
-                have[prompt, temperature] = row
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            out.flush()
-            made += len(group)
-            done(made, total)
-    keys = [(p, t) for t in temperatures for p in prompts]
-    return [Example(tuple(encode(tokenizer, p)), tuple(have[p, t]["answer"])) for p, t in keys if have[p, t]["answer"]]
+    made, total = 0, sum(key not in have for _, group in missing for key in group)
+    for rows in processes.shared(missing, answered):
+        have |= {(row["prompt"], row["temperature"]): row for row in rows}
+        if processes.is_first():
+            add_rows(file, rows)
+        made += len(rows)
+        done(made, total)
+    return _examples(tokenizer, [have[p, t] for t in temperatures for p in prompts])
+
+
+def read_answers(file: Path, tokenizer: Any, size: int, longest: int) -> list[Example]:
+    """The answers that ``answer_all`` wrote to a file, of at most ``longest`` tokens with their prompts.
+
+    Raises DataError for a file without any in a vocabulary of ``size``.
+    """
+    rows = [row for row in whole_rows(file) if _is_answer(row, size)]
+    examples = [example for example in _examples(tokenizer, rows) if len(example) <= longest]
+    if not examples:
+        raise DataError(f"{file} holds no answers of this model: make them by python -m specstream answers.")
+    return examples
+
+
+def _examples(tokenizer: Any, rows: Iterable[dict[str, Any]]) -> list[Example]:
+    """Different examples; an answer that is empty teaches nothing."""
+    found = (Example(tuple(encode(tokenizer, row["prompt"])), tuple(row["answer"])) for row in rows if row["answer"])
+    return list(dict.fromkeys(found))
 
 
 def _room(anatomy: Anatomy) -> int:
     return TOKENS if anatomy.device.type == "cpu" else GPU_TOKENS
 
 
-def _groups(tokenizer: Any, wanted: list[tuple[str, float]], most: int, room: int) -> Iterator[list[tuple[str, float]]]:
-    group: list[tuple[str, float]] = []
+def _groups(tokenizer: Any, wanted: list[Key], most: int, room: int) -> Iterator[list[Key]]:
+    group: list[Key] = []
     for prompt, temperature in wanted:
         rows = len(group) + 1
         full = group and (group[0][1] != temperature or rows * (len(encode(tokenizer, prompt)) + most) > room)

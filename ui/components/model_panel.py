@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from specstream.hub.catalogue import catalogue
+from specstream.hub.catalogue import CATALOGUE, accept_terms, catalogue, terms_of
 from specstream.hub.download import ModelError
 from specstream.model import memory
 
@@ -39,6 +39,7 @@ class ModelPanel:
     load: gr.Button
     unload: gr.Button
     need: gr.HTML
+    accept: gr.Button
 
     def told(self, state: State) -> dict[Any, Any]:
         """What the panel says of a state."""
@@ -91,7 +92,12 @@ class ModelPanel:
         """Say what a model will need as soon as it is chosen."""
         fields = [self.model, self.device, self.dtype]
         for event in (self.fold.expand, *(field.change for field in fields)):
-            event(need_words, fields, self.need, queue=False, show_progress="hidden", api_visibility="private")
+            event(
+                needs, fields, [self.need, self.accept], queue=False, show_progress="hidden", api_visibility="private"
+            )
+        self.accept.click(
+            accepted, fields, [self.need, self.accept], queue=False, show_progress="hidden", api_visibility="private"
+        )
 
 
 def request_unload(engines: Engines) -> Iterator[State]:
@@ -110,6 +116,20 @@ def request_load(engines: Engines, choice: dict[str, str]) -> Iterator[State]:
     except (Busy, Refused) as no:
         gr.Warning(str(no))
     yield from engines.watch()
+
+
+def needs(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
+    """What the chosen model will take, and the button that accepts its licence, where that is still to be done."""
+    name = (model or "").strip()
+    terms = terms_of(name)
+    words = render.terms(name, CATALOGUE[name].licence, terms) if terms else ""
+    return words + need_words(model, device, dtype), gr.update(visible=bool(terms))
+
+
+def accepted(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
+    """The licence of the chosen model is accepted; from now on it may be fetched."""
+    accept_terms((model or "").strip())
+    return needs(model, device, dtype)
 
 
 def need_words(model: str | None, device: str, dtype: str) -> str:
@@ -195,7 +215,8 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
             )  # fmt: skip
         need = gr.HTML()
         with gr.Row():
+            accept = gr.Button("I have read the licence, and accept it", size="sm", visible=False)
             load = gr.Button("Load", size="sm")
             unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
         rest = more()
-    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need), rest
+    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept), rest

@@ -145,6 +145,12 @@ def model_card(info: EngineInfo, more: Iterable[tuple[str, str]] = ()) -> str:
     return facts(rows) + sentences(info.notes)
 
 
+def terms(model: str, licence: str, address: str) -> str:
+    """A licence that must be accepted before a model is fetched."""
+    link = f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(licence)} terms of use</a>'
+    return f'<p class="ss-status">{escape(model)} may be used under the {link} only. Nothing is fetched before.</p>'
+
+
 def memory_need(need: Need | None, free: int) -> str:
     """What a model will take before it is loaded, and what is free (bytes)."""
     there = f"{gigabytes(free)} are free."

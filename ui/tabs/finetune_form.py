@@ -13,7 +13,7 @@ import gradio as gr
 from specstream.data.checks import MOST_HELD_OUT, CheckedFile, check_file, keep_good
 from specstream.data.datasets import HUB
 from specstream.data.tasks import TASKS, task
-from specstream.hub.catalogue import DEFAULT, catalogue, layer_count
+from specstream.hub.catalogue import DEFAULT, catalogue, check_terms, layer_count
 from specstream.model import memory
 from specstream.stats import counted
 from specstream.training.config import Config
@@ -114,6 +114,7 @@ class Form:
     def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
         """What the form asks for. Raises ValueError with one sentence."""
         checked, config, base = self.check(values), self.config(values), self.base(values)
+        check_terms(base)
         memory.check(base, "auto", "float32")
         options = changed(config) | {"hold_out": checked.held_out if checked else MOST_HELD_OUT}
         if config.mode in BESIDE and values[self.start] != BARE:

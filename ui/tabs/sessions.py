@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -91,7 +91,7 @@ class Listing:
     def _known(self, runlog: RunLog, wanted: Mapping[str, Any]) -> Updates:
         """Methods and models to choose from: those that occur, and what is chosen, which gradio refuses otherwise."""
 
-        def known(column: str) -> list[str]:
+        def known(column: Literal["method", "model"]) -> list[str]:
             found, chosen = runlog.used(column, wanted["visitor"]), wanted[column]
             return found if not chosen or chosen in found else [*found, chosen]
 

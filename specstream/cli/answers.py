@@ -1,0 +1,54 @@
+"""``answers``: a model's own answers, for several trainings to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specstream import processes
+from specstream.data.tasks import NAMES
+
+
+@click.command("answers")
+@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
+@click.option("--task", required=True, help=f"{NAMES}.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The JSONL file; what it has is kept.")
+@click.option("--data", help="Prompts to answer: a JSONL file with the task's columns, or hub:NAME.")
+@click.option(
+    "--own-prompts",
+    "count",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Prompts to have the model write; for code, instructions that are made from parts.",
+)
+@click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="Rows of --data to use; 0 is all.")
+@click.option(
+    "--temperatures",
+    type=click.FloatRange(0, 10),
+    multiple=True,
+    default=[0.0],
+    show_default=True,
+    help="Every prompt is answered at each; may be given several times.",
+)
+@click.option("--start", type=click.Path(path_type=Path), help="An adapter that tunes the model.")
+@click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest prompt in tokens.")
+@click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest answer.")
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Tokens of the texts that are written together; 0: what suits the device. Another number, other answers.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+def answers_command(**values: Any) -> None:
+    """Have a model answer prompts, for `train --answers`. Started again, it goes on; `accelerate launch` shares it."""
+    from specstream.training.answers import Plan, write_answers
+
+    words = write_answers(Plan(**values))
+    if processes.is_first():
+        click.echo(words)

@@ -1,0 +1,154 @@
+"""What ``python -m specstream answers`` does: a file of a model's own answers that several trainings read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from specstream import processes
+from specstream.adapters import weights
+from specstream.adapters.find import find_adapter
+from specstream.data.instructions import instructions
+from specstream.data.json_lines import whole_rows
+from specstream.data.tasks import Task, task
+from specstream.decoding.encode import chat_prompt
+from specstream.model import devices
+from specstream.model.introspection import Anatomy
+from specstream.target import loading
+from specstream.training.batches import DataError, Example, read_prompts, spread
+from specstream.training.self_distillation import answer_all, own_prompts
+
+Phase = Callable[[str, float], None]
+CODE = "code"  # the task whose instructions are made from parts
+
+
+def note(words: str) -> None:
+    """Tell people something beside the progress bar; of several processes the first one does."""
+    if processes.is_first():
+        tqdm.write(f"note: {words}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which answers to make. ``count`` own prompts are added to those of ``data``; ``limit`` of ``data`` are used, 0 is
+    all. ``start`` is an adapter whose LoRA tunes the model. ``batch_tokens`` are written together, 0: what suits the
+    device."""
+
+    model: str
+    task: str
+    out: Path
+    data: str | None = None
+    count: int = 0
+    limit: int = 0
+    temperatures: tuple[float, ...] = (0.0,)
+    max_length: int = 512
+    max_answer: int = 192
+    start: Path | None = None
+    batch_tokens: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def write_answers(plan: Plan) -> str:
+    """Make the answers that are not in the file yet. Returns what came of it in words. Raises DataError."""
+    chosen = task(plan.task)
+    if not plan.data and not plan.count:
+        raise DataError("Nothing to answer: give --data FILE.jsonl, or --own-prompts N.")
+    if plan.out.is_dir() or not plan.out.parent.is_dir():
+        raise DataError(f"{plan.out} can't be a file of answers: name one in a folder that exists.")
+    where, _ = devices.choose_device(plan.device)
+    processes.join(where)
+    dtype, _ = devices.loaded_in(devices.choose_dtype(plan.dtype, where)[0], where)
+    network, tokenizer, _ = loading.fetch(plan.model, where, dtype)
+    anatomy = loading.parts_of(network)
+    longest = anatomy.context - plan.max_answer
+    if longest < 1:
+        raise DataError(no_room(plan.max_answer, anatomy.context))
+    texts: list[str] = []
+    if plan.data:
+        texts = read_prompts(plan.data, chosen, tokenizer, min(plan.max_length, longest), note=note)
+        texts = spread(texts, plan.limit or len(texts))
+    start = find_adapter(str(plan.start), plan.model) if plan.start else None
+    writer = AnswerWriter(chosen, anatomy, tokenizer, plan.max_answer, plan.temperatures, start, room=plan.batch_tokens)
+    began = time.monotonic()
+    examples = writer(texts, plan.out, plan.count)
+    seconds, tokens = time.monotonic() - began, sum(len(e.response) for e in examples)
+    return f"{len(examples):,} different answers of {tokens:,} tokens in {plan.out}, {seconds / 60:.0f} minutes."
+
+
+def no_room(answer: int, context: int) -> str:
+    """The sentence that refuses answers as long as the model's context."""
+    return (
+        f"An answer of {answer} tokens leaves no room for a prompt in this model's context of {context}: "
+        "give a smaller --max-answer."
+    )
+
+
+@dataclass
+class AnswerWriter:
+    """Makes the model, with the LoRA of the adapter in the folder ``start``, answer prompts."""
+
+    task: Task
+    anatomy: Anatomy
+    tokenizer: Any
+    longest: int
+    temperatures: Sequence[float]
+    start: Path | None = None
+    phase: Phase = lambda words, fraction: None
+    room: int = 0
+
+    def __call__(self, texts: list[str], file: Path, own: int = 0) -> list[Example]:
+        """Answers to ``texts`` and to ``own`` prompts more, kept in ``file``."""
+        if own:
+            texts = list(dict.fromkeys([*texts, *self._own_prompts(own, file)]))
+        prompts = [chat_prompt(self.tokenizer, t) if self.task.asked else t for t in texts]
+        with tqdm(desc="answers", file=sys.stderr, disable=not processes.is_first()) as bar:
+
+            def done(made: int, total: int) -> None:
+                bar.total = total
+                bar.update(made - bar.n)
+                self.phase("The model answers the prompts", made / max(1, total))
+
+            how = (self.longest, self.temperatures, self._tuned, done, self.room)
+            return answer_all(self.anatomy, self.tokenizer, prompts, file, *how)
+
+    def _own_prompts(self, count: int, beside: Path) -> list[str]:
+        """Instructions for code; else prompts by the model itself, made once and kept beside the answers."""
+        if self.task.name == CODE:
+            return instructions()[:count]
+        file = beside.with_name("own-prompts.jsonl")
+        have = [text for row in whole_rows(file) if isinstance(text := row.get("prompt"), str)]
+        if len(have) >= count:
+            return have[:count]
+        with tqdm(total=count, desc="prompts", file=sys.stderr, disable=not processes.is_first()) as bar:
+
+            def done(made: int) -> None:
+                bar.update(min(made, count) - bar.n)
+                self.phase("The model writes prompts", min(made, count) / count)
+
+            made = own_prompts(self.anatomy, self.tokenizer, count, 0, done)
+        if processes.is_first():
+            lines = (json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in made)
+            file.write_text("".join(lines), encoding="utf-8")
+        return made
+
+    def _tuned(self) -> Any:
+        if self.start is None:
+            return nullcontext()
+        adapter = weights.load(self.start, self.anatomy)
+        return adapter.main_lora.attached(self.anatomy) if adapter.main_lora else nullcontext()
+
+
+def in_bfloat16(anatomy: Anatomy) -> Anatomy:
+    """A copy to write answers with, where training computes in that format too: most users decode in it."""
+    return loading.parts_of(copy.deepcopy(anatomy.model).to(torch.bfloat16))
