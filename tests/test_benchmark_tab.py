@@ -161,12 +161,12 @@ def test_the_machine_is_tuned_and_the_playground_takes_the_settings(
         page.wait_for_function(CHARTS_FIT)
         page.get_by_role("button", name="Use these settings").click()
         expect(page.get_by_role("tab", name="Playground", selected=True)).to_be_visible()
-        unfold(page, "Settings: length, temperature, tree")
+        unfold(page, "Model:")
         budget = re.search(r"tree budget (\d+)", said)
         shown = page.get_by_label("Tree budget").locator("visible=true").first
         assert budget
         expect(shown).to_have_value(budget[1])
-        expect(page.get_by_role("radio", name="Speculative Streaming")).to_be_checked()
+        expect(page.get_by_label("Method", exact=True).first).to_have_value("Speculative Streaming")
 
 
 def test_earlier_results_stand_beside(browser: Browser, url: str, runlog: RunLog, tmp_path: Path) -> None:

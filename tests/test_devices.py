@@ -62,8 +62,8 @@ def test_dtype_auto_on_gpus(monkeypatch: pytest.MonkeyPatch, native: bool) -> No
 def test_a_chosen_dtype_is_honoured_or_refused() -> None:
     for name in ("float32", "bfloat16", "float16"):
         assert choose_dtype(name, "cpu") == (getattr(torch, name), "you chose it")
-    with pytest.raises(ModelError, match="no dtype 'int8'"):
-        choose_dtype("int8", "cpu")
+    with pytest.raises(ModelError, match="no dtype 'int4'"):
+        choose_dtype("int4", "cpu")
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp16")])

@@ -231,7 +231,7 @@ def test_what_was_trained_is_used_in_the_playground(page: Page, home: Path, tmp_
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".ss-player .ss-badge").first).to_be_hidden()  # no recording any more
     expect(page.locator(".ss-player").first).to_have_attribute("data-state", "done")
-    expect(page.get_by_text("✓ Same text").first).to_be_visible()
+    expect(page.get_by_text("same text ✓").first).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -202,9 +202,9 @@ class TestInABrowser:
                 walk.get_by_role("button", name="Next").click()
                 expect(walk.get_by_role("button", name=words)).to_have_attribute("aria-current", "step")
             expect(walk.locator(".ss-kept")).to_contain_text("from one pass")
-            page.get_by_label("A guess is right").fill("100")
-            page.get_by_label("It guesses").fill("3")
-            page.get_by_label("A pass that checks").fill("2")
+            page.get_by_role("slider", name="A guess is right").fill("100")
+            page.get_by_role("slider", name="It guesses").fill("3")
+            page.get_by_role("slider", name="A pass that checks").fill("2")
             expect(page.locator(".ss-gain")).to_have_text(
                 "A pass brings 4.0 tokens: 2.0 times as fast as standard decoding."
             )
