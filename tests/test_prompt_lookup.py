@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -176,5 +178,7 @@ def test_on_the_toy(temperature: float) -> None:
 
 
 def test_every_model_that_verifies_trees_can_look_up() -> None:
-    assert set(_unavailable("can't verify trees", None, None, Heads())) == set(METHODS) - {"standard"}
-    assert "prompt_lookup" not in _unavailable(None, None, None, Heads())
+    nothing: Any = SimpleNamespace(reason=None, streams=None, heads=Heads(), pair=None)
+    assert "prompt_lookup" not in _unavailable(nothing)
+    nothing.reason = "can't verify trees"
+    assert set(_unavailable(nothing)) == set(METHODS) - {"standard"}
