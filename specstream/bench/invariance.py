@@ -18,7 +18,7 @@ from torch.nn import functional
 from specstream.bench.provenance import heading as machine_heading
 from specstream.model import attention, cpu_linear
 from specstream.model.cpu_linear import LEAST
-from specstream.model.hardware import computes_bfloat16
+from specstream.model.hardware import ABSENT, computes_bfloat16
 from specstream.model.kv_cache import BLOCK
 from specstream.target.model_target import TILE
 
@@ -31,8 +31,6 @@ SAMPLES = 12  # of what has few numbers: a difference may be one in 30,000
 LAST = 16  # keys of the text's end, between which those of other drafts may lie
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 UNLIKE = "Not all that the engine computes with here gives a row the same bits:"
-# What a build or a device that lacks an operation raises.
-ABSENT = (AttributeError, RuntimeError, NotImplementedError, TypeError)
 
 ByRows = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, mask to [rows, out]

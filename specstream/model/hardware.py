@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# What a build of PyTorch or a device that lacks an operation raises.
+ABSENT = (AttributeError, RuntimeError, NotImplementedError, TypeError)
+
 
 def computes_bfloat16(device: str) -> bool:
     """Has "cuda" or "cpu" bfloat16 instructions? Without them PyTorch emulates the type, slower than float32."""

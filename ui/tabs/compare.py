@@ -37,7 +37,8 @@ from .playground import (
     example_buttons,
     examples,
     fill_with_examples,
-    task_choices,
+    prompt_box,
+    task_box,
 )
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -148,15 +149,9 @@ def layout() -> Compare:
     """Lay out the tab."""
     known = examples()
     with gr.Column(elem_classes="ss-composer"):
-        prompt = gr.Textbox(
-            known[0]["prompt"], label="Prompt", show_label=False, container=False, lines=2, max_lines=8,
-            elem_classes="ss-prompt",
-        )  # fmt: skip
+        prompt = prompt_box(known[0]["prompt"])
         with gr.Row(elem_classes="ss-controls"):
-            task = gr.Dropdown(
-                task_choices(), value=known[0]["task"], label="Task", interactive=True, min_width=140, scale=2,
-                elem_classes="ss-inline",
-            )  # fmt: skip
+            task = task_box(known[0]["task"])
             with gr.Row(elem_classes="ss-toolbar ss-runbar", equal_height=True):
                 run = gr.Button(RUN, variant="primary", elem_classes="ss-run", scale=0, min_width=110)
                 status = gr.HTML(render.status(READY), min_width=160)

@@ -188,6 +188,20 @@ def shown_examples() -> list[dict[str, str]]:
     return [example for example in examples() if "shows" in example]
 
 
+def prompt_box(prompt: str) -> gr.Textbox:
+    """Where a prompt is written, here and in Compare."""
+    return gr.Textbox(
+        prompt, label="Prompt", show_label=False, container=False, lines=2, max_lines=8, elem_classes="ss-prompt"
+    )
+
+
+def task_box(task: str) -> gr.Dropdown:
+    """What the prompt is for, here and in Compare."""
+    return gr.Dropdown(
+        task_choices(), value=task, label="Task", interactive=True, min_width=140, scale=2, elem_classes="ss-inline"
+    )
+
+
 def example_buttons() -> list[gr.Button]:
     """A row of them."""
     with gr.Row(elem_classes="ss-examples"):
@@ -209,15 +223,9 @@ def layout(engines: Engines) -> Playground:
     recorded = recording.load().view()
     talk = chat.layout()
     with gr.Column(elem_classes="ss-composer"):
-        prompt = gr.Textbox(
-            known[0]["prompt"], label="Prompt", show_label=False, container=False, lines=2, max_lines=8,
-            elem_classes="ss-prompt",
-        )  # fmt: skip
+        prompt = prompt_box(known[0]["prompt"])
         with gr.Row(elem_classes="ss-controls"):
-            task = gr.Dropdown(
-                task_choices(), value=known[0]["task"], label="Task", interactive=True, min_width=140, scale=2,
-                elem_classes="ss-inline",
-            )  # fmt: skip
+            task = task_box(known[0]["task"])
             method = gr.Dropdown(
                 Offer().choices(), value=Streaming.name, label="Method", interactive=True, min_width=140, scale=2,
                 elem_classes="ss-inline",
