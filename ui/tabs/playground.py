@@ -277,7 +277,8 @@ class RunEvents:
             gr.Warning(str(error))
             yield {self._tab.status: render.status(str(error), "bad")}
             return
-        yield self._tab.panel.told(self._engines.state)  # another visitor may have loaded another model meanwhile
+        # Another visitor may have loaded another model meanwhile.
+        yield self._tab.panel.told(self._engines.state) | self._tab.busy()
         who = visitor.name(values[self._tab.key], request)
         job = RunJob(self._engines, self._runlog, ask, who)
         self._jobs.put(who, str(request.session_hash), job)
