@@ -25,11 +25,10 @@ from ..jobs.runs import RunJob, RunRequest
 from ..state.feed import Feed
 from ..state.history import shorten
 from ..state.view import View
+from .handlers import QUIET, Updates
 
 NAME = "Go on from another word"
 HINT = "Click a guess or any token of the run above, then go on from there."
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-Updates = dict[Any, Any]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from specstream.events import Step
 from specstream.info import EngineInfo
 
 from ..html import chat as html
+from .handlers import QUIET, Updates
 
 TASK = "chat"
 # The browser tab keeps the conversation, so that a page that is loaded again goes on with it.
@@ -22,8 +23,6 @@ KEEP = "(text) => sessionStorage.setItem('specstream-chat', text)"
 # A moment later: the message has to be in the box.
 PRESS_RUN = "() => setTimeout(() => document.getElementById('run').click(), 150)"
 FOCUS = "() => setTimeout(() => document.querySelector('.ss-prompt textarea').focus(), 150)"
-
-Updates = dict[Any, Any]
 
 
 @dataclass
@@ -86,11 +85,10 @@ class ChatPanel:
             message, shown = self.back(kept)
             return shown | ({prompt: message} if message else {})
 
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.new.click(lambda system: self.show(Chat(system=system)), self.system, self.outputs, queue=False, **hidden)
+        self.new.click(lambda system: self.show(Chat(system=system)), self.system, self.outputs, queue=False, **QUIET)
         shown = [*self.outputs, prompt]
-        self.edit.click(back, self.kept, shown, queue=False, **hidden).then(None, js=FOCUS, api_visibility="private")
-        self.again.click(back, self.kept, shown, queue=False, **hidden).then(
+        self.edit.click(back, self.kept, shown, queue=False, **QUIET).then(None, js=FOCUS, api_visibility="private")
+        self.again.click(back, self.kept, shown, queue=False, **QUIET).then(
             None, js=PRESS_RUN, api_visibility="private"
         )
         self.kept.change(None, self.kept, None, js=KEEP, api_visibility="private")

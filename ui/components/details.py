@@ -15,10 +15,9 @@ from ..state.view import View
 from . import branch, guess, lens, share
 from .branch import Branch
 from .guess import Guess
+from .handlers import Updates
 from .lens import Lens
 from .share import Share
-
-Updates = dict[Any, Any]
 
 
 @dataclass

@@ -15,12 +15,12 @@ from specstream.stats import counted
 
 from ..html import render
 from ..state.view import View
+from .handlers import QUIET, Updates
 
 NAME = "Guess against the streams"
 WORDS = 5  # that count
 SHOWN = 300  # characters of the text before
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-Updates = dict[Any, Any]
+AT_ONCE: dict[str, Any] = QUIET | {"queue": False}
 Score = tuple[int, int]  # words that the visitor had right, and the streams
 
 
@@ -68,8 +68,8 @@ class Guess:
             return {self.score: total, self.said: result(yours, theirs, words, total)}
 
         given = [view, self.place, self.typed, self.score]
-        self.another.click(another, view, self.outputs, **QUIET)
-        gr.on([self.check.click, self.typed.submit], check, given, self.outputs, **QUIET)
+        self.another.click(another, view, self.outputs, **AT_ONCE)
+        gr.on([self.check.click, self.typed.submit], check, given, self.outputs, **AT_ONCE)
 
 
 def places(view: View) -> list[int]:

@@ -15,10 +15,9 @@ from ..jobs.engine_host import Engines
 from ..jobs.looks import Look, Looked, Place
 from ..state.messages import Notice
 from ..state.view import View, root_text
+from .handlers import QUIET, Updates
 
 NAME = "Look inside a step: what each stream believed, layer by layer"
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-Updates = dict[Any, Any]
 
 
 @dataclass

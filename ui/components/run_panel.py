@@ -19,9 +19,8 @@ from ..state.view import View
 from ..theme import DEEPEST
 from . import details
 from .details import Details
+from .handlers import Updates
 from .player import player
-
-Updates = dict[Any, Any]
 
 
 @dataclass

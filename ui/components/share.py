@@ -15,6 +15,7 @@ from ..export import picture
 from ..export.story import Story
 from ..files import downloads, place
 from ..jobs.engine_host import Engines
+from .handlers import QUIET, Updates
 
 FORMS = {"html": "Page (HTML)", "png": "Picture", "webp": "Animation"}
 SAY = """(...given) => {
@@ -40,8 +41,6 @@ FETCH = """() => setTimeout(() => {
   document.querySelector("#%s").click();
   document.querySelectorAll(".ss-said-shared").forEach((said) => (said.textContent = ""));
 }, 200)"""  # once the link is on the page
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-Updates = dict[Any, Any]
 Page = Callable[[Any, Story, str | None], str]
 _numbers = count(1)
 

@@ -14,8 +14,7 @@ from specstream.info import EngineInfo
 from ..html import render
 from ..jobs.engine_host import State
 from ..state.methods import mismatch
-
-Updates = dict[Any, Any]
+from .handlers import Updates
 
 
 @dataclass

@@ -22,6 +22,7 @@ from ..access_rules import Rules
 from ..charts import benchmarks as figures
 from ..components import controls, task_hint
 from ..components.controls import Controls
+from ..components.handlers import QUIET, Updates
 from ..files import downloads, place
 from ..html import render, results
 from ..jobs import visitor
@@ -33,7 +34,6 @@ from ..state.methods import Offer
 from .playground import MOST_WAITING, Playground, examples, task_choices
 
 TAB = "benchmark"
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 READY = "Choose prompts and methods and press Run benchmark. Standard decoding always runs: it is what counts as 1."
 TUNABLE = (Streaming.name, PromptLookup.name)
 PACES = {"About a minute": 60.0, "Quick, less exact": 15.0}
@@ -48,7 +48,6 @@ CHARTS = {
 NEEDS_SECOND = "No second model is loaded: choose a smaller one under Model, Draft model."
 LIBRARY = "The library's own code, on a second copy of the model."
 MOST_EARLIER = 100  # results in the list
-Updates = dict[Any, Any]
 
 
 @dataclass

@@ -17,6 +17,7 @@ from specstream.stats import counted
 from ..charts import runs
 from ..components import controls, race, share, task_hint
 from ..components.controls import Controls
+from ..components.handlers import QUIET, Updates
 from ..components.share import Share
 from ..export import page, story
 from ..export.story import Story
@@ -41,12 +42,10 @@ from .playground import (
     task_box,
 )
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 READY = "Standard decoding always runs: it is what the others are compared with."
 SAME = "value => value"
 NOTHING_YET = "Each method is measured, one after the other, and seen writing; then all are raced at the measured pace."
 RUN, STOP = "Compare", "Stop"  # what the button says
-Updates = dict[Any, Any]
 
 
 @dataclass

@@ -12,6 +12,7 @@ from specstream.training.jobs import Registry, RegistryError, Training
 
 from ..access_rules import Refused
 from ..charts import runs
+from ..components.handlers import QUIET, Updates
 from ..files import downloads
 from ..html import render
 from ..html import training as trainview
@@ -21,7 +22,6 @@ from .finetune_form import Form
 from .playground import Playground
 
 TAB = "finetune"
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 PACE = 2.0  # seconds between looks at a training under way
 INTRO = (
     "Teach a model to draft for itself: its streams are trained on examples of one task. The result is a small "
@@ -31,7 +31,6 @@ INTRO = (
 FETCH = "() => setTimeout(() => document.querySelector('#adapter-zip').click(), 200)"
 REFUSED = "ss-refused"
 CORRECTED = f"(status) => status.includes('{REFUSED}') ? '' : status"  # a form that is corrected is refused no longer
-Updates = dict[Any, Any]
 
 
 @dataclass

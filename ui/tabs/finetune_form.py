@@ -20,13 +20,13 @@ from specstream.training.config import Config
 from specstream.training.jobs import Plan, Registry
 
 from ..components import controls
+from ..components.handlers import QUIET, Updates
 from ..components.model_panel import adapter_choices
 from ..files import downloads, place
 from ..html import render
 from ..html import training as trainview
 from ..jobs.engine_host import TOY, Engines
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 PUBLIC, OWN = "public", "own"
 SOURCES = [("The public dataset of the task", PUBLIC), ("A file of my own (JSONL)", OWN)]
 MODES = [
@@ -77,7 +77,6 @@ OWNER = """() => {
   }
   return key;
 }"""
-Updates = dict[Any, Any]
 
 
 @dataclass

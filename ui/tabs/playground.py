@@ -23,6 +23,7 @@ from ..access_rules import Refused
 from ..components import chat, controls, model_panel, run_panel, task_hint
 from ..components.chat import ChatPanel, talks
 from ..components.controls import Controls
+from ..components.handlers import QUIET, Updates
 from ..components.model_panel import ModelPanel
 from ..components.run_panel import RunView
 from ..components.task_hint import Suit, bundled
@@ -44,7 +45,6 @@ RUN, STOP = "Run", "Stop"  # what the button says
 PRESS_RUN = "() => document.getElementById('run').click()"
 MOST_WAITING = 64  # runs that wait for the model at a time, told their place; more wait in gradio's own queue
 
-Updates = dict[Any, Any]
 _numbers = count(1)
 
 
@@ -210,11 +210,10 @@ def example_buttons() -> list[gr.Button]:
 
 def fill_with_examples(buttons: list[gr.Button], tab: Playground) -> None:
     """Each button fills an example's prompt and task in, in the browser; then the adapter of the task is loaded."""
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     for button, known in zip(buttons, shown_examples(), strict=True):
         values = f"() => {json.dumps([known['prompt'], known['task']], ensure_ascii=False)}"
         filled = button.click(None, None, [tab.prompt, tab.task], js=values, api_visibility="private")
-        filled.then(tab.fit, tab.chosen, tab.form, concurrency_limit=None, **quiet)
+        filled.then(tab.fit, tab.chosen, tab.form, concurrency_limit=None, **QUIET)
 
 
 def layout(engines: Engines) -> Playground:
@@ -373,27 +372,26 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
     """Connect the tab to the engine and the log."""
     runs, models = RunEvents(tab, engines, runlog), ModelEvents(tab, engines)
     outputs, form = tab.outputs, tab.form
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     turn: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING}
-    tab.run.click(runs.run, tab.inputs, outputs, **turn, **quiet)
-    tab.run.click(runs.stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **quiet)
-    tab.view.again.click(runs.again, [tab.last, tab.key], outputs, **turn, **quiet)
+    tab.run.click(runs.run, tab.inputs, outputs, **turn, **QUIET)
+    tab.run.click(runs.stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **QUIET)
+    tab.view.again.click(runs.again, [tab.last, tab.key], outputs, **turn, **QUIET)
     budgets = [part for (_, name), part in tab.settings.parts.items() if name == "budget"]
-    mended = tab.view.mend.click(runs.mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **quiet)
-    mended.then(models.watch, tab.chosen, form, concurrency_limit=None, **quiet).then(None, js=PRESS_RUN, **quiet)
-    tab.panel.load.click(models.load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **quiet)
-    tab.panel.unload.click(models.unload, tab.chosen, form, concurrency_limit=None, **quiet)
+    mended = tab.view.mend.click(runs.mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **QUIET)
+    mended.then(models.watch, tab.chosen, form, concurrency_limit=None, **QUIET).then(None, js=PRESS_RUN, **QUIET)
+    tab.panel.load.click(models.load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **QUIET)
+    tab.panel.unload.click(models.unload, tab.chosen, form, concurrency_limit=None, **QUIET)
     tab.panel.wire()
-    tab.method.input(models.wished, [tab.method, tab.wish], tab.wish, queue=False, **quiet)
-    tab.suit.load.click(models.load_fitting, tab.chosen, form, concurrency_limit=None, **quiet)
-    tab.task.input(models.fit, tab.chosen, form, concurrency_limit=None, **quiet)
+    tab.method.input(models.wished, [tab.method, tab.wish], tab.wish, queue=False, **QUIET)
+    tab.suit.load.click(models.load_fitting, tab.chosen, form, concurrency_limit=None, **QUIET)
+    tab.task.input(models.fit, tab.chosen, form, concurrency_limit=None, **QUIET)
     tab.fit = models.fit
     fill_with_examples(tab.examples, tab)
-    tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **quiet)
+    tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **QUIET)
     visitor.wire(tab.key, demo)
     tab.chat.wire(demo, tab.prompt)
-    demo.load(models.watch, tab.chosen, form, concurrency_limit=None, **quiet).then(
-        runs.resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **quiet
+    demo.load(models.watch, tab.chosen, form, concurrency_limit=None, **QUIET).then(
+        runs.resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **QUIET
     )
     demo.unload(runs.close)
     tab.view.wire(engines, runlog)

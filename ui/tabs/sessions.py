@@ -12,6 +12,7 @@ import gradio as gr
 from specstream.runlog import SORTS, RunLog, RunLogError
 
 from ..components import run_panel
+from ..components.handlers import QUIET, Updates
 from ..components.run_panel import RunView
 from ..files import downloads
 from ..html import render
@@ -25,7 +26,6 @@ PAGE = 15  # runs on a page of the list
 EMPTY = "No runs yet: each run of the Playground is kept here."
 NO_LOG = "Runs are not logged here: the terminal said why when the page was started."
 CHOOSE = "Choose a run to walk through it, or tick two to compare them."
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 FETCH = "() => setTimeout(() => document.querySelector('#log-copy').click(), 200)"  # once the link is on the page
 CALENDARS = """() => document.querySelectorAll(".ss-day button.calendar").forEach(
   (button) => button.setAttribute("aria-label", "Choose a day"))"""  # gradio gives these buttons no name
@@ -36,7 +36,6 @@ SHOW = """() => setTimeout(() => {
 }, 100)"""  # on a phone the panel is a sheet over the page
 LINKED_DONE = "() => document.documentElement.classList.remove('ss-linked')"
 SHEET = ["ss-sheet"]
-Updates = dict[Any, Any]
 Values = Mapping[Any, Any]
 
 
