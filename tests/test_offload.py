@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from specstream.params import Sampling
@@ -9,6 +13,16 @@ from specstream.target.offload import spread_out
 from tests import tiny
 
 SAMPLING = Sampling(max_new_tokens=20, ignore_eos=True)
+
+
+def test_the_files_of_a_model_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    anatomy, _ = tiny.model_with_adapter("llama")
+    spread_out(anatomy, "cpu", {"cpu": 1, "disk": "1GB"})
+    assert list(tmp_path.glob("specstream-offload-*/*"))
+    del anatomy
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "opt"])

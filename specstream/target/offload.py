@@ -5,7 +5,9 @@ By accelerate. Everything is computed on one device, so texts are those of the m
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -47,6 +49,8 @@ def spread_out(parts: Anatomy, main: str, room: Mapping[Place, int | str] | None
     home: Place = first.index or 0 if first.type == "cuda" else first.type
     places = {name: _place_of(name, found, home) for name in layers} | {n: home for n in _others(model, layers)}
     folder = tempfile.mkdtemp(prefix="specstream-offload-") if "disk" in places.values() else None
+    if folder:
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # as large as the model's layers
     dispatch_model(model, places, main_device=home, offload_dir=folder, skip_keys="past_key_values", force_hooks=True)
     return places
 
