@@ -14,10 +14,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from docs.scripts.browser import chromium as chromium
-from docs.scripts.browser import installed, settle
-from docs.scripts.browser import unfold as unfold
-from docs.scripts.ports import free_port
+from scripts.browser import chromium as chromium
+from scripts.browser import installed, settle
+from scripts.browser import unfold as unfold
+from scripts.ports import free_port
 from specstream.testing.toy import load_toy
 from ui import app
 from ui.access_rules import OPEN, Rules

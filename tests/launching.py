@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from docs.scripts.ports import free_port
+from scripts.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -28,7 +28,7 @@ def test_trainings_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     data = str(tmp_path / "rows.jsonl")
     words = ["--task", "e2e", "--data", data, "--dev", data, "--out", str(tmp_path / "out"), "--only", "exit"]
     words += ["--rows", "4", "--seeds", "1", "--", "--model", str(model), "--layers", "1", "--batch", "2"]
-    command = [sys.executable, "docs/scripts/ablations.py", *words]
+    command = [sys.executable, "scripts/ablations.py", *words]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout
     lines = first.splitlines()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from gradio_client import Client
 
-from docs.scripts.ports import free_port
+from scripts.ports import free_port
 from specstream.params import METHODS, Streaming
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy

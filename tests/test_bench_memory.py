@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from docs.scripts.exact_runs import make_tiny
+from scripts.exact_runs import make_tiny
 from specstream import bench, engine
 from specstream.adapters import weights
 from specstream.adapters.card import read_card

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from docs.scripts.ports import free_port
+from scripts.ports import free_port
 from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from specstream.params import METHODS
 from specstream.runlog import RunLog

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from docs.scripts import exact_runs
-from docs.scripts.exact_runs import Group
+from scripts import exact_runs
+from scripts.exact_runs import Group
 from specstream.engine import Engine
 from specstream.model import attention
 from specstream.params import Standard

@@ -15,7 +15,7 @@ from specstream.adapters.card import WEIGHTS, Card, read_card
 from specstream.adapters.find import bundled
 from tests import tiny
 
-SCRIPT = Path(__file__).resolve().parent.parent / "docs" / "scripts" / "extra_parameters.py"
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "extra_parameters.py"
 PAPER = {  # table 1: hidden size, vocabulary, streams (gamma 4, early exit of rank 8), Medusa cut to three digits
     "OPT-1.3B": (2048, 50272, 40_960, 4.28e8),
     "Phi-1.3B": (2048, 51200, 40_960, 4.36e8),

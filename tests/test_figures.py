@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.scripts import benchmarks
+from scripts import benchmarks
 from specstream import bench
 from specstream.bench import step_cost, tune
 from specstream.params import PromptLookup, Sampling, Streaming
@@ -73,7 +73,7 @@ def test_pruning_is_drawn_over_the_width_where_both_were_tried() -> None:
 def test_script_writes_pages_that_need_no_network(report, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     result.write_text(json.dumps(report))
-    command = [sys.executable, "-m", "docs.scripts.figures", str(result), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "scripts.figures", str(result), "--out", str(tmp_path / "out")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     pages = sorted(f.name for f in (tmp_path / "out").iterdir())
     assert pages == ["acceptance.html", "calls.html", "cost.html", "plotly.min.js", "prediction.html", "speedup.html"]
@@ -101,7 +101,7 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     readme.write_text(f"Before.\n{benchmarks.BEGIN}| old |\n{benchmarks.END}\nAfter.\n")
     files = ["--page", str(page), "--readme", str(readme)]
     words = ["--data", str(tmp_path), "--out", str(tmp_path), "--tasks", "e2e", "--cost-tasks", "e2e", *files]
-    command = [sys.executable, "-m", "docs.scripts.benchmarks", *words]
+    command = [sys.executable, "-m", "scripts.benchmarks", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     text = page.read_text()
     shown = readme.read_text()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from docs.scripts.ports import free_port
+from scripts.ports import free_port
 from specstream.testing.toy import load_toy
 from specstream.training.jobs import Registry
 from tests.browsing import MARKS, noted, open_tab, serious, unfold, window

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [
     ROOT / "app.py",
-    *(f for top in ("specstream", "ui", "docs/scripts") for f in sorted((ROOT / top).rglob("*.py"))),
+    *(f for top in ("specstream", "ui", "scripts") for f in sorted((ROOT / top).rglob("*.py"))),
 ]
 MEDIAN, MOST = 10, 60  # lines
 

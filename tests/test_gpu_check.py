@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from docs.scripts import gpu_check
-from docs.scripts.gpu_check import DONE, FAILED, LEFT_OUT, TASKS, Part
+from scripts import gpu_check
+from scripts.gpu_check import DONE, FAILED, LEFT_OUT, TASKS, Part
 
 PRINTS = ("-c", "import os; print(os.environ['SPECSTREAM_TEST_DEVICE'])")
 

@@ -11,8 +11,8 @@ from tests.browsing import MARKS, load, served, window  # sets the environment o
 from PIL import Image
 from playwright.sync_api import Browser
 
-from docs.scripts import moving_picture, pictures
-from docs.scripts.pictures import DESKTOP, PHONE, Shot, shots
+from scripts import moving_picture, pictures
+from scripts.pictures import DESKTOP, PHONE, Shot, shots
 from specstream.runlog import RunLog
 
 ROOT = Path(__file__).parents[1]

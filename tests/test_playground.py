@@ -18,7 +18,7 @@ from tests.browsing import MARKS, load, open_tab, serious, unfold, visit, window
 # isort: split
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from docs.scripts.ports import free_port
+from scripts.ports import free_port
 from specstream.events import Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy

@@ -76,10 +76,10 @@ def test_specstream_is_this_repository_and_never_the_package_of_that_name() -> N
 
 def test_everything_imported_is_pinned() -> None:
     runtime, extra, dev = (set(pins(f"requirements{kind}.txt")) for kind in ("", "-extra", "-dev"))
-    own = {"specstream", "ui", "app", "tests", "docs"}
+    own = {"specstream", "ui", "app", "tests", "scripts"}
     for file in python_files():
         allowed = runtime | (extra if module(file) in OPTIONAL else set())
-        allowed |= extra | dev if file.is_relative_to(ROOT / "tests") or file.is_relative_to(ROOT / "docs") else set()
+        allowed |= extra | dev if file.relative_to(ROOT).parts[0] in ("tests", "scripts") else set()
         foreign = {name.split(".")[0] for name in imports(file)} - STDLIB - own
         assert {n for n in foreign if PACKAGES.get(n, n.lower()) not in allowed} == set(), file
 
@@ -135,7 +135,7 @@ def test_local_links_exist(name: str) -> None:
 @pytest.mark.parametrize("name", DOCS)
 def test_files_named_in_documents_exist(name: str) -> None:
     """The appendix speaks of files as they were."""
-    named = re.findall(r"`((?:specstream|ui|tests|docs|assets)/[\w/.-]+\.\w+)`", DOCS[name])
+    named = re.findall(r"`((?:specstream|ui|tests|docs|scripts|assets)/[\w/.-]+\.\w+)`", DOCS[name])
     assert name.endswith("appendix.md") or [file for file in named if not (ROOT / file).exists()] == []
 
 
@@ -166,7 +166,7 @@ def test_commands_in_documents_parse(name: str, line: str) -> None:
 
 
 def test_scripts_named_in_documents_exist() -> None:
-    named = {script for text in DOCS.values() for script in re.findall(r"python -m (docs\.scripts\.\w+)", text)}
+    named = {script for text in DOCS.values() for script in re.findall(r"python -m (scripts\.\w+)", text)}
     assert len(named) > 5
     assert [script for script in named if not (ROOT / f"{script.replace('.', '/')}.py").exists()] == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from docs.scripts import published
+from scripts import published
 
 # As the models' pages on the Hub tell them.
 COUNTS = {

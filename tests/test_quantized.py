@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from docs.scripts.quality_of_formats import distances, texts_of
+from scripts.quality_of_formats import distances, texts_of
 from specstream import engine
 from specstream.bench import baselines
 from specstream.events import Draft

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from docs.scripts import container, llama_cpp, new_names, products
+from scripts import container, llama_cpp, new_names, products
 from specstream.data.datasets import task_rows
 from specstream.data.tasks import task
 from specstream.model import cpu_linear

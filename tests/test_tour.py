@@ -11,8 +11,8 @@ from tests.browsing import MARKS, SLOW, served  # sets the environment of gradio
 # isort: split
 from playwright.sync_api import Browser
 
-from docs.scripts import tour
-from docs.scripts.ports import free_port
+from scripts import tour
+from scripts.ports import free_port
 
 
 def test_a_page_that_is_not_served_is_told_in_a_sentence() -> None:

@@ -22,7 +22,7 @@ from click import ClickException
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from docs.scripts.ports import free_port
+from scripts.ports import free_port
 from specstream import params
 from specstream.data.chat import Chat
 from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict

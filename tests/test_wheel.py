@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from gradio_client import Client
 
-from docs.scripts.ports import free_port
+from scripts.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.timeout(600)  # a busy machine

@@ -1,4 +1,4 @@
-"""The recorded run that the page shows before any model is loaded. Made by docs/scripts/record_run.py."""
+"""The recorded run that the page shows before any model is loaded. Made by scripts/record_run.py."""
 
 from __future__ import annotations
 

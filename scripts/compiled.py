@@ -1,6 +1,6 @@
 """What torch.compile gives transformers' generate, which compiles as a whole: milliseconds per token, and the warm-up.
 
-python -m docs.scripts.compiled [--dtype bfloat16] [--tokens 48]
+python -m scripts.compiled [--dtype bfloat16] [--tokens 48]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Dockerfile's steps and a Space's start in a bare Debian, where there is no Docker. For root on Linux.
 
     debootstrap --variant=minbase --include=python3,python3-pip,ca-certificates bookworm ROOT
-    python -m docs.scripts.container ROOT [--port 7860] [--bind FOLDER]... [--toy] [--again]
+    python -m scripts.container ROOT [--port 7860] [--bind FOLDER]... [--toy] [--again]
 
 The image's python:3.11-slim is Debian's own Python 3.11 here: no compiler, no headers. What the Dockerfile copies, runs
 and sets is read from it. The app is then started as its user with the variables that a Space sets, and one prompt is
@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 SPACE = {
     "SYSTEM": "spaces",
     "SPACE_ID": "someone/playground",

@@ -1,6 +1,6 @@
 """Token ids of every method beside those of standard decoding, in thousands of runs: none may differ.
 
-python -m docs.scripts.exact_runs --out RUNS.jsonl [--runs 10000] [--shard 0/2] [--compiled] [--seconds 200]
+python -m scripts.exact_runs --out RUNS.jsonl [--runs 10000] [--shard 0/2] [--compiled] [--seconds 200]
 
 Tiny random models of every family and the default model with each of its adapters, in every number format. A case is a
 prompt and how tokens are chosen; each method has one run in it, with a tree of its own. What RUNS.jsonl holds is not

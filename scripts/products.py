@@ -1,6 +1,6 @@
 """Time of all linear maps of one pass of SmolLM2 135M, by the product that computes them and the number of rows.
 
-python -m docs.scripts.products [--repeats 15]
+python -m scripts.products [--repeats 15]
 
 Random weights of its shapes, every layer its own, so that they come from memory as in a model; the products in turn.
 """

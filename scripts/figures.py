@@ -1,6 +1,6 @@
 """Figures of results: one HTML file each, with plotly's own script beside them, so that they open without a network.
 
-python -m docs.scripts.figures RESULT.json [MORE.json ...] --out FOLDER
+python -m scripts.figures RESULT.json [MORE.json ...] --out FOLDER
 The results are those of `python -m specstream bench --json` (one for each task) and `python -m specstream cost --json`.
 """
 

@@ -1,7 +1,7 @@
 """Pictures of every tab, taken of the running page by a real browser: those of README and docs, or all there are.
 
-python -m docs.scripts.pictures                       the pictures in docs/images, with the default model
-python -m docs.scripts.pictures --all --out FOLDER    every tab on a desktop and a phone, light and dark, to look at
+python -m scripts.pictures                       the pictures in docs/images, with the default model
+python -m scripts.pictures --all --out FOLDER    every tab on a desktop and a phone, light and dark, to look at
 With --toy: the toy model, which is quick. Tabs that the page does not have are left out; a tab that can't be filled in
 time is shown as it opens, and named.
 """
@@ -20,13 +20,13 @@ from pathlib import Path
 import click
 from playwright.sync_api import Error, Page, expect
 
-from docs.scripts.browser import chromium
+from scripts.browser import chromium
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from ui import app
 from ui.jobs import engine_host
 
-IMAGES = Path(__file__).parents[1] / "images"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 DESKTOP, PHONE = 1280, 390
 HEIGHTS = {DESKTOP: 900, PHONE: 844}
 TALL = {"How it works": 1500}  # what needs more than a window on a desktop

@@ -1,6 +1,6 @@
 """What each number format changes: the model's distances from float32, its texts' quality, and its tokens per step.
 
-python -m docs.scripts.quality_of_formats --data DIR [--limit 20] [--distances 12] [--tokens 48] [--tasks e2e,sql]
+python -m scripts.quality_of_formats --data DIR [--limit 20] [--distances 12] [--tokens 48] [--tasks e2e,sql]
 
 DIR holds a folder for each task with its held-out rows in dev.jsonl. Distances are the mean KL divergence, in nats,
 from float32's distributions to the format's on float32's own greedy answers to the prompts of chat, and the share of

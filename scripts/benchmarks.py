@@ -1,9 +1,9 @@
 """Measure every task with every method and write docs/benchmarks.md and the figures, from the results alone.
 
-python -m docs.scripts.benchmarks --data FOLDER --out RESULTS [--methods standard,streaming,hf] [-- --limit 30]
+python -m scripts.benchmarks --data FOLDER --out RESULTS [--methods standard,streaming,hf] [-- --limit 30]
 FOLDER holds TASK/dev.jsonl. What is in RESULTS already is not measured again: TASK.json (the methods), TASK-cost.json
 (cost of a step, tuned tree; of --cost-tasks) and pruning.json (pruning on and off over the width k, on --pruning-task,
-whose adapter needs an early exit). RESULTS/TASK-llama.json is what docs/scripts/llama_cpp.py writes with --json.
+whose adapter needs an early exit). RESULTS/TASK-llama.json is what scripts/llama_cpp.py writes with --json.
 RESULTS/figures gets a page for every figure. The first table is written to README.md too.
 """
 
@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docs.scripts.figures import write
-from docs.scripts.llama_cpp import LLAMA
-from docs.scripts.llama_cpp import table as rates_table
+from scripts.figures import write
+from scripts.llama_cpp import LLAMA
+from scripts.llama_cpp import table as rates_table
 from specstream.bench.baselines import REFERENCES
 from specstream.bench.results import suite
 from specstream.bench.tables import cost_table, differences, table, tuning_table
@@ -27,9 +27,9 @@ from specstream.data.tasks import copy_after
 from specstream.data.tasks import task as task_named
 from specstream.params import Medusa, Standard, Streaming
 
-PAGE = Path(__file__).resolve().parent.parent / "benchmarks.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 README = PAGE.parent.parent / "README.md"
-BEGIN, END = "<!-- docs/scripts/benchmarks.py writes this table -->\n", "<!-- end of the table -->\n"
+BEGIN, END = "<!-- scripts/benchmarks.py writes this table -->\n", "<!-- end of the table -->\n"
 SHORT = (
     "streaming, tokens/s",
     "llama.cpp, 4 bits",
@@ -107,7 +107,7 @@ def page(
 ) -> Iterator[str]:
     """The lines of the page: a table for each task, the cost of a step, the tuned trees, pruning over the width."""
     first = results[0]
-    yield "# Benchmarks\n\nWritten by `docs/scripts/benchmarks.py`; [metrics](metrics.md) says what each column is.\n"
+    yield "# Benchmarks\n\nWritten by `scripts/benchmarks.py`; [metrics](metrics.md) says what each column is.\n"
     where = ", ".join(f"{k} {v}" for k, v in first["machine"].items())
     yield f"{first['model']} from {first['source']}, {first['dtype']}, {first['device']}: {where}."
     yield "\n## In short\n\nTokens per second after the first; the prompt pass is left out of them.\n"
@@ -134,11 +134,11 @@ def commands(options: argparse.Namespace, llama_cpp: list[Report]) -> Iterator[s
     words = ["--tasks", options.tasks, "--methods", options.methods, "--cost-tasks", options.cost_tasks]
     words += ["--pruning-task", options.pruning_task, *(["--", *options.more] if options.more else [])]
     yield "```"
-    yield f"python -m docs.scripts.benchmarks --data FOLDER --out RESULTS {shlex.join(words)}"
+    yield f"python -m scripts.benchmarks --data FOLDER --out RESULTS {shlex.join(words)}"
     for report in llama_cpp:
         task, count, formats = report["task"], len(report["rates"][LLAMA]), ["auto", *list(report["words"])[1:]]
         yield (
-            f"python -m docs.scripts.llama_cpp --gguf FILE --task {task} --data FOLDER/{task}/dev.jsonl "
+            f"python -m scripts.llama_cpp --gguf FILE --task {task} --data FOLDER/{task}/dev.jsonl "
             f"--limit {count} --tokens {report['tokens']} --dtype {','.join(formats)} --json RESULTS/{task}-llama.json"
         )
     yield "```"

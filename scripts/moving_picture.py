@@ -1,6 +1,6 @@
 """The moving picture of README.md: the two texts of the page beside each other, as they play at the measured pace.
 
-    python -m docs.scripts.moving_picture [--out docs/images/race.webp]
+    python -m scripts.moving_picture [--out docs/images/race.webp]
 
 The page shows its recorded run, so no model is loaded. Every frame lasts as long as it did in the browser.
 """
@@ -15,8 +15,8 @@ import click
 from PIL import Image
 from playwright.sync_api import FloatRect, Page, ViewportSize, expect
 
-from docs.scripts.browser import chromium
-from docs.scripts.pictures import IMAGES, LONG, served
+from scripts.browser import chromium
+from scripts.pictures import IMAGES, LONG, served
 
 FILE = IMAGES / "race.webp"
 SIZE: ViewportSize = {"width": 1000, "height": 900}

@@ -1,6 +1,6 @@
 """Record the runs of the gallery, the worst too: each prompt with streams and with standard decoding, measured here.
 
-python -m docs.scripts.record_gallery [--out assets/gallery]
+python -m scripts.record_gallery [--out assets/gallery]
 """
 
 import argparse
@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from docs.scripts.record_run import ASSETS, record, write
+from scripts.record_run import ASSETS, record, write
 from specstream import engine
 from specstream.engine import Engine
 from specstream.params import Sampling, Streaming

@@ -1,6 +1,6 @@
 """How far each way to attend in bfloat16 is from float32: KL divergence over the tokens of the model's own answers.
 
-python -m docs.scripts.attention_quality [--tokens 104]
+python -m scripts.attention_quality [--tokens 104]
 
 Every way reads the same text token by token, as decoding does: the library's attention, ours, and ours in compiled
 layers.

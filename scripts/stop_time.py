@@ -1,6 +1,6 @@
 """How long after Stop the page shows the final summary: the toy model in a real browser, at several times of a step.
 
-python -m docs.scripts.stop_time [--pace 0.02 --pace 1.5] [--times 5]
+python -m scripts.stop_time [--pace 0.02 --pace 1.5] [--times 5]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import click
 from playwright.sync_api import Page
 
-from docs.scripts.browser import chromium, unfold
+from scripts.browser import chromium, unfold
 from specstream.testing.toy import load_toy
 from ui import app
 from ui.jobs.engine_host import Engines

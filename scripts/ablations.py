@@ -1,6 +1,6 @@
 """What each switch of the trainer does: short trainings that differ in one setting, several seeds, as tables.
 
-python -m docs.scripts.ablations --task e2e --data e2e/train.jsonl --dev e2e/dev.jsonl --out RESULTS
+python -m scripts.ablations --task e2e --data e2e/train.jsonl --dev e2e/dev.jsonl --out RESULTS
     [--rows 400] [--seeds 2] [--only layers,gamma] [-- more options of train, such as --epochs 3]
 
 Every training runs alone, one pass over ROWS rows unless told otherwise, and is kept in RESULTS: it is not done again.

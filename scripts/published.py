@@ -1,7 +1,7 @@
 """Published models by their configs alone, with no weights: do their parts load, what do streams add, what memory is
 needed to decode and to train. Nothing is downloaded.
 
-python -m docs.scripts.published
+python -m scripts.published
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from docs.scripts.extra_parameters import CONFIGS
+from scripts.extra_parameters import CONFIGS
 from specstream.adapters.card import Card
 from specstream.adapters.weights import Adapter, base_shape
 from specstream.model import memory

@@ -1,6 +1,6 @@
 """What streams add to a model in parameters, counted on models without weights, against Medusa heads and an early exit.
 
-python -m docs.scripts.extra_parameters
+python -m scripts.extra_parameters
 """
 
 from collections.abc import Callable, Iterator

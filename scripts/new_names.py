@@ -1,7 +1,7 @@
 """Prompts of the task e2e with names that the data doesn't have: a model that only ever saw a few dozen restaurants
 drafts badly for others.
 
-python -m docs.scripts.new_names e2e/train.jsonl mixed.jsonl --count 4000 --seed 0
+python -m scripts.new_names e2e/train.jsonl mixed.jsonl --count 4000 --seed 0
 Writes every different prompt of the data, then COUNT of them with other names. They have no references: train on them
 with --targets self.
 """

@@ -1,6 +1,6 @@
 """Prompts of the task code as JSON lines: those to train on, or with --dev those whose things to do are held out.
 
-python -m docs.scripts.code_prompts --dev --limit 40 > code-dev.jsonl
+python -m scripts.code_prompts --dev --limit 40 > code-dev.jsonl
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """All that a CUDA machine is to be asked, in six minutes: invariance, tests of the engine, cost of a step, four tasks.
 
-python -m docs.scripts.gpu_check --out FOLDER [--data FOLDER] [--device cuda] [--quick] [--seconds 360]
+python -m scripts.gpu_check --out FOLDER [--data FOLDER] [--device cuda] [--quick] [--seconds 360]
 
 --data holds TASK/dev.jsonl for each task; without it, or without the model on this machine, what needs them is left
 out. FOLDER gets a file of each part's output, its results as JSON and summary.json. Nothing is fetched. Ends with 1 if

@@ -1,6 +1,6 @@
 """Many visitors at once: real browser windows on the toy model, each with runs of its own, some stopped on the way.
 
-    python -m docs.scripts.visitors [--visitors 20] [--seconds 120]
+    python -m scripts.visitors [--visitors 20] [--seconds 120]
 
 Each run has a seed of its own, so its text is known beforehand. Afterwards: every window showed its own texts only, the
 log holds every run with its visitor, and the program's memory has not grown. Exit status 1 where that is not so.
@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 from playwright.sync_api import Browser, Page, expect
 
-from docs.scripts.browser import chromium, unfold
+from scripts.browser import chromium, unfold
 from specstream.engine import Engine
 from specstream.model import memory
 from specstream.params import Sampling, Standard

@@ -1,9 +1,9 @@
 """A stranger's tour of the page in a real browser, with the seconds at each stage: from the start of the program over
 the first paint and a finished run to a comparison, saved as one file and opened again.
 
-    python -m docs.scripts.tour                                                        the toy model: no weights
-    python -m docs.scripts.tour --command "make run" --url http://127.0.0.1:7860/      from a start of your own
-    python -m docs.scripts.tour --url URL                                              a page that is served already
+    python -m scripts.tour                                                        the toy model: no weights
+    python -m scripts.tour --command "make run" --url http://127.0.0.1:7860/      from a start of your own
+    python -m scripts.tour --url URL                                              a page that is served already
 
 Exit status 1 where a stage is not reached in time.
 """
@@ -25,10 +25,10 @@ from tempfile import TemporaryDirectory
 import click
 from playwright.sync_api import Browser, Error, Page, expect
 
-from docs.scripts.browser import chromium
-from docs.scripts.ports import free_port
+from scripts.browser import chromium
+from scripts.ports import free_port
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 Stage = tuple[str, float]  # what is reached, and the time.monotonic() of it
 
 

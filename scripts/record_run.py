@@ -1,6 +1,6 @@
 """Record the run that the page shows before any model is loaded: the first example prompt, both methods, measured here.
 
-python -m docs.scripts.record_run [--out assets/recorded_run.json]
+python -m scripts.record_run [--out assets/recorded_run.json]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from specstream.params import NODES, Sampling, Streaming
 from specstream.session import run_session
 from specstream.target.lens import look
 
-ASSETS = Path(__file__).parents[2] / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 METHOD = Streaming(budget=NODES)  # on any machine: a larger tree is too small to read in a picture on a phone
 DIGITS = 6  # of numbers in the file: microseconds, and more of a probability than is ever shown
 
