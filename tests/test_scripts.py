@@ -54,20 +54,36 @@ def test_rates_beside_llama_cpp_are_compared_prompt_by_prompt() -> None:
     ]
 
 
-def test_new_names_keep_all_but_the_names(tmp_path: Path) -> None:
-    meanings = ["name[The Mill], food[Thai], near[Avalon]", "name[Cocum], area[riverside]"]
+def test_new_names_keep_what_is_said_but_not_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_names, "OTHER_VALUE", 0)
+    meanings = ["name[The Mill], eatType[pub], food[Thai], near[Avalon]", "name[Cocum], familyFriendly[no]"]
     rows = [{"meaning_representation": m, "human_reference": "-"} for m in (meanings[0], *meanings)]
     source, target = tmp_path / "train.jsonl", tmp_path / "mixed.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    done = CliRunner().invoke(new_names.main, [str(source), str(target), "--count", "20", "--seed", "1"])
+    done = CliRunner().invoke(new_names.main, [str(source), str(target), "--count", "60", "--seed", "1"])
     assert done.exit_code == 0, done.output
     prompts = [row.prompt for row in task_rows(str(target), "", task("e2e"), answers=False)]
-    assert len(prompts) == 22 and all(m in p for m, p in zip(meanings, prompts, strict=False))
+    assert len(prompts) == 62 and all(m in p for m, p in zip(meanings, prompts, strict=False))
+    plain = 0
     for prompt in prompts[2:]:
         assert "Mill]" not in prompt and "Avalon" not in prompt and "Cocum" not in prompt
-        assert ("food[Thai], near[" in prompt) != ("area[riverside]" in prompt)
-    again = [new_names.renamed(meanings[0], random.Random(3)) for _ in range(2)]
-    assert again[0] == again[1]
+        plain += "name[" not in prompt
+        kinds = ("pub, Thai food, near ", "not family friendly") if "name[" not in prompt else (
+            "eatType[pub], food[Thai], near[", "familyFriendly[no]")  # fmt: skip
+        assert sum(kind in prompt for kind in kinds) == 1
+    assert 0 < plain < 30
+
+
+def test_new_values_are_of_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_names, "OTHER_VALUE", 1)
+    meaning = "name[The Mill], customer rating[5 out of 5], familyFriendly[yes], area[riverside]"
+    for seed in range(20):
+        text = new_names.changed(meaning, random.Random(seed))
+        assert text == new_names.changed(meaning, random.Random(seed))  # a seed says all
+        for kind in ("customer rating", "area"):
+            assert any(f"{kind}[{v}]" in text or v in text for v in new_names.VALUES[kind])
+        assert "5 out of 5" not in text and "riverside" not in text and "yes" in text.replace("family friendly", "yes")
+    assert new_names.in_words(meaning) == "The Mill, customer rating 5 out of 5, family friendly, riverside"
 
 
 def test_the_dockerfile_is_read_as_docker_reads_it(tmp_path: Path) -> None:
