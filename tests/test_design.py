@@ -17,7 +17,7 @@ def test_every_file_that_is_named_exists() -> None:
 
 
 def test_what_is_to_be_read_first_is_five_files_that_exist() -> None:
-    part = DESIGN.split("## Read this first")[1].split("The way of one token")[0]
+    part = DESIGN.split("## Read this first")[1].split("How one token")[0]
     files = re.findall(r"^\d\. `([^`]+)`", part, re.MULTILINE)
     assert len(files) == 5 and all((ROOT / file).is_file() for file in files)
 

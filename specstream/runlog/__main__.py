@@ -1,4 +1,4 @@
-"""``python -m specstream.runlog``: print the page about the schema."""
+"""``python -m specstream.runlog``: print ``docs/schema.md``."""
 
 from specstream.runlog.schema import markdown
 

@@ -1,4 +1,4 @@
-"""The database file: where it is, how it is opened, who is writing to it, and errors as sentences."""
+"""The database file: its path, connections, the processes writing to it, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlite_utils import Database
 
 from specstream.runlog.migrations import migrations
 
-MEMORY = ":memory:"  # a database of SQLite's that ends with its connection; every call here has one of its own
+MEMORY = ":memory:"  # in SQLite, a database that lives as long as one connection; every call here opens its own
 PATIENCE = 10.0  # seconds to wait for another writer before an error
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
 _OFF = {"off", "0", "no", "false"}
@@ -29,7 +29,7 @@ class RunLogError(ValueError):
 
 
 def switched_off(variable: str) -> bool:
-    """Whether an environment variable says off, 0, no or false."""
+    """Whether an environment variable is off, 0, no or false."""
     return os.environ.get(variable, "").strip().lower() in _OFF
 
 
@@ -41,7 +41,7 @@ def default_path() -> Path:
 
 
 def new_id() -> str:
-    """A ULID: 26 letters, the time in milliseconds first, so that ids sort by age."""
+    """A ULID: 26 characters that begin with the time in milliseconds, so ids sort by age."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     return "".join(_LETTERS[number >> shift & 31] for shift in range(125, -1, -5))
 
@@ -49,9 +49,8 @@ def new_id() -> str:
 class LogFile:
     """A migrated database. Every connection belongs to its caller, who closes it.
 
-    A process that writes holds a lock on a file of its own beside the database. The system releases it however the
-    process ends, so a run whose writer's lock is free was interrupted; process ids are reused and would prove
-    nothing.
+    Every writing process locks a file of its own beside the database. The system releases the lock however the
+    process ends, so a run whose writer's lock is free was interrupted. Process ids are reused, so they prove nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,13 +64,13 @@ class LogFile:
             self._migrate()
 
     def _migrate(self) -> None:
-        with self.connect(foreign_keys=False) as db:  # off: a step that rebuilds a table must not cascade
+        with self.connect(foreign_keys=False) as db:  # off: a migration that rebuilds a table must not cascade
             self._refuse_newer(db)
             if switched_off("SPECSTREAM_WAL"):
                 db.disable_wal()
             else:
                 _enable_wal(db)
-            with self.writing(db):  # of two processes with a new file the second waits and finds everything done
+            with self.writing(db):  # if two processes open a new file, the second waits and finds it migrated
                 migrations.apply(db)
 
     def _refuse_newer(self, db: Database) -> None:
@@ -104,7 +103,7 @@ class LogFile:
 
     @contextmanager
     def writing(self, db: Database) -> Iterator[None]:
-        """One transaction. It takes the write lock at once: one that reads before it writes may fail at any time."""
+        """One transaction. It takes the write lock at once: one that reads first may fail when it comes to write."""
         with self.errors():
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -116,7 +115,7 @@ class LogFile:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn errors of SQLite and of the file system into RunLogError."""
+        """Turn SQLite and file system errors into RunLogError."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:  # filelock.Timeout is an OSError
@@ -143,7 +142,7 @@ class LogFile:
 
 
 def _enable_wal(db: Database) -> None:
-    """Retry for as long as any write may wait: SQLite fails at once when two connections change the journal mode."""
+    """Enable WAL, retrying for ``PATIENCE``: SQLite fails at once if two connections change the journal mode."""
     give_up = time.monotonic() + PATIENCE
     while True:
         try:
@@ -164,14 +163,14 @@ def _held(file: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    with suppress(OSError):  # while it is held, so that nobody can take it in between
+    with suppress(OSError):  # before the release, so that nobody can take it in between
         file.unlink()
     lock.release()
     return False
 
 
 def _let_go(lock: FileLock, process: int) -> None:
-    if os.getpid() != process:  # a forked child: the lock is its parent's
+    if os.getpid() != process:  # a forked child: the lock belongs to its parent
         return
     with suppress(OSError):
         Path(lock.lock_file).unlink()
@@ -181,12 +180,12 @@ def _let_go(lock: FileLock, process: int) -> None:
 def _sentence(path: Path, error: Exception) -> str:
     words = str(error).strip().rstrip(".") or type(error).__name__
     if isinstance(error, Timeout) or "locked" in words:
-        return f"The log {path} is kept busy by another process: close that one, or try again."
+        return f"The log {path} is in use by another process: close that process, or try again."
     if "already exists" in words and isinstance(error, sqlite3.Error):
         return f"{path} is a database of another program ({words}): choose another file with SPECSTREAM_DB."
     if isinstance(error, sqlite3.IntegrityError):
         return f"The log {path} refused an entry ({words})."
     if isinstance(error, sqlite3.Error) and any(w in words for w in ("not a database", "malformed", "no such")):
         return f"{path} is not a readable log ({words}): move it away, or choose another file with SPECSTREAM_DB."
-    hint = "choose another place with SPECSTREAM_DB, or switch the log off with SPECSTREAM_LOG=off"
+    hint = "choose another file with SPECSTREAM_DB, or switch the log off with SPECSTREAM_LOG=off"
     return f"The log {path} can't be written ({words}): {hint}."

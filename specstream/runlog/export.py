@@ -47,7 +47,7 @@ def write_steps_csv(log: RunLog, out: IO[str], ids: Iterable[str] | None = None)
 
 
 def snapshot(log: RunLog, path: Path) -> Path:
-    """Copy the database, in one consistent and compact file, to ``path``; an existing file is replaced."""
+    """Copy the database to ``path`` as one consistent, compact file; an existing file is replaced."""
     fresh = path.with_name(f"{path.name}.{new_id()}")
     try:
         with log.file.connect() as db:
@@ -68,7 +68,7 @@ def _steps(events: list[Event]) -> Iterator[Step]:
 
 
 def _cell(value: Any) -> Any:
-    """A value for a table. Text that a spreadsheet would evaluate as a formula gets an apostrophe in front."""
+    """A table cell. Text that a spreadsheet would evaluate as a formula gets a leading apostrophe."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(FORMULA) else value
     return dumps(value) if isinstance(value, dict | list) else value

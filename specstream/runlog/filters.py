@@ -1,4 +1,4 @@
-"""Filters and sort orders of the page and the command line as SQL."""
+"""The filters and sort orders of the page and the command line, as SQL."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SORTS = {
     "tokens per second": "tokens_per_second desc, number desc",
     "tokens per step": "tokens_per_step desc, number desc",
     "tokens": "tokens desc, number desc",
-}  # largest first; runs where nothing was measured come last. Each has its index (migration m005)
+}  # numbers: largest first, unmeasured runs last. Every order has an index (migration m005)
 
 
 @dataclass(frozen=True)
 class Filter:
     """Which runs to list; an empty field matches every run.
 
-    ``search`` are words, or beginnings of words, of the prompt, the text and the note. ``since`` and ``until`` are days
-    in UTC, both included. ``visitor`` None means everybody's runs, and any text only those of that visitor.
+    ``search`` holds words, or beginnings of words, of the prompt, the output and the note. ``since`` and ``until`` are
+    days in UTC, both inclusive. ``visitor`` None means everybody's runs, any text only that visitor's.
     """
 
     search: str | None = ""
@@ -38,7 +38,7 @@ class Filter:
     visitor: str | None = None
 
     def where(self) -> tuple[str, list[str]]:
-        """The condition on ``runs``, and its values. Raises RunLogError for a day that is none."""
+        """The SQL condition on ``runs``, and its values. Raises RunLogError for an invalid day."""
         parts = list(self._parts())
         return " and ".join(["1", *(sql for sql, _ in parts)]), [value for _, values in parts for value in values]
 
@@ -76,5 +76,5 @@ def order(sort: str) -> str:
 
 
 def _match(words: Iterable[str]) -> str:
-    """All the words, each also as the beginning of a longer one. Nothing matches a search without words."""
+    """An FTS query for all the words, each matched as a prefix. A search without words matches nothing."""
     return " ".join(f'"{word}"*' for word in words) or '""'

@@ -1,4 +1,4 @@
-"""The schema, as numbered steps that only go forward. A released step is never edited: add the next one."""
+"""The schema, as numbered forward-only migrations. A released one is never edited: add another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ migrations = Migrations("specstream.runlog")
 
 @migrations()
 def m001_runs(db: Database) -> None:
-    """One row per run. The integer key is what full-text search refers to; the text id is what people see."""
+    """One row per run. The integer key serves full-text search; the text id is shown to users."""
     db.table("runs").create(
         {
             "number": int,
@@ -61,7 +61,7 @@ def m001_runs(db: Database) -> None:
 
 @migrations()
 def m002_steps(db: Database) -> None:
-    """What happened inside a run: its one or two lanes, and every step of each with its tree."""
+    """The contents of a run: its one or two lanes, and every step of each with its tree."""
     db.table("lanes").create(
         {
             "run_id": str,
@@ -96,7 +96,7 @@ def m002_steps(db: Database) -> None:
 
 @migrations()
 def m003_search(db: Database) -> None:
-    """Full-text search over what was asked, what came out and what was noted; triggers keep it up to date."""
+    """Full-text search over prompt, output and note; triggers keep it up to date."""
     db.table("runs").enable_fts(["prompt", "output", "note"], create_triggers=True, tokenize="porter")
 
 
@@ -141,7 +141,7 @@ def m004_benchmarks(db: Database) -> None:
 
 @migrations()
 def m005_listing(db: Database) -> None:
-    """Every filter and every order of the list of runs has an index, so that thousands of runs are paged quickly."""
+    """An index for every filter and sort order of the list of runs, so that paging through thousands is fast."""
     runs = db.table("runs")
     db.execute("drop index idx_runs_visitor")
     for column in ("visitor", "method", "model", "star"):
@@ -152,5 +152,5 @@ def m005_listing(db: Database) -> None:
 
 @migrations()
 def m006_benchmark_visitor(db: Database) -> None:
-    """Whose benchmark it is: where strangers share a page, each sees their own."""
+    """The owner of a benchmark: on a shared page, each visitor sees only their own."""
     db.table("benchmarks").add_column("visitor", str)

@@ -1,4 +1,4 @@
-"""Writing one run while it happens, without making it wait for the disk."""
+"""Writing a run while it happens, without making it wait for the disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from specstream.events import Event, Lane, Verdict
 from specstream.runlog import serialization
 from specstream.runlog.database import LogFile, RunLogError
 
-INTERVAL = 0.3  # seconds: what a killed process can lose at most
+INTERVAL = 0.3  # seconds: the most that a killed process can lose
 
 
 def now() -> str:
@@ -21,7 +21,7 @@ def now() -> str:
 
 
 class NullRecorder:
-    """Takes everything and writes nothing, for runs that are not to be kept. ``run_id`` is empty."""
+    """Accepts everything and writes nothing, for runs that are not logged. ``run_id`` is empty."""
 
     run_id = ""
 
@@ -32,7 +32,7 @@ class NullRecorder:
         """Take the verdict."""
 
     def close(self, error: str | None = None) -> None:
-        """End the run; ``error`` is a sentence if something went wrong. Closing twice does nothing more."""
+        """End the run; ``error`` is a sentence if something went wrong. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -40,13 +40,13 @@ class NullRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Only an Exception is an error: a closed generator or Ctrl-C is a run that was stopped.
+        # Only an Exception is an error: a closed generator or Ctrl-C means that the run was stopped.
         self.close((str(error) or type(error).__name__) if isinstance(error, Exception) else None)
 
 
 class Recorder(NullRecorder):
-    """Writes one run. ``add`` only buffers; a timer flushes the buffer at most every ``INTERVAL``. Thread-safe. A
-    failed flush is raised, as RunLogError, by the next call.
+    """Writes one run. ``add`` only buffers; a timer flushes the buffer at most every ``INTERVAL``. Thread-safe. If a
+    flush fails, the next call raises its RunLogError.
     """
 
     def __init__(self, file: LogFile, run_id: str) -> None:
@@ -57,11 +57,11 @@ class Recorder(NullRecorder):
         self._timer: threading.Timer | None = None
         self._failure: RunLogError | None = None
         self._closed = False
-        self._mutex = threading.Lock()  # the fields above, for moments
-        self._turn = threading.Lock()  # the connection, while it writes
+        self._mutex = threading.Lock()  # guards the fields above, briefly
+        self._turn = threading.Lock()  # guards the connection, for the length of a write
 
     def add(self, lane: Lane, event: Event) -> None:
-        """Take an event; it is on disk within ``INTERVAL``."""
+        """Buffer an event; it is on disk within ``INTERVAL``."""
         with self._mutex:
             self._check()
             self._pending.append((lane, event))
@@ -82,7 +82,7 @@ class Recorder(NullRecorder):
             self._update(values)
 
     def close(self, error: str | None = None) -> None:
-        """Save everything, then what follows from it: outputs, metrics, status. Closing twice does nothing more."""
+        """Save all events, then what is computed from them: outputs, metrics, status. A second call does nothing."""
         with self._mutex:
             if self._closed:
                 return
@@ -114,7 +114,7 @@ class Recorder(NullRecorder):
                 self._failure = error
 
     def _save(self) -> None:
-        """Write what is pending in one transaction; it stays pending if that fails. The caller holds the turn."""
+        """Write pending events in one transaction; they stay pending if it fails. The caller holds ``_turn``."""
         with self._mutex:
             batch = list(self._pending)
         if batch:
@@ -141,5 +141,5 @@ class Recorder(NullRecorder):
         return int(found[0])
 
     def __del__(self) -> None:
-        with suppress(Exception):  # never closed: the run stays as it is and is found as interrupted later
+        with suppress(Exception):  # never closed: the run stays as it is and is later marked as interrupted
             self._db.close()

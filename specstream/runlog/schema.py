@@ -1,4 +1,4 @@
-"""The schema as a page: the tables of a fresh database, and what each column means."""
+"""The schema as a document: the tables of an empty database, and the meaning of each column."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from sqlite_utils.db import Table
 from specstream.runlog.migrations import migrations
 
 TABLES = {
-    "runs": "One row per run: what was asked, with what, and what came of it.",
+    "runs": "One row per run: its request, the model it ran on, and its result.",
     "lanes": "The one or two decodings of a run.",
     "steps": "Every target pass of a lane, with its draft tree.",
     "benchmarks": "One row per benchmark.",
-    "benchmark_rows": "What a benchmark found for each method; [metrics](metrics.md) has the formulas.",
+    "benchmark_rows": "The results of a benchmark, one row per method; [metrics](metrics.md) has the formulas.",
 }
 COLUMNS = {
     "runs": {
-        "number": "counts up; full-text search refers to it",
-        "id": "the id that people see: 26 letters that sort by age (ULID)",
+        "number": "increasing integer, the key of the full-text index",
+        "id": "the id shown to users: a ULID, 26 characters that sort by age",
         "started_utc": "ISO 8601 with milliseconds",
-        "finished_utc": "the same; empty while running and for an interrupted run",
+        "finished_utc": "the same format; empty while the run is running, or if it was interrupted",
         "status": "running, finished, stopped (by the user), interrupted (the process died) or error",
         "prompt": "the prompt text",
         "task": "the task whose prompt template was used",
@@ -32,7 +32,7 @@ COLUMNS = {
         "device": "where it ran",
         "dtype": "the number format it ran in",
         "info_json": "everything about the loaded model, versions included",
-        "visitor": "key of the browser session, where there was one",
+        "visitor": "key of the browser session, if there was one",
         "writer": "name of the writing process's lock file",
         "output": "text of the method lane",
         "token_ids_json": "its token ids",
@@ -63,20 +63,20 @@ COLUMNS = {
         "settings_json": "the parameters in force",
         "reason": "why it ended: eos, stop_string, length, context, stopped or error; empty if it was cut off",
         "message": "a sentence for an error",
-        "tail": "text that comes after that of the last token",
+        "tail": "text emitted after that of the last token",
     },
     "steps": {
         "run_id": "the run",
         "lane": "method or baseline",
         "idx": "0 is the prompt pass",
         "tokens_json": "emitted tokens: id, text, origin (draft or target), depth, node, logprob",
-        "draft_json": "the draft tree: tokens, parents, probs, fate, target_probs, texts, an entry per node; copied",
+        "draft_json": "the draft tree: tokens, parents, probs, fate, target_probs, texts (one entry per node each); copied",
         "seconds_json": "seconds per phase: draft, draft_pass, verify, accept, keep",
-        "rows": "tokens put through the lower layers",
-        "stream_rows": "rows added in the top layers",
+        "rows": "rows computed in the lower layers",
+        "stream_rows": "stream rows added in the top layers",
     },
     "benchmarks": {
-        "id": "sorts by age (ULID)",
+        "id": "a ULID, which sorts by age",
         "measured_utc": "ISO 8601",
         "task": "the task of the prompts",
         "model": "name of the base model",
@@ -85,16 +85,16 @@ COLUMNS = {
         "dtype": "the number format it ran in",
         "commit_id": "the commit of the program",
         "report_json": "the whole result, as `bench --json` or `cost --json` writes it",
-        "visitor": "who measured it on the page; empty from the command line",
+        "visitor": "key of the browser session that measured it; empty from the command line",
     },
     "benchmark_rows": {
         "benchmark_id": "the benchmark",
-        "idx": "place in the table; 0 is standard decoding",
-        "method": "the method, or the outside reference",
+        "idx": "row of the table; 0 is standard decoding",
+        "method": "the method, or another library's",
         "prompts": "number of prompts",
         "tokens": "emitted tokens",
         "steps": "target passes after the prompt passes",
-        "seconds": "of all prompts, the median repeat of each",
+        "seconds": "sum over the prompts, of the median repeat of each",
         "tokens_per_second": "as in `runs`",
         "tokens_per_step": "as in `runs`",
         "speedup": "seconds of standard decoding / of the method",

@@ -17,7 +17,7 @@ Columns = dict[str, Any]
 
 
 def clean(text: str) -> str:
-    """Text that UTF-8 can encode: a lone surrogate becomes a question mark."""
+    """Text that UTF-8 can encode: lone surrogates become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -31,7 +31,7 @@ def dumps(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become the largest float and 0."""
+    """JSON has neither infinity nor NaN: they become the largest float and 0."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -42,7 +42,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_events(db: Database, run_id: str, batch: Iterable[tuple[Lane, Event]]) -> None:
-    """Insert events of a run, in their order. The caller holds a transaction."""
+    """Insert events of a run, in order. The caller has opened a transaction."""
     steps: list[Columns] = []
     for lane, event in batch:
         place = {"run_id": run_id, "lane": str(lane)}
@@ -95,7 +95,7 @@ def _step_values(row: Columns) -> Columns:
 
 
 def summary(db: Database, run_id: str) -> Columns:
-    """The columns of a run that follow from its steps."""
+    """The columns of a run that are computed from its steps."""
     row = _lane_columns(read_events(db, run_id, Lane.METHOD), "")
     baseline = _lane_columns(read_events(db, run_id, Lane.BASELINE), "baseline_")
     names = ("baseline_output", "baseline_token_ids_json", "baseline_stats_json", "baseline_tokens_per_second")
@@ -121,7 +121,7 @@ def _lane_columns(events: list[Event], prefix: str) -> Columns:
 
 
 def outcome(db: Database, run_id: str) -> tuple[str, str | None]:
-    """Status of a run that has come to its end, and the message of an error."""
+    """The status of a run that has ended, and the message if it was an error."""
     lanes = list(db.table("lanes").rows_where("run_id = ?", [run_id]))
     for lane in lanes:
         if lane["reason"] == Reason.ERROR:

@@ -1,4 +1,4 @@
-"""RunLog: start runs, find them again, replay them."""
+"""RunLog: start, find and replay runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LISTED = (
     "output, tokens, steps, tokens_per_step, tokens_per_second, baseline_tokens_per_second, agreement, speedup, "
     "error, note, star"
 )
-LAST = "~"  # comes after every letter of an id
+LAST = "~"  # sorts after every character of an id
 MEASURED = (
     "method", "prompts", "tokens", "steps", "seconds", "tokens_per_second", "tokens_per_step", "speedup", "identical",
     "total",
@@ -29,11 +29,11 @@ MEASURED = (
 
 
 class RunLog:
-    """The log in one database file. Safe to share between threads: every call has a connection of its own.
+    """The log in one database file. Safe to share between threads: every call opens its own connection.
 
     Opening migrates the file and marks runs whose writer has died as interrupted. Without ``path`` the file is
-    ``default_path()``. ``enabled`` False, or ``SPECSTREAM_LOG=off``, keeps new runs out of it; reading still works.
-    Every method raises RunLogError, with one sentence, where the file can't be read or written.
+    ``default_path()``. With ``enabled`` False, or ``SPECSTREAM_LOG=off``, new runs are not logged; reading still
+    works. Every method raises RunLogError, with one sentence, if the file can't be read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, enabled: bool | None = None) -> None:
@@ -45,7 +45,7 @@ class RunLog:
     def _recover(self) -> None:
         with self.file.connect() as db:
             running = list(db.query("select number, id, writer from runs where status = 'running'"))
-            alive = self.file.living_writers()  # after the query: a writer has its lock before its first row
+            alive = self.file.living_writers()  # after the query: a writer takes its lock before it inserts a row
             dead = [run for run in running if run["writer"] not in alive]
             for run in dead:
                 with self.file.writing(db):
@@ -62,7 +62,7 @@ class RunLog:
         settings: dict[str, Any],
         visitor: str | None = None,
     ) -> NullRecorder:
-        """Begin a run. ``prompt`` is the text as typed, ``settings`` are plain values."""
+        """Start a run. ``prompt`` is the text as typed, ``settings`` are plain values."""
         if not self.enabled:
             return NullRecorder()
         run_id = new_id()
@@ -88,7 +88,7 @@ class RunLog:
             return Recorder(self.file, run_id)
 
     def runs(self, limit: int = 50, offset: int = 0, sort: str = NEWEST, **filters: Any) -> list[dict[str, Any]]:
-        """A page of runs, without what is inside them. Filters: the fields of ``Filter``; orders: ``SORTS``."""
+        """A page of runs, without their steps. Filters: the fields of ``Filter``; orders: ``SORTS``."""
         where, values = Filter(**filters).where()
         sql = f"select {LISTED} from runs where {where} order by {order(sort)} limit ? offset ?"
         with self.file.connect() as db:
@@ -102,24 +102,24 @@ class RunLog:
             return db.table("runs").count_where(where, values)
 
     def ids(self, sort: str = "oldest", **filters: Any) -> list[str]:
-        """The ids of all runs that the filters let through, oldest first."""
+        """The ids of all runs that match the filters, by default oldest first."""
         where, values = Filter(**filters).where()
         with self.file.connect() as db:
             sql = f"select id from runs where {where} order by {order(sort)}"
             return [row["id"] for row in db.query(sql, values)]
 
     def used(self, column: Literal["method", "model"], visitor: str | None = None) -> list[str]:
-        """The methods or models that occur in the log, sorted."""
+        """The methods or models in the log, sorted."""
         where, values = Filter(visitor=visitor).where()
         sql = f"select distinct {column} as name from runs where {where} order by name"
         with self.file.connect() as db:
             return [row["name"] for row in db.query(sql, values) if row["name"]]
 
     def run(self, run: str, visitor: str | None = None) -> dict[str, Any]:
-        """Everything about a run by its id, or the start of it that no other has. JSON columns come decoded.
+        """Everything about a run, by its id or an unambiguous prefix of it. JSON columns are decoded.
 
-        A run that is still going on shows what is saved of it. With ``visitor`` only their own runs exist, here and in
-        the methods below.
+        For a run in progress, this is what has been saved so far. With ``visitor``, only that visitor's runs exist,
+        here and in the methods below.
         """
         with self.file.connect() as db:
             row = _find(db, run, visitor)
@@ -128,7 +128,7 @@ class RunLog:
         return _decoded(row) | {"star": bool(row["star"])}
 
     def events(self, run: str, lane: Lane | str = Lane.METHOD, visitor: str | None = None) -> list[Event]:
-        """A lane as it happened: Started, Steps, and Finished unless the run was cut off. Empty if it never ran."""
+        """The events of a lane: Started, Steps, and Finished unless the run was cut off. Empty if it never ran."""
         with self.file.connect() as db:
             return serialization.read_events(db, _find(db, run, visitor)["id"], Lane(lane))
 
@@ -137,7 +137,7 @@ class RunLog:
         self._set(run, visitor, {"note": serialization.clean(note)})
 
     def set_star(self, run: str, star: bool = True, visitor: str | None = None) -> None:
-        """Mark a run, or take the mark off."""
+        """Star a run, or remove its star."""
         self._set(run, visitor, {"star": int(star)})
 
     def _set(self, run: str, visitor: str | None, values: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ class RunLog:
             db.table("runs").update(_find(db, run, visitor)["number"], values)
 
     def delete(self, run: str, visitor: str | None = None) -> None:
-        """Remove a run and its steps. Raises RunLogError for one that is still being written."""
+        """Delete a run and its steps. Raises RunLogError if it is still being written."""
         with self.file.connect() as db, self.file.writing(db):
             row = _find(db, run, visitor)
             if row["status"] == "running":
@@ -153,7 +153,7 @@ class RunLog:
             db.table("runs").delete(row["number"])
 
     def add_benchmark(self, report: dict[str, Any], visitor: str | None = None) -> str:
-        """Keep a result of ``bench --json`` or ``cost --json``. Returns its id; "" with the log switched off."""
+        """Store a result of ``bench --json`` or ``cost --json``. Returns its id; "" if the log is switched off."""
         if not self.enabled:
             return ""
         key, measured = new_id(), report.get("rows", [])
@@ -170,7 +170,7 @@ class RunLog:
         return key
 
     def benchmarks(self, limit: int = 50, visitor: str | None = None) -> list[dict[str, Any]]:
-        """What was measured when, newest first, without the numbers; ``prompts`` is None for a cost curve alone."""
+        """All benchmarks, newest first, without their results; ``prompts`` is None for a mere cost curve."""
         sql = (
             "select id, measured_utc, task, model, adapter, device, dtype, commit_id, prompts from benchmarks "
             "left join benchmark_rows on benchmark_id = id and idx = 0 where ?1 is null or visitor = ?1 "
@@ -180,7 +180,7 @@ class RunLog:
             return list(db.query(sql, [visitor, max(0, limit)]))
 
     def benchmark(self, key: str, visitor: str | None = None) -> dict[str, Any]:
-        """A whole result by its id. Raises RunLogError where there is none."""
+        """A whole result by its id. Raises RunLogError if there is none."""
         sql = "select report_json from benchmarks where id = ?1 and (?2 is null or visitor = ?2)"
         with self.file.connect() as db:
             for row in db.query(sql, [key, visitor]):
@@ -201,7 +201,7 @@ def _find(db: Database, run: str, visitor: str | None = None) -> dict[str, Any]:
 
 
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
-    """``x_json`` as ``x``; None where it isn't there yet."""
+    """Rename columns ``x_json`` to ``x`` and decode them; None where there is no value yet."""
     return {
         name.removesuffix("_json"): json.loads(value) if name.endswith("_json") and value is not None else value
         for name, value in row.items()
