@@ -178,6 +178,9 @@ def test_an_answer_is_coloured_where_it_stands_and_can_be_asked_for_again(engine
     assert 'class="ss-tok d1"' in under_way and "<b>" not in under_way
     done = tab.answered(ask, answer("Well then."))
     assert done[tab.chat.turns].count("ss-tok d1") == 2 and done[tab.chat.again]["visible"]
+    spaced = Chat("c", "", (("Hi", " Well then. \n"),))
+    plain, colours = (tab.chat.show(spaced, steps)[tab.chat.turns] for steps in ((), answer(" Well then. \n").steps))
+    assert re.sub("<[^>]+>", "", colours) == re.sub("<[^>]+>", "", plain) == "YouHiModelWell then."
     message, shown = tab.chat.back(done[tab.chat.kept])
     assert message == "Hi" and Chat.from_json(shown[tab.chat.kept]) == BEFORE
     message, shown = tab.chat.back("")

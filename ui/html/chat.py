@@ -29,9 +29,22 @@ def conversation(
 
 
 def coloured(steps: Iterable[Step]) -> str:
-    """A text with its guessed tokens in the colours of their depths."""
-    tokens = (token for step in steps for token in step.tokens)
-    return "".join(f'<span class="ss-tok {depth_class(token.depth)}">{escape(token.text)}</span>' for token in tokens)
+    """A text with its guessed tokens in the colours of their depths, and no spaces around it: like every turn."""
+    tokens = [token for step in steps for token in step.tokens]
+    return "".join(
+        f'<span class="ss-tok {depth_class(token.depth)}">{escape(text)}</span>'
+        for token, text in zip(tokens, _stripped([token.text for token in tokens]), strict=True)
+        if text
+    )
+
+
+def _stripped(texts: Sequence[str]) -> Iterable[str]:
+    """The parts of a text without the spaces before its first word and after its last."""
+    whole = "".join(texts)
+    start, end, at = len(whole) - len(whole.lstrip()), len(whole.rstrip()), 0
+    for text in texts:
+        yield whole[max(at, start) : min(at + len(text), end)]
+        at += len(text)
 
 
 def _reply(text: str) -> str:

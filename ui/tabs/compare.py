@@ -90,6 +90,10 @@ class Compare:
         sampling = self.settings.parse(values, chosen[0])[1]
         return RunRequest(prompt, values[self.task], Standard(), sampling, True), methods
 
+    def busy(self) -> Updates:
+        """Belongs to each update while it runs, as a run's does."""
+        return {self.run: gr.update(value=STOP, variant="stop")}
+
     def available(self, state: State, offer: Offer, task: str, wished: Collection[str]) -> Updates:
         """What a loaded model changes: methods that it can't run are disabled, with the reason."""
         boxes = {box: controls.method_update(name, offer, wished, said=False) for name, box in self.methods.items()}
@@ -242,8 +246,7 @@ def share_prompt(tab: Compare, play: Playground) -> None:
 def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
     """Follow a comparison and say what changes on the page."""
     progress = ComparisonProgress(race.Live([METHODS[name].label for name in job.names]))
-    busy = {tab.run: gr.update(value=STOP, variant="stop")}  # in each update, as a run's
-    yield busy | {
+    yield tab.busy() | {
         tab.status: render.status(progress.words, progress.tone),
         tab.race: progress.live.message(),
         tab.headline: lines.headline(lines.Headline("busy", "Measuring", (), (READY,))),
@@ -253,7 +256,10 @@ def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
         for batch in batches:
             for item in batch:
                 progress.add(item)
-            yield busy | {tab.status: render.status(progress.words, progress.tone), tab.race: progress.live.message()}
+            yield tab.busy() | {
+                tab.status: render.status(progress.words, progress.tone),
+                tab.race: progress.live.message(),
+            }
     progress.close(job.stop.is_set())
     done = {tab.run: gr.update(value=RUN, variant="primary")}
     yield (done | {tab.status: render.status(progress.words, progress.tone)} | results(tab, progress, job.ask))

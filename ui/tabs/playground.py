@@ -401,15 +401,16 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
 def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iterator[Updates]:
     """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
-    busy = tab.busy()  # in every update: of two that arrive together gradio's page loses what the later one leaves out
+    # The button is in every update: of two that arrive together gradio's page loses what the later one leaves out. And
+    # each has a dict of its own, for gradio takes the value out of it.
     begun = tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone)} | tab.view.begun()
-    yield begun | tab.view.running(view) | busy
+    yield begun | tab.view.running(view) | tab.busy()
     with closing(run.batches(session)) as batches:
         for batch in batches:
             for item in batch:
                 view.add(item)
             told = {tab.status: render.status(view.words, view.tone)} | tab.answering(run.ask, view)
-            yield told | tab.view.running(view) | busy
+            yield told | tab.view.running(view) | tab.busy()
     view.close(run.stop.is_set())
     info = engines.state.info
     view.nodes, view.mismatched = (info.nodes, bool(mismatch(run.ask.task, info))) if info else (NODES, False)

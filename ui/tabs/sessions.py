@@ -303,7 +303,10 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
     listing.previous.click(lambda values: listed_anew(values, -PAGE), form, shown, **QUIET)
     listing.following.click(lambda values: listed_anew(values, PAGE), form, shown, **QUIET)
     outputs = [tab.missing, listing.where, *one.outputs]
-    listing.table.select(chosen, listing.key, outputs, **QUIET).then(None, js=SHOW, api_visibility="private")
+    picked = listing.table.select(
+        chosen, listing.key, outputs, trigger_mode="multiple", **QUIET
+    )  # each of two quick ticks
+    picked.then(None, js=SHOW, api_visibility="private")
     listing.clear.click(cleared, form, [*dict.fromkeys([*listing.filters.values(), *shown])], **QUIET)
     one.close.click(one.closed, None, one.outputs, queue=False, **QUIET)
     back = [listing.whole, one.everything]
