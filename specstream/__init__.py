@@ -1,6 +1,6 @@
 """Speculative Streaming: one language model drafts for itself and verifies its own drafts.
 
-Names are loaded on first use, so that ``import specstream`` is cheap and events can be read without torch.
+Names are loaded on first use, so ``import specstream`` is cheap and events can be read without torch.
 """
 
 from __future__ import annotations

@@ -21,14 +21,14 @@ def difference(
     picker: Picker,
     speedup: float | None,
 ) -> Verdict:
-    """The verdict on token ids ``a`` of a run and ``b`` of standard decoding that differ.
+    """The verdict when the token ids ``a`` of a run differ from ``b`` of standard decoding.
 
-    A tie is a token that standard decoding would have taken too, had the two candidates' logits been off by twice the
-    rounding error there, and that a repetition of the step in float32 does not contradict. The rounding error
-    is the largest change of the two logits between ways to compute the row: in one pass, token by token, in float32.
+    It is a tie if changing the two candidates' logits by twice the rounding error would make standard decoding choose
+    the run's token, and repeating the step in float32 does not contradict that. The rounding error is the largest
+    change of the two logits between three ways to compute the row: in one pass, token by token, in float32.
     """
     at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    if at == min(len(a), len(b)):  # one run ended where the other went on
+    if at == min(len(a), len(b)):  # one run ended where the other continued
         return Verdict(
             Agreement.MISMATCH, at, f"The runs end differently after token {at}: a real mismatch.", at, None, speedup
         )
@@ -38,7 +38,7 @@ def difference(
         checked, same = _in_float32(engine, prompt, ours, a, at, picker, rows)
     error = max(float((rows[0] - row)[list(pair)].abs().max()) for row in rows)
     scores = picker.scores(rows[0], prefix)
-    margin = abs(float(scores[pair[1]] - scores[pair[0]]))  # computed again, the other of the two may lead
+    margin = abs(float(scores[pair[1]] - scores[pair[0]]))  # recomputed, either of the two may lead
     tie = same and any(_within(row, pair, error, picker, prefix) for row in rows)
     words = "a numerical tie" if tie else "a real mismatch: please report it"
     message = f"First difference at token {at + 1}: margin {margin:.3g}, rounding {error:.2g}{checked}, so {words}."
@@ -46,7 +46,7 @@ def difference(
 
 
 def _within(logits: Tensor, pair: tuple[int, int], error: float, picker: Picker, prefix: list[int]) -> bool:
-    """Whether twice the rounding error, in favour of the method's token, makes standard decoding choose it."""
+    """Whether a change by twice the rounding error makes standard decoding choose the method's token, ``pair[0]``."""
     nudged = logits.clone()
     nudged[pair[0]] += 2 * error
     nudged[pair[1]] -= 2 * error
@@ -56,7 +56,8 @@ def _within(logits: Tensor, pair: tuple[int, int], error: float, picker: Picker,
 def _in_float32(
     engine: Engine, prompt: list[int], ours: list[Event], a: list[int], at: int, picker: Picker, rows: list[Tensor]
 ) -> tuple[str, bool]:
-    """Add the row in float32 to ``rows`` and repeat the step there. Returns words, and whether both ways agree."""
+    """Add the float32 row to ``rows`` and repeat the step in float32. Returns words for the message, and whether the
+    repeated step agrees with standard decoding."""
     try:
         with engine.float32() as changed:
             if not changed:
@@ -70,7 +71,7 @@ def _in_float32(
 
 
 def _step_agrees(engine: Engine, prompt: list[int], ours: list[Event], a: list[int], at: int, picker: Picker) -> bool:
-    """Repeat the pass in which the runs parted, and standard decoding of the same tokens: do they choose alike?"""
+    """Repeat the step at which the runs diverged, and decode the same tokens one by one: do both choose alike?"""
     start = 0
     for step in (e for e in ours if isinstance(e, Step)):
         if start + len(step.tokens) > at:
@@ -92,7 +93,7 @@ def _step_agrees(engine: Engine, prompt: list[int], ours: list[Event], a: list[i
 
 
 def _method(events: list[Event]) -> Method:
-    """The settled method of a run; standard decoding for outside references, which have no settings here."""
+    """The method of a run with its settings in force; Standard for another library's, which has no settings here."""
     for event in events:
         if isinstance(event, Started) and "method" in event.settings:
             return method(event.method, **event.settings["method"])
@@ -100,7 +101,7 @@ def _method(events: list[Event]) -> Method:
 
 
 def row_logits(engine: Engine, prefix: list[int], stepwise: bool) -> Tensor:
-    """Logits ``[vocab]`` after ``prefix``, computed in one pass or with its last token in a pass of its own."""
+    """Logits ``[vocab]`` after ``prefix``, computed in one pass or, if ``stepwise``, with its last token separately."""
     target = engine.make_target(Standard())
     try:
         if not stepwise or len(prefix) < 2:

@@ -1,4 +1,4 @@
-"""What a run says while it happens: frozen values, from the standard library only.
+"""The events of a run: frozen values that need only the standard library.
 
 A run is a sequence ``Started, Step(index=0, the prompt pass), Step, ..., Finished``. The page, the log,
 the benchmark and the command line are folds over this sequence; none of them sees the model.
@@ -19,7 +19,7 @@ class Origin(StrEnum):
 
 
 class Fate(StrEnum):
-    """What became of one node of a draft tree."""
+    """The fate of one node of a draft tree."""
 
     ACCEPTED = "accepted"  # on the path that the target agreed with, and emitted
     REJECTED = "rejected"  # its parent was accepted, but the target chose another token
@@ -42,8 +42,8 @@ class Reason(StrEnum):
 class Token:
     """One emitted token.
 
-    ``text`` is what this token adds to the visible text: all tokens' texts and ``Finished.tail`` make the whole. It is
-    empty while a character is still incomplete or could be the start of a stop string.
+    ``text`` is what this token adds to the visible text: the texts of all tokens plus ``Finished.tail`` make the whole
+    text. It is empty while a character is incomplete or may be the start of a stop string.
     ``depth`` is the depth in the draft tree (1 = child of the root) for drafted tokens, 0 for the target's own.
     ``node`` is the index in ``Step.draft`` for drafted tokens, -1 otherwise.
     ``logprob`` is the natural log of the target's own probability (temperature 1, no truncation).
@@ -65,8 +65,8 @@ class Draft:
     ``probs[i]`` is the drafter's probability of the token at its depth.
     ``fate`` and ``target_probs`` are filled after verification; ``target_probs[i]`` is the target's probability
     (temperature 1) of the token after its parent, or None where the parent was not reached.
-    ``texts`` are the tokens for display. All tuples have one entry per node. ``copied`` says that the tokens are from
-    the text before, and not what the method predicts.
+    ``texts`` are the tokens for display. All tuples have one entry per node. ``copied`` says that the tokens are an
+    n-gram copy of earlier text, not the method's prediction.
     """
 
     tokens: tuple[int, ...] = ()
@@ -98,17 +98,18 @@ class Started:
 
     @property
     def copies(self) -> bool:
-        """Whether the method drafts copies of the text beside what it predicts."""
+        """Whether the method also drafts n-gram copies of earlier text."""
         return self.settings.get("method", {}).get("lookup", 0) > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One target pass and what came of it. Index 0 is the prompt pass, which emits the first token.
+    """One target pass and its outcome. Index 0 is the prompt pass, which emits the first token.
 
-    ``seconds`` per phase: ``draft`` (stream logits and tree, deferred streams too), ``verify`` (the forward pass),
-    ``accept``, ``keep`` (cache). ``rows`` are the tokens put through the lower layers (root and tree, pruned nodes
-    too), ``stream_rows`` the rows that only the top layers had, in this pass or before it (deferred).
+    ``seconds`` per phase: ``draft`` (the tree), ``draft_pass`` (computing the drafts' probabilities, such as deferred
+    streams), ``verify`` (the forward pass), ``accept``, ``keep`` (cache). ``rows`` counts the rows of the lower layers
+    (root and tree, pruned nodes included), ``stream_rows`` the stream rows of the top layers, in this pass or before
+    it (deferred).
     """
 
     index: int
@@ -124,7 +125,7 @@ class Step:
 
     @property
     def pruned(self) -> int:
-        """Drafted nodes that the lower layers had, and the top layers not."""
+        """Drafted nodes that went through the lower layers but not through the top ones."""
         return self.draft.fate.count(Fate.PRUNED)
 
 
@@ -132,8 +133,8 @@ class Step:
 class Finished:
     """A run ended. ``message`` is a sentence when the reason is ``error``.
 
-    ``tail`` is text that was held back until now because it could have become part of a stop string, or an unfinished
-    character: it comes after the text of the last token.
+    ``tail`` is text held back until now, because it might have become part of a stop string or was an incomplete
+    character. It follows the text of the last token.
     """
 
     reason: Reason
@@ -162,7 +163,7 @@ class Agreement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a session found out. ``speedup`` is measured, or None.
+    """The result of a session. ``speedup`` is measured, or None.
 
     ``position`` is the index of the first differing token, ``margin`` the gap there between the scores of
     the two tokens (logits after the warpers, with the run's noise when sampling). ``message`` is a sentence.

@@ -11,7 +11,7 @@ from specstream.params import NODES
 
 
 def processor() -> str:
-    """The machine's processor, and its cores where they can be counted."""
+    """The machine's processor, and its number of cores if known."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -21,7 +21,7 @@ def processor() -> str:
 
 
 def top_layers(count: int) -> str:
-    """Words for the layers that carry streams."""
+    """A description of the layers that carry streams."""
     return "the last layer" if count == 1 else f"the top {count} layers"
 
 
@@ -29,18 +29,17 @@ def top_layers(count: int) -> str:
 class EngineInfo:
     """A loaded model and adapter.
 
-    ``unavailable`` gives, per method that can't run on this model, one sentence that says why. ``notes`` are sentences
-    that a user should see (an untrained model, a failed self-test). ``chat`` says that the model
-    has a chat template. ``gamma`` is 0 without streams, and so is ``stream_layers``, the number of top layers that
-    streams run through; ``layers`` is 0 where the parts are not found.
-    ``parameters`` counts the base model's weights, ``extra_parameters`` what streams add (their LoRA too, but none that
-    only fine-tunes the model), ``draft_parameters`` the draft model's, whose weights take ``draft_bytes``, and
-    ``head_parameters`` by method those of Medusa heads and of the early exit that drafts.
-    ``tuned`` says that the adapter changes what the model writes. ``nodes`` is how many drafted nodes a pass verifies
-    for little more than none, ``nodes_reason`` why. ``exact`` says that a token had the same bits in a tree as on its
-    own in the self-test.
-    ``compiled``: the layers run compiled; ``compiling`` says how that stands, in a sentence. ``processor`` is the
-    machine's, with its cores.
+    ``unavailable`` maps each method that can't run on this model to a sentence that says why. ``notes`` are sentences
+    that a user should see (an untrained model, a failed self-test). ``chat``: the model has a chat template.
+    ``gamma`` and ``stream_layers`` (the number of top layers that streams run through) are 0 without streams;
+    ``layers`` is 0 if the model's parts were not found.
+    ``parameters`` counts the base model's weights; ``extra_parameters`` those that streams add (including their LoRA,
+    but not a LoRA that only fine-tunes the model); ``draft_parameters`` the draft model's, which take ``draft_bytes``;
+    ``head_parameters``, by method, those of Medusa heads and of the early exit that drafts.
+    ``tuned``: the adapter changes what the model writes. ``nodes`` is how many drafted nodes a pass verifies at little
+    extra cost, ``nodes_reason`` why. ``exact``: in the self-test, a token had the same bits in a tree as on its own.
+    ``compiled``: the layers run compiled; ``compiling`` is a sentence about the state of compilation. ``processor``
+    names the machine's processor and its cores.
     """
 
     model: str

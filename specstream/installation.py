@@ -1,4 +1,4 @@
-"""Where this program lies, in a checkout or installed from a wheel: its data files, and other processes of it.
+"""Where this program is, in a checkout or installed from a wheel: its data files, and how to start it as a process.
 
 A wheel holds ``ui``, ``assets`` and ``docs/metrics.md`` inside ``specstream`` (see pyproject.toml).
 """
@@ -14,22 +14,22 @@ PACKAGE = Path(str(files("specstream")))  # a folder: Python unpacks wheels when
 
 
 def data_file(name: str) -> Path:
-    """A file or folder that comes with the program, by its path in the checkout: ``assets/style.css``."""
+    """A bundled file or folder, by its path in the checkout, such as ``assets/style.css``."""
     inside = PACKAGE / name
     return inside if inside.exists() else PACKAGE.parent / name
 
 
 def checkout() -> Path | None:
-    """The folder of the checkout that this is; None where the program is installed from a wheel."""
+    """The folder of the checkout; None if the program was installed from a wheel."""
     return None if (PACKAGE / "assets").is_dir() else PACKAGE.parent
 
 
 def python(module: str, *words: str) -> list[str]:
-    """The command that runs a module of this program. Needs ``environment``: the working directory isn't searched."""
+    """The command that runs a module of this program, in ``environment()``: the working directory is not searched."""
     return [sys.executable, "-P", "-m", module, *words]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a process that finds the same packages as this one, wherever it is started."""
+    """An environment in which a process finds the same packages as this one, whatever its working directory."""
     path = dict.fromkeys([*filter(None, sys.path), str(PACKAGE.parent)])
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)} | more

@@ -1,4 +1,4 @@
-"""Settings of a run: defaults, limits and their words, once. The command line and the page read them here."""
+"""Settings of a run: defaults, limits, labels and help texts, defined once for the command line and the page."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-NODES = 5  # drafted nodes that a pass verifies for little more than none, on most machines
-COLDEST = 1e-6  # a lower temperature is greedy: logits divided by it are no float32 numbers any more
-NODES_IN_TILES = 12  # the same where a bfloat16 matmul takes sixteen rows at a time (AMX)
+NODES = 5  # drafted nodes that a pass verifies at little extra cost, on most machines
+COLDEST = 1e-6  # a lower temperature means greedy: logits divided by it overflow float32
+NODES_IN_TILES = 12  # the same where a bfloat16 matmul works on sixteen rows at a time (AMX)
 
 
 def number(default: Any, label: str, help: str, low: float, high: float, step: float = 1) -> Any:
@@ -21,14 +21,14 @@ def choice(default: str, label: str, help: str, choices: tuple[str, ...]) -> Any
 
 
 def free(default: Any, label: str, help: str) -> Any:
-    """A setting without limits: texts, or yes and no."""
+    """A setting without limits: texts, or a boolean."""
     return field(default=default, metadata={"label": label, "help": help})
 
 
 def tree_budget() -> Any:
-    """The budget of every method that drafts trees: one default for all, so that they are compared alike."""
+    """The budget of every method that drafts trees: one default for all, so that comparisons are fair."""
     words = (
-        "Most drafted nodes that one pass verifies; 0: as many as cost little here, "
+        "Most drafted nodes that one pass verifies; 0: as many as cost little extra on this machine, "
         f"{NODES_IN_TILES} in bfloat16 on a processor with AMX, else {NODES}."
     )
     return number(0, "Tree budget", words, 0, 64)
@@ -56,13 +56,13 @@ class Checked:
         object.__setattr__(self, name, int(value) if whole else float(value))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON gives them back."""
+        """Plain values that survive a round trip through JSON."""
         values = asdict(self)  # type: ignore[call-overload]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 class Labelled(Checked):
-    """A method: its ``name`` for programs and its ``label`` for people."""
+    """A method, with a ``name`` for programs and a ``label`` for people."""
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -77,19 +77,19 @@ class Labelled(Checked):
         return ", ".join([self.label, *(f"{f.metadata['label'].lower()} {getattr(self, f.name)}" for f in changed)])
 
     def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
-        """The same with every setting that was left open decided, for a ``device`` ("cpu", "cuda", "mps") where
-        ``nodes`` cost little, and with the ``copy_after`` that suits the adapter's task."""
+        """A copy in which every unset setting has a value, for a ``device`` ("cpu", "cuda", "mps") on which ``nodes``
+        drafted nodes cost little extra, and with the default ``copy_after`` of the adapter's task."""
         return self
 
 
 class Treed(Labelled):
-    """A method that drafts trees of at most ``budget`` nodes; 0 leaves the number to the machine."""
+    """A method that drafts trees of at most ``budget`` nodes; 0 means the machine's default."""
 
     budget: int
 
     @property
     def nodes(self) -> int:
-        """The budget; where it is left open, what suits most machines."""
+        """The budget; if unset, the number that suits most machines."""
         return self.budget or NODES
 
     def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
@@ -100,7 +100,7 @@ class Treed(Labelled):
 class Sampling(Checked):
     """How the target chooses tokens and when a run ends. The same for every method.
 
-    Order of the warpers as in transformers: repetition penalty, temperature, top-k, top-p, min-p.
+    Logits are warped in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p.
     """
 
     max_new_tokens: int = number(128, "Max new tokens", "The run ends after this many tokens.", 1, 4096)
@@ -113,14 +113,14 @@ class Sampling(Checked):
     )
     seed: int = number(0, "Seed", "The same seed gives the same text, with every method.", 0, 2**31 - 1)
     stop: tuple[str, ...] = free((), "Stop strings", "The run ends where one of these, or a special token, appears.")
-    ignore_eos: bool = free(False, "Ignore end of text", "Go on after the model's own end of text.")
+    ignore_eos: bool = free(False, "Ignore end of text", "Continue after the model's own end of text.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.ignore_eos, bool):
             raise ValueError("Ignore end of text must be true or false.")
         if not all(isinstance(s, str) for s in self.stop):
-            raise ValueError("Stop strings must be texts.")
+            raise ValueError("Stop strings must be strings.")
         object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
         if self.temperature < COLDEST:
             object.__setattr__(self, "temperature", 0.0)
@@ -150,8 +150,8 @@ class LevelTree(Treed):
     pause: float = number(
         1.3,
         "Pause below",
-        "Draft nothing for some steps when the last ones gave fewer tokens each than this: they cost more than "
-        "they gain; 0: never pause.",
+        "Draft nothing for some steps when recent steps gave fewer tokens each than this, because they cost more "
+        "than they gain; 0: never pause.",
         0,
         17,
         0.1,
@@ -168,8 +168,8 @@ class Streaming(LevelTree):
     streams: str = choice(
         "auto",
         "Streams",
-        "in-pass: every verified token carries streams (the paper); deferred: a short second pass makes those of the "
-        "last accepted token. The drafts are the same. auto: deferred on a CPU and on CUDA, where it was measured "
+        "in-pass: every verified token carries streams (the paper); deferred: a short second pass computes those of "
+        "the last accepted token. The drafts are the same. auto: deferred on a CPU and on CUDA, where it was measured "
         "to be faster; else in-pass.",
         ("auto", "in-pass", "deferred"),
     )
@@ -177,29 +177,29 @@ class Streaming(LevelTree):
         -1,
         "Copy after",
         "Prompt lookup before streams: if the last n tokens occurred before in the text, draft what followed them "
-        "there instead of asking the streams. 0: never; -1: as suits the adapter's task, 2 for chat, else 0. A copy is "
-        "as long as the budget; depth, width, tree and pause don't apply to it.",
+        "there instead of using the streams. 0: never; -1: the default of the adapter's task, 2 for chat, else 0. A "
+        "copy is as long as the budget; depth, width, tree and pause don't apply to it.",
         -1,
         8,
     )
     pairs: str = choice(
         "on",
         "Pairs",
-        "on: weigh the candidates of a depth by how well they follow the token above, where the adapter learned that; "
-        "off: every depth by itself (the paper).",
+        "on: score the candidates of a depth also by how well they follow their parent token, if the adapter has "
+        "learned that (the pair map, a low-rank bigram bias); off: every depth independently (the paper).",
         ("on", "off"),
     )
     prune: float = number(
         0.0,
         "Pruning",
-        "Drop drafted tokens that an early guess, below the stream layers, finds less likely than this; 0 keeps all.",
+        "Drop drafted tokens that an early exit, below the stream layers, finds less likely than this; 0 keeps all.",
         0,
         1,
         0.01,
     )
 
     def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
-        """Streams on "mps" have not been measured: they stay as published, in the pass."""
+        """On "mps" streams have not been measured, so they stay as published: in-pass."""
         faster = "deferred" if device in ("cpu", "cuda") else "in-pass"
         streams = faster if self.streams == "auto" else self.streams
         lookup = copy_after if self.lookup < 0 else self.lookup
@@ -208,7 +208,7 @@ class Streaming(LevelTree):
 
 @dataclass(frozen=True)
 class Medusa(LevelTree):
-    """Medusa heads: small layers on the model's last state draft one depth each. They are trained for an adapter."""
+    """Medusa heads: small layers on the last hidden state draft one depth each. They are trained for an adapter."""
 
     name: ClassVar[str] = "medusa"
     label: ClassVar[str] = "Medusa heads"
@@ -216,13 +216,13 @@ class Medusa(LevelTree):
 
 @dataclass(frozen=True)
 class ChainTree(Treed):
-    """The tree of a method that drafts one token after the other: a chain, and alternatives beside it."""
+    """The tree of a method that drafts one token after another: a chain, with alternatives beside it."""
 
     budget: int = tree_budget()
-    width: int = number(2, "Width k", "Most alternatives at a depth; the likeliest goes on.", 1, 8)
-    depth: int = number(4, "Depth", "Most tokens drafted one after the other, each by a pass of its own.", 1, 16)
+    width: int = number(2, "Width k", "Most alternatives at a depth; only the likeliest is extended.", 1, 8)
+    depth: int = number(4, "Depth", "Most tokens drafted one after another, each in its own pass.", 1, 16)
     confidence: float = number(
-        0.2, "Confidence", "Drafts on only while the draft so far is at least this likely; 0 always does.", 0, 1, 0.01
+        0.2, "Confidence", "Keep drafting only while the draft so far is at least this likely; 0: always.", 0, 1, 0.01
     )
 
 
@@ -244,9 +244,9 @@ class DraftModel(ChainTree):
     drafts: str = choice(
         "greedy",
         "Drafts",
-        "greedy: its likeliest tokens. coupled: what it would write itself with the seed; with both the text is that "
-        "of standard decoding. sampled: other draws; the text has the same distribution, but is another one. The last "
-        "two draft no alternatives, all of the depth, and are greedy at temperature 0.",
+        "greedy: its likeliest tokens. coupled: the tokens it would write itself with the same seed. Both give the "
+        "text of standard decoding. sampled: independent samples; the text differs but has the same distribution. "
+        "coupled and sampled draft no alternatives, always to the full depth, and are greedy at temperature 0.",
         ("greedy", "coupled", "sampled"),
     )
 
@@ -256,16 +256,16 @@ class DraftModel(ChainTree):
 
 @dataclass(frozen=True)
 class PromptLookup(Treed):
-    """Prompt lookup: what followed the last tokens when they occurred before is the draft. Needs no training."""
+    """Prompt lookup: the draft is what followed the last tokens where they occurred before. Needs no training."""
 
     name: ClassVar[str] = "prompt_lookup"
     label: ClassVar[str] = "Prompt lookup"
 
     budget: int = tree_budget()
-    depth: int = number(5, "Depth", "Most tokens that are copied in a row.", 1, 16)
+    depth: int = number(5, "Depth", "Most tokens copied in a row.", 1, 16)
     candidates: int = number(2, "Candidates", "Most different continuations in one tree.", 1, 8)
     longest: int = number(3, "Longest match", "Looks for the last n tokens in the text, from this n down.", 1, 8)
-    shortest: int = number(1, "Shortest match", "Drafts nothing where fewer tokens than this match.", 1, 8)
+    shortest: int = number(1, "Shortest match", "Drafts nothing if fewer tokens than this match.", 1, 8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,13 +290,13 @@ def method(name: str, /, **values: Any) -> Method:
 
 
 def configure(text: str, settings: Mapping[str, Any]) -> tuple[Method, Sampling]:
-    """A method and the sampling, from the method's name and settings of both kinds by name.
+    """A method and its sampling, from the method's name and a mapping with the settings of both.
 
-    The name may bring settings of its own, which come first: ``streaming:budget=12``. Raises ValueError for an unknown
-    name or setting, and for a value out of its limits.
+    The name may include settings, which take precedence: ``streaming:budget=12``. Raises ValueError for an unknown
+    name or setting, and for a value outside its limits.
     """
     name, own = parse(text)
-    method(name)  # an unknown one is the first thing to say
+    method(name)  # report an unknown name before anything else
     shared = {f.name for f in fields(Sampling)}
     given = {n: value for n, value in settings.items() if n not in shared}
     return method(name, **given | own), Sampling(**{n: value for n, value in settings.items() if n in shared})
@@ -310,7 +310,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         setting, equals, value = part.partition("=")
         if not equals:
             raise ValueError(
-                f"{part!r} in {text!r} is no setting: write NAME:setting=value, as in streaming:budget=12."
+                f"{part!r} in {text!r} is not a setting: write NAME:setting=value, as in streaming:budget=12."
             )
         values[setting.strip().replace("-", "_")] = _plain(value.strip())
     return name, values

@@ -1,4 +1,4 @@
-"""Work that the processes of ``accelerate launch`` share. One process needs nothing of this."""
+"""Sharing work between the processes of ``accelerate launch``; trivial with a single process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Result = TypeVar("Result")
 
 
 def count() -> int:
-    """How many processes work together."""
+    """The number of cooperating processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Whether this is the process that writes files and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def join(device: str) -> None:
-    """Meet the other processes and take a device of one's own. To be called before a model is loaded on ``device``,
+    """Connect to the other processes and take a device for this one. Call it before a model is loaded on ``device``,
     which may be "auto"."""
     if count() > 1:
         from accelerate import PartialState
@@ -30,9 +30,9 @@ def join(device: str) -> None:
 
 
 def shared(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
-    """The results of all items, in their order, in every process; each process works on its share of the items.
+    """The results of all items, in order, in every process; each process computes its share.
 
-    An item must give the same result whatever else its process works on. Results are pickled between the processes.
+    The result of an item must not depend on the other items of its process. Results are pickled between processes.
     """
     if count() == 1:
         yield from map(work, items)

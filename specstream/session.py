@@ -31,7 +31,7 @@ def run_session(
         if lane is Lane.BASELINE and (not baseline or should_stop()):
             continue
         lanes[lane] = []
-        # Closed at once where the session is closed early, not when its frame is freed.
+        # If the session is closed early, close it now and not when its frame is freed.
         with closing(engine.generate(prompt, params, sampling, should_stop)) as events:
             for event in events:
                 lanes[lane].append(event)
@@ -45,7 +45,7 @@ def token_ids(events: list[Event]) -> list[int]:
 
 
 def text_of(events: list[Event]) -> str:
-    """The text that a run wrote."""
+    """The text of a run."""
     parts = ["".join(t.text for t in e.tokens) if isinstance(e, Step) else "" for e in events]
     return "".join(parts) + "".join(e.tail for e in events if isinstance(e, Finished))
 
@@ -82,7 +82,7 @@ def verdict(
 
 
 def _exact(events: list[Event], sampling: Sampling) -> bool:
-    """Whether a run had to write the tokens of standard decoding; true of the outside references, which have no
+    """Whether a run must give the tokens of standard decoding; true for other libraries' methods, which have no
     settings here."""
     started = (e for e in events if isinstance(e, Started) and "method" in e.settings)
     return all(method(e.method, **e.settings["method"]).exact(sampling) for e in started)

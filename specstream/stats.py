@@ -1,4 +1,4 @@
-"""RunStats: every metric's name and formula, once. A fold over the events of one run."""
+"""RunStats: the name and formula of every metric, in one place. A fold over the events of one run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 from specstream.events import Draft, Event, Fate, Finished, Origin, Reason, Started, Step
 
 Interval = tuple[float, float] | tuple[None, None]
-SAMPLES, FEWEST = 2000, 5  # draws of a bootstrap, and values that it takes at least
+SAMPLES, FEWEST = 2000, 5  # bootstrap resamples, and the fewest values that it accepts
 PHASES = ("draft", "draft_pass", "verify", "accept", "keep")
 
 
 @dataclass
 class RunStats:
-    """Metrics of one run. Only emitted tokens count: what EOS, a stop string or the limit cut off is not in a Step.
+    """Metrics of one run. Only emitted tokens count: tokens cut off by EOS, a stop string or the limit are in no Step.
 
-    The prompt pass (step 0) emits the first token. It counts in ``tokens`` and ``seconds``, and is kept out of
-    everything that is said per step, alike for every method.
+    The prompt pass (step 0) emits the first token. It counts in ``tokens`` and ``seconds``, but in no per-step
+    metric, for every method alike.
     """
 
     method: str = ""
@@ -39,7 +39,9 @@ class RunStats:
     phase_seconds: Counter[str] = field(default_factory=Counter)
     reached_depth: Counter[int] = field(default_factory=Counter)
     accepted_depth: Counter[int] = field(default_factory=Counter)
-    compared_tenth: Counter[int] = field(default_factory=Counter)  # nodes by the tenth that their probability is in
+    compared_tenth: Counter[int] = field(
+        default_factory=Counter
+    )  # compared nodes, by the tenth in which their probability lies
     accepted_tenth: Counter[int] = field(default_factory=Counter)
     said_tenth: Counter[int] = field(default_factory=Counter)  # sum of the probabilities, in millionths
     reason: Reason | None = None
@@ -102,7 +104,7 @@ class RunStats:
 
     @property
     def calls_saved(self) -> int | None:
-        """Model calls that standard decoding would have made on top of the steps for the same tokens."""
+        """Additional model calls that standard decoding would have needed for the same tokens."""
         return self.decode_tokens - self.steps if self.steps else None
 
     @property
@@ -112,8 +114,8 @@ class RunStats:
 
     @property
     def calibration(self) -> list[tuple[float, float, int]]:
-        """By tenths of the drafted probability, of the nodes that were compared: their mean probability, the share that
-        was accepted, and how many there were."""
+        """For each tenth of the drafted probability, over the compared nodes: mean probability, share accepted, and
+        number of nodes."""
         return [
             (self.said_tenth[tenth] / 1e6 / count, self.accepted_tenth[tenth] / count, count)
             for tenth, count in sorted(self.compared_tenth.items())
@@ -126,7 +128,7 @@ class RunStats:
 
     @property
     def outside_share(self) -> float | None:
-        """Share of the decode time spent outside of passes: of the target, and of what drafts for it."""
+        """Share of the decode time spent outside passes of the target and of its drafter."""
         if self.decode_seconds <= 0:
             return None
         return 1 - (self.phase_seconds["verify"] + self.phase_seconds["draft_pass"]) / self.decode_seconds
@@ -166,14 +168,14 @@ def summarize(events: Iterable[Event]) -> RunStats:
 
 
 def speedup(standard: RunStats, method: RunStats) -> float | None:
-    """Wall time of standard decoding / that of the method, prompt pass included; per token where lengths differ."""
+    """Wall time of standard decoding / that of the method, both per token, prompt pass included."""
     if not (standard.tokens and method.tokens and standard.seconds > 0 and method.seconds > 0):
         return None
     return (standard.seconds / standard.tokens) / (method.seconds / method.tokens)
 
 
 def median_step(runs: Iterable[RunStats]) -> float | None:
-    """Median over runs of the seconds of one step, prompt passes left out."""
+    """Median over runs of the seconds per step, without the prompt pass."""
     seconds = [run.decode_seconds / run.steps for run in runs if run.steps]
     return statistics.median(seconds) if seconds else None
 
@@ -192,9 +194,9 @@ def counted(number: int, noun: str) -> str:
 def bootstrap(
     statistic: Callable[[Sequence[int]], float | None], size: int, samples: int = SAMPLES, seed: int = 0
 ) -> Interval:
-    """95 % interval of a statistic of ``size`` values (given by index), by drawing them anew with replacement.
+    """95 % bootstrap interval of a statistic of ``size`` values, which is given the resampled indices.
 
-    (None, None) for fewer than ``FEWEST`` values, from which no interval can be told.
+    (None, None) for fewer than ``FEWEST`` values, which are too few for an interval.
     """
     if size < FEWEST:
         return None, None

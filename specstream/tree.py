@@ -1,4 +1,4 @@
-"""The draft tree: growth, attention rows, paths. Standard library only.
+"""Draft trees: growing them, their attention rows and paths. Standard library only.
 
 In a pass, row 0 is the root (the newest committed token) and row i + 1 is node i of the Draft.
 """
@@ -17,17 +17,17 @@ Level = Sequence[tuple[int, float]]  # the candidates of one depth: (token, prob
 
 
 class Candidates(Protocol):
-    """What may stand at each of ``len()`` depths."""
+    """The candidate tokens at each of ``len()`` depths."""
 
     def __len__(self) -> int: ...
 
     def after(self, depth: int, token: int | None) -> Level:
-        """The candidates of a depth, from 0 on, after the token above it; None stands above the first."""
+        """The candidates at a depth (from 0), given the parent token; None for the children of the root."""
         ...
 
 
 class Levels:
-    """Candidates that are the same after every token."""
+    """Candidates that do not depend on the parent token."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
         self._levels = levels
@@ -40,7 +40,7 @@ class Levels:
 
 
 def attention_rows(parents: Sequence[int]) -> list[list[int]]:
-    """For every row of a pass the rows that it sees: its ancestors from the root on, and itself."""
+    """For every row of a pass, the rows it attends to: its ancestors from the root on, and itself."""
     rows = [[0]]
     for node, parent in enumerate(parents):
         if parent >= node:
@@ -50,8 +50,8 @@ def attention_rows(parents: Sequence[int]) -> list[list[int]]:
 
 
 def best_first(candidates: Candidates, budget: int) -> Draft:
-    """The ``budget`` likeliest nodes by joint probability, the product of the probabilities on the path. Our own choice
-    beside the paper's full tree.
+    """The ``budget`` likeliest nodes by joint probability, the product of the probabilities on the path. Not from the
+    paper, which uses full trees.
 
     The candidates form a k-ary tree, which is grown lazily.
     """
@@ -79,16 +79,16 @@ def best_first(candidates: Candidates, budget: int) -> Draft:
 
 
 def caterpillar(levels: Sequence[Level], budget: int) -> Draft:
-    """The ``budget`` likeliest nodes, by joint probability, of a chain with its alternatives.
+    """The ``budget`` likeliest nodes, by joint probability, of a chain with alternatives.
 
-    The candidates of a depth follow the likeliest token of the depth above, and only the likeliest goes on.
+    All candidates of a depth are children of the likeliest token of the depth above.
     """
     nodes: list[tuple[float, int, int]] = []  # (-joint, depth, rank)
     above = 1.0
     for depth, level in enumerate(levels):
         nodes += [(-above * prob, depth, rank) for rank, (_, prob) in enumerate(level)]
         above *= level[0][1]
-    chosen = sorted(nodes)[:budget]  # a node is never likelier than the one above it, which then comes first
+    chosen = sorted(nodes)[:budget]  # a node is never likelier than its parent, so parents come first
     places = {depth: place for place, (_, depth, rank) in enumerate(chosen) if rank == 0}
     return Draft(
         tuple(levels[depth][rank][0] for _, depth, rank in chosen),
@@ -98,8 +98,8 @@ def caterpillar(levels: Sequence[Level], budget: int) -> Draft:
 
 
 def full(candidates: Candidates) -> Draft:
-    """Every combination, as in Speculative Streaming (Bhendawade et al. 2024, section 3.2.2): the candidates of a depth
-    under every node above."""
+    """Every combination, as in Speculative Streaming (Bhendawade et al. 2024, section 3.2.2): each node of a depth has
+    all candidates of the next depth as children."""
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
@@ -117,12 +117,12 @@ def full(candidates: Candidates) -> Draft:
 
 
 def full_size(width: int, depth: int) -> int:
-    """Nodes of a full tree, the root not counted."""
+    """The number of nodes of a full tree, without the root."""
     return sum(width**d for d in range(1, depth + 1))
 
 
 def children(draft: Draft) -> list[dict[int, int]]:
-    """For every row of the pass its children: token to node. Siblings never share a token."""
+    """For every row of the pass, its children as token: node. Siblings never share a token."""
     out: list[dict[int, int]] = [{} for _ in range(len(draft) + 1)]
     for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
         out[parent + 1][token] = node
@@ -139,7 +139,7 @@ def ranks(draft: Draft) -> tuple[int, ...]:
 
 
 def widest_on_path(draft: Draft) -> tuple[int, ...]:
-    """For every node the largest rank on the path to it: the width of the narrowest tree that still holds it."""
+    """For every node, the largest rank on its path: the width of the narrowest tree that contains it."""
     out: list[int] = []
     for parent, rank in zip(draft.parents, ranks(draft), strict=True):
         out.append(rank if parent < 0 else max(out[parent], rank))
@@ -147,7 +147,7 @@ def widest_on_path(draft: Draft) -> tuple[int, ...]:
 
 
 def pruned(parents: Sequence[int], likely: Sequence[bool]) -> frozenset[int]:
-    """The nodes that are not ``likely`` after their parent, and all nodes below these (the paper, section 3.2.3)."""
+    """The nodes that are not ``likely`` after their parent, and their descendants (the paper, section 3.2.3)."""
     out: set[int] = set()
     for node, parent in enumerate(parents):
         if parent in out or not likely[node]:

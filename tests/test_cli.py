@@ -198,7 +198,7 @@ def test_bench_takes_all_methods_and_one_with_settings_of_its_own(toy_engine, da
     rows = json.loads(file.read_text())["rows"]
     assert [row["method"] for row in rows] == [*METHODS, "streaming"]
     assert rows[-1]["label"] == "Speculative Streaming, tree budget 2" and rows[-1]["settings"]["budget"] == 2
-    assert "is no setting" in fails(["bench", "--methods", "streaming:budget", *words], capsys)
+    assert "is not a setting" in fails(["bench", "--methods", "streaming:budget", *words], capsys)
 
 
 def test_bench_with_all_leaves_out_what_the_model_can_not_run(tmp_path: Path, data: Path, capsys) -> None:

@@ -31,7 +31,7 @@ def test_settings_beside_the_name_come_first() -> None:
         ("standard:budget=2", {}, "Standard decoding has no setting budget"),
         ("streaming", {"longest": 2}, "Speculative Streaming has no setting longest"),
         ("streaming", {"seed": -1}, "Seed must be a whole number"),
-        ("streaming:budget", {}, "is no setting"),
+        ("streaming:budget", {}, "is not a setting"),
         ("streaming", {"name": "x"}, "Speculative Streaming has no setting name"),
     ],
 )

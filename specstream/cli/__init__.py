@@ -1,4 +1,4 @@
-"""The command line: one file a group of commands, imported when it is asked for. Errors are one line."""
+"""The command line: one file per command group, imported on demand. Errors are one line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import click
 
 from specstream.cli.output import one_line
 
-# Each is defined in the module of its name, as NAME_command.
+# Each is defined as NAME_command in the module NAME.
 COMMANDS = ("generate", "bench", "cost", "invariance", "evaluate", "answers", "train", "adapters", "runs", "models")
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported by name, so that one command does not wait for what another needs."""
+    """A group whose commands are imported by name, so that no command waits for the imports of another."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -28,7 +28,7 @@ class LazyGroup(click.Group):
 
 
 def find_command(name: str) -> click.Command:
-    """The command of one of the names in COMMANDS."""
+    """The command with one of the names in COMMANDS."""
     command = getattr(importlib.import_module(f"specstream.cli.{name}"), f"{name}_command")
     assert isinstance(command, click.Command)
     return command
@@ -40,10 +40,10 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit; no traceback for anything that a user can cause."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # None where it is closed
+    """Run the command line and exit, without a traceback for anything that a user can cause."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # None if it is closed
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # escape what an encoding such as latin-1 lacks
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that an encoding such as latin-1 lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(sys.argv[1:] if args is None else args)
@@ -51,16 +51,18 @@ def main(args: list[str] | None = None) -> None:
         code = 0
     try:
         sys.stdout.flush()
-    except OSError:  # the interpreter would report it once more when it exits
+    except OSError:  # the interpreter would report it again at exit
         _close_output()
     if code:
         sys.exit(code)
 
 
 def _run(args: list[str]) -> int:
-    """Run a command. Returns the exit code, and says what went wrong in one line."""
+    """Run a command, reporting errors in one line. Returns the exit code."""
     try:
-        with cli.make_context("python -m specstream", list(args)) as context:  # cli.main makes a closed pipe an error
+        with cli.make_context(
+            "python -m specstream", list(args)
+        ) as context:  # cli.main would turn a closed pipe into an error
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as done:
@@ -76,14 +78,14 @@ def _run(args: list[str]) -> int:
         raise
     except (ValueError, OSError) as error:
         return _failed(_sentence(error), 1)
-    except Exception as error:  # a fault in our code or a library's: users get a sentence, not a traceback
+    except Exception as error:  # a bug in our code or a library: users get a sentence, not a traceback
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
         return _failed(_unexpected(error), 1)
     return 0
 
 
 def _close_output() -> None:
-    """Send pending output nowhere."""
+    """Discard pending output."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by a test
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):

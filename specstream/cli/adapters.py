@@ -16,7 +16,7 @@ def adapters_command() -> None:
 
 @adapters_command.command("list")
 def adapters_list() -> None:
-    """Adapters that come with the program, your own, and those that were pulled."""
+    """List bundled adapters, your own, and those pulled from the Hub."""
     from specstream.adapters.card import AdapterError, files, read_card
     from specstream.adapters.find import bundled
     from specstream.adapters.hub import fetched
@@ -38,9 +38,9 @@ def adapters_list() -> None:
 @adapters_command.command("push")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="For you and those whom you let in only.")
+@click.option("--private", is_flag=True, help="Create a private repository.")
 def adapters_push(folder: Path, repo_id: str, private: bool) -> None:
-    """Upload an adapter: its weights, card and README.md, nothing else of the folder."""
+    """Upload an adapter: its weights, card and README.md, nothing else from the folder."""
     from specstream.adapters.hub import push
 
     click.echo(push(folder, repo_id, private))

@@ -1,4 +1,4 @@
-"""``answers``: a model's own answers, for several trainings to read."""
+"""``answers``: write a model's own answers to a file that several training runs can read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from specstream.data.tasks import NAMES
 @click.command("answers")
 @click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
 @click.option("--task", required=True, help=f"{NAMES}.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The JSONL file; what it has is kept.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The JSONL file to write; answers already in it are kept.",
+)
 @click.option("--data", help="Prompts to answer: a JSONL file with the task's columns, or hub:NAME.")
 @click.option(
     "--own-prompts",
@@ -22,7 +27,7 @@ from specstream.data.tasks import NAMES
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Prompts to have the model write; for code, instructions that are made from parts.",
+    help="How many prompts the model should write; for code, how many instructions to assemble from parts.",
 )
 @click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="Rows of --data to use; 0 is all.")
 @click.option(
@@ -31,7 +36,7 @@ from specstream.data.tasks import NAMES
     multiple=True,
     default=[0.0],
     show_default=True,
-    help="Every prompt is answered at each; may be given several times.",
+    help="Every prompt is answered at each temperature; may be given several times.",
 )
 @click.option("--start", type=click.Path(path_type=Path), help="An adapter that tunes the model.")
 @click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest prompt in tokens.")
@@ -41,12 +46,13 @@ from specstream.data.tasks import NAMES
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Tokens of the texts that are written together; 0: what suits the device. Another number, other answers.",
+    help="Total tokens of the texts decoded in one batch; 0: what suits the device. Answers depend on this number.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 def answers_command(**values: Any) -> None:
-    """Have a model answer prompts, for `train --answers`. Started again, it goes on; `accelerate launch` shares it."""
+    """Have a model answer prompts, for `train --answers`. Run again, it continues; `accelerate launch` splits the
+    work."""
     from specstream.training.answers import Plan, write_answers
 
     words = write_answers(Plan(**values))

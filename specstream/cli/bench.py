@@ -30,16 +30,18 @@ EVERYTHING = "all"  # among the names of methods
     "--methods",
     default="standard,streaming",
     show_default=True,
-    help=f"Names, separated by commas: {', '.join(METHODS)}; hf, hf-prompt-lookup, hf-assistant are transformers' own. "
-    "all is every one that the model can run. A name may bring settings, and come twice: "
+    help=f"Comma-separated names: {', '.join(METHODS)}; transformers' own: hf, hf-prompt-lookup, hf-assistant; all: "
+    "every method that the model can run. A name may include settings and appear several times: "
     "streaming:budget=12:streams=deferred.",
 )
 @click.option("--assistant", help="The second model of hf-assistant (default: the draft model).")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
 @options.task_option("or spec-bench for its questions.", required=True)
-@options.limit_option(40, "Rows of --data to use; 0 is all. Of spec-bench: in each category.")
+@options.limit_option(40, "Rows of --data to use (for spec-bench, per category); 0 is all.")
 @click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
-@click.option("--memory", is_flag=True, help="Measure each method's memory too, in a process that loads it alone.")
+@click.option(
+    "--memory", is_flag=True, help="Also measure each method's memory, in a process that loads only that method."
+)
 @options.json_option()
 @options.sampling_options
 @options.method_options
@@ -60,7 +62,7 @@ def bench_command(
     if repeats < 1:
         raise ValueError("--repeats must be at least 1.")
     names = list(dict.fromkeys(n.strip() for n in methods.split(",") if n.strip()))
-    chosen_methods([n for n in names if n != EVERYTHING], settings)  # refuses bad ones before the model is loaded
+    chosen_methods([n for n in names if n != EVERYTHING], settings)  # reject bad names before the model is loaded
     check_writable(json_file, data=data)
     engine = loading.engine(adapter_task(task_name))
     names, chosen = _expanded(names, settings, engine.info, assistant)
@@ -80,17 +82,17 @@ def bench_command(
     report = bench.described(engine) | {"repeats": repeats, "sampling": sampling.to_dict(), "rows": results}
     if processes.count() > 1:
         report["processes"] = processes.count()
-        note(f"{processes.count()} processes ran beside each other: tokens per step hold, times and speed-ups don't.")
+        note(f"{processes.count()} processes ran at once: tokens per step are valid, times and speed-ups are not.")
     publish(report, json_file, [*bench.table(results), *bench.categories(results), *bench.differences(results)])
 
 
 def _expanded(
     names: Sequence[str], settings: dict[str, Any], info: EngineInfo, assistant: str | None
 ) -> tuple[list[str], list[Method]]:
-    """All names, with ``all`` replaced, and the methods among them. Raises ValueError for one that can't run."""
+    """The names with ``all`` expanded, and the methods among them. Raises ValueError for a method that can't run."""
     wanted = [name for n in names for name in (_everything(info, assistant) if n == EVERYTHING else [n])]
     chosen = chosen_methods(wanted, settings)
-    if EVERYTHING in names:  # a name with settings beside "all" is left out too where it can't run
+    if EVERYTHING in names:  # beside "all", a name with settings is also left out if it can't run
         chosen = [m for m in chosen if m.name not in info.unavailable]
     if missing := [info.unavailable[m.name] for m in chosen if m.name in info.unavailable]:
         raise ValueError(missing[0])
@@ -98,11 +100,11 @@ def _expanded(
 
 
 def _everything(info: EngineInfo, assistant: str | None) -> list[str]:
-    """Names of all that can run on the loaded model."""
+    """The names of all methods that the loaded model can run."""
     from specstream.bench.tables import REFERENCES
 
     ours = [name for name in METHODS if name not in info.unavailable]
-    both = bool(assistant) or info.draft_parameters > 0  # the library's assistant is a second model too
+    both = bool(assistant) or info.draft_parameters > 0  # transformers' assistant is also a second model
     outside = [name for name in REFERENCES if both or name != "hf-assistant"]
     return ours + (outside if info.model != "toy" and info.dtype != "int8" else [])
 
@@ -122,7 +124,7 @@ def _timed(
 def _measure_memory(
     rows: list[MethodRuns], engine: Engine, cases: list[Case], sampling: Sampling, loading: Loading
 ) -> None:
-    """Of our own methods: transformers' are called from a process that holds our engine too."""
+    """Measure our own methods only: a process that runs transformers' also contains our engine."""
     from specstream.bench.memory import MemoryRequest, measured, picked
 
     prompts = picked([case.prompt(engine, []) for case in cases])
@@ -137,8 +139,8 @@ def _measure_memory(
 
 
 def publish(report: dict[str, Any], json_file: Path | None, lines: list[str]) -> None:
-    """Write a result to its file, the log and standard output; the file first, as the output may be a pipe that ends
-    early."""
+    """Write a result to its file, the log and standard output; the file first, because the output may be a pipe that
+    is closed early."""
     if json_file:
         write_lines(json_file, iter([report]))
     _log(report)
@@ -148,7 +150,7 @@ def publish(report: dict[str, Any], json_file: Path | None, lines: list[str]) ->
 
 
 def _log(report: dict[str, Any]) -> None:
-    """Keep a result in the log. It is printed anyway: a log that can't be written is only worth a note."""
+    """Store a result in the log. It is printed as well, so a log that can't be written deserves only a note."""
     from specstream.runlog import RunLog, RunLogError
 
     try:

@@ -1,4 +1,4 @@
-"""``cost``: what a step costs on this machine, and the tree that suits it."""
+"""``cost``: the cost of a step on this machine, and the tree that suits it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from specstream.params import Method, Sampling, Streaming
 @options.task_option("or spec-bench for its questions.")
 @options.limit_option(16)
 @click.option(
-    "--tune", is_flag=True, help="Choose the tree for this machine, on half of --data, and try it on the rest."
+    "--tune", is_flag=True, help="Choose the tree for this machine on half of --data, and test it on the rest."
 )
 @click.option("--method", "method_name", default="streaming", show_default=True, help="The method to tune.")
-@click.option("--repeats", default=3, show_default=True, help="Runs on each prompt when the choice is tried.")
+@click.option("--repeats", default=3, show_default=True, help="Runs on each prompt when the choice is tested.")
 @options.json_option()
 @options.sampling_options
 @options.method_options
@@ -41,7 +41,7 @@ def cost_command(
     json_file: Path | None,
     **settings: Any,
 ) -> None:
-    """Measure what a step costs by its number of drafted nodes, and choose the tree that suits this machine."""
+    """Measure the time of a step by its number of drafted nodes, and choose the tree that suits this machine."""
     from specstream.bench import described, read_cases, step_cost, tables
     from specstream.bench.tune import first_turns, tried
 
@@ -63,7 +63,7 @@ def cost_command(
 
 
 def _check(data: Path | None, task_name: str | None, tune: bool, chosen: Method) -> None:
-    """Raise ValueError for options that don't go together, before a minute is spent."""
+    """Raise ValueError for options that don't go together, before any measurement starts."""
     from specstream.bench import step_cost
 
     if (data is None) != (task_name is None):

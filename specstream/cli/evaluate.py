@@ -1,4 +1,4 @@
-"""``evaluate``: the quality of a task's texts against its references."""
+"""``evaluate``: the quality of a task's texts, scored against references."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from specstream.params import Sampling
 @options.sampling_options
 @options.method_options
 def evaluate_command(json_file: Path | None, against: Path | None, **chosen: Any) -> None:
-    """Measure the quality of a task's texts against its references."""
+    """Score the quality of a task's texts against references."""
     from specstream.bench import evaluation
 
     data, task_name = chosen["data"], chosen["task_name"]

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @click.command("generate")
 @options.model_options
 @click.option("--method", "method_name", help=options.STREAMING_WHERE_POSSIBLE)
-@click.option("--prompt", help="The prompt; with --task its template is put around it.")
+@click.option("--prompt", help="The prompt; with --task, it is put into the task's template.")
 @click.option("--data", type=click.Path(path_type=Path), help="A JSONL file of prompts.")
 @options.task_option()
 @options.limit_option()
-@options.json_option("Write one JSON object per prompt, - for standard output.")
+@options.json_option("Write one JSON object per prompt to this file; - is standard output.")
 @options.sampling_options
 @options.method_options
 def generate_command(

@@ -1,4 +1,4 @@
-"""``invariance``: which operations give a row the same bits whatever is computed beside it."""
+"""``invariance``: which operations give a row the same bits whatever rows are computed beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from specstream.cli.output import check_writable, write_lines
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @options.json_option()
 def invariance_command(device: str, json_file: Path | None) -> None:
-    """Print which operations give a row the same bits whatever is decoded beside it, on this machine."""
+    """Print which operations on this machine give a row the same bits whatever rows are computed beside it."""
     from specstream.bench import invariance
     from specstream.bench.provenance import machine
     from specstream.model.devices import choose_device

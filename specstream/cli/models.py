@@ -1,4 +1,4 @@
-"""``models``: those that are known by name."""
+"""``models``: models known by name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from specstream.cli.output import progress, progress_done
 
 @click.group("models")
 def models_command() -> None:
-    """Models that are known by name: list, pull."""
+    """Models known by name: list, pull."""
 
 
 @models_command.command("list")
 def models_list() -> None:
-    """Known models and the adapters that come with them."""
+    """List known models and the adapters bundled for them."""
     from specstream.adapters.find import bundled
     from specstream.hub.catalogue import catalogue
 
@@ -25,7 +25,7 @@ def models_list() -> None:
 
 @models_command.command("pull")
 @click.argument("name")
-@click.option("--accept-licence", is_flag=True, help="You have read the model's licence, and accept it.")
+@click.option("--accept-licence", is_flag=True, help="State that you have read and accept the model's licence.")
 def models_pull(name: str, accept_licence: bool) -> None:
     """Download a model, so that it loads without a network."""
     from specstream.hub.catalogue import accept_terms, resolve

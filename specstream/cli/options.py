@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 STREAMING_WHERE_POSSIBLE = (
-    f"{', '.join(METHODS)}, perhaps with settings: streaming:budget=12 (default: streaming where the model can)."
+    f"{', '.join(METHODS)}; settings may follow: streaming:budget=12 (default: streaming if the model supports it)."
 )
 
 
 @dataclass(frozen=True)
 class Loading:
-    """The options that choose what is loaded."""
+    """The options that select what is loaded."""
 
     model: str
     adapter: str
@@ -37,7 +37,7 @@ class Loading:
     draft_model: str
 
     def engine(self, task_name: str | None = None) -> Engine:
-        """Load it. Adapter ``auto`` takes the bundled one of the task, where there is one."""
+        """Load the model. Adapter ``auto`` means the bundled adapter of the task, if there is one."""
         from specstream.adapters.find import bundled
         from specstream.engine import load
 
@@ -58,7 +58,7 @@ class Loading:
         return engine
 
     def adapter_of(self, engine: Engine) -> str:
-        """The adapter that was loaded, by a name that loads it again."""
+        """A name that loads the same adapter again."""
         return engine.info.adapter if self.adapter == "auto" else self.adapter
 
 
@@ -75,7 +75,7 @@ MODEL_OPTIONS = (
         "--dtype",
         default="auto",
         show_default=True,
-        help="auto, float32, bfloat16, float16 or int8 (faster on a processor; near bfloat16, but another model).",
+        help="auto, float32, bfloat16, float16 or int8 (faster on a CPU; close to bfloat16, but a different model).",
     ),
     click.option(
         "--draft-model",
@@ -87,12 +87,12 @@ MODEL_OPTIONS = (
 
 
 def together(*options: Decorator) -> Decorator:
-    """Several options as one decorator, in the order in which --help lists them."""
+    """Several options as one decorator, in the order of --help."""
     return lambda command: functools.reduce(lambda done, option: option(done), reversed(options), command)
 
 
 def _folded(kind: type, name: str, command: Command) -> Command:
-    """The command with the options named as ``kind``'s fields passed as one object, ``name``."""
+    """Wrap a command so that the options named like ``kind``'s fields are passed as one object, ``name``."""
     names = [f.name for f in fields(kind)]
 
     @functools.wraps(command)
@@ -103,7 +103,7 @@ def _folded(kind: type, name: str, command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """Pass the options that choose what is loaded as ``loading``."""
+    """Pass the options that select what is loaded as ``loading``."""
     return together(*MODEL_OPTIONS)(_folded(Loading, "loading", command))
 
 
@@ -138,7 +138,8 @@ def _form(f: Field[Any]) -> Any:
 
 
 def method_options(command: Command) -> Command:
-    """One option per setting of any method, None where it is not given: methods that share one differ in defaults."""
+    """One option per setting of any method, None if not given, because methods that share a setting differ in its
+    default."""
     owners: dict[str, dict[str, Field[Any]]] = {}  # setting: the field of every method that has it
     for name, kind in METHODS.items():
         for f in fields(kind):
@@ -163,33 +164,33 @@ def limit_option(default: int = 0, words: str = "Rows of --data to use; 0 is all
 
 
 def task_option(also: str = "", required: bool = False) -> Decorator:
-    """``also`` names what else the command takes as a task."""
+    """``also`` describes what else the command accepts as a task."""
     words = f"{NAMES}, {also}" if also else f"{NAMES}."
     return click.option("--task", "task_name", required=required, help=words)
 
 
 def pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are fields of a parameter class."""
+    """The values whose names are fields of a parameter class."""
     return {f.name: values[f.name] for f in fields(kind) if f.name in values}
 
 
 def chosen_method(text: str, values: dict[str, Any]) -> Method:
-    """A method by its name, which may bring settings (``streaming:budget=12``), with the settings given to all methods
-    that have them; None leaves a default. Raises ValueError."""
+    """A method by its name, which may include settings (``streaming:budget=12``). ``values`` are settings for all
+    methods that have them; None means the default. Raises ValueError."""
     name, _ = parse(text)
     given = pick(METHODS[name], values) if name in METHODS else {}
     return configure(text, {k: v for k, v in given.items() if v is not None})[0]
 
 
 def chosen_methods(names: Collection[str], values: dict[str, Any]) -> list[Method]:
-    """The methods among the names, each with its own settings; transformers' own are left out. Raises ValueError."""
+    """Our methods among the names (not transformers'), each with its own settings. Raises ValueError."""
     from specstream.bench.tables import REFERENCES
 
     return [chosen_method(name, values) for name in names if name not in REFERENCES]
 
 
 def adapter_task(task_name: str | None) -> str | None:
-    """The task whose adapter suits: Spec-Bench's questions are asked as chat."""
+    """The task whose adapter fits: Spec-Bench's questions are asked as chat."""
     from specstream.bench.tables import SPEC_BENCH
 
     return "chat" if task_name == SPEC_BENCH else task_name

@@ -1,4 +1,4 @@
-"""What commands write: notes and progress on standard error, JSON that can't steer a terminal, files checked first."""
+"""Output of commands: notes and progress on standard error, JSON without control characters, checks of files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def note(words: object) -> None:
 
 
 def one_line(words: object) -> str:
-    """Text of any origin as one line that can't steer a terminal."""
+    """Text from any source as one line without control characters."""
     return harmless(" ".join(str(words).split()))
 
 
 def harmless(text: str) -> str:
-    """Text with its control characters, and those that change the writing direction, escaped."""
+    """Text with control characters, including those that change the writing direction, escaped."""
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON for standard output, in ASCII where the encoding has no other characters."""
+    """JSON for standard output; ASCII unless the encoding is UTF-8."""
     unicode = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
     return harmless(json.dumps(value, ensure_ascii=not unicode, indent=indent))
 
@@ -50,12 +50,12 @@ def progress_done() -> None:
 
 
 def write_lines(file: Path | None, results: Iterator[dict[str, Any]]) -> None:
-    """Write each result as soon as it exists, one JSON object a line; without a file, just produce them."""
+    """Write each result as soon as it exists, one JSON object per line; without a file, just compute them."""
     if file is None:
         for _ in results:
             pass
         return
-    # backslashreplace spells half of a surrogate pair just as JSON does.
+    # backslashreplace escapes a lone surrogate exactly as JSON does.
     with click.open_file(str(file), "w", encoding="utf-8", errors="backslashreplace") as out:
         for result in results:
             out.write(json.dumps(result, ensure_ascii=False) + "\n")
@@ -63,7 +63,7 @@ def write_lines(file: Path | None, results: Iterator[dict[str, Any]]) -> None:
 
 
 def check_writable(file: Path | None, **read: Path | str | None) -> None:
-    """Refuse an output that can't be written, or that is one of the files to ``read``, before the work starts.
+    """Reject, before the work starts, an output that can't be written or that is one of the files to ``read``.
 
     Raises ValueError or OSError.
     """
@@ -71,20 +71,22 @@ def check_writable(file: Path | None, **read: Path | str | None) -> None:
         return
     check_apart("--json", file, **read)
     if not file.parent.is_dir():
-        raise ValueError(f"The folder {file.parent} of the output file does not exist: make it first.")
+        raise ValueError(f"The folder {file.parent} of the output file does not exist: create it first.")
     with file.open("a", encoding="utf-8"):
         pass
 
 
 def check_apart(option: str, written: Path, **read: Path | str | None) -> None:
-    """Raise ValueError where ``written`` is one of the files to ``read``, given by the names of their options."""
+    """Raise ValueError if ``written`` is one of the files to ``read``, which are given by option name."""
     for name, file in read.items():
         if file is not None and _same_file(written, Path(file)):
-            raise ValueError(f"--{name} and {option} name the same file, which would be overwritten: name another one.")
+            raise ValueError(
+                f"--{name} and {option} name the same file, which would be overwritten: choose another one."
+            )
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    """Whether two names mean the same file, through links too."""
+    """Whether two paths are the same file, links included."""
     if one.is_file() and other.is_file():
         return one.samefile(other)
     return one.resolve() == other.resolve()

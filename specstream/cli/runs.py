@@ -49,7 +49,7 @@ def _open_log(db: Path | None) -> RunLog:
 @click.option("--sort", default="newest", show_default=True, help="oldest, speed-up, tokens, tokens per second, ...")
 @filter_options
 def runs_list(db: Path | None, limit: int, sort: str, **filters: Any) -> None:
-    """Runs, one a line: the newest, or those that the filters let through."""
+    """List runs, one per line: the newest, or those that match the filters."""
     log = _open_log(db)
     for run in log.runs(limit=limit, sort=sort, **filters):
         speed = f"{run['speedup']:.2f}x" if run["speedup"] else "-"
@@ -63,7 +63,7 @@ def runs_list(db: Path | None, limit: int, sort: str, **filters: Any) -> None:
 @click.argument("run_id")
 @db_option
 def runs_show(run_id: str, db: Path | None) -> None:
-    """One run with all that is known of it, as JSON."""
+    """Print everything about one run, as JSON."""
     click.echo(to_json(_open_log(db).run(run_id), indent=2))
 
 
@@ -73,7 +73,8 @@ def runs_show(run_id: str, db: Path | None) -> None:
 @db_option
 @filter_options
 def runs_export(run_id: str, form: str, db: Path | None, **filters: Any) -> None:
-    """A run, or all that the filters let through, to standard output: JSONL with every step, or CSV, a row per run."""
+    """Write a run, or all that match the filters, to standard output: JSONL with every step, or CSV with one row per
+    run."""
     from specstream.runlog import write_jsonl, write_runs_csv
 
     log = _open_log(db)
@@ -85,7 +86,7 @@ def runs_export(run_id: str, form: str, db: Path | None, **filters: Any) -> None
 @runs_command.command("delete")
 @click.argument("run_id")
 @db_option
-@click.confirmation_option(prompt="Delete this run and all its steps for good?", help="Do not ask.")
+@click.confirmation_option(prompt="Delete this run and all its steps for good?", help="Don't ask for confirmation.")
 def runs_delete(run_id: str, db: Path | None) -> None:
-    """Remove a run from the log."""
+    """Delete a run from the log."""
     _open_log(db).delete(run_id)

@@ -19,15 +19,17 @@ from specstream.training.config import Config
 @click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
 @click.option("--task", required=True, help=f"{NAMES}.")
 @click.option("--data", help="A JSONL file with the task's columns, or hub:NAME (default: the task's public dataset).")
-@click.option("--dev", help="A JSONL file, or hub:NAME, to validate on; the best adapter is then kept.")
+@click.option("--dev", help="A JSONL file, or hub:NAME, for validation; the best adapter is then kept.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="The folder of the adapter and its checkpoint (default: adapters/TASK).",
 )
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in --out.")
 @click.option(
-    "--start", type=click.Path(path_type=Path), help="An adapter to begin with: a name of `adapters list` or a folder."
+    "--start",
+    type=click.Path(path_type=Path),
+    help="An adapter to start from: a name from `adapters list` or a folder.",
 )
 @click.option(
     "--targets",
@@ -42,11 +44,17 @@ from specstream.training.config import Config
     multiple=True,
     default=[0.0],
     show_default=True,
-    help="Of the model's own answers; may be given several times.",
+    help="Temperature of the model's own answers; may be given several times.",
 )
-@click.option("--own-prompts", type=click.IntRange(0), default=0, show_default=True, help="Prompts to have it write.")
 @click.option(
-    "--answers", type=click.Path(path_type=Path), help="Own answers made by `answers`, to train on instead of --data."
+    "--own-prompts",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="How many prompts the model should write.",
+)
+@click.option(
+    "--answers", type=click.Path(path_type=Path), help="A file written by `answers`, to train on instead of --data."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest row in tokens.")
@@ -56,23 +64,23 @@ from specstream.training.config import Config
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Rows of --data to use, spread over it; 0 is all.",
+    help="Rows of --data to use, evenly spread; 0 is all.",
 )
 @click.option(
     "--hold-out",
     type=click.IntRange(-1),
     default=-1,
     show_default="a tenth of the prompts, at most 32",
-    help="Prompts of --data to validate on instead of training on them, where no --dev is given.",
+    help="Without --dev: how many prompts of --data to use for validation instead of training.",
 )
 @click.option(
     "--progress",
     type=click.Path(path_type=Path),
-    help="Append what happens to this file, one JSON object a line.",
+    help="Append progress to this file, one JSON object per line.",
 )
 @options.params_options(Config)
 def train_command(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
-    """Train streams (and, in shared mode, the model's LoRA) on a task; or heads beside an adapter, to compare with."""
+    """Train streams (and, in shared mode, the model's LoRA) on a task; or heads beside an adapter, for comparison."""
     from specstream.training.command import TrainingRequest, default_data, summary, timed, train_adapter
 
     config = Config(**options.pick(Config, values))
