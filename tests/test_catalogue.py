@@ -400,8 +400,8 @@ def test_sharded_weights_load_and_a_missing_shard_is_noticed(tmp_path: Path) -> 
             ["card.json", "adapter.safetensors"],
             "holds an adapter of this program. Give it as the adapter, and its base",
         ),
-        (["model-Q4_K_M.gguf"], "holds GGUF weights. GGUF is not read: name the Hub id, or the folder, of the model"),
-        (["config.json", "MODEL.GGUF"], "holds GGUF weights. GGUF is not read"),
+        (["model-Q4_K_M.gguf"], "holds GGUF weights. GGUF is not supported: give the Hub id or folder of the model"),
+        (["config.json", "MODEL.GGUF"], "holds GGUF weights. GGUF is not supported"),
         (["readme.txt"], "it has no config.json"),
     ],
 )
@@ -416,10 +416,10 @@ def test_a_file_given_as_the_model_is_told_what_to_name(tmp_path: Path) -> None:
     for name in ("model.gguf", "M.GGUF"):
         (tmp_path / name).write_bytes(b"GGUF")
         with pytest.raises(
-            ModelError, match="can't be used as a model: GGUF is not read: name the Hub id, or the folder"
+            ModelError, match="can't be used as a model: GGUF is not supported: give the Hub id or folder"
         ):
             resolve(str(tmp_path / name))
-    with pytest.raises(ModelError, match="GGUF is not read"):
+    with pytest.raises(ModelError, match="GGUF is not supported"):
         resolve("no/such/file.gguf")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="model.safetensors is a file: name the folder that holds the model"):
@@ -428,20 +428,20 @@ def test_a_file_given_as_the_model_is_told_what_to_name(tmp_path: Path) -> None:
 
 def test_a_hub_model_of_gguf_weights(hub: Any, tmp_path: Path) -> None:
     hub(lambda *_, **__: str(tmp_path))
-    with pytest.raises(ModelError, match="model a/b-GGUF can't be used: GGUF is not read"):
+    with pytest.raises(ModelError, match="model a/b-GGUF can't be used: GGUF is not supported"):
         resolve("a/b-GGUF")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     ("dtype", "words"),
-    [(torch.float32, "get them again"), (torch.bfloat16, "choose float32, or"), (torch.float16, "choose float32")],
+    [(torch.float32, "download them again"), (torch.bfloat16, "choose float32, or"), (torch.float16, "choose float32")],
 )
 def test_weights_that_are_no_numbers_are_refused(dtype: torch.dtype, words: str, value: float, tmp_path: Path) -> None:
     model = tiny.tiny("llama")
     model.model.layers[2].mlp.up_proj.weight.data[3, 5] = value
     tiny.save(model, tmp_path)
-    with pytest.raises(ModelError, match=rf"not finite numbers \(in model.layers.2.mlp.up_proj.weight\): {words}"):
+    with pytest.raises(ModelError, match=rf"NaN or infinity \(in model.layers.2.mlp.up_proj.weight\): {words}"):
         load_model(resolve(str(tmp_path)), "cpu", dtype)
 
 
@@ -465,7 +465,7 @@ def test_code_of_the_model_is_never_run(llama: Path, tmp_path: Path) -> None:
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(f"open({str(proof)!r}, 'w')")
-    with pytest.raises(ModelError, match="needs code of its own, which is never run"):
+    with pytest.raises(ModelError, match="needs its own code, which is never run"):
         load(folder)
     assert not proof.exists()
 

@@ -1,1 +1,1 @@
-"""Trained streams and heads: their cards, weights, names, and the way to the Hugging Face Hub."""
+"""Trained streams and heads: their cards, weights and names, and exchanging them with the Hugging Face Hub."""

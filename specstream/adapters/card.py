@@ -1,4 +1,4 @@
-"""An adapter's card: what it is and how it was made, as JSON beside its weights. No torch."""
+"""An adapter's card: its shape and how it was made, as JSON beside its weights. No torch."""
 
 from __future__ import annotations
 
@@ -48,11 +48,10 @@ class AdapterError(ValueError):
 
 @dataclass(frozen=True)
 class HeadCard:
-    """Heads that draft for the model of an adapter, in a file of their own beside it: their shape and how they were
-    made.
+    """Heads that draft for the model with an adapter, in a separate file beside it: their shape and how they were made.
 
-    ``kind`` is "medusa", with ``count`` heads, one per depth, and a "shared" or "own" ``projection`` to the vocabulary;
-    or "exit", one head of ``rank`` on the state after the first ``layers`` layers.
+    ``kind`` is "medusa": ``count`` heads, one per depth, with a "shared" or "own" ``projection`` to the vocabulary;
+    or "exit": one head of ``rank`` on the hidden state after the first ``layers`` layers.
     """
 
     kind: str
@@ -79,20 +78,20 @@ class HeadCard:
         return f"{self.kind}.safetensors"
 
     def shape(self) -> dict[str, Any]:
-        """What two trainings of the same heads have in common."""
+        """The fields that must agree for training to continue with these heads."""
         return {n: getattr(self, n) for n in ("kind", "count", "projection", "layers", "rank", "draft_vocabulary")}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What an adapter is: its shape, the base model it belongs to, and how it was made.
+    """An adapter's shape, the base model it belongs to, and how it was made.
 
-    ``base_shape`` are the base's model type, layers, hidden size and vocabulary; an adapter loads onto nothing else.
-    ``gamma`` is 0 in ``plain`` mode only. ``exit_rank`` is the rank of the early exit o_theta that prunes drafts
+    ``base_shape`` is the base's model type, layers, hidden size and vocabulary size; the adapter loads onto no other.
+    ``gamma`` is 0 only in ``plain`` mode. ``exit_rank`` is the rank of the early exit o_theta that prunes drafts
     (0: none), ``draft_vocabulary`` the number of tokens that streams can draft (0: all), ``value_rotation`` the angle
-    per stream in radians that replaces stream embeddings (0: embeddings), ``pair_rank`` the rank of the pair map (0:
-    none). ``main_rank`` and ``main_scale`` are of the LoRA that fine-tuned the model before ``lossless`` streams were
-    trained on it (0: the base as it is). ``heads`` describes by kind the heads that lie beside the adapter.
+    per stream, in radians, that replaces stream embeddings (0: embeddings), ``pair_rank`` the rank of the pair map
+    (0: none). ``main_rank`` and ``main_scale`` describe the LoRA that fine-tuned the model before ``lossless`` streams
+    were trained on it (0: the base was not tuned). ``heads`` describes, by kind, the heads stored beside the adapter.
     """
 
     base: str
@@ -121,7 +120,7 @@ class Card:
 
     def __post_init__(self) -> None:
         if isinstance(self.format, int) and self.format != FORMAT:
-            raise AdapterError(f"The adapter is of format {self.format}; this version reads format {FORMAT}.")
+            raise AdapterError(f"The adapter has format {self.format}; this version reads format {FORMAT}.")
         _check_fields(self, LIMITS)
         object.__setattr__(self, "heads", {k: _head_card(k, v) for k, v in self.heads.items()})
         _check_choice("mode", self.mode, MODES)
@@ -130,7 +129,7 @@ class Card:
         self._check_shape()
 
     def _check_shape(self) -> None:
-        """The shape of the base, and the draft vocabularies within it."""
+        """Check the shape of the base, and the draft vocabularies against it."""
         kinds = {name: str if name == "model_type" else int for name in SHAPE}
         if any(type(self.base_shape.get(name)) is not kind for name, kind in kinds.items()):
             raise _damaged(f"base_shape must give {', '.join(SHAPE)}")
@@ -140,7 +139,7 @@ class Card:
 
     @property
     def tuning(self) -> tuple[int, float]:
-        """Rank and scale of the LoRA that fine-tunes the main stream; rank 0 where nothing does."""
+        """Rank and scale of the LoRA that fine-tunes the main stream; rank 0 if there is none."""
         return (self.main_rank, self.main_scale) if self.mode == "lossless" else (self.lora_rank, self.lora_scale)
 
 
@@ -157,7 +156,7 @@ def _head_card(kind: str, value: Any) -> HeadCard:
 
 
 def _check_fields(card: Any, limits: dict[str, tuple[float, float]]) -> None:
-    """Raise AdapterError for a field of a card that is of another kind than its annotation, or out of its limits."""
+    """Raise AdapterError for a field whose type differs from its annotation, or whose value is outside its limits."""
     words = {str: "a text", dict: "an object"}
     for f in fields(card):
         value, kind = getattr(card, f.name), _KINDS[str(f.type).partition("[")[0]]
@@ -169,7 +168,7 @@ def _check_fields(card: Any, limits: dict[str, tuple[float, float]]) -> None:
 
 def _check_number(name: str, value: Any, low: float, high: float, kind: type) -> None:
     number = isinstance(value, kind if kind is int else int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high:  # not finite: in no limits
+    if not number or not low <= value <= high:  # NaN and infinity are outside any limits
         what = "a whole number" if kind is int else "a number"
         raise _damaged(f"{name} must be {what} from {low} to {high}, not {_short(value)}")
 
@@ -190,14 +189,14 @@ def files(card: Card) -> list[str]:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write a card alone."""
+    """Write only the card."""
     with replacing(folder / CARD) as new:
         new.write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A file to write, which then replaces ``file``: no reader ever finds one half written."""
+    """A new file to write, which then replaces ``file``, so that no reader ever sees a half-written one."""
     new = file.with_name(f"{file.name}.new")
     try:
         yield new
@@ -207,7 +206,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of an adapter folder. Raises AdapterError when it is missing or damaged."""
+    """The card of an adapter folder. Raises AdapterError if it is missing or damaged."""
     try:
         data = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -219,12 +218,12 @@ def read_card(folder: Path) -> Card:
     if not isinstance(data, dict):
         raise _damaged("it is not a JSON object")
     if missing := [f.name for f in fields(Card) if f.name not in data and f.default is f.default_factory is MISSING]:
-        raise _damaged(f"it gives no {missing[0]}")
+        raise _damaged(f"it has no {missing[0]}")
     return Card(**{f.name: data[f.name] for f in fields(Card) if f.name in data})
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without a card holds, and what to do with it."""
+    """What a folder without a card holds instead, and what to do with it."""
     if (folder / PEFT).is_file():
         return "it holds a PEFT adapter, which has no streams. Merge it into its base model and give that as the model"
     if (folder / "config.json").is_file():

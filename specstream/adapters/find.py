@@ -1,4 +1,4 @@
-"""Finding an adapter by its name: bundled with the project, one of your own, a folder, or on the Hub. No torch."""
+"""Finding an adapter by name: bundled with the project, one of your own, a folder, or on the Hub. No torch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from specstream.hub.catalogue import catalogue
 from specstream.hub.download import folder_named
 from specstream.installation import data_file
 
-DEFAULT = "e2e"  # the bundled adapter that is loaded when none is named
+DEFAULT = "e2e"  # the bundled adapter that is loaded by default
 BUNDLED = data_file("assets/adapters")
 
 
 def bundled(model: str) -> dict[str, Path]:
-    """The adapters that come with the project for a catalogue model (by its name or Hub id), by task name."""
+    """The adapters bundled for a catalogue model (given by its name or Hub id), by task name."""
     names = [entry.name for entry in catalogue() if model in (entry.name, entry.hub_id)]
     root = BUNDLED / (names[0] if names else "none")
     return {p.name: p for p in sorted(root.iterdir()) if (p / CARD).is_file()} if root.is_dir() else {}
 
 
 def find_adapter(name: str, model: str) -> Path | None:
-    """The folder of an adapter: "none", "auto" (DEFAULT, else the first bundled one), a bundled task name, the name of
-    one of your own, a folder, or ``hub:OWNER/NAME``.
+    """The folder of an adapter, given as "none", "auto" (DEFAULT, else the first bundled one), a bundled task name,
+    the name of one of your own, a folder, or ``hub:OWNER/NAME``.
 
-    Raises AdapterError when there is no such adapter.
+    Raises AdapterError if there is no such adapter.
     """
     have = bundled(model)
     if name == "none":
@@ -41,4 +41,4 @@ def find_adapter(name: str, model: str) -> Path | None:
     if name.startswith(hub.HUB):
         return hub.fetch(name)
     known = ", ".join(have) or "none for this model yet"
-    raise AdapterError(f"There is no adapter {name!r}: name a folder, hub:OWNER/NAME or one that is here ({known}).")
+    raise AdapterError(f"There is no adapter {name!r}: give a folder, hub:OWNER/NAME or a known name ({known}).")

@@ -1,6 +1,6 @@
-"""Heads that draft for a model beside its streams: Medusa heads, and the exit of an early-exit draft.
+"""Heads that draft for a model as alternatives to streams: Medusa heads, and the exit of early-exit drafting.
 
-They are stored in an adapter's folder, one file for each kind, and belong to the model with that adapter.
+They are stored in an adapter's folder, one file per kind, and belong to the model with that adapter applied.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MEDUSA, EXIT = "medusa", "exit"
 class MedusaHeads(Drafting):
     """One head per depth (Medusa): ``x + SiLU(W_j x + b_j)``, then a projection to the vocabulary.
 
-    x is the main stream's state after the final norm, which is what the LM head takes: with W at zero a head that
-    shares the LM head starts as that head, and needs no norm of its own. ``square`` W is ``[count, hidden, hidden]``,
-    ``bias`` ``[count, hidden]``. With a projection of its own, as published, a head has ``projection``
-    ``[count, draft vocabulary, hidden]``, a copy of the LM head's rows at first; else it takes the LM head.
+    x is the main stream's state after the final norm, which is the LM head's input: with W zero, a head that shares
+    the LM head starts equal to it, and needs no norm of its own. ``square`` W is ``[count, hidden, hidden]``, ``bias``
+    ``[count, hidden]``. With "own" projections, as published, there is a ``projection``
+    ``[count, draft vocabulary, hidden]``, initialised with the LM head's rows; else the LM head itself is used.
     """
 
     def __init__(self, anatomy: Anatomy, card: HeadCard, ids: Tensor | None = None) -> None:
@@ -44,11 +44,13 @@ class MedusaHeads(Drafting):
         """The LM head's weight for the draft vocabulary. Raises AdapterError for a head that is not linear."""
         head = self._head or anatomy.head
         if not isinstance(head, nn.Linear):
-            raise AdapterError("Own projections need a linear LM head, which this model does not have: share it.")
+            raise AdapterError(
+                "Own projections need a linear LM head, which this model does not have: use shared ones."
+            )
         return head.weight.detach().float()
 
     def states(self, x: Tensor) -> Tensor:
-        """States ``[..., count, hidden]`` for the projections, from main-stream states ``[..., hidden]``."""
+        """Inputs of the projections, ``[..., count, hidden]``, from main-stream states ``[..., hidden]``."""
         inner = torch.einsum("...i,coi->...co", x, self.square.to(x.dtype)) + self.bias.to(x.dtype)
         return x[..., None, :] + F.silu(inner)
 
@@ -67,11 +69,11 @@ class MedusaHeads(Drafting):
 
 
 class ExitHead(Drafting):
-    """The exit of an early-exit draft: ``M + B SiLU(A M)`` on the state M after the first layers, then the model's own
-    final norm and LM head.
+    """The exit of early-exit drafting: ``M + B SiLU(A M)`` on the hidden state M after the first layers, then the
+    model's own final norm and LM head.
 
-    ``down`` A is ``[rank, hidden]``, ``up`` B ``[hidden, rank]``, zero at first: training starts from the model's own
-    head.
+    ``down`` A is ``[rank, hidden]``; ``up`` B ``[hidden, rank]`` is initialised to zero, so training starts from the
+    model's own head.
     """
 
     def __init__(self, anatomy: Anatomy, card: HeadCard, ids: Tensor | None = None) -> None:
@@ -84,7 +86,7 @@ class ExitHead(Drafting):
         self.up = nn.Parameter(torch.zeros(width, card.rank))
 
     def states(self, main: Tensor) -> Tensor:
-        """States ``[..., hidden]`` for the final norm, from those after the first layers ``[..., hidden]``."""
+        """Inputs of the final norm, ``[..., hidden]``, from states after the first layers, ``[..., hidden]``."""
         return main + F.silu(main @ self.down.to(main.dtype).T) @ self.up.to(main.dtype).T
 
     def logits(self, anatomy: Anatomy, main: Tensor) -> Tensor:
@@ -97,18 +99,18 @@ KINDS: dict[str, type[MedusaHeads] | type[ExitHead]] = {MEDUSA: MedusaHeads, EXI
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads that are loaded with a model."""
+    """The heads loaded with a model."""
 
     medusa: MedusaHeads | None = None
     exit: ExitHead | None = None
 
     def parameters(self) -> dict[str, int]:
-        """How many weights each method has here, by its name."""
+        """The number of weights per method, by its name."""
         have = {Medusa.name: self.medusa, EarlyExit.name: self.exit}
         return {name: part.parameter_count() for name, part in have.items() if part is not None}
 
     def ready(self, anatomy: Anatomy, pack: Callable[[nn.Linear], nn.Module] | None) -> None:
-        """Prepare for decoding: the model's number format, and their part of the LM head packed."""
+        """Prepare for decoding: convert to the model's number format, and pack the restricted LM head."""
         for part in filter(None, (self.medusa, self.exit)):
             part.to(anatomy.dtype)
             if pack:
@@ -116,12 +118,12 @@ class Heads:
 
 
 def state_size(anatomy: Anatomy) -> int:
-    """Width of the states that the LM head takes; some families project them from the hidden size first."""
+    """The input width of the LM head; some families first project from the hidden size to another."""
     return int(getattr(anatomy.head, "in_features", anatomy.hidden_size))
 
 
 def load(folder: Path, anatomy: Anatomy) -> Heads:
-    """The heads in an adapter's folder. Raises AdapterError for damaged ones."""
+    """The heads in an adapter's folder. Raises AdapterError if they are damaged."""
     cards = read_card(folder).heads
     found: dict[str, Any] = {}
     for kind, card in cards.items():

@@ -1,4 +1,4 @@
-"""Adapters on the Hugging Face Hub: push and fetch. Only an adapter's own files travel."""
+"""Adapters on the Hugging Face Hub: push and fetch. Only an adapter's own files are transferred."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = (WEIGHTS, CARD, readme.FILE, *(f"{kind}.safetensors" for kind in HEAD_KI
 def fetch(repo_id: str) -> Path:
     """The local folder of an adapter on the Hub, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, with or without ``hub:``.
 
-    It is downloaded into the Hub's own cache; without a network the copy there is taken. Raises AdapterError.
+    It is downloaded into the Hub's own cache; offline, the copy there is used. Raises AdapterError.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -37,8 +37,8 @@ def fetch(repo_id: str) -> Path:
             "or log in with `hf auth login` if it is private."
         ) from None
     except errors.RevisionNotFoundError:
-        raise AdapterError(f"The adapter {name} has no revision {revision}: leave it away or name another.") from None
-    except Exception as error:  # whatever the network, the Hub or the disk can do to a download
+        raise AdapterError(f"The adapter {name} has no revision {revision}: omit it or give another.") from None
+    except Exception as error:  # the network, the Hub and the disk can fail in any way
         raise AdapterError(_not_fetched(name, online, error)) from error
     _check(folder, f"{name} on the Hugging Face Hub")
     return folder
@@ -55,13 +55,13 @@ def _not_fetched(name: str, online: bool, error: Exception) -> str:
     if not online:
         return (
             f"The adapter {name} is not on this machine and the Hugging Face Hub can't be reached: "
-            "connect to the internet, or name a folder."
+            "connect to the internet, or give a folder."
         )
     return f"The download of the adapter {name} failed ({first_line(error)}): try again."
 
 
 def _check(folder: Path, what: str) -> Card:
-    """The card of a folder that holds a whole adapter. Raises AdapterError."""
+    """The card of a folder with a complete adapter. Raises AdapterError."""
     if missing := [f for f in (CARD, WEIGHTS) if not (folder / f).is_file()]:
         raise AdapterError(f"{what} is not an adapter of this program: the file {missing[0]} is missing.")
     card = read_card(folder)
@@ -71,19 +71,19 @@ def _check(folder: Path, what: str) -> Card:
 
 
 def push(folder: Path, repo_id: str, private: bool = False) -> str:
-    """Upload an adapter: its weights, its card and its README.md, and nothing else. Returns its address.
+    """Upload an adapter: its weights, its card and its README.md, and nothing else. Returns its URL.
 
-    A folder without README.md gets one on the Hub. Raises AdapterError.
+    If the folder has no README.md, one is generated on the Hub. Raises AdapterError.
     """
     from huggingface_hub import get_token
 
     card = _check(folder, str(folder))
     name, revision = _parse(repo_id)
     if revision:
-        raise AdapterError(f"Push to {name} without a revision: the Hub gives it one.")
+        raise AdapterError(f"Push to {name} without a revision: the Hub assigns it.")
     if not get_token():
         raise AdapterError(
-            "You are not logged in to the Hugging Face Hub: run `hf auth login` with a token that may write."
+            "You are not logged in to the Hugging Face Hub: run `hf auth login` with a token that has write access."
         )
     if not hub_reachable():
         raise AdapterError("The Hugging Face Hub can't be reached: connect to the internet and try again.")
@@ -91,16 +91,14 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         return _upload(folder, card, name, private)
     except AdapterError:
         raise
-    except Exception as error:  # whatever the network or the Hub can do to an upload
+    except Exception as error:  # the network and the Hub can fail in any way
         raise AdapterError(_not_pushed(name, error)) from error
 
 
 def _not_pushed(name: str, error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is not None and response.status_code in (401, 403):
-        return (
-            f"Your token may not write to {name}: log in with one that may (`hf auth login`), or push to another name."
-        )
+        return f"Your token can't write to {name}: log in with one that can (`hf auth login`), or push to another name."
     return f"The upload to {name} failed ({first_line(error)}): try again."
 
 
@@ -110,7 +108,7 @@ def _upload(folder: Path, card: Card, name: str, private: bool) -> str:
     api = HfApi()
     address = api.create_repo(name, private=private, exist_ok=True)
     if private and not api.model_info(name).private:
-        raise AdapterError(f"{name} exists already and is public: push to another name, or without --private.")
+        raise AdapterError(f"{name} already exists and is public: push to another name, or without --private.")
     api.create_commit(
         name,
         operations=_operations(folder, card, name),
@@ -120,7 +118,7 @@ def _upload(folder: Path, card: Card, name: str, private: bool) -> str:
 
 
 def _operations(folder: Path, card: Card, name: str) -> list[Any]:
-    """The files to upload, each by its name: what else lies in the folder (checkpoints, logs) stays here."""
+    """The files to upload, named explicitly: other files in the folder (checkpoints, logs) stay local."""
     from huggingface_hub import CommitOperationAdd
 
     contents: dict[str, Any] = {f: folder / f for f in (*files(card), readme.FILE)}
@@ -130,7 +128,7 @@ def _operations(folder: Path, card: Card, name: str) -> list[Any]:
 
 
 def fetched() -> dict[str, Path]:
-    """The adapters in the Hub's cache on this machine, by the name that ``--adapter`` takes."""
+    """The adapters in the Hub's cache on this machine, by their name for ``--adapter``."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

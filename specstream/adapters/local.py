@@ -1,4 +1,4 @@
-"""Your own adapters: each a folder, by its name, in one folder of yours. No torch."""
+"""Your own adapters, each a named folder inside one common folder. No torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from specstream.hub.download import folder_named
 
 
 def home() -> Path:
-    """Where your adapters are kept: in SPECSTREAM_HOME, else in the user's data folder."""
+    """The folder of your adapters: in SPECSTREAM_HOME, else in the user's data folder."""
     chosen = os.environ.get("SPECSTREAM_HOME")
     root = Path(chosen) if chosen else platformdirs.user_data_path("specstream", appauthor=False)
     return root / "adapters"
 
 
 def mine(model: str | None = None) -> dict[str, Path]:
-    """The folders of your adapters by name: of a model (its name, Hub id or folder), or all."""
+    """The folders of your adapters by name; if ``model`` (a name, Hub id or folder) is given, only those for it."""
     try:
         folders = sorted(home().iterdir())
     except OSError:  # nothing was trained yet
@@ -33,7 +33,7 @@ def mine(model: str | None = None) -> dict[str, Path]:
 
 
 def base(folder: Path) -> str | None:
-    """The base model that the card of an adapter names; None without an adapter that can be read."""
+    """The base model named by the card of an adapter; None if there is no readable adapter."""
     try:
         found = json.loads((folder / CARD).read_text(encoding="utf-8"))["base"]
         return found if isinstance(found, str) and (folder / WEIGHTS).is_file() else None
@@ -42,12 +42,12 @@ def base(folder: Path) -> str | None:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names mean the same base model."""
+    """Whether two names refer to the same base model."""
     return _full(one) == _full(other)
 
 
 def _full(model: str) -> str:
-    """The one name of a model: a catalogue name stands for its Hub id, a folder for its whole path."""
+    """The canonical name of a model: the Hub id of a catalogue name, the absolute path of a folder."""
     known = {entry.name: entry.hub_id for entry in catalogue()}
     if model in known:
         return known[model]

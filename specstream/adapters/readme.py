@@ -50,12 +50,12 @@ def write(folder: Path, card: Card) -> Path:
 
 
 def text(card: Card, name: str = "FOLDER") -> str:
-    """The model card. ``name`` is what ``--adapter`` takes: ``hub:OWNER/NAME``, or the folder."""
+    """The model card. ``name`` is the value for ``--adapter``: ``hub:OWNER/NAME``, or the folder."""
     return f"---\n{_front_matter(card)}\n---\n\n" + "\n".join(_body(card, name)) + "\n"
 
 
 def _front_matter(card: Card) -> str:
-    """YAML: what the Hub shows, filters and links by."""
+    """The YAML that the Hub uses for display, filters and links."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
@@ -77,7 +77,7 @@ def _base_id(card: Card) -> str | None:
 
 
 def _licence_id(card: Card) -> str:
-    """The licence by the name that the Hub has for it."""
+    """The Hub's name of the licence."""
     name = card.licence.lower().replace(" ", "-")
     return name if name in LICENCES else "other"
 
@@ -103,7 +103,7 @@ def _body(card: Card, name: str) -> Iterator[str]:
 
 
 def _validations(stages: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Tokens per step against training time, where they were decoded."""
+    """Tokens per step against training time, for validations that decoded."""
     found = [
         (number, v["step"], v["seconds"] / 60, v["tokens_per_step"])
         for number, stage in enumerate(stages, 1)
@@ -157,7 +157,7 @@ def _stream_facts(card: Card) -> dict[str, Any]:
 
 
 def _head_facts(card: Card) -> dict[str, Any]:
-    """What lies beside the adapter, for the other methods that draft."""
+    """The heads stored beside the adapter, for other drafting methods."""
     out = {}
     if head := card.heads.get("medusa"):
         vocabulary = {"shared": "with the model's own LM head", "own": "each with a projection of its own"}
@@ -181,7 +181,7 @@ def _section(title: str, language: str, code: str) -> Iterator[str]:
 
 
 def _cell(value: Any) -> str:
-    """A value as the text of a table's cell."""
+    """A value as the text of a table cell."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The weights of a stream adapter: what they do with a model, and how they are saved and loaded (safetensors)."""
+"""The weights of a stream adapter: applying them to a model, and saving and loading them (safetensors)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from specstream.streams.stream_attention import Streams
 
 
 class Drafting(nn.Module):
-    """Weights that draft by way of the model's own LM head, perhaps among a part of its vocabulary.
+    """Weights that draft through the model's own LM head, possibly restricted to part of its vocabulary.
 
-    ``vocabulary`` ``[draft_vocabulary]`` are the ids that can be drafted, None for all.
+    ``vocabulary`` ``[draft_vocabulary]`` holds the ids that can be drafted; None means all.
     """
 
     vocabulary: Tensor | None
@@ -34,13 +34,16 @@ class Drafting(nn.Module):
         self.restrict_head(anatomy)
 
     def parameter_count(self) -> int:
-        """Every weight stored with this part."""
+        """The number of weights stored with this part."""
         return sum(p.numel() for p in self.parameters())
 
     def restrict_head(self, anatomy: Anatomy) -> None:
-        """Copy the head's rows for the draft vocabulary. Before the head is packed; again when the ids change."""
+        """Copy the head's rows for the draft vocabulary. Call it before the head is packed, and again if the ids
+        change."""
         if self.vocabulary is not None:
-            object.__setattr__(self, "_head", _rows_of(anatomy.head, self.vocabulary))  # not ours to train or save
+            object.__setattr__(
+                self, "_head", _rows_of(anatomy.head, self.vocabulary)
+            )  # bypasses nn.Module: it is neither trained nor saved
 
     def head_logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
         """Logits, float32 ``[..., draft vocabulary]``, of states after the final norm ``[..., hidden]``."""
@@ -51,7 +54,7 @@ class Drafting(nn.Module):
         return self.head_logits(anatomy, anatomy.normed(states))
 
     def spread(self, anatomy: Anatomy, logits: Tensor) -> Tensor:
-        """Logits over the draft vocabulary as ``[..., vocab]``: minus infinity for tokens that can't be drafted."""
+        """Expand logits over the draft vocabulary to ``[..., vocab]``, with minus infinity for all other tokens."""
         if self.vocabulary is None:
             return logits
         whole = anatomy.model.get_input_embeddings().num_embeddings
@@ -59,7 +62,7 @@ class Drafting(nn.Module):
         return out.index_copy_(-1, self.vocabulary, logits)
 
     def pack_head(self, pack: Callable[[nn.Linear], nn.Module]) -> None:
-        """Replace the restricted head by a faster one."""
+        """Replace the restricted head by its packed version."""
         if isinstance(self._head, nn.Linear):
             object.__setattr__(self, "_head", pack(self._head))
 
@@ -70,11 +73,11 @@ Part = TypeVar("Part", bound=Drafting)
 class Adapter(Drafting):
     """Streams and LoRA for one base model.
 
-    In ``shared`` mode LoRA acts on every row of every layer: the model is fine-tuned and the main stream with it.
-    In ``lossless`` mode it acts on the stream rows of the top layers only: the base model's output never changes. The
-    base may have been fine-tuned before: ``main`` is the LoRA that did so, merged into the weights and not trained.
-    In ``plain`` mode there are no streams: LoRA alone, to compare with.
-    ``vocabulary`` are the ids that streams can draft.
+    In ``shared`` mode LoRA acts on every row of every layer: the model, and so its main stream, is fine-tuned.
+    In ``lossless`` mode LoRA acts only on the stream rows of the top layers: the base model's output never changes.
+    If the base was fine-tuned before, ``main`` is the LoRA that did so, merged into the weights and not trained.
+    In ``plain`` mode there are no streams, only LoRA, for comparison.
+    ``vocabulary`` holds the ids that streams can draft.
     """
 
     def __init__(self, anatomy: Anatomy, card: Card, vocabulary: Tensor | None = None) -> None:
@@ -89,7 +92,7 @@ class Adapter(Drafting):
         first = len(anatomy.layers) - card.layers if card.mode == "lossless" else 0
         self.lora = LoRA(anatomy, card.lora_rank, card.lora_scale, first) if card.lora_rank else None
         self.main = LoRA(anatomy, card.main_rank, card.main_scale).requires_grad_(False) if card.main_rank else None
-        self.merged: Sequence[nn.Module] = ()  # the layers of streams that run alone, where LoRA acts on them only
+        self.merged: Sequence[nn.Module] = ()  # copies of the stream layers with LoRA merged (lossless mode)
 
     @property
     def main_lora(self) -> LoRA | None:
@@ -97,13 +100,13 @@ class Adapter(Drafting):
         return self.main if self.card.mode == "lossless" else self.lora
 
     def drafting_count(self) -> int:
-        """Weights that drafting adds: all but those of a LoRA that only fine-tunes the model."""
+        """The number of weights added for drafting, without a LoRA that only fine-tunes the model."""
         if not self.card.gamma:
             return 0
         return self.parameter_count() - (sum(p.numel() for p in self.main.parameters()) if self.main else 0)
 
     def merge_main(self, anatomy: Anatomy) -> None:
-        """Merge the LoRA of the main stream into the model's weights, where it costs nothing per step, and drop
+        """Merge the LoRA of the main stream into the model's weights, so that it costs nothing per step, and drop
         it."""
         if lora := self.main_lora:
             lora.merge(anatomy)
@@ -111,16 +114,16 @@ class Adapter(Drafting):
             self.lora = self.lora if self.card.mode == "lossless" else None
 
     def ready(self, anatomy: Anatomy) -> None:
-        """Convert the streams' weights to the model's number format and tabulate the pair map, so that no step
-        does."""
+        """Convert the streams' weights to the model's number format and tabulate the pair map, once instead of in
+        every step."""
         if self.card.gamma:
             self.streams.to(anatomy.dtype)
         if self.pairs:
             self.pairs.fix(anatomy.model.get_input_embeddings().weight, self.vocabulary)
 
     def merge_copies(self, anatomy: Anatomy, form: Format) -> None:
-        """In lossless mode, give deferred streams copies of their layers with the LoRA merged, so that it costs
-        nothing. Before the model is packed.
+        """In lossless mode, make copies of the stream layers with the LoRA merged, so that it costs deferred streams
+        nothing. Call it before the model is packed.
         """
         if self.card.mode == "lossless" and self.lora:
             self.merged = tuple(merged_copies(anatomy, self.lora, form))
@@ -131,9 +134,9 @@ class Adapter(Drafting):
 
 
 def _rows_of(head: nn.Module, ids: Tensor) -> nn.Linear:
-    """A linear layer with these rows of a head's weight. Raises AdapterError for a head that is not linear."""
+    """A linear layer with the given rows of a head's weight. Raises AdapterError if the head is not linear."""
     if not isinstance(head, nn.Linear):
-        raise AdapterError("A draft vocabulary needs a linear LM head, which this model does not have: give it as 0.")
+        raise AdapterError("A draft vocabulary needs a linear LM head, which this model does not have: set it to 0.")
     ids = ids.to(head.weight.device)
     out = nn.Linear(head.in_features, len(ids), bias=head.bias is not None, device="meta")
     out.weight = nn.Parameter(head.weight.detach()[ids].clone(), requires_grad=False)
@@ -143,7 +146,7 @@ def _rows_of(head: nn.Module, ids: Tensor) -> nn.Linear:
 
 
 def base_shape(anatomy: Anatomy) -> dict[str, Any]:
-    """What a base model must have in common with the one an adapter was trained on."""
+    """The properties in which a base model must equal the one that an adapter was trained on."""
     config = anatomy.model.config.get_text_config(decoder=True)
     return {
         "model_type": config.model_type,
@@ -154,13 +157,13 @@ def base_shape(anatomy: Anatomy) -> dict[str, Any]:
 
 
 def save(adapter: Adapter, folder: Path, card: Card, dtype: torch.dtype = torch.float16) -> None:
-    """Write weights (in 16 bit) and card. The card comes last, so that a folder with a card is complete."""
+    """Write weights (in 16 bits) and card. The card comes last, so a folder with a card is complete."""
     save_weights(adapter, folder / WEIGHTS, dtype)
     write_card(folder, card)
 
 
 def save_weights(part: Drafting, file: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write the weights of an adapter or of heads, in 16 bit."""
+    """Write the weights of an adapter or of heads, by default in 16 bits."""
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {
         k: v.detach().to(dtype if v.is_floating_point() else torch.int32).cpu().contiguous()
@@ -171,7 +174,7 @@ def save_weights(part: Drafting, file: Path, dtype: torch.dtype = torch.float16)
 
 
 def load(folder: Path, anatomy: Anatomy) -> Adapter:
-    """Load an adapter onto its base. Raises AdapterError for a damaged adapter or one of another model."""
+    """Load an adapter onto its base. Raises AdapterError if it is damaged or belongs to another model."""
     card = read_card(folder)
     here = base_shape(anatomy)
     if card.base_shape != here:
@@ -185,7 +188,7 @@ def load(folder: Path, anatomy: Anatomy) -> Adapter:
 
 
 def read_weights(part: Part, file: Path, anatomy: Anatomy) -> Part:
-    """Fill an adapter, or heads, from a file. Raises AdapterError for a missing or damaged one."""
+    """Fill an adapter, or heads, from a file. Raises AdapterError if the file is missing or damaged."""
     try:
         state = load_file(file)
         part.load_state_dict({k: v.float() if v.is_floating_point() else v.long() for k, v in state.items()})
@@ -194,14 +197,14 @@ def read_weights(part: Part, file: Path, anatomy: Anatomy) -> Part:
     except FileNotFoundError:
         raise AdapterError(f"The adapter in {file.parent} is incomplete: the file {file.name} is missing.") from None
     except (SafetensorError, RuntimeError, IndexError, OSError):
-        raise AdapterError(f"The adapter's weights {file} are damaged: get the adapter again.") from None
+        raise AdapterError(f"The adapter's weights {file} are damaged: download the adapter again.") from None
     if not all(bool(p.isfinite().all()) for p in part.parameters()):
-        raise AdapterError(f"The adapter's weights {file} hold values that are not finite numbers.")
+        raise AdapterError(f"The adapter's weights {file} contain NaN or infinity.")
     return part.to(device=anatomy.device).eval()
 
 
 def _check_vocabulary(part: Drafting, anatomy: Anatomy) -> None:
-    """Raise AdapterError unless the ids that can be drafted are the model's, sorted and each there once."""
+    """Raise AdapterError unless the ids that can be drafted are in the model's vocabulary, sorted and unique."""
     ids, size = part.vocabulary, anatomy.model.get_input_embeddings().num_embeddings
     if ids is not None and not (ids[0] >= 0 and ids[-1] < size and bool((ids.diff() > 0).all())):
         raise AdapterError(

@@ -1,1 +1,1 @@
-"""What is asked: tasks and their templates, conversations, files and datasets of rows."""
+"""Prompts and data: tasks and their templates, conversations, rows of files and datasets."""

@@ -11,9 +11,9 @@ Turn = tuple[str, str]  # (message, reply)
 
 @dataclass(frozen=True)
 class Chat:
-    """What came before a message: a system prompt (empty for the template's own) and the turns, oldest first.
+    """What precedes a message: a system prompt (empty for the template's own) and the turns, oldest first.
 
-    ``id`` is the same for all turns of a conversation, so that the log shows them together.
+    ``id`` is shared by all turns of a conversation, so the log shows them together.
     """
 
     id: str = ""
@@ -21,28 +21,28 @@ class Chat:
     turns: tuple[Turn, ...] = ()
 
     def messages(self, message: str) -> list[dict[str, str]]:
-        """The whole conversation up to a new message, as chat templates take it."""
+        """The whole conversation up to and including a new message, in the form that chat templates expect."""
         out = [{"role": "system", "content": self.system}] if self.system.strip() else []
         for asked, replied in self.turns:
             out += [{"role": "user", "content": asked}, {"role": "assistant", "content": replied}]
         return [*out, {"role": "user", "content": message}]
 
     def add(self, message: str, reply: str) -> Self:
-        """The conversation with one turn more."""
+        """The conversation with one more turn."""
         return replace(self, turns=(*self.turns, (message, reply)))
 
     @property
     def characters(self) -> int:
-        """The length of all its texts."""
+        """The total length of all texts."""
         return len(self.system) + sum(len(asked) + len(replied) for asked, replied in self.turns)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON gives them back."""
+        """Plain values that survive a round trip through JSON."""
         return {"id": self.id, "system": self.system, "turns": [list(turn) for turn in self.turns]}
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """A conversation from plain values. Raises ValueError where they are none."""
+        """A conversation from plain values. Raises ValueError if they are not one."""
         try:
             known, system = values["id"], values["system"]
             turns = tuple((asked, replied) for asked, replied in values["turns"])

@@ -1,4 +1,4 @@
-"""The check of a JSONL file before training: every bad row by its line. No torch."""
+"""Checking a JSONL file before training: bad rows are reported by line. No torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from specstream.data.datasets import TEXT, DataError, parse_row
 from specstream.data.tasks import Task
 
-SHOWN = 5  # bad rows that are named
+SHOWN = 5  # bad rows that are reported
 MOST_HELD_OUT = 32
 
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """What a file holds: usable rows, different prompts in them, and sentences on the first of ``bad`` rows."""
+    """The number of usable rows, distinct prompts and ``bad`` rows, with sentences about the first bad ones."""
 
     rows: int
     prompts: int
@@ -24,12 +24,12 @@ class CheckedFile:
 
     @property
     def held_out(self) -> int:
-        """How many prompts to validate on instead of training on them: a tenth, and not more than is needed."""
+        """How many prompts to hold out for validation: a tenth, at most ``MOST_HELD_OUT``."""
         return min(MOST_HELD_OUT, self.prompts // 10)
 
 
 def check_file(path: Path, task: Task, answers: bool) -> CheckedFile:
-    """Read all rows. ``answers``: rows need the task's references too. Raises DataError for what is no text file."""
+    """Check all rows. ``answers``: rows need references too. Raises DataError if the file is not a text file."""
     rows, bad = 0, 0
     prompts: set[str] = set()
     problems: list[str] = []
@@ -45,14 +45,14 @@ def check_file(path: Path, task: Task, answers: bool) -> CheckedFile:
                     bad += 1
                     problems += [f"Line {number}: {str(error).rstrip('.')}."] if len(problems) < SHOWN else []
     except UnicodeDecodeError:
-        raise DataError("The file is not a UTF-8 text file: upload a JSONL file, one JSON object a line.") from None
+        raise DataError("The file is not a UTF-8 text file: upload a JSONL file, one JSON object per line.") from None
     except OSError as error:
         raise DataError(f"The file can't be read ({error.strerror}): upload it again.") from None
     return CheckedFile(rows, len(prompts), bad, tuple(problems))
 
 
 def keep_good(path: Path, task: Task, answers: bool, out: Path) -> None:
-    """Copy the rows of a file that can be trained on, as ``check_file`` counts them."""
+    """Copy the usable rows of a file, those that ``check_file`` counts in ``rows``."""
     with path.open(encoding=TEXT) as file, out.open("w", encoding="utf-8") as kept:
         for line in file:
             with suppress(ValueError):

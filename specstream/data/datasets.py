@@ -13,16 +13,16 @@ from specstream.data.tasks import Task
 from specstream.hub.download import first_line, hub_reachable
 
 HUB = "hub:"
-TEXT = "utf-8-sig"  # UTF-8 whose byte-order mark, which some editors write, is no part of the text
-CONVERTED = "refs/convert/parquet"  # the Hub's own copy, as plain tables, of a dataset that comes as a program
+TEXT = "utf-8-sig"  # UTF-8, skipping the byte-order mark that some editors write
+CONVERTED = "refs/convert/parquet"  # the Hub's own copy, in Parquet, of a dataset that consists of a loading script
 
 
 class DataError(ValueError):
-    """Bad training data; the message names the file and line."""
+    """Bad training data; the message names the file and the line."""
 
 
 class HubName(NamedTuple):
-    """A dataset on the Hub: its id, and its configuration and revision where they are named."""
+    """A dataset on the Hub: its id, and its configuration and revision if given."""
 
     name: str
     config: str | None
@@ -41,8 +41,8 @@ def rows(data: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number (from 1) and columns of every row of a JSONL file, or of one split of a dataset on the Hub.
 
     ``data`` is a path, which has no splits, or ``hub:NAME[:CONFIG][@REVISION]``, which needs the library ``datasets``.
-    A dataset is fetched whole and kept in the library's cache, and not streamed: training reads all of it, most
-    often more than once, and without a network too. Raises DataError with one sentence.
+    A dataset is downloaded completely into the library's cache instead of streamed: training reads all of it, usually
+    more than once, and must work offline. Raises DataError with one sentence.
     """
     if not data.startswith(HUB):
         yield from read_rows(Path(data))
@@ -52,7 +52,7 @@ def rows(data: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class TaskRow(NamedTuple):
-    """A row by a task's columns. ``references`` is empty unless they were asked for."""
+    """A row as a task reads it. ``references`` is empty unless they were requested."""
 
     number: int
     columns: dict[str, Any]
@@ -63,8 +63,7 @@ class TaskRow(NamedTuple):
 def task_rows(data: str, split: str, task: Task, limit: int = 0, answers: bool = True) -> Iterator[TaskRow]:
     """The first ``limit`` rows (0: all) as a task reads them, with their references if ``answers``.
 
-    ``data`` and ``split`` are those of ``rows``. Raises DataError with the number of a bad row, and for data without
-    any.
+    ``data`` and ``split`` as in ``rows``. Raises DataError with the number of a bad row, and for data without rows.
     """
     yield from by_task(rows(data, split), data, task, limit, answers)
 
@@ -72,7 +71,7 @@ def task_rows(data: str, split: str, task: Task, limit: int = 0, answers: bool =
 def by_task(
     numbered: Iterator[tuple[int, dict[str, Any]]], data: str, task: Task, limit: int = 0, answers: bool = True
 ) -> Iterator[TaskRow]:
-    """``task_rows`` of rows that are being read already from ``data``."""
+    """``task_rows`` for rows that are already being read from ``data``."""
     number = 0
     for number, row in islice(numbered, limit or None):
         try:
@@ -84,7 +83,7 @@ def by_task(
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every row of a JSONL file, or of a pipe, which can be read once.
+    """Line number and object of every row of a JSONL file, or of a pipe, which can be read only once.
 
     Raises DataError for a bad row or an unreadable file.
     """
@@ -113,8 +112,8 @@ def parse_row(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON ({error.msg})") from None
     except RecursionError:
-        raise DataError("not valid JSON (nested too deep)") from None
-    except ValueError:  # Python reads no integer of thousands of digits
+        raise DataError("not valid JSON (nested too deeply)") from None
+    except ValueError:  # Python refuses integers with thousands of digits
         raise DataError("a number in it has too many digits") from None
     if not isinstance(row, dict):
         raise DataError("expected an object with columns")
@@ -122,7 +121,7 @@ def parse_row(line: str) -> dict[str, Any]:
 
 
 def _fetch(wanted: HubName, split: str) -> Any:
-    """A split as the library gives it. Raises DataError."""
+    """A split as the library returns it. Raises DataError."""
     try:
         import datasets
     except ImportError:
@@ -130,7 +129,7 @@ def _fetch(wanted: HubName, split: str) -> Any:
             "Datasets from the Hub need the package datasets, which is not installed: "
             "pip install datasets, or give a JSONL file"
         ) from None
-    datasets.config.HF_HUB_OFFLINE = not hub_reachable()  # else it tries for most of a minute, then takes its cache
+    datasets.config.HF_HUB_OFFLINE = not hub_reachable()  # else it retries for most of a minute before using its cache
     try:
         return _load(wanted, split)
     except Exception as error:  # the library, the network and the dataset can fail in any way
@@ -138,7 +137,7 @@ def _fetch(wanted: HubName, split: str) -> Any:
 
 
 def _load(wanted: HubName, split: str) -> Any:
-    """The dataset; where it is a program, which is never run, the tables that the Hub made of it."""
+    """The dataset; if it consists of a script, which is never run, the Hub's own conversion to Parquet."""
     import datasets
 
     try:
@@ -162,7 +161,7 @@ def _why(wanted: HubName, split: str, error: Exception) -> str:
     if "Config name is missing" in words or "BuilderConfig" in words:
         have = re.search(r"\[(.*?)\]", words)
         known = f" ({have[1]})" if have else ""
-        return f"The dataset {name} has several parts: name one of them as in hub:{name}:PART{known}"
+        return f"The dataset {name} has several configurations: name one, as in hub:{name}:CONFIG{known}"
     if isinstance(error, ConnectionError) or datasets.config.HF_HUB_OFFLINE:
         return (
             f"The dataset {name} is not on this machine and the Hugging Face Hub can't be reached: "

@@ -1,4 +1,4 @@
-"""Instructions to write short code, made from parts: the prompts of the task ``code``. Standard library only."""
+"""Instructions to write short code, assembled from parts: the prompts of the task ``code``. Standard library only."""
 
 from __future__ import annotations
 
@@ -144,11 +144,11 @@ FILLED = {
     "e": (".txt", ".py", ".log", ".csv", ".jpg", ".md"),
 }
 NAMES = ("solve", "compute", "process", "run", "check", "convert")
-HELD_OUT = 8  # every eighth thing to do is for measuring, never for training
+HELD_OUT = 8  # every eighth kind of request is for measuring, never for training
 
 
 def instructions(seed: int = 0, held_out: bool = False) -> list[str]:
-    """Different instructions in an order drawn by ``seed``; those that are held out ask for other things to be done."""
+    """Distinct instructions, shuffled by ``seed``; held-out ones never ask for the same thing as the others."""
     found = dict.fromkeys(_all(random.Random(0), held_out))
     out = list(found)
     random.Random(seed).shuffle(out)

@@ -1,4 +1,4 @@
-"""Files of JSON lines that a process adds to, and that may end in the middle of a line. No torch."""
+"""Files of JSON lines that a process appends to, and that may end in the middle of a line. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from specstream.data.datasets import DataError, parse_row
 
 
 def end_line(file: Path) -> None:
-    """Terminate an incomplete last line, left by a killed process, so that the next one starts on its own."""
+    """Terminate an incomplete last line, left by a killed process, so that the next object starts a new line."""
     if not file.is_file() or not file.stat().st_size:
         return
     with file.open("r+b") as lines:
@@ -23,7 +23,7 @@ def end_line(file: Path) -> None:
 
 
 def add_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add objects to the end of a file, a line each."""
+    """Append objects to a file, one per line."""
     with file.open("a", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

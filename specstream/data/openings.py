@@ -1,4 +1,4 @@
-"""How messages of many kinds begin: what a model is given to write prompts for itself. Standard library only."""
+"""Openings of messages of many kinds, from which a model writes its own prompts. Standard library only."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ OPENINGS: dict[str, tuple[str, ...]] = {
 
 
 def openings() -> list[str]:
-    """All openings in turn, a kind at a time, so that every kind comes as often as another."""
+    """All openings, alternating between the kinds, so that every kind occurs equally often."""
     longest = max(map(len, OPENINGS.values()))
     return [kind[turn % len(kind)] for turn in range(longest) for kind in OPENINGS.values()]

@@ -11,11 +11,11 @@ from typing import Any
 class Task:
     """One task.
 
-    ``template`` holds the input columns in braces. ``inputs`` and ``outputs`` are the dataset's column names; the first
-    of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
-    ``metric`` the name of the task's quality metric (``bench.evaluation``), empty without references. Streaming
-    copies after ``copy_after`` tokens that occurred before, unless it is told otherwise; 0: streams alone are faster.
-    ``asked``: the prompt is a message to a chat model, put in the model's own template where it has one.
+    ``template`` contains the input columns in braces. ``inputs`` and ``outputs`` are the dataset's column names; the
+    first of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
+    ``metric`` the name of the task's quality metric (``bench.evaluation``), empty without references. By default,
+    streaming drafts an n-gram copy after ``copy_after`` tokens that occurred before; 0: streams alone are faster.
+    ``asked``: the prompt is a message to a chat model, formatted by the model's own template if it has one.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Task:
     asked: bool = False
 
     def prompt(self, text: str) -> str:
-        """The prompt for one input typed by a user. Tasks with several columns take them separated by a blank line."""
+        """The prompt for input typed by a user; a blank line separates the columns of a task that has several."""
         parts = text.strip().split("\n\n", len(self.inputs) - 1)
         parts += [""] * (len(self.inputs) - len(parts))
         return self.template.format(**dict(zip(self.inputs, parts, strict=True)))
@@ -59,7 +59,7 @@ class Task:
 
 
 def check_characters(column: str, *texts: str) -> None:
-    """Raise ValueError for half of a surrogate pair, which JSON can spell (``"\\ud83d"``) and no tokenizer takes."""
+    """Raise ValueError for a lone surrogate, which JSON can express (``"\\ud83d"``) and no tokenizer accepts."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

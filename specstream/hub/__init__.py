@@ -1,1 +1,1 @@
-"""Models: which are known by name, and how their files get here."""
+"""Models: those known by name, and fetching their files."""

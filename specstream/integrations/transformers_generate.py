@@ -1,9 +1,9 @@
 """Our decoding inside transformers: ``model.generate(**inputs, custom_generate=decoder(model))``.
 
-The settings are those of ``generate``: its generation config, logits processors and stopping criteria are asked at
+The settings are those of ``generate``: its generation config, logits processors and stopping criteria are applied at
 every position, as in its own loop, so greedy decoding gives the same tokens. In half precision, where two candidates
-may tie within rounding error, they are those of our standard decoding, whatever drafts. Sampling draws from the same
-distribution with other random numbers; ``torch.manual_seed`` repeats it.
+may tie within rounding error, the tokens are those of our standard decoding, whatever the drafter. Sampling uses the
+same distribution with other random numbers; ``torch.manual_seed`` makes it repeatable.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from specstream.target import loading
 from specstream.target.draft_model import usable
 from specstream.target.model_target import ModelTarget, Variant
 
-# These keep a state from call to call, and would see tokens that are only drafted.
+# These keep state between calls, and would see tokens that are only drafted.
 STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
 NO_SECOND = "The method draft_model needs a second model: give it as draft_model."
 EXTRAS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
 class NotSupported(ValueError):
-    """``generate`` was asked for something that this decoding can't do; the message is one sentence."""
+    """``generate`` was asked for something that this decoding does not support; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Processed(Picker):
-    """Chooses by the processors that ``generate`` prepared. When sampling, seed and position make the noise."""
+    """Chooses with the processors that ``generate`` prepared. When sampling, the noise depends on seed and position."""
 
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     sample: bool = False
@@ -67,12 +67,12 @@ class Processed(Picker):
 
     def warped(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
         ids = torch.tensor([list(prefix)], device=logits.device)
-        scores = logits.to(torch.float32, copy=True)  # a processor may write into it
+        scores = logits.to(torch.float32, copy=True)  # a processor may work in place
         return self.processors(ids, scores[None])[0]
 
 
 class Silent:
-    """No text: ``generate`` hands out token ids."""
+    """A text stream without text: ``generate`` returns token ids."""
 
     def push(self, token: int) -> tuple[str, bool]:
         return "", False
@@ -83,7 +83,7 @@ class Silent:
 
 @dataclass
 class HostedRun(Run):
-    """A run that ends where transformers' stopping criteria say so, however long that is, or at the model's context."""
+    """A run that ends when transformers' stopping criteria say so, or at the end of the model's context."""
 
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
     longest: int = 0
@@ -99,7 +99,7 @@ class HostedRun(Run):
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model that is ready to verify drafts, with what drafts for it."""
+    """A model that is ready to verify drafts, with its drafting parts."""
 
     parts: Anatomy
     adapter: Adapter | None
@@ -109,7 +109,7 @@ class PreparedModel:
     attention: str
 
     def run(self, ids: list[int], picker: Picker, criteria: StoppingCriteriaList, longest: int) -> HostedRun:
-        """A run from a prompt's tokens, which it appends to."""
+        """A run from a prompt's tokens, to which it appends."""
         streams = Variant.of(self.method) if isinstance(self.method, Streaming) else None
         target = ModelTarget(self.parts, self.adapter, streams, self.heads)
         second = ModelTarget(self.second) if self.second else None
@@ -133,13 +133,13 @@ def decoder(
     streamer: BaseStreamer | None = None,
     draft_model: PreTrainedModel | None = None,
 ) -> Callable[..., Any]:
-    """What to give ``model.generate`` as ``custom_generate``: made once for a model, used as often as you like.
+    """The ``custom_generate`` argument for ``model.generate``: create it once per model and reuse it.
 
-    ``adapter`` is the folder of an adapter for the model, with streams or heads; the weights that it tuned are
-    merged into the model here, so its own output changes alike. ``draft_model`` is a second model of transformers with
-    the same tokenizer. ``method`` is by default Speculative Streaming with streams, else the draft model where there is
-    one, else prompt lookup. ``streamer``: transformers does not pass ``generate(streamer=...)`` on to functions, so a
-    streamer is named here. Raises ValueError for a model that can't verify draft trees.
+    ``adapter`` is the folder of an adapter for the model, with streams or heads; weights that it tuned are merged into
+    the model here, so the model's own output changes too. ``draft_model`` is a second transformers model with the same
+    tokenizer. ``method`` defaults to Speculative Streaming if there are streams, else to the draft model if given, else
+    to prompt lookup. ``streamer`` is given here because transformers does not pass ``generate(streamer=...)`` on to
+    functions. Raises ValueError for a model that can't verify draft trees.
     """
     prepared = _prepare(model, Path(adapter) if adapter else None, method, draft_model)
 
@@ -152,7 +152,7 @@ def decoder(
         **kwargs: Any,
     ) -> Any:
         if model is not prepared.parts.model:
-            raise NotSupported("This decoder was made for another model: make one for this model.")
+            raise NotSupported("This decoder was made for another model: create one for this model.")
         _refuse(input_ids, logits_processor, generation_config, kwargs)
         if input_ids.shape[1] >= prepared.parts.context:
             raise NotSupported(too_long(input_ids.shape[1], prepared.parts.context))
@@ -193,11 +193,11 @@ def _prepare(
 def _warn_full_context(run: HostedRun) -> None:
     if run.reason is Reason.CONTEXT:
         end = f"The text ends at {len(run.ids):,} tokens, the model's context"
-        warnings.warn(f"{end}, before the {run.longest:,} that were asked for.", stacklevel=3)
+        warnings.warn(f"{end}, before the requested {run.longest:,}.", stacklevel=3)
 
 
 def _drive(run: Run, prompt: Tensor, own: BaseStreamer | None, passed: BaseStreamer | None) -> None:
-    """Run to the end, handing tokens to a streamer; one that ``generate`` passed on has had the prompt already."""
+    """Run to the end, passing tokens to a streamer; one passed by ``generate`` has already received the prompt."""
     streamer = own or passed
     if own:
         own.put(prompt.cpu())
@@ -212,12 +212,12 @@ def _drive(run: Run, prompt: Tensor, own: BaseStreamer | None, passed: BaseStrea
 def _refuse(
     input_ids: Tensor, processors: LogitsProcessorList, config: GenerationConfig, kwargs: dict[str, Any]
 ) -> None:
-    """Raise NotSupported for what would otherwise be ignored in silence."""
+    """Raise NotSupported for arguments that would otherwise be silently ignored."""
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise NotSupported(f"Only greedy decoding and sampling are possible, not {mode.value.replace('_', ' ')}.")
     if input_ids.shape[0] != 1 or config.num_return_sequences not in (None, 1):
-        raise NotSupported("Speculative decoding here is for one sequence: call generate once for each prompt.")
+        raise NotSupported("Speculative decoding supports one sequence only: call generate once for each prompt.")
     if not input_ids.shape[1] or kwargs.get("inputs_embeds") is not None:
         raise NotSupported("Give the prompt as input_ids.")
     if wanted := [name for name in EXTRAS if getattr(config, name, None)]:
@@ -228,4 +228,4 @@ def _refuse(
     if mask is not None and not bool(mask.all()):
         raise NotSupported("Padding is not supported: give the prompt without it.")
     if config.cache_implementation or (cache is not None and cache.get_seq_length()):
-        raise NotSupported("The cache is this decoding's own: leave past_key_values and cache_implementation out.")
+        raise NotSupported("This decoding uses its own cache: leave past_key_values and cache_implementation out.")

@@ -1,1 +1,1 @@
-"""A model without weights, for tests and for the page without a download."""
+"""A model without weights, for tests and for trying the page without a download."""

@@ -1,7 +1,7 @@
-"""A scripted toy model: the same interface as a real one, no weights, starts at once.
+"""A scripted toy model: the interface of a real one, without weights, ready at once.
 
 It is a byte-level n-gram model of a few sentences. Its streams, heads and early exit see less context than its main
-stream, so that some of what they draft is rejected. For tests, and for the page without a model.
+stream, so some of their drafts are rejected. For tests, and for the page without a model.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ EOS = 256
 VOCAB = 257
 GAMMA = 4
 CONTEXT = 4096
-ORDER, EXIT_ORDER, STREAM_ORDER, HEAD_ORDER = 12, 6, 4, 3  # bytes of context that they look at
-DRAFT_SPEED, EXIT_SPEED = 10, 5  # how many times as fast the draft model and the first layers are
+ORDER, EXIT_ORDER, STREAM_ORDER, HEAD_ORDER = 12, 6, 4, 3  # bytes of context that each uses
+DRAFT_SPEED, EXIT_SPEED = 10, 5  # how many times faster the draft model and the first layers are
 SENTENCES = (
     "The Copper Kettle is a quiet café by the river that serves warm bread and good coffee at a low price.",
     "The Copper Kettle is a family friendly café near the old harbour. Guests praise its warm bread.",
@@ -43,7 +43,7 @@ NOTE = "This is a scripted toy model that paces itself so that it can be watched
 
 
 class ByteTokenizer:
-    """One token per byte of UTF-8; 256 ends a text. Its chat template is one line per message."""
+    """One token per UTF-8 byte; 256 is the end of text. Its chat template is one line per message."""
 
     eos_token_id = EOS
     bos_token = None
@@ -61,7 +61,7 @@ class ByteTokenizer:
 
 
 class Ngrams:
-    """Counts of the byte ``ahead`` places after every context of the sentences."""
+    """Counts of the byte ``ahead`` positions after every context in the sentences."""
 
     def __init__(self, order: int, ahead: int) -> None:
         self.order = order
@@ -74,7 +74,7 @@ class Ngrams:
                     self.counts[body[at - length : at]][target] += 1
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits ``[vocab]`` after ``ids``: the counts of the longest known context, a little smoothed."""
+        """Logits ``[vocab]`` after ``ids``: the slightly smoothed counts of the longest known context."""
         tail = bytes(i for i in ids[-self.order :] if i < EOS)
         while tail and tail not in self.counts:
             tail = tail[1:]
@@ -85,8 +85,8 @@ class Ngrams:
 
 
 class ToyTarget:
-    """A target over n-gram counts. ``pace`` is the time of a pass in seconds; a row adds a hundredth of it. The draft
-    model is one too, over shorter n-grams."""
+    """A target over n-gram counts. ``pace`` is the time of a pass in seconds; each row adds a hundredth of it. The
+    draft model is another instance, with shorter n-grams."""
 
     context, vocabulary, medusa_depth = CONTEXT, VOCAB, GAMMA
     stream_ids = medusa_ids = None  # all tokens
@@ -121,18 +121,18 @@ class ToyTarget:
         return torch.stack([self._main.logits(self._kept + path) for path in scored])
 
     def _likely(self, draft: Draft) -> list[bool]:
-        """Whether the early exit gives each node at least the threshold after its parent."""
+        """For each node, whether the early exit gives it at least the threshold probability after its parent."""
         if not self._threshold:
             return [True] * len(draft)
         above = [EXIT.logits(self._kept + self._paths[p + 1]).softmax(-1) for p in draft.parents]
         return [bool(probs[token] >= self._threshold) for probs, token in zip(above, draft.tokens, strict=True)]
 
     def stream_logits(self, row: int) -> Tensor:
-        # Asked for after ``keep``, so the accepted path is committed already.
+        # Called after ``keep``, so the accepted path is already committed.
         return torch.stack([s.logits(self._kept) for s in STREAMS])
 
     def look(self, ids: Sequence[int]) -> Watched:
-        """What its streams believe with less context, then with all that they have, and that they look at the end."""
+        """The streams' predictions with less context, then with all of theirs; they attend to the last tokens."""
         logits = [torch.stack([s.logits(ids[-order - 1 : -1]) for s in STREAMS]) for order in (1, 2, STREAM_ORDER)]
         shares = torch.zeros(self.gamma, len(ids) - 1)
         shares[:, -STREAM_ORDER:] = 1 / STREAM_ORDER
@@ -159,7 +159,7 @@ class ToyTarget:
         del self._kept[length:]
 
     def synchronize(self) -> None:
-        """Nothing runs elsewhere."""
+        """Nothing runs asynchronously."""
 
     def release(self) -> None:
         self._kept, self._paths = [], []
