@@ -1,6 +1,6 @@
 """The benchmark: the same prompts with every method, interleaved in one process, on the engine's own clock.
 
-Names are loaded on first use: results can be read and tabled without torch.
+Names are loaded on first use, so results can be read and tabulated without torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Outside references: the same prompts through transformers' own ``generate``, which is not our code.
+"""Baselines from transformers: the same prompts through its own ``generate``, which is not our code.
 
-They run on a copy of the stock model, as the library loads it, without our packed weights. Where
-an adapter tuned the model, the tuned weights are in the copy too, so that both write the same text.
+They run on a copy of the stock model, as the library loads it, without our packed weights. If an adapter tuned the
+model, the copy has the tuned weights too, so that both write the same text.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from specstream.target import loading
 from specstream.target.draft_model import NONE
 from specstream.target.model_target import synchronize
 
-LOOKUP_TOKENS = 10  # what the method's author recommends
-NEVER = 2**31 - 1  # an end-of-text id that no token has; without one the model's own would be put in
+LOOKUP_TOKENS = 10  # recommended by the method's author
+NEVER = 2**31 - 1  # an end-of-text id that no token has; without one, the model's own would be used
 
 
 class ReferenceUnavailable(ValueError):
-    """An outside reference can't run here; the message says why."""
+    """A baseline can't run here; the message says why."""
 
 
 class Times(BaseStreamer):
-    """Records when tokens arrive: ``generate`` hands over the prompt, then the tokens of each pass."""
+    """Records when tokens arrive: ``generate`` passes the prompt, then the tokens of each pass."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -61,11 +61,11 @@ class Times(BaseStreamer):
         self.at.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
 
 class _Choice(LogitsProcessor):
-    """Our choice of token as a logits processor: greedy ``generate`` then makes it, sampled runs included."""
+    """Our choice of token as a logits processor: greedy ``generate`` then makes the same choice, even when sampling."""
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker
@@ -75,7 +75,7 @@ class _Choice(LogitsProcessor):
 
 
 class _StopText(StoppingCriteria):
-    """Our stop strings. The library's own look at the last token only and miss one inside an accepted draft."""
+    """Our stop strings. The library's own check only the last token and miss one inside an accepted draft."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
         self._text, self._seen = TextStream(tokenizer, stop), start
@@ -87,7 +87,7 @@ class _StopText(StoppingCriteria):
 
 
 class Reference:
-    """A call of ``generate`` with fixed options, as a contender."""
+    """A contender that calls ``generate`` with fixed options."""
 
     ours = False
 
@@ -127,7 +127,7 @@ class Reference:
 
 
 def _events(times: Times, text: TextStream, eos: Sequence[int], limit: int) -> list[Event]:
-    """A step per pass. Tokens past the end are cut off, as in our runs: not every way to generate does it."""
+    """One step per pass. Tokens past the end are cut off, as in our runs; not every generation mode does so."""
     out: list[Event] = []
     emitted, reason = 0, None
     for index, block in enumerate(times.blocks[1:]):
@@ -152,9 +152,9 @@ def _reason(ended: bool, stopped: bool, full: bool) -> Reason | None:
 
 
 def references(names: Sequence[str], engine: Engine, adapter: str, assistant: str | None) -> list[Reference]:
-    """The references of these names on a stock copy of the engine's model, loaded once.
+    """The named baselines on a stock copy of the engine's model, which is loaded once.
 
-    ``assistant`` None is the engine's draft model, loaded once more as transformers loads it. Raises
+    ``assistant`` None means the engine's draft model, loaded again as transformers loads it. Raises
     ReferenceUnavailable.
     """
     if not names:
@@ -164,9 +164,9 @@ def references(names: Sequence[str], engine: Engine, adapter: str, assistant: st
     if "hf-assistant" in names and not assistant:
         raise ReferenceUnavailable("The method hf-assistant needs a second model: give --draft-model or --assistant.")
     if engine.info.model == "toy":
-        raise ReferenceUnavailable("The toy model is not a transformers model: outside references can't run on it.")
+        raise ReferenceUnavailable("The toy model is not a transformers model: transformers' methods can't run on it.")
     if engine.info.dtype == "int8":
-        raise ReferenceUnavailable("transformers has no int8 as here, so it writes other texts: choose another dtype.")
+        raise ReferenceUnavailable("transformers has no such int8, so it writes other texts: choose another dtype.")
     model = stock(engine.info.model, adapter, engine.info.device, engine.info.dtype)
     return [_reference(name, engine, model, assistant) for name in names]
 
@@ -174,8 +174,7 @@ def references(names: Sequence[str], engine: Engine, adapter: str, assistant: st
 def stock(name: str, adapter: str, device: str, dtype: str) -> PreTrainedModel:
     """The model as transformers loads it, with the weights that the adapter tuned.
 
-    Where ours has float16 weights to compute with in float32, it has them too, as the float32 that transformers would
-    compute in.
+    If ours has float16 weights with float32 arithmetic, this one has the same rounded weights, stored in float32.
     """
     kind, half = devices.loaded_in(getattr(torch, dtype), device)
     network, _, _ = loading.fetch(name, device, kind)
@@ -204,7 +203,7 @@ def _reference(name: str, engine: Engine, model: PreTrainedModel, assistant: str
     both = {} if same else {"tokenizer": own, "assistant_tokenizer": tokenizer}
 
     def options() -> dict[str, Any]:
-        helper.generation_config = copy.deepcopy(fresh)  # a run adapts its settings, and the next would inherit them
+        helper.generation_config = copy.deepcopy(fresh)  # a run adapts its settings, which the next would inherit
         return {"assistant_model": helper} | both
 
     count = sum(p.numel() for p in helper.parameters())

@@ -1,4 +1,4 @@
-"""Quality of a task's texts against its references, with intervals, and the comparison of two results.
+"""Quality of a task's texts, scored against references, with intervals; and the comparison of two results.
 
 Metrics are in points from 0 to 100. Their libraries (the extra ``eval``) are imported when first used.
 """
@@ -39,20 +39,20 @@ class QualityError(ValueError):
 
 
 def exact_match(text: str, references: Sequence[str]) -> Scores:
-    """100 where a text is the same SQL as one of its references after ``normal_sql``, else 0."""
+    """100 if a text equals one of its references after ``normal_sql``, else 0."""
     wanted = {normal_sql(reference) for reference in references}
     return {"exact_match": 100.0 * (normal_sql(text) in wanted)}
 
 
 def normal_sql(text: str) -> str:
-    """One SQL statement in a normal form.
+    """One SQL statement in normal form.
 
-    sqlglot parses it in its MySQL dialect, where 'a' and "a" are the same string as in the task's data, and writes it
-    again. Normalised are: the case of keywords, types and functions; which quotes a string has, and whether a name has
-    any; whitespace, comments and a semicolon at the end; two spellings of one thing (``<>`` and ``!=``, ``AS`` or
-    none). Kept are: the case of names and strings, numbers in quotes or not, brackets, the order of everything.
-    What sqlglot can't parse, or what is not one query, is compared as text in lower case with single spaces, double
-    quotes as single ones, and no semicolon at the end.
+    sqlglot parses it in its MySQL dialect, where 'a' and "a" are the same string, as in the task's data, and formats
+    it again. This normalises the case of keywords, types and functions; the kind of quotes around strings, and whether
+    names are quoted; whitespace, comments and a final semicolon; equivalent spellings (``<>`` and ``!=``, with or
+    without ``AS``). It keeps the case of names and strings, whether numbers are quoted, brackets, and all order.
+    Text that sqlglot can't parse, or that is not a single query, is compared in lower case with single spaces, single
+    quotes and no final semicolon.
     """
     import sqlglot
     from sqlglot import exp
@@ -70,9 +70,9 @@ def normal_sql(text: str) -> str:
 
 
 def rouge(text: str, references: Sequence[str]) -> Scores:
-    """F1 of ROUGE-1 and ROUGE-Lsum, each the best over the references, as is usual.
+    """F1 of ROUGE-1 and ROUGE-Lsum, each the best over the references, as usual.
 
-    With Porter's stemmer. For Lsum texts are cut into sentences after full stops, question and exclamation marks.
+    With Porter's stemmer. For Lsum, texts are split into sentences after full stops, question and exclamation marks.
     """
     best = _rouge_scorer().score_multi([_sentence_lines(r) for r in references], _sentence_lines(text))
     return {name: 100 * float(score.fmeasure) for name, score in best.items()}
@@ -93,7 +93,7 @@ SCORERS: dict[str, Scorer] = {"exact match": exact_match, "rouge": rouge}
 
 
 def scorer(chosen: Task) -> Scorer | None:
-    """The metric of a task; None for a task without references. Raises QualityError when its library is missing."""
+    """The metric of a task; None for a task without references. Raises QualityError if its library is missing."""
     if not chosen.metric:
         return None
     try:
@@ -137,8 +137,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Decode every prompt and score its text, which ends at EOS and is stripped of whitespace at both ends.
 
-    Gives plain values: what ran, ``quality`` (per metric its mean and 95 % interval; None without references), the
-    numbers of the decoding, and ``rows`` with every prompt's text and scores. ``done`` is called after each prompt.
+    Returns plain values: what ran, ``quality`` (mean and 95 % interval per metric; None without references), decoding
+    statistics, and ``rows`` with every prompt's text and scores. ``done`` is called after each prompt.
     The processes of ``accelerate launch`` share the prompts, and all get the result.
     """
     score = scorer(task(task_name))
@@ -189,7 +189,7 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """A result that ``evaluate`` wrote. Raises QualityError."""
+    """A result written by ``evaluate``. Raises QualityError."""
     try:
         result = json.loads(file.read_text(encoding=datasets.TEXT))
         if result["rows"] and {"prompt", "text", "scores"} <= set(result["rows"][0]) and "quality" in result:
@@ -198,18 +198,18 @@ def read_result(file: Path) -> dict[str, Any]:
         raise QualityError(f"{file} can't be read ({error.strerror}).") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
-    raise QualityError(f"{file} is not a result of the command evaluate: make one with evaluate --json {file.name}.")
+    raise QualityError(f"{file} is not a result of the command evaluate: create one with evaluate --json {file.name}.")
 
 
 def compare(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Our result minus another one on the same prompts: per metric the mean difference and its paired 95 % interval.
+    """Our result minus another on the same prompts: per metric, the mean difference and its paired 95 % interval.
 
-    ``same_texts`` counts the prompts with the same text, ``difference`` is None without references.
-    Raises QualityError for results on different prompts.
+    ``same_texts`` counts the prompts with identical texts; ``difference`` is None without references.
+    Raises QualityError if the prompts differ.
     """
     if [row["prompt"] for row in ours["rows"]] != [row["prompt"] for row in other["rows"]]:
         raise QualityError(
-            "The two results are on different prompts: evaluate both with the same --data, --task and --limit."
+            "The two results have different prompts: evaluate both with the same --data, --task and --limit."
         )
     pairs = list(zip(ours["rows"], other["rows"], strict=True))
     scored = ours["quality"] if ours["quality"] and other["quality"] else None
@@ -220,11 +220,11 @@ def compare(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# ---- for people ------------------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def result_lines(result: dict[str, Any]) -> Iterator[str]:
-    """A result in words."""
+    """Lines that describe a result."""
     who = f"{result['model']}, adapter {result['adapter']}, {METHODS[result['method']].label}"
     yield f"{who}: {result['prompts']} prompts of {result['task']}"
     for name, value in (result["quality"] or {}).items():
@@ -240,7 +240,7 @@ def result_lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def comparison_lines(comparison: dict[str, Any], name: str) -> Iterator[str]:
-    """A comparison with the result called ``name`` in words."""
+    """Lines that describe a comparison with the result called ``name``."""
     yield f"against {name}: {comparison['same_texts']} of {comparison['prompts']} texts are the same"
     for metric, value in (comparison["difference"] or {}).items():
         yield f"{NAMES[metric]}: {value['mean']:+.2f}{_between(value, '+')}"

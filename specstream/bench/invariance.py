@@ -1,7 +1,7 @@
-"""Which operations give a row the same bits whatever is beside it, on the machine at hand.
+"""Which operations give a row the same bits whatever rows are computed beside it, on the machine at hand.
 
-Rows are computed beside others and in smaller groups; keys are put at other places, with keys between them that no row
-sees. Sizes are those of SmolLM2 135M.
+Rows are computed together and in smaller groups; keys are moved to other cache indices, with masked keys in between.
+Sizes are those of SmolLM2 135M.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from specstream.target.model_target import TILE
 
 ROWS = 64
 SEVERAL = (2, 4, 6, 7, 16, 33, 48, 64)
-PRODUCTS = ((960, 576), (3072, 576), (576, 1536), (4096, 576))  # outputs and inputs; the head is cut short
-WIDTHS, ODD = (576, 1536), (97,)  # of the model's states; one that fills no whole vectors of the processor
+PRODUCTS = ((960, 576), (3072, 576), (576, 1536), (4096, 576))  # outputs and inputs; the LM head is truncated
+WIDTHS, ODD = (576, 1536), (97,)  # widths of the model's states; one that is no multiple of a SIMD vector
 HEADS, SHARED, DIM, KEYS = 9, 3, 64, 96
-SAMPLES = 12  # of what has few numbers: a difference may be one in 30,000
-LAST = 16  # keys of the text's end, between which those of other drafts may lie
+SAMPLES = 12  # for operations with few outputs: only one number in 30,000 may differ
+LAST = 16  # keys at the end of the text, between which keys of other drafts may be
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-UNLIKE = "Not all that the engine computes with here gives a row the same bits:"
+UNLIKE = "Some operations that the engine uses here do not give a row the same bits:"
 
 ByRows = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, mask to [rows, out]
@@ -38,7 +38,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys,
 
 @dataclass(frozen=True)
 class Tally:
-    """How many numbers were compared, and how many of them differ."""
+    """How many numbers were compared, and how many of them differed."""
 
     compared: int = 0
     different: int = 0
@@ -49,7 +49,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something to look at: ``used`` says where the engine computes with it on this machine, "" for nowhere."""
+    """An operation to check. ``used`` says where the engine uses it on this machine, "" if nowhere."""
 
     name: str
     used: str
@@ -58,7 +58,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was seen of an operation; ``compared`` is 0 where this build or device does not have it."""
+    """The result for an operation; ``compared`` is 0 if this build or device does not have it."""
 
     operation: str
     used: str
@@ -67,31 +67,31 @@ class Finding:
 
     @property
     def exact(self) -> bool | None:
-        """Whether all bits were the same; None where nothing could be compared."""
+        """Whether all bits were the same; None if nothing could be compared."""
         return self.different == 0 if self.compared else None
 
 
 def findings(device: str = "cpu") -> Iterator[Finding]:
-    """All operations on "cpu", "cuda" or "mps", one after the other."""
+    """Check all operations on "cpu", "cuda" or "mps", one after another."""
     for operation in (*_linears(device), *_row_by_row(device), *_attentions(device)):
         yield _found(operation)
 
 
 def verdict(found: Iterable[Finding]) -> str:
-    """A sentence: whether all that the engine uses is exact."""
+    """A sentence that says whether all operations used by the engine are exact."""
     inexact = [f.operation for f in found if f.used and not f.exact]
     if not inexact:
-        return "All that the engine computes with here gives a row the same bits."
+        return "All operations that the engine uses here give a row the same bits."
     return f"{UNLIKE} {'; '.join(inexact)}."
 
 
 def heading(device: str) -> str:
-    """The machine, its versions and threads."""
+    """The machine, library versions and threads."""
     return machine_heading(device, f"torch {torch.__version__}", f"{torch.get_num_threads()} threads")
 
 
 def table(found: Iterable[Finding]) -> Iterator[str]:
-    """Lines of a Markdown table, an operation on each."""
+    """Lines of a Markdown table, one per operation."""
     yield "| operation | the same bits | numbers compared | different | in the engine |"
     yield "|---|---|---|---|---|"
     for f in found:
@@ -113,11 +113,11 @@ def _found(operation: Operation) -> Finding:
     return Finding(operation.name, operation.used, seen.compared, seen.different)
 
 
-# ---- rows beside each other ------------------------------------------------------------------------------------------
+# ---- rows computed together ------------------------------------------------------------------------------------------
 
 
 def by_rows(operation: ByRows, rows: Tensor, counts: Sequence[int]) -> Tally:
-    """``rows`` ``[n, in]`` all together, and in groups of so many."""
+    """Compare ``rows`` ``[n, in]`` computed all at once with the same rows in groups of ``counts``."""
     seen, whole = Tally(), operation(rows)
     for count in counts:
         for start in range(0, len(rows) - count + 1, count):
@@ -163,7 +163,7 @@ def _linear(
 
 
 def _onednn(weight: Tensor) -> ByRows:
-    """By as many rows as there are: ``PackedLinear`` never has a single one."""
+    """Without the padding of ``PackedLinear``, which never multiplies a single row."""
     layout = torch.ops.mkldnn._reorder_linear_weight(weight, cpu_linear.ROWS)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, layout, None, "none", [], "")
 
@@ -173,7 +173,7 @@ def _pytorch(weight: Tensor) -> ByRows:
 
 
 def _passes(device: str) -> tuple[int, ...]:
-    """Numbers of rows that a pass may have."""
+    """The numbers of rows that a pass may have."""
     return tuple(n for n in SEVERAL if (n >= LEAST if device == "cpu" else n % TILE == 0))
 
 
@@ -197,14 +197,14 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _rotated(rows: Tensor) -> Tensor:
-    """Each row holds its state, and the cosines and sines of its position."""
+    """Each row consists of its state and the cosines and sines of its position."""
     x, cos, sin = rows[:, : rows.shape[-1] // 6 * 6].chunk(3, -1)
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin
 
 
 def _formats(device: str) -> tuple[torch.dtype, ...]:
-    """Of the states: weights in float16 are computed with in float32 on a CPU."""
+    """Number formats of the states: on a CPU, float16 weights are used with float32 arithmetic."""
     return (BFLOAT16, FLOAT32) if device == "cpu" else (BFLOAT16, FLOAT16, FLOAT32)
 
 
@@ -212,7 +212,7 @@ def _formats(device: str) -> tuple[torch.dtype, ...]:
 
 
 def by_places(operation: Attention, inputs: Sequence[Tensor]) -> Tally:
-    """Keys side by side, and with others between them that no row sees."""
+    """Compare adjacent keys with the same keys spread apart, masked keys in between."""
     query, key, value = inputs
     together = operation(query, key, value, _seen(KEYS, torch.arange(KEYS), query))
     seen = Tally()
@@ -225,14 +225,14 @@ def by_places(operation: Attention, inputs: Sequence[Tensor]) -> Tally:
 
 
 def _spread(x: Tensor, places: Tensor, room: int) -> Tensor:
-    """``x`` at these places among others ``[1, SHARED, room, DIM]``."""
+    """``x`` at the indices ``places`` of a random tensor ``[1, SHARED, room, DIM]``."""
     whole = _random(1, SHARED, room, DIM).to(x)
     whole[:, :, places] = x
     return whole
 
 
 def _beside(operation: Attention, counts: Sequence[int], inputs: Sequence[Tensor]) -> Tally:
-    """Rows beside each other, which all see the same keys."""
+    """Compare rows computed together with smaller groups; all attend to the same keys."""
     query, key, value = inputs
     mask = _seen(KEYS, torch.arange(KEYS), query)
 
@@ -243,7 +243,7 @@ def _beside(operation: Attention, counts: Sequence[int], inputs: Sequence[Tensor
 
 
 def _seen(keys: int, places: Tensor, like: Tensor) -> Tensor:
-    """A mask ``[1, 1, rows, keys]`` to add to scores: every row sees ``places`` only."""
+    """An additive mask ``[1, 1, rows, keys]``: every row attends only to the indices ``places``."""
     mask = torch.full((keys,), torch.finfo(like.dtype).min)
     mask[places] = 0
     return mask.to(like).expand(1, 1, ROWS, keys)
@@ -291,19 +291,19 @@ def _stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 
 
 def _scores(kind: torch.dtype, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Those of the keys that are seen."""
+    """Scores of the keys that are not masked."""
     scores = torch.matmul(_grouped(query).to(kind), key.to(kind).transpose(-1, -2)).float()
     return _by_row(scores[..., mask[0, 0, 0] == 0], query)
 
 
 def _weighted(kind: torch.dtype, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Weights that no sum was needed for, and that are zero where a key is not seen."""
+    """Weighted values, with weights that are computed without a sum and are zero for masked keys."""
     weights = (_grouped(query)[..., :1] * key[..., :1].transpose(-1, -2)).abs() * (mask[0, 0, 0] == 0)
     return _by_row(torch.matmul(weights.to(kind), value.to(kind)).float(), query)
 
 
 def _grouped(query: Tensor) -> Tensor:
-    """``[1, SHARED, group * rows, DIM]``: the heads that share keys side by side."""
+    """``[1, SHARED, group * rows, DIM]``: heads that share keys, grouped."""
     return query.unflatten(1, (SHARED, -1)).flatten(2, 3)
 
 

@@ -1,4 +1,4 @@
-"""The memory of one method, measured in a process of its own that loads what the method needs and nothing else.
+"""The memory of one method, measured in a new process that loads only what the method needs.
 
 ``python -m specstream.bench.memory`` reads a MemoryRequest from standard input and writes its result, both as JSON.
 """
@@ -20,7 +20,7 @@ from specstream.adapters.heads import EXIT, MEDUSA
 from specstream.installation import environment, python
 from specstream.params import DraftModel, EarlyExit, Medusa, Sampling, Streaming, method
 
-PROMPTS = 3  # the shortest, the middling and the longest one
+PROMPTS = 3  # the shortest, the medium and the longest one
 HEADS = {Medusa.name: MEDUSA, EarlyExit.name: EXIT}
 LIMIT = 1800  # seconds for one method
 
@@ -31,7 +31,7 @@ class NotMeasured(ValueError):
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """What a process loads and runs. ``method`` and ``sampling`` are settings as their ``to_dict`` gives them."""
+    """What a process loads and runs. ``method`` and ``sampling`` are the results of their ``to_dict``."""
 
     model: str
     adapter: str
@@ -45,13 +45,13 @@ class MemoryRequest:
 
 
 def picked(prompts: Sequence[str]) -> list[str]:
-    """A few prompts, from the shortest to the longest, so that a method shows its peak."""
+    """A few prompts, from the shortest to the longest, so that a method reaches its peak."""
     ranked = sorted(prompts, key=len)
     return list(dict.fromkeys(ranked[round(i * (len(ranked) - 1) / (PROMPTS - 1))] for i in range(PROMPTS)))
 
 
 def measured(request: MemoryRequest) -> dict[str, int]:
-    """Measure in a new process. Bytes: ``load_memory`` until the model is ready, ``peak_memory`` in the runs after it.
+    """Measure in a new process. In bytes: ``load_memory`` until the model is ready, ``peak_memory`` during the runs.
 
     Raises NotMeasured.
     """
@@ -96,9 +96,10 @@ def measure(request: MemoryRequest) -> dict[str, int]:
 
 
 def reduced(adapter: str, model: str, name: str, folder: Path) -> str:
-    """An adapter made in ``folder`` that has only what a method needs of ``adapter``; "none" where that is nothing.
+    """Write to ``folder`` an adapter with only the parts of ``adapter`` that a method needs. Returns the folder, or
+    "none" if there are no such parts.
 
-    Every method writes with the weights that the adapter tuned; streams and heads are for those that draft by them.
+    Every method uses the weights that the adapter tuned; streams and heads only the method that drafts with them.
     """
     source = find_adapter(adapter, model)
     if source is None:
@@ -118,7 +119,7 @@ def reduced(adapter: str, model: str, name: str, folder: Path) -> str:
 
 
 def _without_streams(source: Path, card: Card, folder: Path) -> Card:
-    """The LoRA that tuned the model, written as an adapter of its own; gives its card."""
+    """Write the LoRA that tuned the model as a separate adapter. Returns its card."""
     from safetensors.torch import load_file, save_file
 
     prefix = "main." if card.mode == "lossless" else "lora."
@@ -133,7 +134,7 @@ def _without_streams(source: Path, card: Card, folder: Path) -> Card:
 def main() -> None:
     try:
         print(json.dumps(measure(MemoryRequest(**json.load(sys.stdin)))))
-    except Exception as error:  # for the process that asked: one line
+    except Exception as error:  # one line for the calling process
         raise SystemExit(" ".join(str(error).split()) or type(error).__name__) from None
 
 

@@ -1,7 +1,7 @@
-"""What a tree would bring on a machine, from the cost of a step and recorded steps. Standard library only.
+"""Predicts the speed of a tree on a machine from the cost of a step and recorded steps. Standard library only.
 
-A best-first tree of a smaller budget, width or depth is a part of the larger one, in the same order: so a step with a
-large tree also says what any smaller tree would have drafted in it, and how much of that would have been accepted.
+A best-first tree of a smaller budget, width or depth is a subset of the larger one, in the same order. A step with a
+large tree therefore shows what any smaller tree would have drafted, and how much of it would have been accepted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from specstream.events import Fate, Step
 from specstream.tree import widest_on_path
 
-NOISE = 1.05  # a ratio of two measurements of the same thing
+NOISE = 1.05  # the largest ratio of two measurements that is taken for noise
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Curve:
     points: tuple[tuple[float, float], ...]
 
     def seconds(self, nodes: float) -> float:
-        """Between two points on the line through them; outside of all points on the line through the nearest two."""
+        """Linear interpolation between neighbouring points; outside all points, extrapolation from the nearest two."""
         if len(self.points) == 1:
             return self.points[0][1]
         right = next((i for i, (n, _) in enumerate(self.points) if n >= nodes), len(self.points) - 1)
@@ -44,8 +44,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Trace:
-    """One step with a large tree. ``nodes`` has for every node its depth and the worst rank on its path (0 is best);
-    ``accepted`` are the nodes of the accepted path; ``emitted`` counts the step's tokens."""
+    """One step with a large tree. ``nodes`` holds, for every node, its depth and the worst rank on its path (0 is
+    best); ``accepted`` are the nodes of the accepted path; ``emitted`` counts the step's tokens."""
 
     nodes: tuple[tuple[int, int], ...]
     accepted: tuple[int, ...]
@@ -54,7 +54,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of a shape: ``speedup`` is of the steps, the prompt pass is not in it."""
+    """The prediction for a shape. ``speedup`` is of the steps, without the prompt pass."""
 
     shape: Shape
     nodes: float
@@ -64,14 +64,14 @@ class Prediction:
 
 
 def trace(step: Step) -> Trace:
-    """What a step with a draft says about smaller drafts."""
+    """What a step with a draft reveals about smaller drafts."""
     ranks = (width - 1 for width in widest_on_path(step.draft))
     accepted = tuple(i for i, fate in enumerate(step.draft.fate) if fate is Fate.ACCEPTED)
     return Trace(tuple(zip(step.draft.depths(), ranks, strict=True)), accepted, len(step.tokens))
 
 
 def cut(trace: Trace, shape: Shape) -> tuple[int, int]:
-    """Nodes drafted and tokens emitted, had the step had a tree of this shape."""
+    """The nodes drafted and tokens emitted if the step had used a tree of this shape."""
     inside = [
         i
         for i, (depth, rank) in enumerate(trace.nodes)
@@ -88,23 +88,23 @@ def predict(curve: Curve, plain_seconds: float, traces: Sequence[Trace], shape: 
 
 
 def predicted(curve: Curve, plain_seconds: float, shape: Shape, cuts: Sequence[tuple[int, int]]) -> Prediction:
-    """The same from what ``cut`` gave for every step, which does not depend on the curve."""
+    """The same, given the results of ``cut`` for every step, which do not depend on the curve."""
     tokens = statistics.fmean(emitted for _, emitted in cuts)
     cost = statistics.fmean(curve.seconds(nodes) for nodes, _ in cuts) / plain_seconds
     return Prediction(shape, statistics.fmean(nodes for nodes, _ in cuts), tokens, cost, tokens / cost)
 
 
 def merit(prediction: Prediction) -> tuple[float, ...]:
-    """The larger the better: the fastest, and of those that are predicted alike the one with the fewest nodes."""
+    """A sort key, larger is better: predicted speed-up first, then fewer nodes."""
     shape = prediction.shape
     return round(prediction.speedup, 6), -prediction.nodes, -shape.budget, -shape.width
 
 
 def fastest_tried(tuned: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The settings to use, of a tuning as ``bench.tuning.tried`` gives it: those that were measured fastest.
+    """The settings to use from the result of ``bench.tune.tried``: those measured to be fastest.
 
-    The choice stays unless others were faster by more than ``NOISE``, and where nothing was tried. None where standard
-    decoding is faster than all of them.
+    The predicted choice stays unless others were faster by more than ``NOISE``, or if nothing was measured. None if
+    standard decoding is faster than all of them.
     """
     tried = [(t["measured"], t["settings"]) for t in tuned["trials"] if t["measured"]]
     first, *others = tried or [(tuned["predicted"]["speedup"], tuned["settings"])]
@@ -118,8 +118,8 @@ def shapes(budgets: Sequence[int], widths: Sequence[int], depths: Sequence[int])
 
 
 def chain_tokens(acceptance: Sequence[float]) -> float:
-    """Tokens per step of a chain from its acceptance by depth: 1 + a1 + a1 a2 + ... (a constant a gives the textbook's
-    (1 - a^(n+1)) / (1 - a))."""
+    """Tokens per step of a chain from its acceptance by depth: 1 + a1 + a1 a2 + ... (for a constant a, the textbook
+    formula (1 - a^(n+1)) / (1 - a))."""
     total, alive = 1.0, 1.0
     for share in acceptance:
         alive *= share
@@ -128,7 +128,7 @@ def chain_tokens(acceptance: Sequence[float]) -> float:
 
 
 def break_even(gamma: int, step_cost: float) -> float | None:
-    """The constant acceptance at which a chain of ``gamma`` drafts is as fast as standard decoding; None where no
+    """The constant acceptance at which a chain of ``gamma`` drafts is as fast as standard decoding; None if no
     acceptance is enough."""
     if step_cost > gamma + 1:
         return None

@@ -1,4 +1,4 @@
-"""What is asked in a benchmark: prompts, and conversations whose second question follows the first answer."""
+"""The inputs of a benchmark: prompts, and conversations whose second question follows the first answer."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ NumberedRows = Iterator[tuple[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt, or the user's turns of a conversation. ``ready``: the text is the prompt, with its template."""
+    """One prompt, or the user's turns of a conversation. ``ready``: the text already includes its template."""
 
     turns: tuple[str, ...]
     category: str = ""
     ready: bool = True
 
     def prompt(self, engine: Engine, answers: Sequence[str]) -> str:
-        """The prompt of the turn after ``answers``, the ones given to the turns before.
+        """The prompt of the next turn, given the ``answers`` to the turns before.
 
-        Raises ValueError where the model's chat template refuses the conversation.
+        Raises ValueError if the model's chat template rejects the conversation.
         """
         if self.ready:
             return self.turns[len(answers)]
@@ -49,8 +49,8 @@ def prompts_as_cases(prompts: Sequence[str]) -> list[Case]:
 
 
 def spec_bench(file: Path, limit: int = 0) -> list[Case]:
-    """Spec-Bench's question file as it is: JSON lines with ``category`` and ``turns``. ``limit`` (0: all) is for each
-    category, so that a short run sees all of them. Raises DataError naming a bad line."""
+    """Spec-Bench's question file as published: JSON lines with ``category`` and ``turns``. ``limit`` (0: all) applies
+    to each category, so that a short run covers all of them. Raises DataError naming a bad line."""
     return [case for _, case in _questions(read_rows(file), file, limit)]
 
 
@@ -68,7 +68,7 @@ def _questions(rows: NumberedRows, file: Path, limit: int) -> Iterator[tuple[int
 
 
 def read_cases(engine: Engine, file: Path, task_name: str, limit: int = 0) -> list[Case]:
-    """The first rows of a JSONL file (0: all): of a task's columns, or Spec-Bench's questions as they are.
+    """The first rows of a JSONL file (0: all) with a task's columns, or of Spec-Bench's question file.
 
     The file is read once, so it may be a pipe. Raises DataError naming a bad line, or one whose prompt does not fit the
     model's context.
@@ -84,7 +84,7 @@ def read_cases(engine: Engine, file: Path, task_name: str, limit: int = 0) -> li
 
 
 def task_of(cases: Sequence[Case], task_name: str) -> str:
-    """What the cases are: of the task, or Spec-Bench's where these are its questions."""
+    """The name of the cases' task; ``spec-bench`` if they are its questions."""
     return task_name if all(case.ready for case in cases) else SPEC_BENCH
 
 
@@ -98,9 +98,9 @@ def read_prompts(engine: Engine, file: Path, task_name: str, limit: int = 0) -> 
 
 
 def prompt_of(engine: Engine, chosen: Task, row: TaskRow, data: str) -> str:
-    """The prompt of a row of ``data``; in the model's own template where the task is ``asked``.
+    """The prompt of a row of ``data``, in the model's own template if the task is ``asked``.
 
-    Raises DataError naming the row of one that the model can't take.
+    Raises DataError naming the row if the model can't take the prompt.
     """
     with _naming(f"{data}, line {row.number}"):
         prompt = str(engine.prompt(chosen.name, row.columns["prompt"])) if chosen.asked else row.prompt
@@ -109,7 +109,7 @@ def prompt_of(engine: Engine, chosen: Task, row: TaskRow, data: str) -> str:
 
 
 def _fitting(engine: Engine, case: Case, where: str) -> Case:
-    """The case, whose turns fit the model's context, at least with the shortest answers. Raises DataError."""
+    """Return the case. Raises DataError unless its turns fit the model's context, at least with short answers."""
     with _naming(where):
         engine.encode(case.prompt(engine, ["."] * (len(case.turns) - 1)))
     return case
@@ -117,7 +117,7 @@ def _fitting(engine: Engine, case: Case, where: str) -> Case:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """What is wrong with a row is a DataError that names the row."""
+    """Turn a ValueError about a row into a DataError that names the row."""
     try:
         yield
     except ValueError as error:
@@ -125,7 +125,7 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _question(row: dict[str, Any]) -> Case:
-    """Raises ValueError for a row that is no question."""
+    """Raises ValueError if a row is not a question."""
     turns = row.get("turns")
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise ValueError("'turns' must be a list of texts")

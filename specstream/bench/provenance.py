@@ -1,4 +1,4 @@
-"""What a timing depends on beside the model, and how much memory a run took."""
+"""What a timing depends on besides the model, and peak memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def machine() -> dict[str, Any]:
-    """What a timing depends on beside the model."""
+    """What a timing depends on besides the model."""
     accelerator = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "processor": processor(),
@@ -31,9 +31,9 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the program's own checkout, with a mark when files differ from it; empty outside a checkout.
+    """The commit of the program's own checkout, marked if files differ from it; empty outside a checkout.
 
-    An installed package may lie inside another repository, whose commit says nothing about this program.
+    An installed package may be inside another repository, whose commit says nothing about this program.
     """
     here = Path(__file__).resolve()
     if _git(here.parent, "ls-files", "--full-name", here.name) != "/".join(here.parts[-3:]):
@@ -42,7 +42,7 @@ def commit() -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git says there; nothing where it refuses or is missing."""
+    """git's output in a folder; empty if it fails or is not installed."""
     try:
         done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -56,7 +56,7 @@ def heading(*words: str) -> str:
 
 
 def described(engine: Engine) -> dict[str, Any]:
-    """What was measured, on what, when: the head of every result."""
+    """What was measured, where and when: the header of every result."""
     info = engine.info
     return {
         "machine": machine(),
@@ -75,9 +75,9 @@ def described(engine: Engine) -> dict[str, Any]:
 
 
 class PeakMemory:
-    """Largest memory since ``start``, in bytes: allocated by PyTorch on a GPU, of the whole process on a processor.
+    """Peak memory since ``start``, in bytes: allocated by PyTorch on a GPU, of the whole process on a CPU.
 
-    On Linux the kernel's high-water mark is reset at every start; elsewhere it covers the whole process.
+    On Linux the kernel's high-water mark is reset at every start; elsewhere it covers the process's whole life.
     """
 
     def __init__(self, device: str) -> None:
@@ -87,7 +87,7 @@ class PeakMemory:
         if self._device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         elif self._device == "cpu":
-            with suppress(OSError):  # not Linux, or not allowed: the mark stays that of the process
+            with suppress(OSError):  # not Linux, or not permitted: the mark is not reset
                 RESET.write_text("5", encoding="ascii")
 
     def read(self) -> int:

@@ -1,4 +1,4 @@
-"""From runs to numbers: one plain dict per method. docs/metrics.md says what each number is."""
+"""From runs to numbers: one plain dict per method. docs/metrics.md defines every number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from specstream.stats import Interval, RunStats, bootstrap, speedup, step_cost
 
 
 def result_rows(rows: Sequence[MethodRuns], task: str) -> list[dict[str, Any]]:
-    """One dict per method, with the names that docs/metrics.md gives. The first row is standard decoding."""
+    """One dict per method, with the names of docs/metrics.md. The first row is standard decoding."""
     return [_result(row, rows[0], task) for row in rows]
 
 
@@ -44,7 +44,7 @@ def _result(row: MethodRuns, standard: MethodRuns, task: str) -> dict[str, Any]:
 
 
 def amounts(runs: Sequence[RunStats]) -> dict[str, Any]:
-    """Tokens, steps and times of many runs, as docs/metrics.md names them."""
+    """Tokens, steps and times of many runs, with the names of docs/metrics.md."""
     total = total_of(runs)
     return {
         "prompts": len(runs),
@@ -79,9 +79,9 @@ def _speedups(standard: Sequence[RunStats], runs: Sequence[RunStats]) -> dict[st
 
 
 def suite(slow: Sequence[tuple[float, int]], fast: Sequence[tuple[float, int]]) -> tuple[float | None, Interval]:
-    """Speed-up of ``fast`` over ``slow`` on all prompts together, and its 95 % interval.
+    """Speed-up of ``fast`` over ``slow`` over all prompts together, in time per token, and its 95 % interval.
 
-    Both are (seconds, tokens) of the same prompts; compared is the time per token.
+    Both hold (seconds, tokens) of the same prompts.
     """
 
     def ratio(picked: Sequence[int]) -> float | None:
@@ -169,7 +169,7 @@ def decode_tokens(runs: Sequence[RunStats]) -> int:
 
 
 def total_of(runs: Sequence[RunStats]) -> RunStats:
-    """The counts and times of many runs, added up."""
+    """The sums of the counts and times of many runs."""
     total = RunStats()
     for run in runs:
         for f in fields(RunStats):

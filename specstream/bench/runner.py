@@ -1,4 +1,4 @@
-"""The runs of a benchmark: every method on every prompt, in turn, in one process."""
+"""The runs of a benchmark: every method on every prompt, interleaved, in one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WARM_UPS = 3
 
 
 class Contender(Protocol):
-    """What is timed. ``ours`` is False for an outside reference: of its passes only the times are known."""
+    """A method to time. ``ours`` is False for another library's, of whose passes only the times are known."""
 
     name: str
     label: str
@@ -33,7 +33,7 @@ class Contender(Protocol):
 
 
 class Ours:
-    """A method of this program. A run ends early once ``stop`` says so."""
+    """A method of this program. A run ends early once ``stop`` returns True."""
 
     ours = True
 
@@ -50,7 +50,7 @@ class Ours:
 
 
 def described(method: Method, settled: Method) -> str:
-    """A method in words: what differs from its defaults, and copies also where they are the task's default."""
+    """A description of a method: its non-default settings, and ``lookup`` even if it is the task's default."""
     if isinstance(method, Streaming) and isinstance(settled, Streaming) and settled.lookup > 0:
         return replace(method, lookup=settled.lookup).described()
     return method.described()
@@ -72,7 +72,7 @@ class MethodRuns:
 
     contender: Contender
     asked: list[Asked] = field(default_factory=list)
-    memory: dict[str, int] = field(default_factory=dict)  # as ``bench.memory`` measures it; empty: it was not
+    memory: dict[str, int] = field(default_factory=dict)  # measured by ``bench.memory``; empty if not measured
 
     @property
     def runs(self) -> list[RunStats]:
@@ -94,13 +94,13 @@ def bench(
     stop: Callable[[], bool] = never,
     warmed: Callable[[int, int], object] = lambda made, of: None,
 ) -> list[MethodRuns]:
-    """Measure. Standard decoding is always the first row, whether it is among the contenders or not.
+    """Run the benchmark. Standard decoding is always the first row, whether or not it is among the contenders.
 
-    Per prompt the methods run one after the other, in turn forwards and backwards (A B, B A, ...), so that a drift of
-    the machine's speed affects all alike; before that, every method warms up. ``done`` is called after each run,
-    ``booked`` with the rows so far after each prompt, ``warmed`` after each run of the warm-up. Once ``stop`` is true,
-    the result is the prompts that every method has answered once at least. The processes of ``accelerate launch``
-    share the prompts, and all get the result; its times are then those of runs beside each other.
+    On each prompt the methods run alternately forwards and backwards (A B, B A, ...), so that a drift in the machine's
+    speed affects all alike; before that, every method warms up. ``done`` is called after each run, ``booked`` with the
+    rows so far after each prompt, ``warmed`` after each run of the warm-up. Once ``stop`` returns True, the result
+    covers the prompts that every method has answered at least once. The processes of ``accelerate launch`` share the
+    prompts, and all get the result; its times are then those of concurrent runs.
     """
     engine.refresh(wait=True)
     rows = [MethodRuns(Ours(engine, Standard(), stop)), *(MethodRuns(c) for c in contenders if c.name != Standard.name)]
@@ -137,7 +137,7 @@ def _turns(
     done: Callable[[], object],
     stop: Callable[[], bool],
 ) -> Iterator[list[list[Asked]]]:
-    """What every method says in each turn of a case; nothing of the turn in which ``stop`` came."""
+    """The results of every method for each turn of a case, without a turn that ``stop`` interrupted."""
     answers: list[str] = []
     while len(answers) < len(case.turns):
         prompt = case.prompt(engine, answers)
@@ -146,7 +146,7 @@ def _turns(
             if stop():
                 break
             events = rows[index].contender.run(prompt, sampling)
-            if not stop():  # else it may have been cut short
+            if not stop():  # otherwise it may have been cut short
                 taken[index].append(events)
                 done()
         if all(taken):
@@ -158,13 +158,13 @@ def _turns(
 
 
 def _order(methods: int, turn: int, repeats: int) -> Iterator[int]:
-    """Alternately forwards and backwards."""
+    """Method indices, alternately forwards and backwards."""
     for now in range(turn, turn + repeats):
         yield from range(methods) if now % 2 == 0 else reversed(range(methods))
 
 
 def runs_of(cases: Sequence[Case], contenders: Sequence[Contender], repeats: int) -> int:
-    """How many runs ``bench`` will make, the warm-up not counted."""
+    """How many runs ``bench`` will make, without the warm-up."""
     methods = 1 + sum(c.name != Standard.name for c in contenders)
     return repeats * methods * sum(len(c.turns) for c in cases)
 
@@ -177,7 +177,7 @@ def _warm_up(
     stop: Callable[[], bool],
     warmed: Callable[[int, int], object],
 ) -> None:
-    """A short, a medium and a long prompt with every method: kernels are chosen and memory is grown by size."""
+    """Run a short, a medium and a long prompt with every method, since kernels and buffers depend on the size."""
     prompts = sorted((c.prompt(engine, []) for c in cases), key=len)
     picked = [prompts[round(i * (len(prompts) - 1) / (WARM_UPS - 1))] for i in range(WARM_UPS)]
     short = {"max_new_tokens": min(WARM_UP_TOKENS, sampling.max_new_tokens), "stop": sampling.stop}
@@ -190,7 +190,7 @@ def _warm_up(
 def _said(
     engine: Engine, prompt: str, sampling: Sampling, taken: list[list[list[Event]]], category: str
 ) -> list[list[Asked]]:
-    """The median run of every method on a prompt, and how it compares with standard decoding's, the first."""
+    """The median run of every method on a prompt, and its verdict against standard decoding, the first method."""
     standard, out = taken[0][0], []
     for runs in taken:
         stats = sorted((summarize(events) for events in runs), key=lambda s: s.seconds)

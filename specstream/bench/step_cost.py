@@ -1,4 +1,4 @@
-"""The cost of a step on this machine and model, measured in about a minute, and the best tree for it."""
+"""The cost of a step of this model on this machine, measured in about a minute, and the tree that suits it best."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Kind = TypeVar("Kind", bound=Method)
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48)
 BUDGETS, WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48), (1, 2, 3, 4, 6, 8)
 STEPS_PER_RUN = 64
-PROBE = 1 << 28  # bytes read to measure the memory's speed: more than any cache holds
+PROBE = 1 << 28  # bytes read to measure memory bandwidth: more than any cache holds
 VARIANTS = ("in-pass", "deferred")  # where the streams are computed, see params.Streaming
 TEXT = "The history of the city begins with a small market by the river. Every morning the"
 
 
 class Cancelled(ValueError):
-    """The measurement was asked to end before it had an answer."""
+    """The measurement was stopped before it had a result."""
 
 
 class Turns(Drafter):
-    """Lets drafters take turns, one step each, so that a drift of the machine's speed affects all alike."""
+    """Alternates between drafters, one step each, so that a drift in the machine's speed affects all alike."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = drafters
@@ -53,7 +53,7 @@ class Turns(Drafter):
 
 
 class Filler(Drafter):
-    """Drafts a fixed number of unlikely tokens: only their cost matters."""
+    """Drafts a fixed number of arbitrary tokens: only their cost matters."""
 
     def __init__(self, nodes: int) -> None:
         self._draft = Draft(tuple(range(nodes)), (-1,) * nodes, (1 / max(1, nodes),) * nodes)
@@ -67,7 +67,7 @@ class Filler(Drafter):
 
 @dataclass
 class Samples:
-    """Seconds of whole steps and of their forward passes, by number of drafted nodes; steps for the acceptance."""
+    """Seconds of whole steps and of their forward passes, by number of drafted nodes; traces of the largest trees."""
 
     steps: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     passes: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -78,7 +78,7 @@ class Samples:
         self.passes[len(step.draft)].append(step.seconds["verify"])
 
     def curve(self) -> Curve:
-        """Medians. Sizes that came up only a few times (at the end of a text) are left out."""
+        """The median times. Sizes that occurred only a few times (at the end of a text) are left out."""
         enough = max(map(len, self.steps.values())) / 4
         return Curve(tuple((n, statistics.median(s)) for n, s in sorted(self.steps.items()) if len(s) >= enough))
 
@@ -98,19 +98,19 @@ class Samples:
 
 @dataclass
 class Cost:
-    """What was measured on ``device``: ``plain`` without streams, with them by variant (empty without an adapter)."""
+    """Measurements on ``device``: ``plain`` without streams; ``streaming`` by variant (empty without an adapter)."""
 
     plain: Samples = field(default_factory=Samples)
     streaming: dict[str, Samples] = field(default_factory=dict)
     device: str = "cpu"
 
     def of(self, method: Method) -> Curve:
-        """Cost of a step of a method by its drafted nodes."""
+        """The time of a step of a method by its number of drafted nodes."""
         return (self.streaming[method.on(self.device).streams] if isinstance(method, Streaming) else self.plain).curve()
 
     @property
     def plain_seconds(self) -> float:
-        """A step of standard decoding."""
+        """Seconds of one step of standard decoding."""
         return self.plain.curve().seconds(0)
 
 
@@ -123,11 +123,11 @@ def measure(
     tick: Callable[[], object] = lambda: None,
     stop: Callable[[], bool] = never,
 ) -> Cost:
-    """Run steps with trees of every size, in turn, for about ``seconds``; every size comes up once at the very least.
+    """Run steps with trees of every size, in turn, for about ``seconds``; every size occurs at least once.
 
-    ``prompts`` say what is continued (default: a sentence). The first run of each kind is a warm-up. ``tick`` is called
-    after each run. Once ``stop`` is true the cost is what was measured until then; raises Cancelled where that is too
-    little, and ValueError on a model that can't verify trees.
+    ``prompts`` are the texts to continue (default: a sentence). The first run of each kind is a warm-up. ``tick`` is
+    called after each run. Once ``stop`` returns True, the cost is what was measured so far; raises Cancelled if that is
+    too little, and ValueError for a model that can't verify trees.
     """
     if reason := engine.info.unavailable.get(PromptLookup.name):
         raise ValueError(reason)
@@ -151,20 +151,20 @@ def measure(
 
 
 def _run(engine: Engine, prompt: str, sizes: Sequence[int], method: Streaming | None) -> Run:
-    """A run whose step has each of the sizes in turn: streams draft, or without a method a filler."""
+    """A run whose steps have each of the sizes in turn, drafted by streams or, without a method, by ``Filler``."""
     sampling = Sampling(max_new_tokens=8 * STEPS_PER_RUN, ignore_eos=True)
     run = engine.new_run(engine.encode(prompt), method or Standard(), sampling)
     drafters: list[Drafter] = [Filler(n) for n in sizes]
     if method:
         wide = replace(steady(method), tree="best-first", width=max(WIDTHS), depth=0)
-        source: Any = run.target  # which drafts as well
+        source: Any = run.target  # also the source of the streams
         drafters = [StreamingDrafter(source, replace(wide, budget=n), run.ids) for n in sizes if n]
     run.drafter = Turns(drafters)
     return run
 
 
 def _sample(samples: Samples, run: Run, largest: int, stop: Callable[[], bool]) -> None:
-    """Take in the steps of a run. Only the largest trees say what smaller ones would have done."""
+    """Record the steps of a run. Only the largest trees show what smaller ones would have drafted."""
     for step in _steps(run, stop):
         samples.add(step)
         if len(step.draft) == largest:
@@ -187,18 +187,18 @@ def _steps(run: Run, stop: Callable[[], bool]) -> Iterator[Step]:
 def watched(
     engine: Engine, prompts: Sequence[str], method: Method, sampling: Sampling, stop: Callable[[], bool] = never
 ) -> list[Trace]:
-    """Record the steps of a method with the largest tree it can have, over whole answers, to learn its acceptance.
+    """Record the steps of a method with its largest possible tree, over whole answers, to measure its acceptance.
 
-    Raises Cancelled once ``stop`` is true.
+    Raises Cancelled once ``stop`` returns True.
     """
     events = [e for p in prompts for e in engine.generate(p, largest(method), sampling, stop)]
     if stop():
-        raise Cancelled("Stopped before it was known what is accepted.")
+        raise Cancelled("Stopped before the acceptance was known.")
     return [trace(e) for e in events if isinstance(e, Step) and e.index > 0]
 
 
 def largest(method: Method) -> Method:
-    """The method with a tree that holds every tree to choose from."""
+    """The method with a tree that contains every candidate tree."""
     if isinstance(method, Streaming):
         tree: dict[str, Any] = {"tree": "best-first", "budget": max(BUDGETS), "width": max(WIDTHS), "depth": 0}
         return replace(steady(method), **tree, prune=0.0)
@@ -208,13 +208,13 @@ def largest(method: Method) -> Method:
 
 
 def steady(method: Kind) -> Kind:
-    """The method without pauses and copies: predictions assume a draft of the streams in every step."""
+    """The method without pauses and copies, since predictions assume a draft by streams in every step."""
     return cast(Kind, replace(method, pause=0.0, lookup=0)) if isinstance(method, Streaming) else method
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The settings that should be fastest here, what they should bring, and what the given ones should."""
+    """The settings predicted to be fastest here, with their prediction and that of the given settings."""
 
     method: Method
     prediction: Prediction
@@ -251,7 +251,7 @@ def tune(cost: Cost, traces: Sequence[Trace], method: Method) -> Tuned:
 def _options(
     cost: Cost, traces: Sequence[Trace], method: Method, deepest: int
 ) -> Iterator[tuple[Shape, list[tuple[int, int]], Method]]:
-    """Every tree with what it would have brought, in every variant of the method."""
+    """Every tree with what it would have drafted and kept, for every variant of the method."""
     variants: list[Method] = [method]
     if isinstance(method, Streaming):
         variants = [replace(method, streams=name) for name in cost.streaming]
@@ -261,7 +261,7 @@ def _options(
 
 
 def shape_of(method: Method) -> Shape:
-    """The tree that a method's settings ask for."""
+    """The shape of the tree in a method's settings."""
     if isinstance(method, Streaming):
         return Shape(method.nodes, method.width, method.depth)
     assert isinstance(method, PromptLookup)
@@ -277,7 +277,7 @@ def shaped(method: Method, shape: Shape) -> Method:
 
 
 def bandwidth(device: str, repeats: int = 5) -> float:
-    """Memory bandwidth of the device, bytes per second: the limit of a pass over the weights."""
+    """Memory bandwidth of the device in bytes per second, which limits a pass over the weights."""
     block = torch.ones(PROBE // 4, dtype=torch.float32, device=device)
     wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize if device == "mps" else lambda: None
     seconds = []
@@ -291,7 +291,7 @@ def bandwidth(device: str, repeats: int = 5) -> float:
 
 
 def report(engine: Engine, cost: Cost) -> dict[str, Any]:
-    """The curve as plain values, with the time that reading every weight once takes at least."""
+    """The measurements as plain values, with the least time that reading every weight once takes."""
     speed = bandwidth(engine.info.device)
     size = engine.info.parameters * torch.empty(0, dtype=getattr(torch, engine.info.dtype)).element_size()
     return {

@@ -1,4 +1,4 @@
-"""Results as tables for people, in the terminal and on the page. Standard library only."""
+"""Results as tables, for the terminal and the page. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ REFERENCES = {
     "hf-prompt-lookup": "transformers prompt lookup",
     "hf-assistant": "transformers assistant model",
 }
-SPEC_BENCH = "spec-bench"  # its questions, among the names of tasks
+SPEC_BENCH = "spec-bench"  # the name of Spec-Bench's questions among the tasks
 Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of methods: its heading, what it says in a few words, and its cell of a result row."""
+    """A column of the table of methods: its heading, a short explanation, and its cell as a function of a result."""
 
     heading: str
     words: str
@@ -38,7 +38,7 @@ def _share(row: Result) -> str:
 
 
 def _identical(row: Result) -> str:
-    compared = row.get("compared", row["total"])  # older results don't say
+    compared = row.get("compared", row["total"])  # absent from older results
     return f"{row['identical']}/{compared}" if compared else "-"
 
 
@@ -54,17 +54,17 @@ COLUMNS = (
     Column("speed-up (95 %)", "time of standard decoding over that of the method, all prompts together", _speedup),
     Column("ideal", "tokens per step / step cost", _number("ideal_speedup")),
     Column("lowest", "speed-up of the slowest prompt", _number("speedup_lowest")),
-    Column("waste", "drafted tokens that were checked for nothing, per token written", _number("waste")),
+    Column("waste", "drafted tokens that were verified but not accepted, per token written", _number("waste")),
     Column("identical", "prompts with the same tokens as standard decoding", _identical),
-    Column("prompt passes, s", "time until the first tokens, kept out of tokens/s", _number("prefill_seconds")),
-    Column("outside pass", "share of the time of the steps outside of the model's pass", _share),
-    Column("extra weights", "weights that the method needs beside the model's", lambda r: f"{r['extra_parameters']:,}"),
+    Column("prompt passes, s", "time until the first tokens, not part of tokens/s", _number("prefill_seconds")),
+    Column("outside pass", "share of the steps' time spent outside the model's passes", _share),
+    Column("extra weights", "weights needed in addition to the model's", lambda r: f"{r['extra_parameters']:,}"),
 )
-MEMORY = Column("memory, MB (loading)", "most in the runs of a process of its own (until it was loaded)", _memory)
+MEMORY = Column("memory, MB (loading)", "peak during the runs of a separate process (until loaded)", _memory)
 
 
 def table(rows: Sequence[Result]) -> Iterator[str]:
-    """Lines of a Markdown table, a method on each; with the memory where that was measured."""
+    """Lines of a Markdown table, one per method, with a column for the memory if it was measured."""
     columns = (*COLUMNS, MEMORY) if any(row.get("load_memory") for row in rows) else COLUMNS
     yield f"| {' | '.join(column.heading for column in columns)} |"
     yield "|---" * len(columns) + "|"
@@ -73,7 +73,7 @@ def table(rows: Sequence[Result]) -> Iterator[str]:
 
 
 def categories(rows: Sequence[Result]) -> Iterator[str]:
-    """Lines of a Markdown table of the speed-up by category of the questions; none where they have none."""
+    """Lines of a Markdown table of the speed-up by category; none if the questions have no categories."""
     names = list(rows[0]["by_category"])
     if names:
         yield f"\n| speed-up by category | {' | '.join(names)} |"
@@ -83,7 +83,7 @@ def categories(rows: Sequence[Result]) -> Iterator[str]:
 
 
 def differences(rows: Sequence[Result]) -> Iterator[str]:
-    """A sentence for each prompt that a method answered in other tokens than standard decoding."""
+    """A sentence for each prompt on which a method's tokens differ from those of standard decoding."""
     for row in rows:
         for found in row["differences"]:
             margin = "" if found["margin"] is None else f", where the two best scores are {found['margin']:.2g} apart"
@@ -94,7 +94,7 @@ def differences(rows: Sequence[Result]) -> Iterator[str]:
 
 
 def cost_table(curve: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of a Markdown table of the time of a step, and the limit that the memory's speed sets."""
+    """Lines of a Markdown table of the time of a step, and the limit set by memory bandwidth."""
     kinds = {name: {p["nodes"]: p for p in curve[key]} for key, name in CURVES.items() if curve.get(key)}
     unit = curve["plain"][0]["seconds"]
     yield f"| nodes | {' | '.join(f'{name}: step, ms | in standard steps' for name in kinds)} |"

@@ -1,4 +1,4 @@
-"""Tune for this machine: choose a tree on some prompts, then run it on others, and set predicted against measured."""
+"""Tuning for this machine: choose a tree on some prompts, test it on others, and compare predicted with measured."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def tried(
 ) -> dict[str, Any]:
     """Choose on every other prompt, then measure the choice and the given settings on the rest.
 
-    ``predicted`` is the prediction from the prompts of the choice, ``explained`` that from the other prompts for the
-    same trees: its distance from ``measured`` is the prediction's own error, not a difference between prompts.
+    ``predicted`` is the prediction from the prompts used for choosing, ``explained`` that from the test prompts for
+    the same trees: its distance from ``measured`` is the prediction's own error, not a difference between prompts.
     All three are of runs without pauses and copies.
     ``done`` is called after each run of standard decoding, the choice and the given settings.
-    Raises ValueError for fewer than two prompts. Once ``stop`` is true it raises Cancelled, or gives the choice without
-    ``trials`` where that is known already.
+    Raises ValueError for fewer than two prompts. Once ``stop`` returns True it raises Cancelled, or returns the choice
+    without ``trials`` if it is already known.
     """
     if len(cases) < 2:
-        raise ValueError("Tuning needs two prompts or more: one to choose on, one to try the choice on.")
+        raise ValueError("Tuning needs at least two prompts: one to choose on, one to test the choice on.")
     method = engine.settled(method)
     ours, others = cases[::2], cases[1::2]
     traces = watched(engine, first_turns(engine, ours), method, sampling, stop)
@@ -66,5 +66,5 @@ def tried(
 
 
 def first_turns(engine: Engine, cases: Sequence[Case]) -> list[str]:
-    """The prompt of each case; of a conversation its beginning."""
+    """The first prompt of each case."""
     return [case.prompt(engine, []) for case in cases]
