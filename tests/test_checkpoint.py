@@ -56,12 +56,12 @@ class Trap:
 @pytest.mark.parametrize("name", ["custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "scaler.pt"])
 @pytest.mark.parametrize("old", [True, False])
 def test_resuming_runs_no_code_of_a_checkpoint(old: bool, name: str, saved: Path, tmp_path: Path) -> None:
-    """A folder from somebody else, in the form of an earlier version or with a pickle put into it."""
+    """An untrusted folder, in the format of an earlier version or with a pickle added."""
     folder = saved / "checkpoint"
     (folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
     if old:
         (folder / checkpoint.STATE).unlink(missing_ok=True)
-        assert "of an earlier version" in refused(saved)
+        assert "from an earlier version" in refused(saved)
     else:
         assert trainer(saved, epochs=1).resume()
     assert not (tmp_path / "trapped").exists()

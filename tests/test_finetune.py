@@ -294,7 +294,7 @@ def test_others_see_that_a_training_is_under_way(tab: FineTune, tmp_path: Path) 
     lines = (folder / "progress.jsonl").read_text().splitlines()
     (folder / "progress.jsonl").write_text("\n".join(lines[:12]) + "\n")  # 10 of 20 steps
     found = shown(tab, registry, "done", mine=False)
-    assert "A training is under way (going): about 12 seconds left." in found["status"]
+    assert "A training run is under way (going): about 12 seconds left." in found["status"]
     assert not found["train"]["interactive"] and not found["stop"]["interactive"] and found["timer"].active
     first = shown(tab, registry)  # nothing was chosen: the one under way is shown
     assert first["listing"]["value"] == "going" and first["stop"]["interactive"]

@@ -104,7 +104,7 @@ def test_one_at_a_time_and_no_name_twice(data, behave) -> None:
     trainings = Registry()
     trainings.start(plan(data))
     assert until(trainings, "my-sql", State.RUNNING) and trainings.active().name == "my-sql"
-    with pytest.raises(Busy, match=r"A training is under way \(my-sql\)"):
+    with pytest.raises(Busy, match=r"A training run is under way \(my-sql\)"):
         trainings.start(plan(data, "another"))
     with pytest.raises(RegistryError, match="stop it first"):
         trainings.delete("my-sql")
@@ -129,7 +129,7 @@ def test_a_program_that_starts_later_finds_it_running_stops_it_and_goes_on(data,
     behave("finish")
     later.resume("my-sql")
     until(later, "my-sql", State.FINISHED)
-    with pytest.raises(RegistryError, match="nothing to go on with"):
+    with pytest.raises(RegistryError, match="nothing to continue in"):
         later.resume("my-sql")
 
 
@@ -155,7 +155,7 @@ def test_a_dead_training_says_why(data, behave) -> None:
     assert until(trainings, "failed", State.DIED).reason == "The loss is not a finite number any more."
     behave("vanish")
     trainings.start(plan(data, "killed"))
-    assert "without a word" in until(trainings, "killed", State.DIED).reason
+    assert "without a message" in until(trainings, "killed", State.DIED).reason
     assert trainings.get("failed").resumable and trainings.get("killed").resumable
 
 
@@ -216,7 +216,7 @@ def test_a_folder_that_can_not_be_written_is_a_sentence(data, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RegistryError, match="SPECSTREAM_HOME"):
         Registry(tmp_path / "file").start(plan(data))
-    with pytest.raises(RegistryError, match="can't be written or read"):
+    with pytest.raises(RegistryError, match="can't be read or written"):
         Registry(tmp_path / "new").start(plan(tmp_path / "missing.jsonl"))
     assert Registry(tmp_path / "new").all() == [] and not (tmp_path / "new" / "my-sql").exists()
 

@@ -14,7 +14,7 @@ import torch
 from specstream.adapters.card import read_card
 from specstream.training import progress
 from specstream.training.batches import DataError, hold_out
-from specstream.training.command import stop_wish
+from specstream.training.command import stop_requests
 from specstream.training.progress import Progress, Tail, Writer, take_in
 from specstream.training.trainer import Trainer
 from tests.test_training import DATA, trainer
@@ -198,9 +198,9 @@ def test_the_checkpoint_comes_before_the_last_validation(tmp_path: Path, monkeyp
     assert again.resume() and again.progress.step == run.progress.step
 
 
-def test_a_stop_wish_is_heard_once() -> None:
+def test_a_stop_request_is_heard_once() -> None:
     before, interrupt = (signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
-    with stop_wish() as should_stop:
+    with stop_requests() as should_stop:
         assert not should_stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert should_stop()

@@ -1,1 +1,1 @@
-"""Training of stream adapters and of heads: examples, loss, loop, checkpoints, and trainings as processes."""
+"""Training stream adapters and heads: examples, loss, loop, checkpoints, and training runs as processes."""

@@ -1,4 +1,4 @@
-"""What ``python -m specstream answers`` does: a file of a model's own answers that several trainings read."""
+"""The work of ``python -m specstream answers``: a file of a model's own answers, for several training runs."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from specstream.training.batches import DataError, Example, read_prompts, spread
 from specstream.training.self_distillation import answer_all, own_prompts
 
 Phase = Callable[[str, float], None]
-CODE = "code"  # the task whose instructions are made from parts
+CODE = "code"  # the task whose instructions are assembled from parts
 
 
 def note(words: str) -> None:
-    """Tell people something beside the progress bar; of several processes the first one does."""
+    """Print a note beside the progress bar; of several processes only the first does."""
     if processes.is_first():
         tqdm.write(f"note: {words}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which answers to make. ``count`` own prompts are added to those of ``data``; ``limit`` of ``data`` are used, 0 is
-    all. ``start`` is an adapter whose LoRA tunes the model. ``batch_tokens`` are written together, 0: what suits the
-    device."""
+    """Which answers to write. ``count`` prompts written by the model are added to the first ``limit`` (0: all) prompts
+    of ``data``. ``start`` is an adapter whose LoRA tunes the model. ``batch_tokens`` is the size of a batch; 0: what
+    suits the device."""
 
     model: str
     task: str
@@ -60,12 +60,12 @@ class Plan:
 
 
 def write_answers(plan: Plan) -> str:
-    """Make the answers that are not in the file yet. Returns what came of it in words. Raises DataError."""
+    """Write the answers that are not in the file yet. Returns a sentence about the result. Raises DataError."""
     chosen = task(plan.task)
     if not plan.data and not plan.count:
         raise DataError("Nothing to answer: give --data FILE.jsonl, or --own-prompts N.")
     if plan.out.is_dir() or not plan.out.parent.is_dir():
-        raise DataError(f"{plan.out} can't be a file of answers: name one in a folder that exists.")
+        raise DataError(f"{plan.out} can't be a file of answers: give a file in an existing folder.")
     where, _ = devices.choose_device(plan.device)
     processes.join(where)
     dtype, _ = devices.loaded_in(devices.choose_dtype(plan.dtype, where)[0], where)
@@ -83,11 +83,11 @@ def write_answers(plan: Plan) -> str:
     began = time.monotonic()
     examples = writer(texts, plan.out, plan.count)
     seconds, tokens = time.monotonic() - began, sum(len(e.response) for e in examples)
-    return f"{len(examples):,} different answers of {tokens:,} tokens in {plan.out}, {seconds / 60:.0f} minutes."
+    return f"{len(examples):,} distinct answers, {tokens:,} tokens, in {plan.out}; {seconds / 60:.0f} minutes."
 
 
 def no_room(answer: int, context: int) -> str:
-    """The sentence that refuses answers as long as the model's context."""
+    """The error message for answers as long as the model's context."""
     return (
         f"An answer of {answer} tokens leaves no room for a prompt in this model's context of {context}: "
         "give a smaller --max-answer."
@@ -96,7 +96,7 @@ def no_room(answer: int, context: int) -> str:
 
 @dataclass
 class AnswerWriter:
-    """Makes the model, with the LoRA of the adapter in the folder ``start``, answer prompts."""
+    """Has the model answer prompts, with the LoRA of the adapter in the folder ``start``."""
 
     task: Task
     anatomy: Anatomy
@@ -108,7 +108,7 @@ class AnswerWriter:
     room: int = 0
 
     def __call__(self, texts: list[str], file: Path, own: int = 0) -> list[Example]:
-        """Answers to ``texts`` and to ``own`` prompts more, kept in ``file``."""
+        """Answers to ``texts`` and to ``own`` further prompts written by the model, stored in ``file``."""
         if own:
             texts = list(dict.fromkeys([*texts, *self._own_prompts(own, file)]))
         prompts = [chat_prompt(self.tokenizer, t) if self.task.asked else t for t in texts]
@@ -123,7 +123,8 @@ class AnswerWriter:
             return answer_all(self.anatomy, self.tokenizer, prompts, file, *how)
 
     def _own_prompts(self, count: int, beside: Path) -> list[str]:
-        """Instructions for code; else prompts by the model itself, made once and kept beside the answers."""
+        """Instructions for the task ``code``; else prompts by the model itself, written once and stored beside the
+        answers."""
         if self.task.name == CODE:
             return instructions()[:count]
         file = beside.with_name("own-prompts.jsonl")
@@ -150,5 +151,5 @@ class AnswerWriter:
 
 
 def in_bfloat16(anatomy: Anatomy) -> Anatomy:
-    """A copy to write answers with, where training computes in that format too: most users decode in it."""
+    """A copy in bfloat16 that writes the answers if training computes in bfloat16: most users decode in it."""
     return loading.parts_of(copy.deepcopy(anatomy.model).to(torch.bfloat16))

@@ -1,6 +1,6 @@
-"""What a training resumes from: JSON and safetensors, so that a folder from a stranger can run no code.
+"""Checkpoints from which training resumes: JSON and safetensors, so that an untrusted folder can't run code.
 
-It holds no generator state: every random draw of a training is keyed by its seed, epoch and batch.
+They contain no generator state: all random numbers of training are keyed by seed, epoch and batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Damaged(ValueError):
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write the weights of ``model``, what ``optimizer`` keeps for each of its parameters, and plain values."""
+    """Write the weights of ``model``, the state of ``optimizer`` for each of its parameters, and plain values."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for name, _ in model.named_parameters()]
     kept = optimizer.state_dict()["state"]
@@ -52,9 +52,9 @@ def card_of(folder: Path) -> Card:
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, like: dict[str, Any]) -> dict[str, Any]:
-    """Fill ``model`` and ``optimizer``, and give the plain values, with those of ``like`` for what is missing.
+    """Load ``model`` and ``optimizer``, and return the plain values, with defaults from ``like``.
 
-    Raises DataError for what ``save`` did not write, before anything is filled.
+    Raises DataError, before anything is changed, if ``save`` did not write the files.
     """
     try:
         state = _read_state(folder, like)
@@ -71,9 +71,9 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, like:
 
 
 def _unusable(folder: Path, name: str) -> DataError:
-    why = f"damaged ({name} is missing, cut off or of another training)"
+    why = f"damaged ({name} is missing, truncated or from another training run)"
     if not (folder / STATE).exists() and any(file for form in PICKLES for file in folder.glob(form)):
-        why = "of an earlier version, in pickles, which are never loaded"
+        why = "from an earlier version, which used pickles; these are never loaded"
     return DataError(f"The checkpoint {folder} is {why}: give --start {folder.parent} instead of --resume.")
 
 
@@ -88,7 +88,7 @@ def _read_state(folder: Path, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, like: Any) -> bool:
-    """Whether a plain value has the form of another one."""
+    """Whether a plain value has the structure of another."""
     if isinstance(like, dict):
         return isinstance(value, dict) and value.keys() == like.keys() and all(_fits(value[k], like[k]) for k in like)
     return isinstance(value, int | float if isinstance(like, float) else type(like))
@@ -102,7 +102,7 @@ def _read(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def _by_parameter(model: nn.Module, kept: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """What the optimizer keeps, by the parameter's index. Moments have the shape of their parameter."""
+    """The optimizer's state by parameter index. Moments have the shape of their parameter."""
     parameters = {name: (index, p.shape) for index, (name, p) in enumerate(model.named_parameters())}
     out: dict[int, dict[str, Tensor]] = {}
     for key, tensor in kept.items():

@@ -1,4 +1,4 @@
-"""What ``python -m specstream train`` does."""
+"""The work of ``python -m specstream train``."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ from specstream.training.self_distillation import read_answers
 from specstream.training.trainer import Trainer
 
 METHOD_OF = {MEDUSA: Medusa.name, EXIT: EarlyExit.name}
-TRIED, TRIED_TOKENS = 3, 64  # held-out prompts, and tokens, that a finished adapter is timed on
-HELD_OUT = 64  # rows that validations look at
-TYPICAL = 192  # tokens of a row, where memory is estimated before the data is read
-MOST_KEPT_BACK = 32  # prompts that are held out where nobody says how many
+TRIED, TRIED_TOKENS = 3, 64  # held-out prompts on which a finished adapter is timed, and tokens of each
+HELD_OUT = 64  # rows used for validation
+TYPICAL = 192  # assumed tokens per row, for estimating memory before the data is read
+MOST_KEPT_BACK = 32  # most prompts that are held out by default
 HELD_OUT_FILE = "answers-dev.jsonl"
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What to train on and where to put it; ``Config`` says how.
+    """What to train on and where to save it; ``Config`` says how.
 
     ``targets`` "references" trains on the data's references, "self" on the model's own answers to its prompts, at each
-    of ``temperatures``; ``own_prompts`` adds that many prompts that the model writes itself. ``answers`` is a file of
-    own answers that were made before, in place of ``data``. ``start`` is a trained adapter to begin with.
-    Without ``dev``, ``hold_out`` prompts of the data are kept for validation (-1: a tenth, at most 32). ``limit`` rows
-    are used, spread over the data; 0 is all. ``progress`` is a file that events are appended to (``progress.Writer``).
+    of ``temperatures``; ``own_prompts`` adds that many prompts written by the model itself. ``answers`` is a file of
+    previously written answers that replaces ``data``. ``start`` is a trained adapter to start from.
+    Without ``dev``, ``hold_out`` prompts of the data are held out for validation (-1: a tenth, at most 32). ``limit``
+    rows are used, evenly spread over the data; 0 is all. Events are appended to ``progress`` (``progress.Writer``).
     """
 
     model: str
@@ -90,7 +90,7 @@ class TrainingRequest:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training: the card, whether its budget is used up, and some held-out prompts."""
+    """The result of training: the card, whether its budget is used up, and some held-out prompts."""
 
     card: Card
     finished: bool
@@ -98,17 +98,17 @@ class Trained:
 
 
 def train_adapter(request: TrainingRequest, config: Config) -> Trained:
-    """Train and save an adapter. Raises ValueError (one sentence) for anything wrong with the settings or the data."""
+    """Train and save an adapter. Raises ValueError, with one sentence, if settings or data are invalid."""
     chosen = task(request.task)
     if not chosen.outputs and request.targets == "references" and not request.answers:
         raise DataError(f"The task {chosen.name} has no references to train on: give --targets self.")
     for name in (request.data, request.dev, request.answers and str(request.answers)):
-        if name and not name.startswith(datasets.HUB) and not Path(name).is_fifo():  # a pipe is read once
-            next(datasets.read_rows(Path(name)), None)  # a bad path is told before the model is loaded
+        if name and not name.startswith(datasets.HUB) and not Path(name).is_fifo():  # a pipe can be read only once
+            next(datasets.read_rows(Path(name)), None)  # report a bad path before the model is loaded
     request = replace(request, start=_start(request, config))
     _make(request.out)
     where, _ = devices.choose_device(request.device)
-    config.chosen_precision(where)  # refuses one that the device does not have
+    config.chosen_precision(where)  # raises for one that the device does not support
     processes.join(where)
     watch = _Watch(request.progress, PeakMemory(where).read)
     if words := _needed(request, config):
@@ -123,7 +123,7 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
         raise ValueError(f"--layers is {config.layers}, but the model has {len(anatomy.layers)} layers.")
     examples, held_out = _examples(request, config, chosen, anatomy, tokenizer, watch)
     size = anatomy.model.get_input_embeddings().num_embeddings
-    if config.draft_vocabulary >= size:  # all of a small one
+    if config.draft_vocabulary >= size:  # a small vocabulary needs no restriction
         config = replace(config, draft_vocabulary=0)
     vocabulary = draft_vocabulary(examples, config.draft_vocabulary, size) if config.draft_vocabulary else None
     card = _card(request, anatomy, chosen, config)
@@ -131,7 +131,7 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
     trainee = _head_model(request, anatomy, card, config, vocabulary) if config.trains_heads else None
     trainer = Trainer(anatomy, tokenizer, card, config, request.out, vocabulary, trainee)
     if request.resume and not trainer.resume():
-        raise DataError(f"There is no checkpoint in {request.out} to resume from: leave --resume away.")
+        raise DataError(f"There is no checkpoint in {request.out} to resume from: omit --resume.")
     if request.start and not request.resume and not trainee:
         trainer.start_from(request.start)
     note(_expectation(examples, trainer))
@@ -146,18 +146,19 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
             "held_out": len(held_out),
         }
     )
-    with _bar(watch) as report, stop_wish() as should_stop:
+    with _bar(watch) as report, stop_requests() as should_stop:
         main = trainer.accelerator.is_main_process
         card = trainer.train(examples, held_out, report if main else lambda event: None, should_stop)
     watch({"kind": "end", "stopped": not trainer.finished, **trainer.position()})
     if not trainer.finished:
-        note("stopped before the end; a checkpoint is saved: go on with --resume.")
+        note("stopped before the end; a checkpoint is saved: continue with --resume.")
     prompts = tuple(tokenizer.decode(e.prompt) for e in spread(held_out, TRIED)) if held_out else ()
     return Trained(card, trainer.finished, prompts)
 
 
 def _needed(request: TrainingRequest, config: Config) -> str:
-    """About how much memory the training will take, before the model is loaded; empty where its shape is not known."""
+    """An estimate of the memory that training will take, before the model is loaded; empty if its shape is
+    unknown."""
     found = catalogue.here(request.model)
     if found is None or config.trains_heads:
         return ""
@@ -168,7 +169,7 @@ def _needed(request: TrainingRequest, config: Config) -> str:
         with torch.device("meta"):
             parts = loading.parts_of(AutoModelForCausalLM.from_config(shape))
             count = Adapter(parts, _card(request, parts, task(request.task), config)).parameter_count()
-    except Exception:  # a foreign config may lack anything; loading the model says what is wrong with it
+    except Exception:  # a foreign config may lack anything; loading the model reports what is wrong
         return ""
     weights = sum(p.numel() for p in parts.model.parameters())
     tokens = min(request.max_length, TYPICAL)
@@ -181,7 +182,7 @@ def _needed(request: TrainingRequest, config: Config) -> str:
 
 
 class _Watch:
-    """Writes events to the progress file, where one is wanted; of several processes only the first writes."""
+    """Writes events to the progress file, if there is one; of several processes only the first writes."""
 
     def __init__(self, file: Path | None, memory: Callable[[], int]) -> None:
         self._writer = Writer(file, memory) if file and processes.is_first() else None
@@ -191,16 +192,17 @@ class _Watch:
             self._writer(event)
 
     def phase(self, words: str, fraction: float | None = None) -> None:
-        """Tell what is done before the first step."""
+        """Report work that precedes the first step."""
         if self._writer:
             self._writer.phase(words, fraction)
 
 
 @contextmanager
-def stop_wish() -> Iterator[Callable[[], bool]]:
-    """Whether an interrupt (Ctrl-C) or SIGTERM has arrived: the current step is finished and a checkpoint saved.
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether an interrupt (Ctrl-C) or SIGTERM has arrived; training then finishes the
+    current step and saves a checkpoint.
 
-    A second one ends the process at once. Python delivers signals to its main thread only.
+    A second signal ends the process at once. Python delivers signals to its main thread only.
     """
     asked = threading.Event()
     before: dict[int, Any] = {}
@@ -219,7 +221,7 @@ def stop_wish() -> Iterator[Callable[[], bool]]:
 
 
 def _make(out: Path) -> None:
-    """Make the folder of the adapter before hours are spent on what goes there. Raises DataError."""
+    """Create the adapter's folder before hours are spent on training. Raises DataError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -230,9 +232,9 @@ def _make(out: Path) -> None:
 
 
 def _start(request: TrainingRequest, config: Config) -> Path | None:
-    """The folder of the adapter to begin with. Heads that are resumed find theirs beside them.
+    """The folder of the adapter to start from; for resumed heads, the adapter in their own folder.
 
-    Raises AdapterError for an unknown one, and DataError where the heads' folder holds another adapter.
+    Raises AdapterError for an unknown one, and DataError if the heads' folder holds another adapter.
     """
     start = find_adapter(str(request.start), request.model) if request.start else None
     if config.trains_heads:
@@ -243,7 +245,7 @@ def _start(request: TrainingRequest, config: Config) -> Path | None:
 
 
 def _earlier(request: TrainingRequest) -> dict[str, Any]:
-    """What was trained before this, where it begins with an adapter: the commands and how each training went."""
+    """The earlier stages of the adapter to start from: their commands, dates and progress."""
     if request.start is None:
         return {}
     card = read_card(request.start)
@@ -254,7 +256,7 @@ def _earlier(request: TrainingRequest) -> dict[str, Any]:
 def _head_model(
     request: TrainingRequest, anatomy: Anatomy, base: Card, config: Config, vocabulary: Tensor | None
 ) -> MedusaModel | ExitModel:
-    """Heads to train, on the base with the adapter's LoRA merged. ``base`` is the card of no adapter at all."""
+    """Heads to train on the base with the adapter's LoRA merged. ``base`` is the card used if there is no adapter."""
     card = base
     if request.start:
         card = loading.tuned(request.start, anatomy).card
@@ -277,7 +279,7 @@ def default_data(task_name: str) -> str:
 
 
 def summary(out: Path, card: Card, mode: str) -> list[str]:
-    """What came of a training in a mode and what to do next, for people."""
+    """The result of training in a mode and what to do next, as lines for the user."""
     made = card.heads.get(mode, card)
     name = "" if made is card else f" --method {METHOD_OF[mode]}"
     progress = made.training["progress"]
@@ -293,8 +295,8 @@ def summary(out: Path, card: Card, mode: str) -> list[str]:
 
 
 def timed(request: TrainingRequest, prompts: Sequence[str]) -> str:
-    """How fast the finished adapter is on this machine beside standard decoding, in words; empty where it can't be
-    loaded for decoding."""
+    """A sentence about the speed of the finished adapter on this machine against standard decoding, or why it could
+    not be measured."""
     from specstream.bench.prompts import prompts_as_cases
     from specstream.bench.results import result_rows
     from specstream.bench.runner import Ours, bench
@@ -314,14 +316,14 @@ def timed(request: TrainingRequest, prompts: Sequence[str]) -> str:
 
 
 def _expectation(examples: list[Example], trainer: Trainer) -> str:
-    """What a training is going to do, before it begins."""
+    """A description of the training about to start."""
     config, tokens = trainer.config, sum(map(len, examples))
     budget = f"{config.minutes:g} minutes" if config.minutes else f"{config.epochs} passes"
     what = "Heads" if config.trains_heads else "Streams"
     return (
-        f"{len(examples):,} rows of {tokens // len(examples)} tokens on average, {config.batch} a step, for {budget}; "
-        f"{trainer.weights:,} weights to train. {what} begin with losses near 10 and draft usefully "
-        "below 3; a checkpoint is saved every few minutes, so stop when you like and go on with --resume."
+        f"{len(examples):,} rows of {tokens // len(examples)} tokens on average, {config.batch} per step, for "
+        f"{budget}; {trainer.weights:,} weights to train. {what} start with losses near 10 and draft usefully "
+        "below 3. A checkpoint is saved every few minutes, so you can stop at any time and continue with --resume."
     )
 
 
@@ -333,7 +335,7 @@ def _examples(
     tokenizer: PreTrainedTokenizerBase,
     watch: _Watch,
 ) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples. The held-out ones are spread over the data."""
+    """Training and held-out examples. The held-out ones are evenly spread over the data."""
     watch.phase("Reading the data")
     if request.answers:
         size = anatomy.model.get_input_embeddings().num_embeddings
@@ -356,7 +358,7 @@ def _examples(
 
 
 def _kept_back(request: TrainingRequest, prompts: Collection[object]) -> int:
-    """How many of the prompts are held out where there is no --dev."""
+    """How many prompts are held out if there is no --dev."""
     return min(MOST_KEPT_BACK, len(prompts) // 10) if request.hold_out < 0 else request.hold_out
 
 
@@ -374,7 +376,7 @@ def _held_out_prompts(request: TrainingRequest, chosen: Task, anatomy: Anatomy, 
 
 
 def _own_examples(request: TrainingRequest, chosen: Task, make: AnswerWriter) -> tuple[list[Example], list[Example]]:
-    """The same with the model's own answers."""
+    """Training and held-out examples with the model's own answers."""
     longest = min(request.max_length, make.anatomy.context - request.max_answer)
     if longest < 1:
         raise DataError(no_room(request.max_answer, make.anatomy.context))
@@ -397,7 +399,7 @@ def _card(request: TrainingRequest, anatomy: Anatomy, chosen: Task, config: Conf
     shape = {n: getattr(config, n) for n in (*names, "draft_vocabulary", "pair_rank")}
     if config.mode == "lossless" and request.start:
         shape["main_rank"], shape["main_scale"] = read_card(request.start).tuning
-    if config.trains_heads:  # beside an adapter that changes nothing, unless --start names another
+    if config.trains_heads:  # beside an adapter that changes nothing, unless --start gives one
         shape |= {n: 0 for n in shape if n not in ("lora_scale", "layers")} | {"mode": "plain"}
     return Card(
         base=request.model,
@@ -412,7 +414,7 @@ def _card(request: TrainingRequest, anatomy: Anatomy, chosen: Task, config: Conf
 
 @contextmanager
 def _bar(watch: _Watch) -> Iterator[Callable[[Event], None]]:
-    """A progress bar over the share of the budget; validations as lines. ``watch`` is told everything too."""
+    """A progress bar over the share of the budget, with validations as lines. ``watch`` also gets every event."""
     with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", file=sys.stderr) as bar:
         show = _reporter(bar)
 

@@ -1,4 +1,4 @@
-"""States below the weights that are trained: the same for an example every time, so computed once and kept."""
+"""Hidden states below the trained weights: the same for an example every time, so they are computed once and cached."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ GB = 1e9
 
 
 def batches_passes(device: torch.device) -> bool:
-    """Whether many short passes are slower than one padded pass: on a GPU the kernel launches dominate."""
+    """Whether many short passes are slower than one padded pass, as on a GPU, where kernel launches dominate."""
     return device.type != "cpu"
 
 
 class FrozenStates:
-    """``compute`` gives states ``[1, n, hidden]`` for token ids ``[1, n]``. At most ``gigabytes`` of them are kept.
+    """``compute`` returns states ``[1, n, hidden]`` for token ids ``[1, n]``. At most ``gigabytes`` of them are kept.
 
-    On a CPU examples are computed one by one and never padded, so that a state does not depend on what it was batched
-    with: a training that is resumed sees what an uninterrupted one saw. On a GPU, where many short passes are slow, the
-    missing ones of a batch are computed together, padded behind their ends, which no row before sees.
+    On a CPU, examples are computed one by one without padding, so a state does not depend on its batch and a resumed
+    training run sees the same states as an uninterrupted one. On a GPU, where many short passes are slow, the missing
+    ones of a batch are computed together, padded on the right, where no earlier row attends.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], gigabytes: float) -> None:
@@ -31,7 +31,7 @@ class FrozenStates:
 
     @torch.no_grad()
     def of(self, batch: Batch) -> Tensor:
-        """States ``[B, L, hidden]``; zero behind an example's last row that predicts anything."""
+        """States ``[B, L, hidden]``; zero after the last row of an example that predicts anything."""
         needed = (batch.nodes.amax(1) + 1).tolist()
         examples = [ids[:count] for ids, count in zip(batch.ids, needed, strict=True)]
         together = self._together(examples) if batches_passes(batch.ids.device) else {}
@@ -42,7 +42,7 @@ class FrozenStates:
         return out
 
     def _together(self, examples: Sequence[Tensor]) -> dict[tuple[int, ...], Tensor]:
-        """States of the examples that are not kept, from one pass."""
+        """States of the examples that are not cached, from one pass."""
         missing = {key: ids for ids in examples if (key := tuple(ids.tolist())) not in self._kept}
         if not missing:
             return {}

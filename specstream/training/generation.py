@@ -1,4 +1,4 @@
-"""Many texts at once by a stock model: what own answers and own prompts are written with."""
+"""Batched generation with a stock model, for its own answers and prompts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers.cache_utils import CacheLayerMixin
 
 from specstream.model.introspection import Anatomy
 
-KEPT = 0.75  # rows are moved together once no more than this share of them is still being written
+KEPT = 0.75  # the batch is compacted once at most this share of its rows is still open
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values of one layer in a buffer ``[rows, heads, room, head_dim]``: nothing is copied per token."""
+    """Keys and values of one layer in a preallocated buffer ``[rows, heads, room, head_dim]``: no copy per token."""
 
     is_sliding = False
 
@@ -61,10 +61,10 @@ def write(
     seed: int,
     end: Sequence[int],
 ) -> list[list[int]]:
-    """Continue prompts of token ids at a temperature each, greedily at 0.
+    """Continue prompts of token ids, each at its own temperature; 0 is greedy.
 
-    Every text stops with its first token of ``end``, or after ``most`` tokens. Texts depend on the batch that they are
-    written in and on ``seed``, on nothing else.
+    Every text stops with its first token of ``end``, or after ``most`` tokens. Texts depend only on their batch and on
+    ``seed``.
     """
     longest = max(map(len, prompts))
     ids = torch.tensor([[end[0]] * (longest - len(p)) + list(p) for p in prompts])
@@ -76,13 +76,13 @@ def write(
 
 
 class _Batch:
-    """Texts that are being written; rows that ended are taken out of the passes."""
+    """A batch of texts being written; rows that have ended are removed from the passes."""
 
     def __init__(
         self, anatomy: Anatomy, ids: Tensor, mask: Tensor, most: int, temperatures: Tensor, seed: int, end: Tensor
     ) -> None:
         self.texts: list[list[int]] = [[] for _ in ids]
-        self.open = list(range(len(ids)))  # the text of every row of the passes
+        self.open = list(range(len(ids)))  # for every row of the passes, the index of its text
         self._done = [False] * len(ids)
         self._anatomy, self._most, self._end = anatomy, most, set(end.tolist())
         self._cache = Cache(layers=[_Layer(ids.shape[1] + most) for _ in anatomy.layers])
@@ -92,7 +92,7 @@ class _Batch:
         self._random = torch.Generator().manual_seed(seed)
 
     def step(self) -> None:
-        """One token more for every open text."""
+        """Append one token to every open text."""
         logits = self._anatomy.model(
             input_ids=self._ids,
             attention_mask=self._mask,
@@ -112,10 +112,12 @@ class _Batch:
         self._drop_done()
 
     def _choose(self, logits: Tensor) -> Tensor:
-        """A token a row ``[rows]``: the likeliest, or by one random number where its temperature is above 0."""
+        """One token per row, ``[rows]``: the likeliest, or sampled with one random number at a temperature above 0."""
         best = logits.argmax(1)
         hot = self._temperatures[self.open]
-        points = torch.rand(len(self.texts), generator=self._random)[self.open]  # drawn for all: none depends on others
+        points = torch.rand(len(self.texts), generator=self._random)[
+            self.open
+        ]  # drawn for all texts, so that none depends on which are open
         rows = hot.nonzero()[:, 0]
         if len(rows):
             place = rows.to(logits.device)

@@ -1,4 +1,4 @@
-"""Training of heads: the base and its adapter are frozen, and run forward only."""
+"""Training heads: the base and its adapter are frozen and only run forward."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from specstream.training.trainable import Trainee, decoder_call, rows_of
 class HeadModel(Trainee):
     """A base with its adapter merged into its weights, and new heads of one kind.
 
-    ``card`` is the adapter's, whose folder ``start`` is (None: the bare base).
+    ``card`` is the card of the adapter in the folder ``start`` (None: the bare base).
     """
 
     drafting = 1
@@ -50,7 +50,7 @@ class HeadModel(Trainee):
 
     @abstractmethod
     def _run(self, ids: Tensor) -> Tensor:
-        """The states ``[1, n, hidden]`` that the heads read, for token ids ``[1, n]``."""
+        """The hidden states ``[1, n, hidden]`` that the heads read, for token ids ``[1, n]``."""
 
     @property
     def part(self) -> MedusaHeads | ExitHead:
@@ -62,12 +62,12 @@ class HeadModel(Trainee):
         return replace(self._card, heads=self._card.heads | {card.kind: card})
 
     def save(self, folder: Path, card: Card) -> None:
-        """Write the heads beside the adapter, which is copied there first where the folder has none."""
+        """Write the heads beside the adapter, which is first copied there if the folder has none."""
         if not (folder / CARD).is_file():
             self._put_adapter(folder)
         kind = self.heads.card.kind
         weights.save_weights(self.heads, folder / self.heads.card.file)
-        have = read_card(folder)  # heads of another kind may have come meanwhile
+        have = read_card(folder)  # heads of another kind may have been added meanwhile
         write_card(folder, replace(have, heads=have.heads | {kind: card.heads[kind]}))
 
     def _put_adapter(self, folder: Path) -> None:
@@ -88,7 +88,7 @@ class HeadModel(Trainee):
         return [n for n in shape if old[n] != shape[n]]
 
     def _main(self, states: Tensor, targets: Tensor) -> Tensor:
-        """The column of the main stream, which is not trained."""
+        """The sums of the main stream, which is not trained."""
         if self.training:
             return states.new_zeros(3, dtype=torch.float32)
         return sums_of(self.anatomy.head_logits, states, targets)
@@ -115,7 +115,7 @@ class MedusaModel(HeadModel):
     def _column(self, head: int, states: Tensor, targets: Tensor) -> Tensor:
         if self.heads.card.projection == "shared":
             return sums_of(lambda part: self.heads.scores(self.anatomy, part, head), states, targets)
-        valid = targets != IGNORE  # here the projection needs a gradient too, which the sums in chunks do not give
+        valid = targets != IGNORE  # the projection needs a gradient too, which the chunked sums don't provide
         logits, targets = self.heads.scores(self.anatomy, states[valid], head), targets[valid]
         hits = (logits.argmax(-1) == targets).sum()
         return torch.stack([F.cross_entropy(logits, targets, reduction="sum"), hits, valid.sum()])
@@ -130,7 +130,7 @@ class MedusaModel(HeadModel):
 
 
 class ExitModel(HeadModel):
-    """The exit of an early-exit draft: it learns the next token from the state after the first layers."""
+    """The exit of early-exit drafting learns the next token from the hidden state after the first layers."""
 
     heads: ExitHead
 
@@ -146,8 +146,8 @@ class ExitModel(HeadModel):
 
     @torch.no_grad()
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """States ``[B, L, hidden]`` after the first layers, and for the LM head; in training these are not needed, and
-        the pass ends at the exit."""
+        """Hidden states ``[B, L, hidden]`` after the first layers, and for the LM head. In training the latter are not
+        needed, and the pass ends at the exit."""
         if self.training:
             states = self._frozen.of(batch)
             return states, states
@@ -167,7 +167,7 @@ class ExitModel(HeadModel):
 def head_model(
     anatomy: Anatomy, card: Card, start: Path | None, shape: HeadCard, vocabulary: Tensor | None, config: Config
 ) -> MedusaModel | ExitModel:
-    """What trains heads of the given shape beside the adapter in ``start``, whose LoRA is merged already."""
+    """A model that trains heads of the given shape beside the adapter in ``start``, whose LoRA is already merged."""
     torch.manual_seed(config.seed)
     if shape.kind == MEDUSA:
         return MedusaModel(anatomy, card, start, MedusaHeads(anatomy, shape, vocabulary), config.cache)
@@ -175,7 +175,7 @@ def head_model(
 
 
 def check_out(out: Path, start: Path | None) -> None:
-    """Raise DataError where the folder holds another adapter than the one that the heads are for."""
+    """Raise DataError if the folder holds a different adapter from the one that the heads are for."""
     if start == out or not (out / CARD).is_file():
         return
     if start is None or _weights(out) != _weights(start):

@@ -1,7 +1,7 @@
-"""Trainings as processes of their own, one at a time, which outlive the page and the program that started them.
+"""Training runs as separate processes, one at a time, which outlive the page and the program that started them.
 
-Each has a folder among your adapters with its record, its progress, its output and, in the end, its adapter, so any
-program that opens the folder later finds it, running or not. No torch.
+Each has a folder among your adapters, with its record, its progress, its output and finally its adapter, so any
+program that opens the folder later finds the run, whether it is still running or not. No torch.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from specstream.data.datasets import HUB
 from specstream.training.progress import Progress, Tail, Writer
 
 RECORD, PROGRESS, OUTPUT, DATA = "training.json", "progress.jsonl", "output.log", "data.jsonl"
-PATIENCE = 10.0  # seconds to wait for another program that begins or stops a training
-GRACE = 120.0  # seconds for the step under way and its checkpoint after a stop wish
+PATIENCE = 10.0  # seconds to wait for another program that starts or stops a training run
+GRACE = 120.0  # seconds for the current step and its checkpoint after Stop
 KILLED = (
-    f"It did not end within {GRACE:.0f} seconds of Stop and was killed: what came after its last checkpoint is lost."
+    f"It did not end within {GRACE:.0f} seconds of Stop and was killed: progress after its last checkpoint is lost."
 )
 PROGRAM = tuple(installation.python("specstream"))
-QUIET = 10  # niceness: a page that generates meanwhile comes first
+QUIET = 10  # niceness: a page that generates at the same time has priority
 
 
 class RegistryError(ValueError):
-    """A training can't be started, stopped or read; the message is one sentence for the user."""
+    """A training run can't be started, stopped or read; the message is one sentence for the user."""
 
 
 class Busy(RegistryError):
-    """Another training is under way."""
+    """Another training run is active."""
 
 
 class State(StrEnum):
-    """How a training stands. ``DIED``: it ended before its budget did, without having been asked to."""
+    """The state of a training run. ``DIED``: it ended before its budget was used up, without being asked to stop."""
 
     RUNNING = "running"
     STOPPING = "stopping"
@@ -59,9 +59,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train. ``data`` is a file, which is copied, or ``hub:NAME``; ``options`` are switches of ``train``.
+    """What to train. ``data`` is a file, which is copied, or ``hub:NAME``; ``options`` are options of ``train``.
 
-    ``owner`` is who may stop it and go on with it. Raises RegistryError for a name that can't be a folder's.
+    ``owner`` may stop and resume the run. Raises RegistryError for a name that can't be a folder name.
     """
 
     name: str
@@ -93,8 +93,8 @@ def _switch(name: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """The record of a training on disk: its plan, when it was made, its process, whether it was asked to end, and
-    whether it was killed because it did not."""
+    """The record of a training run on disk: its plan, its creation time, its process, whether it was asked to stop,
+    and whether it was killed because it did not."""
 
     plan: Plan
     created: str
@@ -114,7 +114,7 @@ class Record:
             raise RegistryError(f"The record {folder / RECORD} can't be read: it is damaged.") from error
 
     def write(self, folder: Path) -> None:
-        """Write a new file, then replace the old one: a crash leaves one of the two complete."""
+        """Write a new file, then replace the old one, so that a crash leaves one complete."""
         new = folder / f"{RECORD}.new"
         new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         new.replace(folder / RECORD)
@@ -122,7 +122,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Training:
-    """One training as it stands. ``plan`` is None where the record is damaged; ``reason`` says why it died."""
+    """A training run and its current state. ``plan`` is None if the record is damaged; ``reason`` says why it died."""
 
     name: str
     folder: Path
@@ -138,7 +138,7 @@ class Training:
 
     @property
     def resumable(self) -> bool:
-        """Whether there is more to do, and a way to do it."""
+        """Whether the run is incomplete and can be continued."""
         return self.plan is not None and self.state in (State.STOPPED, State.DIED)
 
     @property
@@ -147,7 +147,7 @@ class Training:
 
 
 class Registry:
-    """All trainings in a folder. Safe to share between threads, and between programs that look at the same folder."""
+    """All training runs in a folder. Safe to share between threads, and between programs that use the same folder."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or local.home()
@@ -156,34 +156,34 @@ class Registry:
         self._tails: dict[str, Tail] = {}
 
     def all(self) -> list[Training]:
-        """Every training, the newest first."""
+        """Every training run, newest first."""
         try:
             folders = [folder for folder in self.root.iterdir() if (folder / RECORD).is_file()]
-        except OSError:  # there is none yet
+        except OSError:  # there is no folder yet
             return []
         return sorted(map(self._training, folders), key=lambda t: t.created, reverse=True)
 
     def get(self, name: str) -> Training | None:
-        """A training by name."""
+        """The training run with this name."""
         folder = self.root / name
         return self._training(folder) if name and (folder / RECORD).is_file() else None
 
     def active(self) -> Training | None:
-        """The training under way."""
+        """The active training run."""
         return next((t for t in self.all() if t.active), None)
 
     def like(self, model: str, mode: str) -> Training | None:
-        """The newest training of a model in a mode that made some steps: its cost predicts that of another one."""
+        """The newest training run of a model in a mode that made some steps: its cost predicts that of the next."""
         known = (t for t in self.all() if t.plan and t.plan.mode == mode and local.same_model(t.plan.model, model))
         return next((t for t in known if t.progress.seconds and t.progress.step), None)
 
     def free_name(self, wish: str) -> str:
-        """The name that was asked for, with a number if it is taken."""
+        """The requested name, with a number appended if it is taken."""
         names = (wish, *(f"{wish}-{number}" for number in range(2, 10_000)))
         return next(name for name in names if not (self.root / name).exists())
 
     def start(self, plan: Plan) -> Training:
-        """Begin a training in a folder of its own. Raises Busy or RegistryError."""
+        """Start a training run in a new folder. Raises Busy or RegistryError."""
         folder = self.root / plan.name
         with self._alone(folder):
             self._refuse_second()
@@ -192,11 +192,11 @@ class Registry:
         return self._training(folder)
 
     def _furnish(self, folder: Path, plan: Plan) -> Plan:
-        """Make the folder, with a copy of the file to train on; if that fails nothing is left behind."""
+        """Create the folder, with a copy of the file to train on; if that fails, nothing is left behind."""
         try:
             folder.mkdir()
         except FileExistsError:
-            raise RegistryError(f"There is an adapter {plan.name} already: choose another name.") from None
+            raise RegistryError(f"There is already an adapter {plan.name}: choose another name.") from None
         if plan.data.startswith(HUB):
             return plan
         try:
@@ -208,30 +208,30 @@ class Registry:
 
     @contextmanager
     def _alone(self, folder: Path) -> Iterator[None]:
-        """While open, no other process starts, stops or deletes a training. System errors become RegistryError."""
+        """A lock under which no other process starts, stops or deletes a run. System errors become RegistryError."""
         with self._guard, _told(folder):
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock", timeout=PATIENCE):
                 yield
 
     def resume(self, name: str) -> Training:
-        """Resume a training from its checkpoint, or restart it without one. Raises Busy or RegistryError."""
+        """Resume a run from its checkpoint, or restart it if there is none. Raises Busy or RegistryError."""
         folder = self.root / name
         with self._alone(folder):
             self._refuse_second()
             if (found := self.get(name)) is None or not found.resumable:
-                raise RegistryError(f"There is nothing to go on with in {name}: start a new training.")
+                raise RegistryError(f"There is nothing to continue in {name}: start a new training run.")
             self._spawn(folder, Record.read(folder), resume=has_checkpoint(folder))
         return self._training(folder)
 
     def _refuse_second(self) -> None:
         if other := self.active():
-            raise Busy(f"A training is under way ({other.name}): wait for its end or stop it first.")
+            raise Busy(f"A training run is under way ({other.name}): wait until it ends, or stop it first.")
 
     def _spawn(self, folder: Path, record: Record, resume: bool = False) -> None:
         Writer(folder / PROGRESS).phase("Starting")
         record = replace(record, pid=0, asked=False, killed=False)
-        record.write(folder)  # first: whatever happens next, the folder is known
+        record.write(folder)  # first, so that the folder is recognised whatever happens next
         command = [*PROGRAM, *record.plan.command(folder), *["--resume"] * resume]
         environment = installation.environment(TQDM_MININTERVAL="30", PYTHONUNBUFFERED="1")
         with (folder / OUTPUT).open("ab") as out:
@@ -244,7 +244,7 @@ class Registry:
         replace(record, pid=child.pid).write(folder)
 
     def stop(self, name: str) -> None:
-        """Ask a training to save a checkpoint and end; after a grace time it is killed. Raises RegistryError."""
+        """Ask a run to save a checkpoint and end; it is killed after ``GRACE``. Raises RegistryError."""
         folder = self.root / name
         with self._alone(folder):
             record = Record.read(folder)
@@ -261,18 +261,20 @@ class Registry:
             psutil.Process(record.pid).wait(GRACE)
         except psutil.TimeoutExpired:
             if self._alive(record, folder):
-                replace(record, asked=True, killed=True).write(folder)  # first: a new process has a new record
+                replace(record, asked=True, killed=True).write(
+                    folder
+                )  # before the kill, after which a new process may write a new record
                 psutil.Process(record.pid).kill()
         except psutil.NoSuchProcess:
             return
 
     def delete(self, name: str) -> None:
-        """Remove a training with its adapter. Raises RegistryError while it is under way."""
+        """Delete a training run with its adapter. Raises RegistryError while it is active."""
         with self._alone(self.root / name):
             if (found := self.get(name)) is None:
                 return
             if found.active:
-                raise RegistryError(f"{name} is under way: stop it first.")
+                raise RegistryError(f"{name} is still training: stop it first.")
             self._tails.pop(name, None)
             shutil.rmtree(found.folder)
 
@@ -292,14 +294,14 @@ class Registry:
     def _state(self, record: Record, folder: Path, progress: Progress) -> State:
         if self._alive(record, folder):
             return State.STOPPING if record.asked else State.RUNNING
-        progress = self._progress(folder)  # again: it may have ended since it was read
+        progress = self._progress(folder)  # read again: the run may have ended in the meantime
         if progress.ended and not progress.stopped:
             return State.FINISHED
         return State.STOPPED if progress.ended or (record.asked and not record.killed) else State.DIED
 
     def _alive(self, record: Record, folder: Path) -> bool:
-        """Whether the process of a training runs: one with its id and with its folder among its arguments, as process
-        ids are reused."""
+        """Whether the process of a run is alive. It must also have the folder among its arguments, because process ids
+        are reused."""
         child = self._children.get(folder.name)
         if child is not None and child.pid == record.pid:
             return child.poll() is None
@@ -311,13 +313,13 @@ class Registry:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a training can be resumed from where it stopped."""
-    found = folder.glob("checkpoint*")  # heads name theirs after their kind; one that ends in .new is incomplete
+    """Whether a training run can be resumed where it stopped."""
+    found = folder.glob("checkpoint*")  # those of heads include their kind; one that ends in .new is incomplete
     return any(f.is_dir() and f.suffix != ".new" for f in found)
 
 
 def last_words(folder: Path) -> str:
-    """Why a training died, from the end of its output."""
+    """Why a training run died, from the end of its output."""
     try:
         with (folder / OUTPUT).open("rb") as out:
             out.seek(max(0, out.seek(0, os.SEEK_END) - 8192))
@@ -326,7 +328,7 @@ def last_words(folder: Path) -> str:
         lines = []
     if errors := [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]:
         return errors[-1]
-    return "It ended without a word, as when memory runs out or the machine is switched off."
+    return "It ended without a message, as when memory runs out or the machine is switched off."
 
 
 def _be_nice(pid: int) -> None:
@@ -339,13 +341,13 @@ def _be_nice(pid: int) -> None:
 
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
-    """A system error as a sentence."""
+    """Turn system errors into RegistryError."""
     try:
         yield
     except psutil.Error as error:
         raise RegistryError(f"The process of {folder.name} can't be reached ({error}).") from error
     except OSError as error:
         raise RegistryError(
-            f"{folder} can't be written or read ({error.strerror or error}): free or unlock that folder, "
+            f"{folder} can't be read or written ({error.strerror or error}): free or unlock that folder, "
             "or set SPECSTREAM_HOME to another one."
         ) from error

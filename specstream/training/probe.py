@@ -1,4 +1,4 @@
-"""Tokens per step by real decoding, in the middle of training."""
+"""Tokens per step by real decoding, during training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENS = 64
 
 
 def tokens_per_step(trainee: Trainee, tokenizer: Tokenizer, prompts: Iterable[Sequence[int]]) -> float:
-    """Greedy decoding of prompts: tokens after the first by passes after the prompt's. NaN when nothing was decoded."""
+    """Tokens per step of greedy decoding, without the prompt pass and its token. NaN if nothing was decoded."""
     tokens = steps = 0
     eos = {i for i in (tokenizer.eos_token_id,) if i is not None}
     for prompt in prompts:

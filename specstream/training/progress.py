@@ -1,4 +1,4 @@
-"""The progress of a training as JSON lines: written by the training, read by its watchers. No torch."""
+"""The progress of a training run as JSON lines: written by the run, read by its watchers. No torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 from specstream.data.json_lines import end_line
 
 Event = dict[str, Any]
-PACE = 1.0  # seconds between lines of one kind, so that a long training leaves a short file
+PACE = 1.0  # least seconds between lines of one kind, which keeps the file of a long run short
 
 
 class Writer:
-    """Appends events to a file, each a JSON object on a line of its own with the time.
+    """Appends events to a file, one JSON object per line, each with the time.
 
-    Steps come at most once per ``PACE``, with the mean losses since the line before. ``memory`` gives the largest
-    memory so far in bytes.
+    Steps are written at most once per ``PACE``, with the mean losses since the previous line. ``memory`` returns the
+    peak memory so far in bytes.
     """
 
     def __init__(self, file: Path, memory: Callable[[], int] = lambda: 0) -> None:
@@ -34,23 +34,23 @@ class Writer:
         self._held: list[Event] = []
 
     def __call__(self, event: Event) -> None:
-        """Write an event, or hold a step back until its turn."""
+        """Write an event; steps may be held back to be averaged."""
         if event["kind"] != "step":
             self.flush()
             self._write(event)
             return
         self._held.append(event)
-        if time.monotonic() >= self._due or event["fraction"] >= 1:  # the last one: a validation comes before the next
+        if time.monotonic() >= self._due or event["fraction"] >= 1:  # write the last step now: a validation follows
             self.flush()
 
     def phase(self, words: str, fraction: float | None = None) -> None:
-        """Report work before the first step, with its ``fraction`` done where that is known."""
+        """Report work before the first step, with the ``fraction`` done if known."""
         if fraction is None or time.monotonic() >= self._due:
             self._write({"kind": "phase", "words": words, "fraction": fraction})
             self._due = time.monotonic() + PACE * (fraction is not None)
 
     def flush(self) -> None:
-        """Write the steps that were held back, as one."""
+        """Write the steps held back, as one line."""
         if self._held:
             rows = [event["losses"] for event in self._held]
             mean = [round(sum(column) / len(rows), 5) for column in zip(*rows, strict=True)]
@@ -66,7 +66,7 @@ class Writer:
 
 @dataclass
 class Point:
-    """The mean losses of some steps: of the main stream, then of each stream."""
+    """The mean losses of some steps: main stream first, then each stream."""
 
     step: int
     seconds: float
@@ -75,7 +75,7 @@ class Point:
 
 @dataclass
 class Validation:
-    """What a look at held-out rows found. ``tokens_per_step`` is None where nothing was decoded."""
+    """The result of a validation on held-out rows. ``tokens_per_step`` is None if nothing was decoded."""
 
     step: int
     seconds: float
@@ -85,10 +85,10 @@ class Validation:
 
 @dataclass
 class Progress:
-    """What is known of a training: a fold over its events.
+    """The progress of a training run: a fold over its events.
 
-    ``fraction`` is the share of the budget that is used up, ``rows`` and ``held_out`` count the training's rows, and
-    ``memory`` is the largest so far in bytes. ``left`` seconds are None until they can be estimated.
+    ``fraction`` is the share of the budget used so far; ``rows`` and ``held_out`` count training and held-out rows;
+    ``memory`` is the peak so far in bytes. ``left`` seconds are None until they can be estimated.
     """
 
     words: str = ""
@@ -105,11 +105,11 @@ class Progress:
     updated: float = 0.0
     points: list[Point] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
-    _start: tuple[float, float] | None = None  # time and fraction at the first step since it began or was resumed
-    _look: float = 0.0  # seconds that the newest validation took
+    _start: tuple[float, float] | None = None  # time and fraction at the first step since the start or the last resume
+    _look: float = 0.0  # seconds taken by the newest validation
 
     def add(self, event: Event) -> None:
-        """Take in one event. Raises KeyError, TypeError or ValueError for one that was not written by Writer."""
+        """Fold one event in. Raises KeyError, TypeError or ValueError for one that was not written by Writer."""
         before, self.updated = self.updated, float(event["time"])
         if event["kind"] == "validation":
             self._look = self.updated - before
@@ -123,7 +123,7 @@ class Progress:
         self.begun = self.ended = self.stopped = False
 
     def _add_begin(self, event: Event) -> None:
-        """A training that goes on from a checkpoint forgets what came after it."""
+        """A run resumed from a checkpoint forgets everything after it."""
         self.begun, self.words, self.share = True, "", None
         self.rows, self.held_out = int(event["rows"]), int(event["held_out"])
         self.step, self.seconds = int(event["step"]), float(event["seconds"])
@@ -148,14 +148,14 @@ class Progress:
 
     @property
     def closing(self) -> bool:
-        """Whether the budget is used up: the adapter is being validated and saved."""
+        """Whether the budget is used up and the adapter is being validated and saved."""
         return self.begun and self.fraction >= 1 and not self.ended
 
     @property
     def left(self) -> float | None:
-        """Seconds to go, from the share of the budget that was used up since the training began or was resumed.
+        """Estimated seconds left, from the share of the budget used since the run started or was resumed.
 
-        The validation at the end takes as long as the newest one. None once the budget is used up.
+        The final validation is assumed to take as long as the newest one. None once the budget is used up.
         """
         if self._start is None or self.fraction <= self._start[1] or self.closing:
             return None
@@ -164,18 +164,18 @@ class Progress:
 
     @property
     def best(self) -> float | None:
-        """Most tokens per step of all validations: the adapter that is kept has them."""
+        """The most tokens per step of all validations, which is that of the adapter that is kept."""
         return max((v.tokens_per_step for v in self.validations if v.tokens_per_step is not None), default=None)
 
 
 def take_in(progress: Progress, line: str | bytes) -> None:
-    """Add the event of a line; an incomplete or damaged line is skipped."""
+    """Fold the event of a line in; an incomplete or damaged line is skipped."""
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         progress.add(json.loads(line))
 
 
 class Tail:
-    """Follows a growing file: every line is read once. A file that shrank is read from its start."""
+    """Follows a growing file, reading every line once. A file that shrank is read again from its start."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""A model's own answers: what its streams must predict (self-distillation)."""
+"""A model's own answers, which its streams must learn to predict (self-distillation)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from specstream.training.batches import Example
 from specstream.training.generation import write
 
 Key = tuple[str, float]  # a prompt and a temperature
-MOST_OF_PROMPT = 160  # tokens of an own prompt
+MOST_OF_PROMPT = 160  # most tokens of a prompt written by the model
 
-# Tokens of the rows computed together, prompts and answers. On a GPU a step takes hardly longer for more rows.
+# Tokens per batch, prompts and answers. On a GPU more rows hardly make a step slower.
 TOKENS, GPU_TOKENS = 16_384, 131_072
 
 
 def own_prompts(anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: Callable[[int], None]) -> list[str]:
-    """User turns that the model writes itself, after the head of its chat template and the opening of some kind.
+    """User turns written by the model itself, given the start of its chat template and an opening.
 
-    Every round of a batch is one item of work for the processes. Raises DataError for a model without a chat template.
+    Every batch is one item of work for the processes. Raises DataError for a model without a chat template.
     """
     mark = "\u241e"
     head, found, tail = chat_prompt(tokenizer, mark).partition(mark)
     if not found or not head:
-        raise DataError("Prompts can only be made by a model with a chat template: give --data.")
+        raise DataError("Only a model with a chat template can write prompts: give --data.")
     end = tokenizer(tail.strip().splitlines()[0], add_special_tokens=False).input_ids[:1]
     begun = openings()
     size = 32 * _room(anatomy) // TOKENS
@@ -67,11 +67,11 @@ def answer_all(
     done: Callable[[int, int], None],
     room: int = 0,
 ) -> list[Example]:
-    """Answer every prompt at every temperature and write the answers to ``file``, a row each; those that are there
-    already are kept, and what can't be read is answered again. ``tuned`` is opened while the model runs: it puts the
-    LoRA on. ``room`` is how many tokens a batch holds, prompts and answers; 0: what suits the device.
+    """Answer every prompt at every temperature and append the answers to ``file``, one per row. Answers already there
+    are kept; unreadable rows are answered again. ``tuned`` is entered while the model runs: it attaches the LoRA.
+    ``room`` is the number of tokens per batch, prompts and answers; 0: what suits the device.
 
-    Every batch is one item of work for the processes, so that their number changes no answer."""
+    Every batch is one item of work for the processes, so their number changes no answer."""
     size = anatomy.model.get_input_embeddings().num_embeddings
     have = {(e["prompt"], e["temperature"]): e for e in whole_rows(file) if _is_answer(e, size)}
     wanted = [(p, t) for t in temperatures for p in sorted(prompts, key=len)]
@@ -83,7 +83,9 @@ def answer_all(
         ids, ends = [encode(tokenizer, p) for p, _ in group], [tokenizer.eos_token_id]
         with tuned():
             texts = write(anatomy, ids, most, [t for _, t in group], seed, ends)
-        rows = zip(group, texts, strict=True)  # a text depends on its batch, so all are written again where one lacks
+        rows = zip(
+            group, texts, strict=True
+        )  # a text depends on its batch, so the whole batch is repeated if one is missing
         return [{"prompt": p, "temperature": t, "answer": a} for (p, t), a in rows if (p, t) not in have]
 
     end_line(file)
@@ -98,19 +100,19 @@ def answer_all(
 
 
 def read_answers(file: Path, tokenizer: Any, size: int, longest: int) -> list[Example]:
-    """The answers that ``answer_all`` wrote to a file, of at most ``longest`` tokens with their prompts.
+    """The answers that ``answer_all`` wrote to a file, if they have at most ``longest`` tokens with their prompts.
 
-    Raises DataError for a file without any in a vocabulary of ``size``.
+    Raises DataError if the file has none whose tokens are in a vocabulary of ``size``.
     """
     rows = [row for row in whole_rows(file) if _is_answer(row, size)]
     examples = [example for example in _examples(tokenizer, rows) if len(example) <= longest]
     if not examples:
-        raise DataError(f"{file} holds no answers of this model: make them by python -m specstream answers.")
+        raise DataError(f"{file} holds no answers of this model: write them with python -m specstream answers.")
     return examples
 
 
 def _examples(tokenizer: Any, rows: Iterable[dict[str, Any]]) -> list[Example]:
-    """Different examples; an answer that is empty teaches nothing."""
+    """Distinct examples, without empty answers, which teach nothing."""
     found = (Example(tuple(encode(tokenizer, row["prompt"])), tuple(row["answer"])) for row in rows if row["answer"])
     return list(dict.fromkeys(found))
 
@@ -133,7 +135,7 @@ def _groups(tokenizer: Any, wanted: list[Key], most: int, room: int) -> Iterator
 
 
 def _is_answer(row: dict[str, Any], size: int) -> bool:
-    """Whether a row is an answer in tokens of a vocabulary of ``size``."""
+    """Whether a row is an answer whose tokens are in a vocabulary of ``size``."""
     prompt, temperature, answer = (row.get(name) for name in ("prompt", "temperature", "answer"))
     if not isinstance(prompt, str) or not isinstance(temperature, int | float) or not isinstance(answer, list):
         return False

@@ -63,7 +63,7 @@ def under_way(training: Training) -> str:
     """One sentence for everyone on a training that runs."""
     left = training.progress.left
     rest = f"about {duration(left)} left" if left is not None else _phase(training)
-    return f"A training is under way ({training.name}): {rest}."
+    return f"A training run is under way ({training.name}): {rest}."
 
 
 def _phase(training: Training) -> str:
