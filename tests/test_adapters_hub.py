@@ -145,7 +145,7 @@ def test_what_cannot_be_pushed(hub: Hub, folder: Path, tmp_path: Path, monkeypat
     assert "OWNER/NAME" in message(sharing.push, folder, "streams")
     assert "without a revision" in message(sharing.push, folder, "me/streams@v1")
     hub.error = http_error(errors.HfHubHTTPError, 403)
-    assert "may not write to me/streams" in message(sharing.push, folder, "me/streams")
+    assert "can't write to me/streams" in message(sharing.push, folder, "me/streams")
     hub.error = OSError("connection reset\nagain")
     assert "failed (connection reset)" in message(sharing.push, folder, "me/streams")
     monkeypatch.setattr(sharing, "hub_reachable", lambda: False)

@@ -110,7 +110,7 @@ def test_one_at_a_time_and_no_name_twice(data, behave) -> None:
         trainings.delete("my-sql")
     trainings.stop("my-sql")
     until(trainings, "my-sql", State.STOPPED)
-    with pytest.raises(RegistryError, match="There is an adapter my-sql already"):
+    with pytest.raises(RegistryError, match="There is already an adapter my-sql"):
         trainings.start(plan(data))
     assert trainings.free_name("my-sql") == "my-sql-2" and trainings.free_name("new") == "new"
     trainings.delete("my-sql")

@@ -136,7 +136,7 @@ def test_as_many_tokens_as_were_asked_for() -> None:
 def test_a_text_that_reaches_the_context_ends_there_with_a_warning() -> None:
     model = tiny.tiny("llama")  # a context of 256
     function = decoder(model, method=EAGER)
-    with pytest.warns(UserWarning, match="ends at 256 tokens, the model's context, before the 324 that were asked for"):
+    with pytest.warns(UserWarning, match="ends at 256 tokens, the model's context, before the requested 324"):
         _, ours = both(model, function, max_new_tokens=300)
     assert len(ours) == 256
     with warnings.catch_warnings():
