@@ -1,10 +1,10 @@
-"""What each switch of the trainer does: short trainings that differ in one setting, several seeds, as tables.
+"""The effect of each training option: short training runs that differ in one setting, with several seeds, as tables.
 
 python -m scripts.ablations --task e2e --data e2e/train.jsonl --dev e2e/dev.jsonl --out RESULTS
     [--rows 400] [--seeds 2] [--only layers,gamma] [-- more options of train, such as --epochs 3]
 
-Every training runs alone, one pass over ROWS rows unless told otherwise, and is kept in RESULTS: it is not done again.
-The tables are made from what is there, so that the work can be spread over days.
+Every training run is alone on the machine, makes one pass over ROWS rows by default, and is stored in RESULTS, so it is
+not repeated. The tables are made from the stored results, so the work can be spread over days.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import click
 from specstream.training.progress import Progress, take_in
 
 LOSSLESS = ("--mode", "lossless")
-# What is compared, by the name of its table; the empty setting is the trainer's default.
+# The settings compared, by the name of their table; an empty tuple is the trainer's default.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "layers": {"2": ("--layers", "2"), "4": ("--layers", "4"), "6": (), "8": ("--layers", "8")},
     "gamma": {"2": ("--gamma", "2"), "4": (), "6": ("--gamma", "6"), "8": ("--gamma", "8")},
@@ -52,8 +52,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training: tokens per step of decoding held-out prompts, losses there, tokens trained on per second and
-    largest memory in bytes."""
+    """One training run: tokens per step and losses on held-out prompts, training tokens per second, and peak memory in
+    bytes."""
 
     tokens_per_step: float | None
     losses: list[float]
@@ -62,13 +62,13 @@ class Outcome:
 
 
 def outcome(progress: Progress, tokens: float) -> Outcome:
-    """Of a finished training over ``tokens`` tokens."""
+    """The outcome of a finished training run over ``tokens`` tokens."""
     last = progress.validations[-1]
     return Outcome(last.tokens_per_step, last.losses, tokens / progress.seconds, progress.memory)
 
 
 def train(folder: Path, options: Sequence[str]) -> None:
-    """One training, in a process of its own, unless its result is there."""
+    """Run one training, in a separate process, unless its result is already stored."""
     done = folder / "outcome.json"
     if done.is_file():
         return
@@ -86,7 +86,7 @@ def train(folder: Path, options: Sequence[str]) -> None:
 
 
 def table(name: str, cells: dict[str, list[Outcome]]) -> Iterator[str]:
-    """A group's Markdown table: means, and lowest and highest of the seeds."""
+    """A group's Markdown table: means over the seeds, with lowest and highest."""
     yield f"| {name} | tokens per step | loss: main, streams | tokens/s in training | peak memory, GB |"
     yield "|---|---|---|---|---|"
     for setting, found in cells.items():
@@ -106,9 +106,9 @@ def _spread(values: Sequence[float | None]) -> str:
 @click.option("--data", required=True)
 @click.option("--dev", required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--rows", default=400, show_default=True, help="Rows of the data, spread over it.")
+@click.option("--rows", default=400, show_default=True, help="Rows of the data to use, evenly spread.")
 @click.option("--seeds", default=2, show_default=True)
-@click.option("--only", default=",".join(GROUPS), help="Groups, by comma.")
+@click.option("--only", default=",".join(GROUPS), help="Comma-separated groups.")
 @click.argument("more", nargs=-1)
 def main(task: str, data: str, dev: str, out: Path, rows: int, seeds: int, only: str, more: tuple[str, ...]) -> None:
     common = ["--task", task, "--data", data, "--dev", dev, "--epochs", "1", "--limit", str(rows), *more]
@@ -124,7 +124,7 @@ def main(task: str, data: str, dev: str, out: Path, rows: int, seeds: int, only:
 
 
 def _slug(options: Sequence[str]) -> str:
-    """The folder of a setting: the default's is shared by all groups."""
+    """The folder name of a setting; all groups share the default's."""
     return "".join(options).replace("--", "_").strip("_") or "default"
 
 

@@ -1,9 +1,8 @@
-"""How far each way to attend in bfloat16 is from float32: KL divergence over the tokens of the model's own answers.
+"""How far each attention implementation in bfloat16 is from float32: KL divergence over the model's own answers.
 
 python -m scripts.attention_quality [--tokens 104]
 
-Every way reads the same text token by token, as decoding does: the library's attention, ours, and ours in compiled
-layers.
+Each reads the same text token by token, as decoding does: transformers' attention, ours, and ours in compiled layers.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def texts(network: object, tokenizer: object, tokens: int) -> list[Text]:
 
 @torch.inference_mode()
 def by_library(network: object, asked: Sequence[Text]) -> Tensor:
-    """Log-probabilities ``[tokens, vocab]``, each token in a pass of its own."""
+    """Log-probabilities ``[tokens, vocab]`` by transformers, one pass per token."""
     rows = []
     for prompt, answer in asked:
         out = network(torch.tensor([prompt]), use_cache=True)  # type: ignore[operator]
@@ -57,7 +56,7 @@ def by_library(network: object, asked: Sequence[Text]) -> Tensor:
 
 
 def by_engine(engine: Engine, asked: Sequence[Text]) -> Tensor:
-    """The same by standard decoding of ours."""
+    """The same by our standard decoding."""
     rows = []
     for prompt, answer in asked:
         target = engine.make_target(Standard())

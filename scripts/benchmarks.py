@@ -1,10 +1,10 @@
-"""Measure every task with every method and write docs/benchmarks.md and the figures, from the results alone.
+"""Measure every task with every method, and write docs/benchmarks.md and the figures from the stored results.
 
 python -m scripts.benchmarks --data FOLDER --out RESULTS [--methods standard,streaming,hf] [-- --limit 30]
-FOLDER holds TASK/dev.jsonl. What is in RESULTS already is not measured again: TASK.json (the methods), TASK-cost.json
-(cost of a step, tuned tree; of --cost-tasks) and pruning.json (pruning on and off over the width k, on --pruning-task,
-whose adapter needs an early exit). RESULTS/TASK-llama.json is what scripts/llama_cpp.py writes with --json.
-RESULTS/figures gets a page for every figure. The first table is written to README.md too.
+FOLDER holds TASK/dev.jsonl. Results that are already in RESULTS are not measured again: TASK.json (the methods),
+TASK-cost.json (cost of a step and tuned tree, for --cost-tasks) and pruning.json (pruning on and off by width k, on
+--pruning-task, whose adapter needs an early exit). scripts/llama_cpp.py --json writes RESULTS/TASK-llama.json.
+Every figure becomes a page in RESULTS/figures. The first table is also written to README.md.
 """
 
 import argparse
@@ -39,12 +39,12 @@ SHORT = (
     "same text",
 )
 COPY_AFTER = 2
-WIDTHS, THRESHOLDS = range(1, 7), (0, 0.02)  # the paper's k; its threshold is not given, this one paid best here
+WIDTHS, THRESHOLDS = range(1, 7), (0, 0.02)  # the paper's k; it does not give its threshold, this one was best here
 SWEEP = ",".join(f"streaming:tree=full:depth=2:width={k}:prune={p}" for p in THRESHOLDS for k in WIDTHS)
 
 OURS, PLAIN, ALONE, COPYING = "default settings", Standard.label, "streams alone", "copies too"
 UNPAIRED = "no pair map"
-# What "In short" compares, as (words, the faster, the slower).
+# The comparisons of "In short", as (words, the faster, the slower).
 PAIRS = (
     ("streaming over standard decoding", OURS, PLAIN),
     ("streaming that never copies, over standard decoding", ALONE, PLAIN),
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", default="sql,e2e,dialogsum,chat")
-    parser.add_argument("--methods", default="all", help="all: streaming with and without copies and pair map as well")
+    parser.add_argument("--methods", default="all", help="all: also streaming with and without copies and the pair map")
     parser.add_argument("--cost-tasks", default="", help="tasks whose step cost is measured and whose tree is tuned")
     parser.add_argument("--pruning-task", default="sql", help="empty: none")
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -94,9 +94,9 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, name: str, command: str, task: str, *words: str) -> Report:
-    """The result of this name, measured now if it is not there."""
+    """The result with this name, measured now if it is not stored."""
     file = options.out / f"{name}.json"
-    if not file.exists() or not file.stat().st_size:  # an empty one is what an interrupted run leaves
+    if not file.exists() or not file.stat().st_size:  # an interrupted run leaves an empty one
         data = ["--task", task, "--data", str(options.data / task / "dev.jsonl"), "--json", str(file)]
         subprocess.run([sys.executable, "-m", "specstream", command, *data, *words, *options.more], check=True)
     return json.loads(file.read_text(encoding="utf-8"))
@@ -105,14 +105,14 @@ def measure(options: argparse.Namespace, name: str, command: str, task: str, *wo
 def page(
     results: list[Report], costs: list[Report], sweep: Report | None, short: list[str], llama_cpp: list[Report]
 ) -> Iterator[str]:
-    """The lines of the page: a table for each task, the cost of a step, the tuned trees, pruning over the width."""
+    """The lines of the page: a table for each task, the cost of a step, the tuned trees, pruning by width."""
     first = results[0]
-    yield "# Benchmarks\n\nWritten by `scripts/benchmarks.py`; [metrics](metrics.md) says what each column is.\n"
+    yield "# Benchmarks\n\nWritten by `scripts/benchmarks.py`; [metrics](metrics.md) defines the columns.\n"
     where = ", ".join(f"{k} {v}" for k, v in first["machine"].items())
     yield f"{first['model']} from {first['source']}, {first['dtype']}, {first['device']}: {where}."
-    yield "\n## In short\n\nTokens per second after the first; the prompt pass is left out of them.\n"
+    yield "\n## In short\n\nTokens per second after the first token, without the prompt pass.\n"
     yield from short
-    yield "\nHow many times as fast: time per token with the prompt pass, all prompts together (95 %).\n"
+    yield "\nSpeed-up: ratio of the times per token, prompt pass included, over all prompts together (95 %).\n"
     yield from ratios(results)
     for result in results:
         yield from chapter(result, result["rows"][0]["task"])
@@ -130,7 +130,7 @@ def page(
 
 
 def commands(options: argparse.Namespace, llama_cpp: list[Report]) -> Iterator[str]:
-    """What was run, in a code block; FOLDER, RESULTS and FILE stand for paths."""
+    """The commands that were run, in a code block; FOLDER, RESULTS and FILE stand for paths."""
     words = ["--tasks", options.tasks, "--methods", options.methods, "--cost-tasks", options.cost_tasks]
     words += ["--pruning-task", options.pruning_task, *(["--", *options.more] if options.more else [])]
     yield "```"
@@ -145,7 +145,7 @@ def commands(options: argparse.Namespace, llama_cpp: list[Report]) -> Iterator[s
 
 
 def ratios(results: list[Report]) -> Iterator[str]:
-    """The lines of a table of what is compared most, a column for each task."""
+    """The lines of a table of the main comparisons, one column per task."""
     tables = [named(result["rows"]) for result in results]
     yield f"| | {' | '.join(result['rows'][0]['task'] for result in results)} |"
     yield "|---" * (1 + len(results)) + "|"
@@ -174,7 +174,7 @@ def ratios(results: list[Report]) -> Iterator[str]:
 
 
 def named(rows: list[Report]) -> dict[str, Report]:
-    """The rows by label, and those of streaming by what they show: the first has the task's default settings."""
+    """The rows by label, and streaming's also by their variant; the first of those has the task's default settings."""
     streaming = [row for row in rows if row["method"] == Streaming.name]
     out = {row["label"]: row for row in rows}
     for row in streaming:
@@ -193,7 +193,7 @@ def times_as_fast(slow: Report | None, fast: Report | None) -> str:
 
 
 def chapter(result: Report, title: str) -> Iterator[str]:
-    """How it was measured, and the table of methods."""
+    """The conditions of a measurement, and its table of methods."""
     row, most = result["rows"][0], result["sampling"]["max_new_tokens"]
     budgets = [r["settings"]["budget"] for r in result["rows"] if r["settings"].get("tree") == "best-first"]
     trees = f" trees of at most {budgets[0]} nodes," if budgets else ""
@@ -204,15 +204,15 @@ def chapter(result: Report, title: str) -> Iterator[str]:
 
 
 def with_table(readme: str, lines: list[str]) -> str:
-    """The text of README.md with its table written anew."""
+    """The text of README.md with its table replaced."""
     before, mark, rest = readme.partition(BEGIN)
     if not mark or END not in rest:
-        raise SystemExit("README.md has lost the marks of its table: nothing was written there.")
+        raise SystemExit("README.md has lost the markers of its table: nothing was written there.")
     return before + BEGIN + "".join(f"{line}\n" for line in lines) + END + rest.partition(END)[2]
 
 
 def short_table(results: list[Report], folder: Path) -> Iterator[str]:
-    """The lines of a table with a row for each task: streaming by default settings, and what else runs the model."""
+    """The lines of a table with one row per task: streaming with default settings, and other ways to run the model."""
     yield f"| task | {' | '.join(SHORT)} |"
     yield "|---" * (1 + len(SHORT)) + "|"
     for result in results:
@@ -227,12 +227,12 @@ def short_table(results: list[Report], folder: Path) -> Iterator[str]:
 
 
 def beside_llama_cpp(report: Report) -> Iterator[str]:
-    """A chapter: all that decoded the prompts of a task in turn, llama.cpp first."""
+    """A chapter that compares llama.cpp, listed first, with our methods on the prompts of a task."""
     count = len(report["rates"][LLAMA])
-    yield f"\n## Beside llama.cpp: {report['task']}\n"
+    yield f"\n## Against llama.cpp: {report['task']}\n"
     yield (
-        f"{count} prompts, up to {report['tokens']} tokens, all in turn on each prompt, whose own pass is left out; "
-        f"llama.cpp has the 4-bit file, ours its weights unpacked ({report['dtype']} unless said otherwise). "
+        f"{count} prompts, up to {report['tokens']} tokens, all methods in turn on each prompt, prompt pass excluded; "
+        f"llama.cpp reads the 4-bit file, ours its weights unpacked ({report['dtype']} unless stated otherwise). "
         f"Adapter {report['adapter']}, commit `{report['commit']}`.\n"
     )
     yield from rates_table(report["rates"])
@@ -240,7 +240,7 @@ def beside_llama_cpp(report: Report) -> Iterator[str]:
 
 
 def llama(file: Path) -> float | None:
-    """Median tokens per second of llama.cpp over the prompts; None where it was not measured."""
+    """Median tokens per second of llama.cpp over the prompts; None if it was not measured."""
     if not file.is_file():
         return None
     return statistics.median(json.loads(file.read_text(encoding="utf-8"))["rates"][LLAMA])

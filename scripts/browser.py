@@ -1,4 +1,4 @@
-"""What scripts that drive the page share: the browser, and folds that are opened as a person opens them."""
+"""Shared by scripts that drive the page: the browser, and opening folded sections as a person would."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FRAMES = """async () => {
 
 
 def installed() -> str | None:
-    """The browser's program, None where there is none."""
+    """The path of an installed browser; None if there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextmanager
 def chromium(*flags: str) -> Iterator[Browser]:
-    """The browser without a window, with more ``flags``."""
+    """A headless browser, started with extra ``flags``."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=installed(), args=[*FLAGS, *flags])
         yield browser
@@ -34,13 +34,13 @@ def chromium(*flags: str) -> Iterator[Browser]:
 
 
 def settle(page: Page) -> None:
-    """Wait for what was just unfolded: gradio sets its fields once more a frame after they are drawn, and takes back
-    what was put in before, which is faster than a person."""
+    """Wait for fields that were just unfolded: gradio sets them again one frame after drawing them, and would overwrite
+    input that comes faster than a person's."""
     page.evaluate(FRAMES)
 
 
 def unfold(page: Page, name: str) -> None:
-    """Open what is folded away under a heading that begins with ``name``."""
+    """Open the folded section whose heading contains ``name``."""
     headings = page.locator("button.label-wrap:visible", has_text=name)
     headings.first.click()
     settle(page)

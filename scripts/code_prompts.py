@@ -1,4 +1,4 @@
-"""Prompts of the task code as JSON lines: those to train on, or with --dev those whose things to do are held out.
+"""Prompts of the task code as JSON lines: those to train on or, with --dev, the held-out ones.
 
 python -m scripts.code_prompts --dev --limit 40 > code-dev.jsonl
 """
@@ -14,7 +14,7 @@ from specstream.data.instructions import instructions
 def main(args: Sequence[str] | None = None) -> None:
     """Write the prompts to standard output."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dev", action="store_true", help="those that are never trained on")
+    parser.add_argument("--dev", action="store_true", help="the held-out prompts, which are never trained on")
     parser.add_argument("--limit", type=int, default=0, help="how many; 0 is all")
     chosen = parser.parse_args(args)
     prompts = instructions(held_out=chosen.dev)

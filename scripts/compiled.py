@@ -1,4 +1,4 @@
-"""What torch.compile gives transformers' generate, which compiles as a whole: milliseconds per token, and the warm-up.
+"""The gain of torch.compile in transformers' generate, which compiles as a whole: ms per token, and the warm-up.
 
 python -m scripts.compiled [--dtype bfloat16] [--tokens 48]
 """

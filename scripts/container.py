@@ -1,12 +1,12 @@
-"""The Dockerfile's steps and a Space's start in a bare Debian, where there is no Docker. For root on Linux.
+"""Replays the Dockerfile and the start of a Space in a bare Debian, without Docker. Needs root on Linux.
 
     debootstrap --variant=minbase --include=python3,python3-pip,ca-certificates bookworm ROOT
     python -m scripts.container ROOT [--port 7860] [--bind FOLDER]... [--toy] [--again]
 
-The image's python:3.11-slim is Debian's own Python 3.11 here: no compiler, no headers. What the Dockerfile copies, runs
-and sets is read from it. The app is then started as its user with the variables that a Space sets, and one prompt is
-run through the API. Variables PIP_* of this environment hold inside too; --bind shows a folder inside, such as a mirror
-that they name. Ends with 1 if anything differs from what is wanted.
+Debian's own Python 3.11 replaces the image python:3.11-slim: no compiler, no headers. The instructions are read from
+the Dockerfile. The app is then started as its user with the variables that a Space sets, and one prompt is run through
+the API. PIP_* variables of this environment are passed on; --bind mounts a folder inside, such as a mirror that they
+name. The exit status is 1 if anything differs from what is expected.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WAIT = 600.0  # seconds until the page answers, and until the model is loaded
 
 @dataclass
 class Container:
-    """A folder that serves as a file system, and what the Dockerfile has set so far."""
+    """A folder that serves as root filesystem, and the settings of the Dockerfile so far."""
 
     root: Path
     binds: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Container:
     env: dict[str, str] = field(default_factory=lambda: {"PATH": PATH, "LANG": "C.UTF-8"})
 
     def command(self, words: list[str], **more: str) -> list[str]:
-        """The command that runs ``words`` inside, with mounts of its own that end with it."""
+        """The command that runs ``words`` inside, with mounts that disappear when it ends."""
         inside = shlex.join(["chroot", f"--userspec={self.user}", str(self.root), *self._environment(more), *words])
         mounts = [f"mount -t proc proc {self.root}/proc", f"mount --rbind /dev {self.root}/dev"]
         for folder in self.binds:
@@ -67,14 +67,14 @@ class Container:
         return ["env", "-i", f"--chdir={self.workdir}", *(f"{name}={value}" for name, value in told.items())]
 
     def run(self, script: str) -> str:
-        """What a shell inside prints. Raises ClickException where it fails."""
+        """Run a shell script inside and return its output. Raises ClickException if it fails."""
         done = subprocess.run(self.command(["/bin/sh", "-ec", script]), stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise click.ClickException(f"It ended with {done.returncode}: {script}")
         return done.stdout
 
     def step(self, keyword: str, rest: str) -> None:
-        """One instruction of a Dockerfile; those that only describe the image change nothing."""
+        """Execute one instruction of a Dockerfile; those that only describe the image are ignored."""
         if keyword == "RUN":
             self.run(rest)
         elif keyword == "ENV":
@@ -87,7 +87,7 @@ class Container:
             self.workdir = Template(rest).safe_substitute(self.env)
             folder = self.root / self.workdir.strip("/")
             folder.mkdir(parents=True, exist_ok=True)
-            os.chown(folder, USER_ID, USER_ID)  # BuildKit leaves it to root, which nothing of ours minds either
+            os.chown(folder, USER_ID, USER_ID)  # BuildKit leaves it owned by root, which works too
         elif keyword == "COPY":
             self._copy(shlex.split(rest)[1])
 
@@ -101,7 +101,7 @@ class Container:
 
 
 def instructions() -> Iterator[tuple[str, str]]:
-    """Keyword and rest of every instruction of the Dockerfile, with continued lines put together."""
+    """Keyword and arguments of every instruction of the Dockerfile, with continued lines joined."""
     lines = (PROJECT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.startswith("#")).replace("\\\n", " ")
     for line in filter(None, text.splitlines()):
@@ -110,14 +110,14 @@ def instructions() -> Iterator[tuple[str, str]]:
 
 
 def context() -> list[str]:
-    """The files that the builder is sent: those of the repository that .dockerignore lets through."""
+    """The build context: the files of the repository that .dockerignore does not exclude."""
     tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     patterns = (PROJECT / ".dockerignore").read_text(encoding="utf-8").split()
     return [name for name in tracked.splitlines() if not ignored(name, patterns)]
 
 
 def ignored(name: str, patterns: list[str]) -> bool:
-    """Whether a file, or a folder that it lies in, is among the patterns of .dockerignore."""
+    """Whether a file, or a folder that contains it, matches a pattern of .dockerignore."""
     places = [Path(name), *Path(name).parents]
     return any(
         fnmatch.fnmatch(place.name, p[3:]) if p.startswith("**/") else fnmatch.fnmatch(str(place), p.strip("/"))
@@ -127,7 +127,7 @@ def ignored(name: str, patterns: list[str]) -> bool:
 
 
 def prepare(root: Path) -> None:
-    """What a python image has and a bare Debian has not: the names python and pip, and pip free to install."""
+    """Add what a Python image has and a bare Debian lacks: the name python, and permission for pip to install."""
     for mark in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
         mark.unlink()
     if not (root / "usr/bin/python").exists():
@@ -136,7 +136,7 @@ def prepare(root: Path) -> None:
         "/etc/hosts",
         "/etc/resolv.conf",
         "/etc/ssl/certs/ca-certificates.crt",
-    ):  # this machine's way to the network
+    ):  # this machine's network configuration
         shutil.copy(file, root / file.strip("/"), follow_symlinks=True)
 
 
@@ -152,7 +152,7 @@ def started(container: Container, words: list[str]) -> Iterator[subprocess.Popen
 
 
 def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What the API gives for one prompt, once the page answers and its model is loaded."""
+    """The API's answer to one prompt, once the page answers and its model is loaded."""
     from gradio_client import Client
 
     end = time.monotonic() + WAIT
@@ -163,7 +163,7 @@ def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
                 raise click.ClickException(error)
             answer = client.predict(PROMPT, task="e2e", settings={"max_new_tokens": 40}, api_name="/generate")
             return {"model": client.predict(api_name="/model"), "answer": answer}
-        except Exception as error:  # not served, or not loaded, yet
+        except Exception as error:  # not yet served, or not yet loaded
             if isinstance(error, click.ClickException) or time.monotonic() > end or program.poll() is not None:
                 raise
             time.sleep(2)
@@ -172,9 +172,9 @@ def asked(url: str, program: subprocess.Popen[bytes]) -> dict[str, Any]:
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--port", default=7860, show_default=True)
-@click.option("--bind", "binds", multiple=True, help="A folder that is seen inside as well.")
+@click.option("--bind", "binds", multiple=True, help="A folder to mount inside.")
 @click.option("--toy", is_flag=True, help="Start the app with --toy.")
-@click.option("--again", is_flag=True, help="The RUN lines have been run in ROOT before: leave them out.")
+@click.option("--again", is_flag=True, help="Skip the RUN instructions, which have already been run in ROOT.")
 def main(root: Path, port: int, binds: tuple[str, ...], toy: bool, again: bool) -> None:
     container, start = Container(root.resolve(), binds), time.monotonic()
     prepare(container.root)

@@ -1,11 +1,11 @@
-"""Token ids of every method beside those of standard decoding, in thousands of runs: none may differ.
+"""Compares the token ids of every method with those of standard decoding, in thousands of runs: none may differ.
 
 python -m scripts.exact_runs --out RUNS.jsonl [--runs 10000] [--shard 0/2] [--compiled] [--seconds 200]
 
-Tiny random models of every family and the default model with each of its adapters, in every number format. A case is a
-prompt and how tokens are chosen; each method has one run in it, with a tree of its own. What RUNS.jsonl holds is not
-run again, so the work can be spread over hours and, by --shard, over processes with a file each. --show FILE ... only
-sums up. Ends with 1 if a token differs.
+It uses tiny random models of every family, and the default model with each of its adapters, in every number format. A
+case is a prompt with sampling settings; each method runs once per case, with its own random tree. Runs already in
+RUNS.jsonl are not repeated, so the work can be spread over hours and, with --shard, over processes with a file each.
+--show FILE ... only summarises. The exit status is 1 if a token differs.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from tests import test_heads, tiny
 REAL = "smollm2-135m"
 FORMATS = ("bfloat16", "float16", "float32")
 VISIT = 5  # cases of one model before the next is loaded
-MODES = ("shared", "lossless")  # of tiny models, in turn
+MODES = ("shared", "lossless")  # of tiny models, alternately
 TEMPERATURES, PENALTIES = (0.0, 0.7, 1.3), (1.0, 1.0, 1.15)
-# Numbers: below and above a sliding window, at the borders of the cache's blocks. Some tokenizers take two for one.
+# Numbers in a prompt: below and above a sliding window, and at block boundaries of the cache. Some tokenizers need two
+# tokens for a number.
 TINY_PROMPTS = (1, 7, 21, 31, 60, 90)
 FACTS = "name[{}], eatType[{}], food[{}], customer rating[{}], area[{}], near[Harbour Hall]"
 TABLE = "CREATE TABLE {} ({} VARCHAR, town VARCHAR, built INTEGER, visitors INTEGER)\n\n{}"
@@ -78,7 +79,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """A model in a number format: ``part`` is an adapter of the real one, or a family of tiny ones."""
+    """A model in a number format. ``part`` is an adapter of the real model, or a family of tiny ones."""
 
     model: str
     part: str
@@ -89,7 +90,7 @@ class Group:
         return f"{self.model}, {self.part}, {self.dtype}"
 
 
-INT8_FAMILIES = ("llama", "qwen3", "opt")  # of tiny models, whose linear layers are mostly too small to be rounded
+INT8_FAMILIES = ("llama", "qwen3", "opt")  # tiny families; most of their linear layers are too small to be quantised
 GROUPS = [Group(REAL, name, dtype) for dtype in (*FORMATS, "int8") for name in bundled(REAL)] + [
     *(Group("tiny", family, dtype) for dtype in FORMATS for family in tiny.FAMILIES),
     *(Group("tiny", family, "int8") for family in INT8_FAMILIES),
@@ -100,7 +101,7 @@ GROUPS = [Group(REAL, name, dtype) for dtype in (*FORMATS, "int8") for name in b
 
 
 def sampling_of(rng: random.Random) -> Sampling:
-    """How the tokens of a case are chosen."""
+    """Random sampling settings for a case."""
     return Sampling(
         max_new_tokens=rng.randint(16, 48),
         temperature=rng.choice(TEMPERATURES),
@@ -111,7 +112,7 @@ def sampling_of(rng: random.Random) -> Sampling:
 
 
 def methods_of(rng: random.Random, engine: Engine) -> dict[str, Method]:
-    """Every method that this model can run, by what it is called here, each with a tree of its own."""
+    """Every method that this model can run, by its name in the table, each with its own random tree."""
 
     def tree() -> dict[str, Any]:
         return {"budget": rng.randint(1, 64), "width": rng.randint(1, 8), "pause": rng.choice((0, 1.3))}
@@ -136,7 +137,7 @@ def prompt_of(group: Group, rng: random.Random, engine: Engine) -> str:
 
 
 def run_case(group: Group, number: int, engine: Engine) -> Record:
-    """One case: for each method its tokens, and how many of them, and of their log-probabilities, differ."""
+    """Run one case: for each method, the number of tokens, and how many tokens and log-probabilities differ."""
     rng = random.Random(f"{group.name} {number}")
     prompt, sampling = prompt_of(group, rng, engine), sampling_of(rng)
     methods = methods_of(rng, engine)
@@ -180,7 +181,7 @@ def engine_of(group: Group, folder: Path, device: str, compiled: bool) -> Engine
 
 
 def make_tiny(family: str, folder: Path, mode: str) -> None:
-    """A tiny model with streams, an early exit for pruning, Medusa heads and an exit that drafts; all random."""
+    """Write a tiny model with streams, a pruning exit, Medusa heads and a drafting exit, all random."""
     folder.mkdir(parents=True)
     model = tiny.tiny(family).cpu()
     tiny.save(model, folder)
@@ -198,7 +199,7 @@ def make_tiny(family: str, folder: Path, mode: str) -> None:
 
 
 def visits(groups: Sequence[Group], done: set[tuple[str, int]]) -> Iterator[tuple[Group, list[int]]]:
-    """Models in turn, without end, each with the numbers of its next cases that are not done."""
+    """Cycle through the models endlessly, each with the numbers of its next unfinished cases."""
     for first in itertools.count(0, VISIT):
         for group in groups:
             if numbers := [n for n in range(first, first + VISIT) if (group.name, n) not in done]:
@@ -206,7 +207,7 @@ def visits(groups: Sequence[Group], done: set[tuple[str, int]]) -> Iterator[tupl
 
 
 def read(files: Iterable[Path]) -> list[Record]:
-    """The cases in these files; a line that was cut off is none."""
+    """The cases in these files, without incomplete lines."""
     found = []
     for line in (line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()):
         try:
@@ -234,7 +235,7 @@ def summary(records: Sequence[Record]) -> Iterator[str]:
     differ, bits = (sum(run[k] for run in runs) for k in ("different", "bits"))
     yield f"\n{len(runs):,} runs, {sum(r['tokens'] for r in runs):,} tokens: {differ:,} differ, and {bits:,} of their "
     inexact = sorted({record["group"] for record in records if not record["exact"]})
-    yield f"log-probabilities. The self-test found no exactness in: {'; '.join(inexact) or 'none'}."
+    yield f"log-probabilities. Not exact according to the self-test: {'; '.join(inexact) or 'none'}."
 
 
 def different(records: Sequence[Record]) -> int:
@@ -242,7 +243,7 @@ def different(records: Sequence[Record]) -> int:
 
 
 def work(options: dict[str, Any], groups: Sequence[Group], out: Path) -> None:
-    """Run cases until there are enough runs, or the time is up."""
+    """Run cases until there are enough runs or the time is up."""
     records = read([out])
     done = {(record["group"], record["case"]) for record in records}
     runs, until = sum(len(r["runs"]) for r in records), time.monotonic() + options["seconds"]
@@ -263,19 +264,21 @@ def work(options: dict[str, Any], groups: Sequence[Group], out: Path) -> None:
 
 
 def shard_of(words: str) -> tuple[int, int]:
-    """``i/n``: the part i of n. Raises ValueError."""
+    """Parse ``i/n``, part i of n. Raises BadParameter."""
     part, _, parts = words.partition("/")
     if not part.isdigit() or not parts.isdigit() or not int(part) < int(parts):
-        raise click.BadParameter(f"{words!r} is no part: write 0/2 for the first of two.")
+        raise click.BadParameter(f"{words!r} is not a shard: write 0/2 for the first of two.")
     return int(part), int(parts)
 
 
 @click.command(help=__doc__)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="One JSON object a line for each case.")
-@click.option("--runs", default=10_000, show_default=True, help="In all, over all shards.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="The file of results, one JSON object per case."
+)
+@click.option("--runs", default=10_000, show_default=True, help="Total number of runs, over all shards.")
 @click.option("--shard", default="0/1", show_default=True, help="i/n: this process does part i of n.")
-@click.option("--seconds", default=float("inf"), help="Stop after so long; the next call goes on.")
-@click.option("--only", default="", help="Only models whose name holds this, such as tiny, e2e or float16.")
+@click.option("--seconds", default=float("inf"), help="Stop after this long; the next call continues.")
+@click.option("--only", default="", help="Only models whose name contains this, such as tiny, e2e or float16.")
 @click.option("--compiled/--no-compiled", default=False, show_default=True, help="With compiled layers.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--show", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -287,7 +290,7 @@ def main(out: Path | None, shard: str, only: str, show: tuple[Path, ...], **opti
         os.environ[NO_COMPILER] = "0" if options["compiled"] else "1"
         groups = [group for group in GROUPS if only in group.name][part::parts]
         if not groups:
-            raise click.BadParameter(f"No model's name holds {only!r}, or there are fewer than {parts} of them.")
+            raise click.BadParameter(f"No model's name contains {only!r}, or there are fewer than {parts} of them.")
         options["runs"] = -(-options["runs"] // parts)
         work(options, groups, out)
     records = read(show or [out])

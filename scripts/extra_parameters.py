@@ -1,4 +1,4 @@
-"""What streams add to a model in parameters, counted on models without weights, against Medusa heads and an early exit.
+"""The parameters that streams add to a model, compared with Medusa heads and an early exit; no weights are needed.
 
 python -m scripts.extra_parameters
 """
@@ -17,7 +17,7 @@ from specstream.adapters.weights import Adapter, base_shape
 from specstream.model.introspection import Anatomy
 
 GAMMA, LAYERS, EXIT_RANK, START_RANK, LORA_RANK, PAIR_RANK, HEADS = 4, 6, 8, 64, 16, 64, 4
-# From the config.json that each model is published with.
+# From the published config.json of each model.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "SmolLM2-135M": (
         "llama",
@@ -61,7 +61,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def model(name: str) -> Anatomy:
-    """A published model on the meta device, where nothing is downloaded or stored, and nothing can be computed."""
+    """A published model on the meta device: nothing is downloaded or stored, and nothing can be computed."""
     kind, shape = CONFIGS[name]
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
@@ -82,14 +82,14 @@ def model(name: str) -> Anatomy:
 
 
 def streams(anatomy: Anatomy, **shape: Any) -> int:
-    """Parameters of an adapter with streams that begin as copies of the main stream, unless ``shape`` says more."""
+    """Parameters of an adapter with streams initialised as copies of the main stream, plus what ``shape`` adds."""
     card = Card("", base_shape(anatomy), "", "shared", GAMMA, LAYERS, start_rank=0, lora_rank=0, lora_scale=1.0)
     with torch.device("meta"):
         return Adapter(anatomy, replace(card, **shape)).parameter_count()
 
 
 def medusa_formula(hidden: int, vocabulary: int, heads: int = HEADS) -> int:
-    """The paper's count for Medusa: per head a square map and a projection to the vocabulary, no biases.
+    """The paper's count for Medusa: per head, a square linear layer and a projection to the vocabulary, no biases.
 
     With ``vocabulary`` 0 the heads share the model's own projection.
     """
@@ -97,7 +97,7 @@ def medusa_formula(hidden: int, vocabulary: int, heads: int = HEADS) -> int:
 
 
 def medusa_built(hidden: int, vocabulary: int, heads: int = HEADS) -> int:
-    """The same heads built as Medusa's authors define them, where the square map has a bias."""
+    """The same heads as Medusa's authors define them, where the square layer has a bias."""
 
     def head() -> list[nn.Module]:
         return [nn.Linear(hidden, hidden), *([nn.Linear(hidden, vocabulary, bias=False)] if vocabulary else [])]
@@ -108,7 +108,8 @@ def medusa_built(hidden: int, vocabulary: int, heads: int = HEADS) -> int:
 
 
 def heads(anatomy: Anatomy, kind: str, **shape: Any) -> int:
-    """Parameters of this project's own heads of a kind, which share the model's projection unless ``shape`` says no."""
+    """Parameters of this project's heads of a kind, which share the model's projection unless ``shape`` says
+    otherwise."""
     with torch.device("meta"):
         return KINDS[kind](anatomy, HeadCard(kind, **shape)).parameter_count()
 
@@ -140,7 +141,7 @@ ROWS: dict[tuple[str, str], Callable[[Anatomy, int, int], int]] = {
 
 
 def table() -> Iterator[str]:
-    """Lines of a Markdown table: a row per way to draft, a column per model."""
+    """Lines of a Markdown table: one row per drafting method, one column per model."""
     models = {name: model(name) for name in CONFIGS}
     yield f"| extra parameters | formula | {' | '.join(models)} |"
     yield "|---|---|" + "---|" * len(models)

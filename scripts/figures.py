@@ -1,7 +1,7 @@
-"""Figures of results: one HTML file each, with plotly's own script beside them, so that they open without a network.
+"""Figures of results: one HTML file each, with plotly's script beside them, so that they open offline.
 
 python -m scripts.figures RESULT.json [MORE.json ...] --out FOLDER
-The results are those of `python -m specstream bench --json` (one for each task) and `python -m specstream cost --json`.
+The results are from `python -m specstream bench --json` (one per task) and `python -m specstream cost --json`.
 """
 
 import argparse
@@ -23,7 +23,8 @@ def main() -> None:
 
 
 def write(reports: Sequence[dict[str, Any]], folder: Path, only: Collection[str] = ()) -> Iterator[Path]:
-    """Draw every figure that the results have numbers for, or those of these names; the files as they are written."""
+    """Draw every figure for which the results have numbers, or only those named. Yields the files as they are
+    written."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures(reports).items():
         if name in only or not only:

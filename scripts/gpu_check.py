@@ -1,10 +1,10 @@
-"""All that a CUDA machine is to be asked, in six minutes: invariance, tests of the engine, cost of a step, four tasks.
+"""A six-minute check of a CUDA machine: invariance, tests of the engine, cost of a step, four tasks.
 
 python -m scripts.gpu_check --out FOLDER [--data FOLDER] [--device cuda] [--quick] [--seconds 360]
 
---data holds TASK/dev.jsonl for each task; without it, or without the model on this machine, what needs them is left
-out. FOLDER gets a file of each part's output, its results as JSON and summary.json. Nothing is fetched. Ends with 1 if
-a part failed. It has been run on a CPU only so far, by --device cpu --quick.
+--data holds TASK/dev.jsonl for each task; parts that need it, or the model, are skipped if it is missing. Each part's
+output and its results as JSON are written to FOLDER, with a summary.json. Nothing is downloaded. The exit status is 1
+if a part failed. So far it has been run on a CPU only, with --device cpu --quick.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEFT_OUT, FAILED, DONE = "left out", "failed", "done"
 
 @dataclass(frozen=True)
 class Part:
-    """A command, and how many seconds it may take. ``lacks`` says what is not at hand for it."""
+    """A command, and its time limit in seconds. ``lacks`` names what is missing to run it."""
 
     name: str
     words: tuple[str, ...]
@@ -41,7 +41,7 @@ class Part:
 
 
 def parts(device: str, data: Path | None, quick: bool, out: Path) -> Iterator[Part]:
-    """In the order in which they are run: the shortest first, as a later one may find no time left."""
+    """The parts in the order in which they run: the shortest first, since there may be no time left for later ones."""
     program = ("-m", "specstream")
     model = "" if _has_model() else f"the model {DEFAULT}"
     yield Part("invariance", (*program, "invariance", "--device", device, *_json(out, "invariance")), 60)
@@ -70,7 +70,7 @@ def _has_model() -> bool:
 
 
 def run(part: Part, out: Path, device: str, left: float) -> dict[str, Any]:
-    """Run a part within the time that is left; its output goes to a file of its name."""
+    """Run a part within the time left; its output goes to a file named after it."""
     if part.lacks or left < 1:
         return {"part": part.name, "state": LEFT_OUT, "words": part.lacks or "no time left", "seconds": 0.0}
     environment = os.environ | {"SPECSTREAM_TEST_DEVICE": device, "HF_HUB_OFFLINE": "1"}
@@ -97,8 +97,8 @@ def _last_line(file: Path) -> str:
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--device", default="cuda", show_default=True)
-@click.option("--quick", is_flag=True, help="Little of each part: to try this script.")
-@click.option("--seconds", default=360.0, show_default=True, help="For everything together.")
+@click.option("--quick", is_flag=True, help="Run only a little of each part, to test this script.")
+@click.option("--seconds", default=360.0, show_default=True, help="Time limit for everything together.")
 def main(out: Path, data: Path | None, device: str, quick: bool, seconds: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + seconds

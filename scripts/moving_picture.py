@@ -1,4 +1,4 @@
-"""The moving picture of README.md: the two texts of the page beside each other, as they play at the measured pace.
+"""The animation in README.md: the two texts of the page, playing at the measured pace.
 
     python -m scripts.moving_picture [--out docs/images/race.webp]
 
@@ -21,7 +21,7 @@ from scripts.pictures import IMAGES, LONG, served
 FILE = IMAGES / "race.webp"
 SIZE: ViewportSize = {"width": 1000, "height": 900}
 PLAYING, AT_REST = ".ss-player.ss-playing", ".ss-player:not(.ss-playing)"
-FIRST, LAST = ".ss-result", ".ss-walk"  # what the picture begins and ends with
+FIRST, LAST = ".ss-result", ".ss-walk"  # the top and bottom elements of the picture
 MARGIN = 4  # pixels around them
 WIDTH = 800  # pixels of the picture
 QUALITY = 55
@@ -29,7 +29,7 @@ PAUSE = 2.5  # seconds that the last frame stays
 
 
 def region(page: Page) -> FloatRect:
-    """The part of the page that is taken."""
+    """The part of the page in the picture."""
     first, last = (page.locator(part).first.bounding_box() for part in (FIRST, LAST))
     assert first and last
     top, bottom = first["y"] - MARGIN, last["y"] + last["height"] + MARGIN
@@ -37,7 +37,7 @@ def region(page: Page) -> FloatRect:
 
 
 def frames(page: Page) -> list[tuple[float, Image.Image]]:
-    """What the page shows from its first token to its last, and when, in seconds."""
+    """Screenshots from the first token to the last, with their times in seconds."""
     expect(page.locator(AT_REST).first).to_be_visible(timeout=LONG)  # it has played once by itself
     page.get_by_role("button", name="Play", exact=True).first.click()
     expect(page.locator(PLAYING).first).to_be_visible(timeout=LONG)
@@ -51,7 +51,7 @@ def frames(page: Page) -> list[tuple[float, Image.Image]]:
 
 
 def write(taken: list[tuple[float, Image.Image]], file: Path) -> None:
-    """The frames that differ from the one before, as an animated WebP that begins again."""
+    """Write the frames that differ from their predecessor as a looping WebP."""
     kept = [taken[0], *(now for before, now in zip(taken, taken[1:], strict=False) if now[1] != before[1])]
     ends = [at for at, _ in kept[1:]] + [kept[-1][0] + PAUSE]
     durations = [round(1000 * (end - at)) for end, (at, _) in zip(ends, kept, strict=True)]

@@ -29,16 +29,14 @@ def median_ms(work: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--unpacked", action="store_true", help="PyTorch's own linear maps")
+    parser.add_argument("--unpacked", action="store_true", help="use PyTorch's own linear layers")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     if options.unpacked:
         engine.suits = cpu_linear.suits = lambda *_: False
     loaded = engine.load("smollm2-135m", "e2e", dtype=options.dtype)
     print(heading(loaded.info.dtype, loaded.info.versions["linear"]))
-    print(
-        "| nodes | plain pass, ms | with streams, ms | stream logits, ms | step / plain step |\n|---|---|---|---|---|"
-    )
+    print("| nodes | pass, ms | with streams, ms | stream logits, ms | step / standard step |\n|---|---|---|---|---|")
     single = 0.0
     for nodes in (0, 2, 4, 6, 8, 12, 16, 24, 32):
         draft = Draft(tuple(range(100, 100 + nodes)), tuple(max(-1, i - WIDTH) for i in range(nodes)), (1.0,) * nodes)

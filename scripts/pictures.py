@@ -1,9 +1,9 @@
-"""Pictures of every tab, taken of the running page by a real browser: those of README and docs, or all there are.
+"""Screenshots of the running page in a real browser: those of README and docs, or of every tab.
 
 python -m scripts.pictures                       the pictures in docs/images, with the default model
-python -m scripts.pictures --all --out FOLDER    every tab on a desktop and a phone, light and dark, to look at
-With --toy: the toy model, which is quick. Tabs that the page does not have are left out; a tab that can't be filled in
-time is shown as it opens, and named.
+python -m scripts.pictures --all --out FOLDER    every tab on a desktop and a phone, light and dark, for review
+With --toy: the toy model, which is quick. Tabs that the page does not have are skipped; a tab that can't be filled in
+time is shown as it opens, and reported.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ui.jobs import engine_host
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 DESKTOP, PHONE = 1280, 390
 HEIGHTS = {DESKTOP: 900, PHONE: 844}
-TALL = {"How it works": 1500}  # what needs more than a window on a desktop
+TALL = {"How it works": 1500}  # tabs that need more height than a desktop window
 QUALITY = 80  # of WebP: text stays sharp, a picture takes 30 to 120 kB
-TOP, TABS, TOOLBAR = ".ss-header", "[role=tablist]", ".ss-toolbar:visible"  # what a picture may begin with
+TOP, TABS, TOOLBAR = ".ss-header", "[role=tablist]", ".ss-toolbar:visible"  # elements at the top of a picture
 LONG = 600_000  # milliseconds until a run, a comparison or a small benchmark must have ended
 SETTLED = 1500  # milliseconds for charts and layout after a change
 
@@ -51,25 +51,25 @@ class Shot:
 
 
 def shots(tabs: list[str], everything: bool) -> list[Shot]:
-    """What is taken of these tabs: each once on a light desktop, and a few as they look elsewhere; or all."""
+    """The shots of these tabs: each on a light desktop, and a few in other variants; or all variants."""
     if everything:
         return [Shot(tab, width, dark) for tab in tabs for width in HEIGHTS for dark in (False, True)]
     more = [Shot("Playground", dark=True), Shot("Playground", PHONE), Shot("How it works", PHONE, dark=True)]
     return [Shot(tab) for tab in tabs] + [shot for shot in more if shot.tab in tabs]
 
 
-# ---- what is on the page when a picture is taken ---------------------------------------------------------------------
+# ---- filling the tabs ------------------------------------------------------------------------------------------------
 
 
 def run(page: Page) -> str:
-    """A run to its end, at a step with a deep path. Returns what the picture begins with, as the others do."""
+    """A finished run, at a step with a deep path. Returns the top element of the picture, as the others do."""
     page.get_by_role("button", name="Run", exact=True).click()
     player = page.locator(".ss-player").first
     expect(player.locator(".ss-badge")).to_be_hidden(timeout=LONG)
     expect(player).to_have_attribute("data-state", "done", timeout=LONG)
     expect(player).not_to_have_class(re.compile("ss-playing"), timeout=LONG)
     deep = player.locator(".ss-method .ss-tok.d3").or_(player.locator(".ss-method .ss-tok.d1"))
-    deep.filter(has_text=re.compile(r"\S")).last.click()  # an end of text shows nothing to click
+    deep.filter(has_text=re.compile(r"\S")).last.click()  # an end of text has nothing to click on
     return TOP
 
 
@@ -82,7 +82,7 @@ def compare(page: Page) -> str:
 
 
 def benchmark(page: Page) -> str:
-    """A small one."""
+    """A small benchmark."""
     page.get_by_label("Prompts", exact=True).fill("3")
     page.get_by_role("button", name="Run benchmark").click()
     expect(page.locator(".ss-charts .js-plotly-plot").first).to_be_visible(timeout=LONG)
@@ -91,7 +91,7 @@ def benchmark(page: Page) -> str:
 
 
 def sessions(page: Page) -> str:
-    """The list, with a star."""
+    """The list of runs, one with a star."""
     page.locator(".ss-runs button").nth(0).click()
     page.get_by_label("Star", exact=True).check()
     expect(page.locator(".ss-runs button").filter(has_text="★")).to_be_visible(timeout=LONG)
@@ -107,7 +107,7 @@ FILLED: dict[str, Callable[[Page], str]] = {
 
 
 def fill(page: Page, tab: str) -> str:
-    """Let the tab show something. Returns the selector of what the picture begins with."""
+    """Fill the tab. Returns the selector of the top element of the picture."""
     try:
         return FILLED[tab](page) if tab in FILLED else TABS
     except (Error, AssertionError) as error:
@@ -120,7 +120,7 @@ def fill(page: Page, tab: str) -> str:
 
 @contextmanager
 def served(model: str, toy: bool) -> Iterator[str]:
-    """The page with an empty log; its address."""
+    """Serve the page with an empty log. Yields its URL."""
     choice = {"model": engine_host.TOY if toy else model, "adapter": "auto", "device": "auto", "dtype": "auto"}
     loader = (lambda progress, **chosen: load_toy(pace=0.02)) if toy else None
     known = engine_host.Engines(choice, loader)
@@ -143,11 +143,11 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def take(page: Page, shot: Shot, begin: str, folder: Path) -> Path:
-    """The page as the shot wants it, as a WebP file. The browser makes it small."""
+    """Save the page as the shot describes it, as a WebP file. The browser scales it down."""
     height = TALL.get(shot.tab, HEIGHTS[DESKTOP]) if shot.width == DESKTOP else HEIGHTS[PHONE]
     page.set_viewport_size({"width": shot.width, "height": height})
     page.evaluate("dark => document.body.classList.toggle('dark', dark)", shot.dark)
-    page.mouse.move(0, 0)  # over nothing that answers
+    page.mouse.move(0, 0)  # away from anything that reacts to the pointer
     page.wait_for_timeout(SETTLED)
     page.locator(begin).first.evaluate("e => e.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(SETTLED)
@@ -160,7 +160,7 @@ def take(page: Page, shot: Shot, begin: str, folder: Path) -> Path:
 
 
 def pictures(page: Page, folder: Path, everything: bool, only: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Fill one tab after the other and take its pictures."""
+    """Fill one tab after another and take its pictures."""
     tabs = [tab for tab in page.get_by_role("tab").all_inner_texts() if not only or tab in only]
     wanted = shots(tabs, everything)
     for tab in tabs:
@@ -175,7 +175,7 @@ def pictures(page: Page, folder: Path, everything: bool, only: tuple[str, ...] =
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=IMAGES, show_default=True)
 @click.option("--model", default="smollm2-135m", show_default=True)
-@click.option("--toy", is_flag=True, help="The toy model: no weights.")
+@click.option("--toy", is_flag=True, help="Use the toy model, which needs no weights.")
 @click.option("--all", "everything", is_flag=True, help="Every tab in both sizes, light and dark.")
 @click.option("--tab", "only", multiple=True, help="Only this tab; may be given several times.")
 def main(out: Path, model: str, toy: bool, everything: bool, only: tuple[str, ...]) -> None:

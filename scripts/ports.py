@@ -1,4 +1,4 @@
-"""A port that is free now: neither tests nor scripts count on a fixed one."""
+"""A port that is free now: neither tests nor scripts rely on a fixed one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Time of all linear maps of one pass of SmolLM2 135M, by the product that computes them and the number of rows.
+"""Time of all linear layers of one pass of SmolLM2 135M, by matmul implementation and number of rows.
 
 python -m scripts.products [--repeats 15]
 
-Random weights of its shapes, every layer its own, so that they come from memory as in a model; the products in turn.
+Random weights of its shapes, separate for every layer, so that they are read from memory as in a model. The
+implementations take turns.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ Product = Callable[[Tensor], object]
 
 
 def eight_bits(linear: nn.Linear) -> Product:
-    """PyTorch's product of bfloat16 rows and int8 weights, with a scale for each output."""
+    """PyTorch's matmul of bfloat16 rows and int8 weights, with one scale per output."""
     scale = linear.weight.abs().amax(1) / 127
     weight = (linear.weight / scale[:, None]).round().to(torch.int8)
     return lambda x: torch._weight_int8pack_mm(x[0], weight, scale.bfloat16())
 
 
 def matmul_of_bytes(linear: nn.Linear) -> Product:
-    """The matmul of our int8 format without the rounding of its rows, which compiled layers do beside other work."""
+    """The matmul of our int8 format without quantising its rows, which compiled layers fuse with other work."""
     made = Int8Linear(linear.weight)
     return lambda x: made._product(x[0].to(torch.uint8))
 
@@ -53,7 +54,7 @@ KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Product]]] = {
 
 @torch.inference_mode()
 def milliseconds(repeats: int) -> dict[tuple[str, int], float]:
-    """By kind and rows; medians for each shape, summed over a pass."""
+    """Milliseconds by kind and number of rows: medians for each shape, summed over a pass."""
     total: dict[tuple[str, int], float] = defaultdict(float)
     for out, width, count in SHAPES:
         made = {
@@ -74,7 +75,7 @@ def milliseconds(repeats: int) -> dict[tuple[str, int], float]:
 
 
 def table(total: dict[tuple[str, int], float]) -> Iterator[str]:
-    yield f"| product, ms for rows | {' | '.join(map(str, ROWS))} |"
+    yield f"| matmul, ms by rows | {' | '.join(map(str, ROWS))} |"
     yield "|---" * (1 + len(ROWS)) + "|"
     for name in KINDS:
         yield f"| {name} | {' | '.join(f'{total[name, rows]:.1f}' for rows in ROWS)} |"

@@ -1,5 +1,5 @@
-"""Published models by their configs alone, with no weights: do their parts load, what do streams add, what memory is
-needed to decode and to train. Nothing is downloaded.
+"""Published models, from their configs only: whether their parts are found, the parameters that streams add, and the
+memory needed to decode and to train. Nothing is downloaded.
 
 python -m scripts.published
 """
@@ -19,8 +19,8 @@ from specstream.model import memory
 from specstream.model.introspection import Anatomy, dissect
 from specstream.training.config import Config
 
-TOKENS, ANSWER = 256, 96  # of a row, and of the response in it
-# From the config.json that each model is published with.
+TOKENS, ANSWER = 256, 96  # tokens of a row, and of the response in it
+# From the published config.json of each model.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2.5-0.5B": (
         "qwen2",
@@ -71,7 +71,7 @@ def parts(name: str) -> Anatomy:
 
 
 def facts(name: str) -> dict[str, int]:
-    """Parameters, those that streams add in both modes, and bytes to decode and to train."""
+    """The parameters, those that streams add in both modes, and the bytes needed to decode and to train."""
     anatomy, config = parts(name), Config()
     added = {}
     for mode in ("lossless", "shared"):
@@ -94,7 +94,7 @@ def facts(name: str) -> dict[str, int]:
 
 
 def table() -> Iterator[str]:
-    """Lines of a Markdown table, a row per model."""
+    """Lines of a Markdown table, one row per model."""
     yield "| model | parameters | streams add, lossless | shared | weights in bfloat16 | training, lossless | shared |"
     yield "|---|---|---|---|---|---|---|"
     for name in sorted(ALL, key=str.lower):

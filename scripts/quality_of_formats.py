@@ -1,10 +1,10 @@
-"""What each number format changes: the model's distances from float32, its texts' quality, and its tokens per step.
+"""The effect of each number format: distance of the model from float32, quality of its texts, tokens per step.
 
 python -m scripts.quality_of_formats --data DIR [--limit 20] [--distances 12] [--tokens 48] [--tasks e2e,sql]
 
-DIR holds a folder for each task with its held-out rows in dev.jsonl. Distances are the mean KL divergence, in nats,
-from float32's distributions to the format's on float32's own greedy answers to the prompts of chat, and the share of
-tokens for which both would choose the same. Texts are those of standard decoding; streaming writes the same.
+DIR holds TASK/dev.jsonl with the held-out rows of each task. Distances are the mean KL divergence, in nats, from
+float32's distributions to the format's, on float32's own greedy answers to the chat prompts, and the share of tokens on
+which both agree. Texts are those of standard decoding; streaming writes the same.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from specstream.params import Sampling, Standard, Streaming
 from specstream.session import token_ids
 
 MODEL = "smollm2-135m"
-Text = tuple[list[int], int]  # tokens, and where the answer begins
+Text = tuple[list[int], int]  # tokens, and the index at which the answer begins
 
 
 def texts_of(loaded: engine.Engine, questions: Sequence[str], tokens: int) -> list[Text]:
-    """The greedy answers of a model to questions of a chat, of at most ``tokens`` tokens."""
+    """The greedy answers of a model to chat questions, of at most ``tokens`` tokens."""
     texts = []
     for question in questions:
         prompt = loaded.prompt("chat", question)
@@ -40,7 +40,7 @@ def texts_of(loaded: engine.Engine, questions: Sequence[str], tokens: int) -> li
 
 
 def distances(exact: engine.Engine, other: engine.Engine, texts: Sequence[Text]) -> tuple[float, float]:
-    """Mean KL divergence in nats from ``exact`` to ``other``, and the share of tokens that both would choose."""
+    """Mean KL divergence in nats from ``exact`` to ``other``, and the share of tokens on which both agree."""
     pairs = [(_answer_logits(exact, text), _answer_logits(other, text)) for text in texts]
     p, q = (torch.cat(parts).double().log_softmax(-1) for parts in zip(*pairs, strict=True))
     return float((p.exp() * (p - q)).sum(-1).mean()), float((p.argmax(-1) == q.argmax(-1)).double().mean())
@@ -55,7 +55,7 @@ def _answer_logits(loaded: engine.Engine, text: Text) -> Tensor:
 
 
 def evaluated(loaded: engine.Engine, name: str, data: Path, limit: int) -> list[str]:
-    """The cells of a table's row: the quality of the texts of a task, and tokens per step of streaming."""
+    """The cells of a table row: the quality of a task's texts, and tokens per step of streaming."""
     items = evaluation.read_items(loaded, str(data / name / "dev.jsonl"), "", task(name), limit)
     results = [
         evaluation.evaluate(loaded, items, name, method, Sampling(max_new_tokens=128))

@@ -1,4 +1,4 @@
-"""Record the runs of the gallery, the worst too: each prompt with streams and with standard decoding, measured here.
+"""Record the runs of the gallery, including the worst: each prompt with streams and standard decoding, measured here.
 
 python -m scripts.record_gallery [--out assets/gallery]
 """
@@ -14,8 +14,8 @@ from specstream.engine import Engine
 from specstream.params import Sampling, Streaming
 
 TOKENS, REPEATS = 128, 3
-METHODS = {"12-tree-too-large": Streaming(budget=64)}  # where it is not the default
-# (file, what it shows, adapter, task, prompt), those of one adapter together
+METHODS = {"12-tree-too-large": Streaming(budget=64)}  # files whose method is not the default
+# (file, what it shows, adapter, task, prompt), grouped by adapter
 RUNS = (
     ("01-restaurant", "A restaurant from a list of facts", "e2e", "e2e",
      "name[Marlow & Rye], eatType[pub], food[English], priceRange[less than £20], customer rating[low], "
@@ -58,14 +58,14 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for adapter, runs in groupby(RUNS, key=lambda run: run[2]):
         loaded = engine.load("smollm2-135m", adapter)
-        loaded.refresh(wait=True)  # compiled layers, as soon as they are there: all runs on the same ones
+        loaded.refresh(wait=True)  # wait for compiled layers, so that all runs use the same ones
         for file, label, _, task, prompt in runs:
             example = {"label": label, "task": task, "prompt": prompt}
             write(out / f"{file}.json", middle(loaded, example, METHODS.get(file, Streaming())))
 
 
 def middle(loaded: Engine, example: dict[str, str], method: Streaming) -> dict[str, Any]:
-    """The run with the middle speed-up of some: a single one may have been disturbed by what else the machine did."""
+    """The run with the median speed-up of several: a single one may have been disturbed by other work of the machine."""
     runs = [record(loaded, example, method, Sampling(max_new_tokens=TOKENS)) for _ in range(REPEATS)]
     return sorted(runs, key=lambda run: run["verdict"]["speedup"] or 0)[REPEATS // 2]
 

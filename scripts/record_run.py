@@ -1,4 +1,4 @@
-"""Record the run that the page shows before any model is loaded: the first example prompt, both methods, measured here.
+"""Record the run that the page shows before a model is loaded: the first example prompt, both methods, measured here.
 
 python -m scripts.record_run [--out assets/recorded_run.json]
 """
@@ -19,8 +19,8 @@ from specstream.session import run_session
 from specstream.target.lens import look
 
 ASSETS = Path(__file__).parents[1] / "assets"
-METHOD = Streaming(budget=NODES)  # on any machine: a larger tree is too small to read in a picture on a phone
-DIGITS = 6  # of numbers in the file: microseconds, and more of a probability than is ever shown
+METHOD = Streaming(budget=NODES)  # on every machine: a larger tree would be unreadable on a phone
+DIGITS = 6  # digits of numbers in the file: microseconds, and more of a probability than is ever shown
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def record(loaded: Engine, example: dict[str, str], method: Streaming, sampling: Sampling) -> dict[str, Any]:
-    """The values of a recorded run: what was asked for, what it ran on, all events of both methods."""
+    """The values of a recorded run: the request, the model and machine, all events of both methods."""
     prompt = loaded.prompt(example["task"], example["prompt"])
     list(run_session(loaded, prompt, method, sampling))  # warms up both methods
     lanes: dict[str, list[dict[str, Any]]] = {str(lane): [] for lane in Lane}
@@ -50,7 +50,7 @@ def record(loaded: Engine, example: dict[str, str], method: Streaming, sampling:
 
 
 def looks(loaded: Engine, values: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """What the streams saw before each step of a recorded run."""
+    """The stream lens before each step of a recorded run."""
     ids = loaded.encode(loaded.prompt(values["task"], values["prompt"]))
     found = {}
     for step in values["lanes"][str(Lane.METHOD)]:
@@ -67,7 +67,7 @@ def write(out: Path, values: dict[str, Any]) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """The same values with numbers of few digits."""
+    """The same values with rounded numbers."""
     if isinstance(value, dict):
         return {name: rounded(v) for name, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""How long after Stop the page shows the final summary: the toy model in a real browser, at several times of a step.
+"""How long after Stop the page shows the final summary: the toy model in a real browser, with various step times.
 
 python -m scripts.stop_time [--pace 0.02 --pace 1.5] [--times 5]
 """
@@ -33,7 +33,7 @@ def served(pace: float) -> Iterator[str]:
 def stopped_after(page: Page) -> float:
     """Seconds from the click on Stop to the final summary."""
     page.get_by_role("button", name="Run", exact=True).click()
-    page.wait_for_function("document.querySelector('.ss-player').dataset.state === 'running'")  # no recorded run's text
+    page.wait_for_function("document.querySelector('.ss-player').dataset.state === 'running'")  # not the recorded run
     page.locator(".ss-player").first.locator(".ss-method .ss-tok").nth(3).wait_for(timeout=120_000)
     began = time.perf_counter()
     page.get_by_role("button", name="Stop", exact=True).click()
@@ -43,7 +43,7 @@ def stopped_after(page: Page) -> float:
 
 @click.command()
 @click.option(
-    "--pace", "paces", type=float, multiple=True, default=(0.02, 1.5), show_default=True, help="Of a step, s."
+    "--pace", "paces", type=float, multiple=True, default=(0.02, 1.5), show_default=True, help="Seconds per step."
 )
 @click.option("--times", default=5, show_default=True)
 def main(paces: tuple[float, ...], times: int) -> None:

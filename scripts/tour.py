@@ -1,11 +1,11 @@
-"""A stranger's tour of the page in a real browser, with the seconds at each stage: from the start of the program over
-the first paint and a finished run to a comparison, saved as one file and opened again.
+"""A first visitor's tour of the page in a real browser, with the seconds at each stage: starting the program, the first
+paint, a finished run, and a comparison that is saved as one file and opened again.
 
     python -m scripts.tour                                                        the toy model: no weights
-    python -m scripts.tour --command "make run" --url http://127.0.0.1:7860/      from a start of your own
-    python -m scripts.tour --url URL                                              a page that is served already
+    python -m scripts.tour --command "make run" --url http://127.0.0.1:7860/      started by your own command
+    python -m scripts.tour --url URL                                              a page that is already served
 
-Exit status 1 where a stage is not reached in time.
+The exit status is 1 if a stage is not reached in time.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from scripts.browser import chromium
 from scripts.ports import free_port
 
 ROOT = Path(__file__).parents[1]
-Stage = tuple[str, float]  # what is reached, and the time.monotonic() of it
+Stage = tuple[str, float]  # what was reached, and time.monotonic() then
 
 
 @contextmanager
 def started(command: list[str]) -> Iterator[None]:
-    """A program that runs beside the tour; nothing where the command is empty."""
+    """Run a program during the tour; nothing if the command is empty."""
     program = (
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True) if command else None
     )
@@ -42,12 +42,12 @@ def started(command: list[str]) -> Iterator[None]:
         yield
     finally:
         if program:
-            os.killpg(program.pid, signal.SIGTERM)  # make and what it started
+            os.killpg(program.pid, signal.SIGTERM)  # make and its children
             program.wait()
 
 
 def answered(url: str, seconds: float) -> float:
-    """Wait until the page answers. Raises ClickException where it does not in time."""
+    """Wait until the page answers. Raises ClickException if it does not in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -78,7 +78,7 @@ def tour(browser: Browser, url: str, width: int, seconds: float) -> Iterator[Sta
 
 
 def comparison(page: Page, patience: float) -> Iterator[Stage]:
-    """Compare all methods of the loaded model, and share what came of it."""
+    """Compare all methods of the loaded model, and share the result."""
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Compare", exact=True).click()
     page.locator(".ss-race .ss-lanes > *").first.wait_for()
@@ -95,17 +95,17 @@ def comparison(page: Page, patience: float) -> Iterator[Stage]:
 
 
 def opened(page: Page, file: Path) -> None:
-    """The shared file shows its table by itself. Raises Error where it asks another host for anything."""
+    """Check that the shared file shows its table on its own. Raises Error if it requests anything from another host."""
     page.context.set_offline(True)
     page.goto(file.as_uri())
     page.get_by_role("table").first.wait_for()
 
 
 @click.command()
-@click.option("--url", help="Where the page is served (default: a program that the tour starts, on a free port).")
-@click.option("--command", help="What to start first; it must serve the page at --url.")
-@click.option("--seconds", default=600.0, show_default=True, help="Most seconds for one stage.")
-@click.option("--width", default=1280, show_default=True, help="Of the window, in pixels.")
+@click.option("--url", help="URL of the page (default: the tour starts the program on a free port).")
+@click.option("--command", help="A command to start first, which must serve the page at --url.")
+@click.option("--seconds", default=600.0, show_default=True, help="Time limit for each stage.")
+@click.option("--width", default=1280, show_default=True, help="Width of the window in pixels.")
 def main(url: str | None, command: str | None, seconds: float, width: int) -> None:
     """Take the tour and print the seconds at each stage."""
     if command and not url:
@@ -120,7 +120,7 @@ def main(url: str | None, command: str | None, seconds: float, width: int) -> No
 
 
 def told(stages: Iterator[Stage], began: float) -> None:
-    """Print the stages as they are reached. Raises ClickException for one that is not reached in time."""
+    """Print the stages as they are reached. Raises ClickException if one is not reached in time."""
     try:
         for words, reached in stages:
             click.echo(f"{reached - began:7.1f} s  {words}")

@@ -1,9 +1,9 @@
-"""Many visitors at once: real browser windows on the toy model, each with runs of its own, some stopped on the way.
+"""Many visitors at once: real browser windows on the toy model, each with its own runs, some of which are stopped.
 
     python -m scripts.visitors [--visitors 20] [--seconds 120]
 
-Each run has a seed of its own, so its text is known beforehand. Afterwards: every window showed its own texts only, the
-log holds every run with its visitor, and the program's memory has not grown. Exit status 1 where that is not so.
+Each run has its own seed, so its text is known beforehand. Checked at the end: every window showed only its own texts,
+the log has every run with its visitor, and the program's memory has not grown. The exit status is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
 FLAGS = ("--disable-background-timer-throttling", "--disable-renderer-backgrounding",
          "--disable-backgrounding-occluded-windows")  # fmt: skip
 PROMPT, TOKENS, TEMPERATURE = "name[Visitor {}]", 60, 1.3
-STOPPED = 5  # one run of so many is stopped by its visitor
+STOPPED = 5  # one in so many runs is stopped by its visitor
 WAIT = 240_000  # milliseconds
 STATUS = "document.querySelector('.ss-toolbar .ss-status')"
 STOP = "(() => { const stop = document.querySelector('#stop'); stop.click(); return !stop.disabled; })()"
-GROWTH = 0.1  # of the memory after half the time, at the end
+GROWTH = 0.1  # most growth of memory from half-time to the end, as a share
 
 
 @dataclass
 class Visitor:
-    """A window, and what became of its runs."""
+    """A window, and the results of its runs."""
 
     number: int
     page: Page
@@ -78,15 +78,15 @@ class Visitor:
         page.get_by_label("Ignore end of text").first.check()
 
     def begin(self) -> None:
-        """The next run, with the next seed."""
+        """Start the next run, with the next seed."""
         self.runs += 1
         self.stopping = self.runs % STOPPED == 0
         self.page.get_by_label("Seed").first.fill(str(self.seed))
-        self.page.evaluate(f"{STATUS}.textContent = 'asked'")  # until the page hears of the run
+        self.page.evaluate(f"{STATUS}.textContent = 'asked'")  # until the page shows the run
         self.page.get_by_role("button", name="Run", exact=True).click()
 
     def look(self) -> None:
-        """Stop where that is due; when the run has ended, compare and begin the next."""
+        """Stop the run if it is due; when it has ended, check it and start the next."""
         if self.busy():
             if self.stopping and random.random() < 0.3:
                 self.stopping = not self.page.evaluate(STOP)
@@ -98,7 +98,7 @@ class Visitor:
         return bool(self.page.evaluate(f"{STATUS}.textContent === 'asked' || document.querySelector('#run').disabled"))
 
     def compare(self) -> None:
-        """The text on the page belongs to the run that was asked for, and is whole unless it was stopped."""
+        """Check that the text on the page is that of the requested run, complete unless it was stopped."""
         status = self.page.evaluate(f"{STATUS}.textContent")
         shown = self.page.evaluate("document.querySelector('.ss-player .ss-method').textContent")
         wanted = self.expected(self.seed)
@@ -108,7 +108,7 @@ class Visitor:
 
 
 def visits(browser: Browser, url: str, engine: Engine, count: int) -> list[Visitor]:
-    """So many windows, each with a storage of its own."""
+    """Open so many windows, each with its own storage."""
     out = []
     for number in range(1, count + 1):
         page = browser.new_context(viewport={"width": 1000, "height": 700}).new_page()
@@ -120,7 +120,7 @@ def visits(browser: Browser, url: str, engine: Engine, count: int) -> list[Visit
 
 
 def finish(visitors: list[Visitor]) -> None:
-    """Wait for the runs under way and compare them as well."""
+    """Wait for the runs in progress and check them too."""
     for visitor in visitors:
         while visitor.busy():
             time.sleep(0.1)
@@ -128,7 +128,7 @@ def finish(visitors: list[Visitor]) -> None:
 
 
 def check_log(runlog: RunLog, visitors: list[Visitor]) -> list[str]:
-    """What the log has wrong: runs that are missing, mixed up, or not what their seed gives."""
+    """Errors in the log: runs that are missing, mixed up, or differ from what their seed gives."""
     faults, owners = [], {}
     counted: Counter[str] = Counter()
     for row in runlog.runs(limit=runlog.count()):
@@ -144,16 +144,16 @@ def check_log(runlog: RunLog, visitors: list[Visitor]) -> list[str]:
 
 
 def lost(visitor: Visitor, counted: Counter[str]) -> bool:
-    """Runs that were stopped before they began are none, and not logged."""
+    """Runs that were stopped before they started are not logged."""
     most = visitor.runs
     return not most - most // STOPPED <= counted[visitor.prompt] <= most
 
 
 @click.command()
 @click.option("--visitors", "count", default=20, show_default=True)
-@click.option("--seconds", default=120.0, show_default=True, help="How long they go on.")
+@click.option("--seconds", default=120.0, show_default=True, help="How long to continue.")
 def main(count: int, seconds: float) -> None:
-    """Open the windows, let them run, look at what they saw and at the log."""
+    """Open the windows, let them run, and check their texts and the log."""
     engines = Engines(CHOICE, lambda progress, **choice: load_toy(0.005))
     engines.load()
     runlog = RunLog(Path(tempfile.mkdtemp(prefix="visitors-")) / "runs.db")
@@ -173,7 +173,7 @@ def main(count: int, seconds: float) -> None:
 
 
 def go_on(visitors: list[Visitor], seconds: float) -> list[int]:
-    """Let everyone run again and again; the program's memory about once a second."""
+    """Let all windows run repeatedly. Returns the program's memory, sampled about once a second."""
     for visitor in visitors:
         visitor.begin()
     sizes, until = [memory.used()], time.monotonic() + seconds

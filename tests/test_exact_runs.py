@@ -78,7 +78,7 @@ def test_shards_share_the_models_and_none_is_done_twice() -> None:
 @pytest.mark.parametrize("words", ["2/2", "1", "a/b", "-1/2"])
 def test_a_shard_that_is_none_is_refused(tmp_path: Path, words: str) -> None:
     done = call(tmp_path / "runs.jsonl", "--shard", words)
-    assert done.exit_code == 2 and "is no part" in done.output
+    assert done.exit_code == 2 and "is not a shard" in done.output
 
 
 def test_neither_a_file_to_write_nor_to_show_is_refused() -> None:

@@ -113,7 +113,7 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     assert f"decoding, slowest prompt | {streaming['speedup_lowest']:.2f} |" in text
     assert "Medusa heads" not in text
     assert "## e2e" in text and "## Cost of a step" in text and "| chosen:" in text
-    assert "## Beside llama.cpp: e2e" in text and "| Standard decoding, int8 | 77.8 | 1.00 | 1.00 | 2.00 |" in text
+    assert "## Against llama.cpp: e2e" in text and "| Standard decoding, int8 | 77.8 | 1.00 | 1.00 | 2.00 |" in text
     assert "int8: 2 of 2 texts are the same." in text
     assert "## Tuned for this machine: e2e" in text and "## Pruning on and off over the width: e2e" in text
     assert (tmp_path / "figures" / "speedup.html").exists() and (tmp_path / "figures" / "prediction.html").exists()
