@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def middle(loaded: Engine, example: dict[str, str], method: Streaming) -> dict[str, Any]:
-    """The run with the median speed-up of several: a single one may have been disturbed by other work of the machine."""
+    """The run with the median speed-up of several: a single one may have been disturbed by other processes."""
     runs = [record(loaded, example, method, Sampling(max_new_tokens=TOKENS)) for _ in range(REPEATS)]
     return sorted(runs, key=lambda run: run["verdict"]["speedup"] or 0)[REPEATS // 2]
 
