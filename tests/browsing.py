@@ -1,7 +1,7 @@
-"""What browser tests share: a browser, a page that is served and opened, and what axe-core finds on it.
+"""Shared by browser tests: a browser, a served page, and the findings of axe-core.
 
-Playwright looks again and again until what is expected is there, so its patience is long: it costs time only where a
-test fails. What is expected must stay: a state that passes may be over before the first look; ``overhear`` keeps it.
+Playwright retries until an expectation holds, so timeouts are long: they cost time only where a
+test fails. Expected states must persist: a transient one may be over before the first look; ``overhear`` records it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ui.access_rules import OPEN, Rules
 from ui.jobs.engine_host import Engines
 
 SLOW = 120_000  # milliseconds: a machine that trains beside the tests is slow
-LOOKS, QUIET = 1200, 3  # at what is under way, a tenth of a second apart; so many in a row see nothing
+LOOKS, QUIET = 1200, 3  # looks a tenth of a second apart; so many in a row must see nothing in progress
 expect.set_options(timeout=SLOW)
 
-# Events that were sent and have no answer yet. The stream of answers says nothing of it: gradio's page opens another
+# Events that were sent and have no answer yet. The stream of answers does not show this: gradio's page opens another
 # one for an event that was answered before its number came, and that stays open until there is another event.
 COUNT_ASKED = """
 if (!window.asked) {
@@ -60,7 +60,7 @@ if (!window.asked) {
   };
 }
 """
-# What a slow network may do: numbers of events come after their answers.
+# As on a slow network: event ids arrive after their answers.
 LATE_NUMBERS = """
 const quick = window.fetch;
 let turn = 0;
@@ -82,7 +82,7 @@ MARKS = [
 
 @contextmanager
 def served(runlog: Any, rules: Rules = OPEN) -> Iterator[str]:
-    """The whole page on the toy model; its address."""
+    """Serve the whole page on the toy model. Yields its URL."""
     choice = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
     engines = Engines(choice, lambda progress, **chosen: load_toy(pace=0.005), rules)
     engines.load()
@@ -93,14 +93,14 @@ def served(runlog: Any, rules: Rules = OPEN) -> Iterator[str]:
 
 
 def window(browser: Browser, width: int = 1280) -> Page:
-    """A fresh window with a long patience."""
+    """A new window with a long timeout."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.set_default_timeout(SLOW)
     return page
 
 
 def load(page: Page, address: str) -> None:
-    """Open an address, and wait for the answers to what the page asks of its own accord: none undoes a test's input."""
+    """Open a URL, and wait until the page's own requests are answered, so that none overwrites a test's input."""
     page.add_init_script(COUNT_ASKED)
     with page.expect_request("**/queue/join**"):
         page.goto(address)
@@ -114,7 +114,7 @@ def load(page: Page, address: str) -> None:
 
 
 def noted(page: Page, url: str) -> list[str]:
-    """Errors of a page and requests to other hosts, as they come."""
+    """The errors of a page and its requests to other hosts, appended as they occur."""
     problems: list[str] = []
     said = problems.append
     page.on("console", lambda message: said(message.text) if message.type == "error" else None)
@@ -128,7 +128,7 @@ def noted(page: Page, url: str) -> list[str]:
 def visit(
     browser: Browser, url: str, tab: str, width: int = 1280, theme: str = "light", query: str = ""
 ) -> Iterator[Page]:
-    """A tab in a fresh window, or what a ``query`` opens. Afterwards: a silent console, no other host asked."""
+    """A tab in a new window, or the page that a ``query`` opens. Afterwards: nothing on the console, no other host."""
     page = window(browser, width)
     problems = noted(page, url)
     load(page, f"{url}?__theme={theme}{query}")
@@ -143,7 +143,7 @@ def visit(
 
 
 def overhear(page: Page, selector: str) -> Callable[[], list[str]]:
-    """A function that gives all that elements said since now, one after the other: a state that passes is in it."""
+    """A function that returns all texts of elements since now, in order, including transient ones."""
     page.evaluate(
         """selector => {
           const said = window.said = [];
@@ -159,7 +159,7 @@ def overhear(page: Page, selector: str) -> Callable[[], list[str]]:
 
 def open_tab(page: Page, name: str) -> None:
     """Choose a tab; on a narrow page it may be behind "More tabs"."""
-    page.get_by_role("tablist").first.wait_for()  # a page that is loaded again has none at first
+    page.get_by_role("tablist").first.wait_for()  # a reloaded page has none at first
     tab = page.get_by_role("tab", name=name)
     if not tab.is_visible():
         page.get_by_role("button", name="More tabs").click()
@@ -173,7 +173,7 @@ def is_local(asked: str, url: str) -> bool:
 
 
 def serious(page: Page) -> list[str]:
-    """What axe-core calls serious or critical, as one line each."""
+    """The serious and critical findings of axe-core, one line each."""
     found = Axe().run(page).response["violations"]
     return [
         f"{one['id']}: {node['target']} {node['failureSummary']}"

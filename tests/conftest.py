@@ -1,4 +1,4 @@
-"""What every test needs: no network, no telemetry. Set before gradio, transformers or huggingface_hub is imported."""
+"""For every test: no network, no telemetry. Set before gradio, transformers or huggingface_hub is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-if TYPE_CHECKING:  # playwright is for those tests that need it
+if TYPE_CHECKING:  # only browser tests need playwright
     from playwright.sync_api import Browser
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -19,7 +19,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["SPECSTREAM_NO_COMPILER"] = "1"
 settings.register_profile("any machine", deadline=None)  # a busy one takes its time
 settings.load_profile("any machine")
-if "PYTEST_XDIST_WORKER" in os.environ:  # processes that each compute with all cores hold each other up
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that all use every core slow each other down
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -36,7 +36,7 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a browser or the real model come first: they last, and processes that share the files end together."""
+    """Files with a browser or the real model run first: they take longest, so parallel workers finish together."""
     long = {item.path for item in items if {"browser", "real_model"} & {mark.name for mark in item.iter_markers()}}
     for item in items:
         if item.path.name in SLOW:
@@ -64,7 +64,7 @@ class Pace:
 
 @pytest.fixture
 def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
-    """How long the toy model takes: a test that needs something to last, or to end, says so."""
+    """The speed of the toy model, for tests that need a run to last or to end."""
     from specstream.testing import toy
 
     pace = Pace()

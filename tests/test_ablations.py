@@ -1,4 +1,4 @@
-"""The script of the ablations trains, keeps what is done, and makes its tables from that alone."""
+"""The ablation script trains, stores its results, and makes its tables from those only."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ CARD = Card(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A real adapter of a tiny model, with what training leaves beside it."""
+    """A real adapter of a tiny model, with the other files that training leaves."""
     out = tmp_path / "adapter"
     anatomy, adapter = tiny.model_with_adapter("llama")
     weights.save(
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Hub:
-    """A Hub that remembers what was done to it."""
+    """A Hub that records calls."""
 
     def __init__(self) -> None:
         self.repos: dict[str, bool] = {}  # name: private
@@ -90,7 +90,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def http_error(kind: Any, status: int) -> Exception:
-    """What the library raises for an answer of the Hub with this status."""
+    """The library's exception for a Hub response with this status."""
     response = SimpleNamespace(status_code=status, headers={}, request=None)
     error: Exception = kind(f"{status} Client Error\nmore", response=response)
     return error

@@ -1,4 +1,4 @@
-"""The named endpoints as programs use them: what docs/api.md shows runs, and the tools of the MCP server."""
+"""The named endpoints as programs use them: the examples in docs/api.md run, and so do the tools of the MCP server."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_the_endpoints_are_tools_of_an_mcp_server(tmp_path: Path) -> None:
 
 
 async def call_tool(url: str) -> tuple[dict[str, Any], str]:
-    """The tools by name with what they take, and what the one that generates answers."""
+    """The tools by name with their arguments, and the answer of the one that generates."""
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
 

@@ -1,5 +1,5 @@
 """Data as people have it: sorted, cut off, from pipes, with byte-order marks and odd characters, and rows that can't be
-used. All of it is read, or told by file and line."""
+used. All of it is read, or reported by file and line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def line(**columns: str) -> str:
 
 
 def reading(name: str) -> Callable[[Path], object]:
-    """What reads a file of rows, of the task e2e or of questions."""
+    """The functions that read a file of rows, of the task e2e or of questions."""
     loaded = toy.load_toy(pace=0)
     return {
         "train": lambda file: read_examples(str(file), task("e2e"), Letters(), 100_000),
@@ -139,7 +139,7 @@ def test_what_follows_a_line_of_progress_that_was_cut_off_is_read(tmp_path: Path
 
 @pytest.fixture
 def pipe(tmp_path: Path):
-    """Makes a pipe that gives a text once, as ``<(...)`` of a shell does."""
+    """Makes a pipe that yields a text once, as a shell's ``<(...)`` does."""
     ends: list[int] = []
 
     def make(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark: what is measured on what, the formulas on known numbers, and outside references on a tiny model."""
+"""The benchmark: what is measured, the formulas on known numbers, and transformers' methods on a tiny model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHORT = Sampling(max_new_tokens=30)
 
 
 class Noting(runner.Ours):
-    """A contender that notes when it runs."""
+    """A contender that records when it runs."""
 
     def __init__(self, loaded: Any, method: Any, log: list[tuple[str, str]]) -> None:
         super().__init__(loaded, method)
@@ -159,7 +159,7 @@ def test_tables_say_what_the_results_say() -> None:
     assert cells["method"] == "Speculative Streaming" and cells["identical"] == "1/2"
     assert cells["tokens per step"] == "2.14" and cells["step cost"] == "1.50" and cells["waste"] == "2.27"
     assert cells["prompt passes, s"] == "2.00" and cells["lowest"] == "1.00"
-    assert cells["speed-up (95 %)"] == "1.23"  # two prompts tell no interval
+    assert cells["speed-up (95 %)"] == "1.23"  # two prompts are too few for an interval
     head, _, by_category = bench.categories(results_of_both)
     assert head.endswith("| a | b |") and by_category == "| Speculative Streaming | 2.20 | 1.00 |"
     (told,) = bench.differences(results_of_both)
@@ -176,7 +176,7 @@ def test_interval_covers_the_suite_ratio_and_needs_five_prompts() -> None:
 
 
 def test_peak_memory_sees_a_large_tensor() -> None:
-    """In a process of its own: the memory of one that has run a thousand tests may shrink at any moment."""
+    """In a separate process: the memory of one that has run a thousand tests may shrink at any moment."""
     code = """
 from specstream.bench.provenance import PeakMemory
 memory = PeakMemory("cpu")

@@ -1,4 +1,4 @@
-"""Memory by method: each in a process that loads what the method needs, and nothing else."""
+"""Memory by method: each in a process that loads only what the method needs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_streaming_keeps_streams_and_leaves_heads_out(model: Path, tmp_path: Pat
 def test_nothing_is_left_of_an_adapter_that_only_drafts(model: Path, tmp_path: Path) -> None:
     mode = read_card(model / "adapter").mode
     made = memory.reduced(str(model / "adapter"), str(model), "standard", tmp_path)
-    assert (made == "none") == (mode == "lossless")  # its streams lie on the base as it is
+    assert (made == "none") == (mode == "lossless")  # its streams are on the untuned base
 
 
 def test_a_main_lora_is_kept_without_its_streams(tmp_path: Path) -> None:

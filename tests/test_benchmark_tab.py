@@ -44,7 +44,7 @@ def url(runlog: RunLog) -> Iterator[str]:
 
 def start(page: Page, prompts: int = QUICK, repeats: int = 1) -> None:
     run = page.get_by_role("button", name="Run benchmark")
-    expect(run).to_be_enabled()  # what ran before has ended, and undoes no input
+    expect(run).to_be_enabled()  # the previous run has ended, and overwrites no input
     for label, value in (("Prompts", prompts), ("Repeats", repeats)):
         page.get_by_label(label, exact=True).fill(str(value))
         expect(page.get_by_label(label, exact=True)).to_have_value(str(value))
@@ -133,7 +133,7 @@ def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pac
     pace.factor = 0.1
     wait_until_done(page)
     assert cells(page, "identical")[0] == "4/4"
-    page.reload()  # nothing goes on any more: the log has it
+    page.reload()  # the run has ended, and the log has it
     open_tab(page, "Benchmark")
     expect(status(page)).to_have_text("Your last result, from the log.")
     assert cells(page, "identical")[0] == "4/4"

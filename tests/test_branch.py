@@ -1,4 +1,4 @@
-"""Going on from another word, and the guessing game."""
+"""Continuing from another token, and the guessing game."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_branch_begins_as_it_was_told_and_is_linked_to_its_run(tmp_path: Path)
     assert first.text.startswith(begin) and begin.endswith(last)
     ask = branch.asked(first, begin)
     again = run(engines, runlog, ask)
-    assert begin + again.text[: 40 - len(begin)] == first.text[:40]  # the same model goes on as it did
+    assert begin + again.text[: 40 - len(begin)] == first.text[:40]  # the same model continues as before
     row = runlog.run(again.log_id)
     assert row["settings"]["branch"] == {"of": first.log_id, "after": begin} and row["prompt"] == PROMPT
     assert dict(history.facts(row))["Goes on after"] == f"{begin} (from run {first.log_id})"

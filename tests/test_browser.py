@@ -1,4 +1,4 @@
-"""The page in a real browser, on the toy engine: what a visitor sees and does."""
+"""The page in a real browser, on the toy engine, as a visitor sees and uses it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def log_markup(runlog: RunLog) -> None:
 
 
 def log_end_of_text(runlog: RunLog) -> None:
-    """A logged run that accepted an end of text, below which more was drafted."""
+    """A logged run that accepted an end of text with more nodes drafted below it."""
     recorder = runlog.start(load_toy().info, "ends inside its tree", "raw", "streaming", {})
     fates = (Fate.ACCEPTED, Fate.UNREACHED, Fate.REJECTED, Fate.UNREACHED, Fate.UNREACHED)
     texts = ("end", "child", "no", "kid", "grandchild")
@@ -79,7 +79,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 def open_settings(page: Page, more: bool = False) -> None:
-    """Unfold the settings of the Playground, where they are not unfolded yet."""
+    """Unfold the settings of the Playground if they are folded."""
     if not page.get_by_label("Max new tokens").first.is_visible():
         unfold(page, "Model:")
     if more:
@@ -184,7 +184,7 @@ def test_numbers_are_folded_away(page: Page) -> None:
 
 
 def press_stop(page: Page) -> None:
-    """As a click, but once: a click that the page draws over is tried again, and finds "Run" on the same button."""
+    """A click without retries: one that the page redraws is retried, and would find "Run" on the same button."""
     page.get_by_role("button", name="Stop", exact=True).dispatch_event("click")
 
 
@@ -349,7 +349,7 @@ def test_the_recording_stands_still_where_less_motion_is_asked_for(browser: Brow
     page = context.new_page()
     page.goto(url)
     expect(player(page).locator(".ss-node.accepted").first).to_be_visible()
-    assert player(page).locator(".ss-node.rejected").count() > 0  # a step that tells something
+    assert player(page).locator(".ss-node.rejected").count() > 0  # a step worth showing
     expect(player(page)).not_to_have_class(re.compile("ss-playing"))
     context.close()
 
@@ -470,7 +470,7 @@ def test_keys_run_step_and_stop(page: Page, pace: Pace) -> None:
     where = player(page).locator(".ss-where")
     page.get_by_role("heading", level=1).click()
     last = int(strip(page).get_attribute("aria-valuemax") or 0)
-    page.keyboard.press("ArrowRight")  # what plays by itself ends
+    page.keyboard.press("ArrowRight")  # autoplay ends
     now = int((where.text_content() or "0").split()[0])
     page.keyboard.press("ArrowLeft")
     expect(where).to_have_text(f"{now - 1} of {last}")
@@ -502,7 +502,7 @@ def test_a_page_loaded_again_in_the_middle_of_a_run_finds_it(
     assert page.get_by_label("Prompt", exact=True).first.input_value() == "name[Otter Hall]"
     press_stop(page)
     expect(page.get_by_text("Done: stopped by you")).to_be_visible()
-    page.reload()  # nothing goes on any more: the log has it
+    page.reload()  # the run has ended, and the log has it
     expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log: .*stopped"))
     assert player(page).locator(".ss-method").inner_text().startswith(begun)
     page.close()
@@ -519,7 +519,7 @@ def test_leaving_in_the_middle_of_a_run_is_no_error(page: Page, pace: Pace, monk
 
 
 def test_a_link_that_leads_nowhere_leaves_the_run_alone(page: Page, pace: Pace) -> None:
-    """A download is such a link, and so is one that the visitor takes back: the page stays, so its streams must."""
+    """A download is such a link, and so is one that the visitor cancels: the page stays, so its streams must."""
     endless(page, pace, "name[Heron House]")
     page.route("**/nowhere", lambda route: route.fulfill(status=204))
     page.evaluate("location.href = '/nowhere'")

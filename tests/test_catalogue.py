@@ -1,4 +1,4 @@
-"""Models: the order of sources, broken downloads, what is refused, and the choice of device and dtype."""
+"""Models: the order of sources, broken downloads, refusals, and the choice of device and dtype."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENTRY = catalogue.CATALOGUE[DEFAULT]
 
 @pytest.fixture(autouse=True)
 def empty_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty caches for every test but those of the real model."""
+    """Empty caches for every test except those of the real model."""
     if "real_model" not in request.keywords:
         monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "home"))
         monkeypatch.setattr(sources, "hub_cached", lambda hub_id: None)
@@ -513,7 +513,7 @@ def test_a_damaged_config_is_one_sentence(llama: Path, tmp_path: Path, text: str
 
 
 def retokenized(llama: Path, folder: Path, change: Any) -> Path:
-    """The tiny model, whose rows are numbered to 119, with a changed tokenizer."""
+    """The tiny model, whose token ids end at 119, with a changed tokenizer."""
     copy(llama, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     change(tokenizer)
@@ -573,7 +573,7 @@ def test_the_tokenizer_of_a_larger_model_is_refused(llama: Path, tmp_path: Path)
 
 
 def test_a_special_token_that_nothing_needs_is_read_as_text(llama: Path, tmp_path: Path, caplog: Any) -> None:
-    """Gemma's tokenizer has one for images, for which its models of text have no row."""
+    """Gemma's tokenizer has a token for images, for which its text models have no row."""
     folder = retokenized(
         llama, tmp_path / "image", lambda t: t.add_special_tokens({"additional_special_tokens": ["<image>"]})
     )

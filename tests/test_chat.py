@@ -1,4 +1,4 @@
-"""Conversations: the prompt that they make, the panel above the prompt box, each turn in the log."""
+"""Conversations: their prompts, the panel above the prompt box, each turn in the log."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_page_loaded_again_learns_of_the_turn_that_ended_meanwhile() -> None:
     assert chat.newer(kept.add("c", "d"), row) == kept.add("c", "d")  # known already
     assert chat.newer(Chat(), row) == Chat()  # a new conversation was begun
     assert chat.newer(kept, row | {"settings": {}}) == kept and chat.newer(kept, row | {"output": None}) == kept
-    assert chat.newer(kept, row | {"status": "stopped"}) == kept  # the answer was broken off
+    assert chat.newer(kept, row | {"status": "stopped"}) == kept  # the answer was interrupted
 
 
 def test_the_form_asks_with_the_conversation_only_where_the_model_can_chat(engines: Engines) -> None:
@@ -167,7 +167,7 @@ def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:
         view = View(Feed("live"))
         view.add((Lane.METHOD, Finished(reason)))
         assert view.whole is whole
-    assert not View(Feed("live")).whole  # stopped without waiting for the step under way
+    assert not View(Feed("live")).whole  # stopped without waiting for the current step
 
 
 def test_an_answer_is_coloured_where_it_stands_and_can_be_asked_for_again(engines: Engines) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: nothing in them is unpickled, and what is damaged, old or can't be written is told in one sentence."""
+"""Checkpoints: nothing in them is unpickled; damaged, old or unwritable ones give a one-sentence error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.trainings import rows, save_model
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """The folder of a training that stopped after three steps."""
+    """The folder of a training run that stopped after three steps."""
     run = trainer(tmp_path / "out", epochs=1)
     run.train(DATA, [], lambda event: None, lambda: run.progress.step == 3)
     return tmp_path / "out"
@@ -125,7 +125,7 @@ def test_training_draws_nothing_from_the_global_generators(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_that_was_being_written_is_none_to_go_on_from(tmp_path: Path) -> None:
-    """A training killed while it wrote its first one."""
+    """A training run killed while it wrote its first one."""
     (tmp_path / "checkpoint.new").mkdir()
     assert not has_checkpoint(tmp_path) and not trainer(tmp_path).resume()
     (tmp_path / "checkpoint-medusa.old").mkdir()
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_was_being_written_is_none_to_go_on_from(tmp_path: Pat
 
 
 def in_float16(run, monkeypatch: pytest.MonkeyPatch, scale: float):
-    """Give a training on a processor what it has in float16: a scaler of gradients, which overflow above 65,504."""
+    """Give training on a CPU what it has in float16: a gradient scaler, and gradients that overflow above 65,504."""
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
@@ -152,7 +152,7 @@ def in_float16(run, monkeypatch: pytest.MonkeyPatch, scale: float):
 
 
 def test_a_step_with_infinite_gradients_is_skipped_in_float16(tmp_path: Path, monkeypatch) -> None:
-    """The scaler begins with a factor that is too large."""
+    """The scaler starts with a factor that is too large."""
     run = in_float16(trainer(tmp_path, epochs=4), monkeypatch, 2.0**24)
     before = [p.clone() for p in run.adapter.parameters()]
     moved = []

@@ -1,4 +1,4 @@
-"""The command line: every bad input gives one line on standard error and a non-zero exit; good input its JSON forms."""
+"""The command line: bad input gives one line on standard error and a non-zero exit status; good input, its JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROW = {
 
 @pytest.fixture
 def toy_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The commands on the toy model, without its pace, with a log of their own."""
+    """The commands on the toy model at full speed, with a separate log."""
     monkeypatch.setenv("SPECSTREAM_DB", str(tmp_path / "toy.db"))
     monkeypatch.setattr("specstream.engine.load", lambda *args, **kwargs: toy.load_toy(pace=0))
 
@@ -288,7 +288,7 @@ EVIL = "=1+1 \x1b[2J\x1b]0;title\x07 \x9b31m \u202egnp \x7f日本🦊é"
 
 @pytest.fixture
 def log(tmp_path: Path) -> RunLog:
-    """A log with one run, whose prompt would steer a terminal."""
+    """A log with one run, whose prompt contains control characters."""
     engine, log = toy.load_toy(pace=0), RunLog(tmp_path / "runs.db")
     with log.start(engine.info, EVIL, "", "streaming", {}) as recorder:
         for item in run_session(engine, "Text:", Streaming(), Sampling(max_new_tokens=9)):
@@ -325,7 +325,7 @@ def test_text_on_a_terminal_can_not_steer_it(toy_engine, monkeypatch, capsys) ->
 
 
 def specstream(*args: str, **settings: Any) -> subprocess.Popen[bytes]:
-    """The program in a process of its own."""
+    """The program in a separate process."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-m", "specstream", *args], **pipes | settings)
 

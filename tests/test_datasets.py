@@ -1,4 +1,4 @@
-"""Where rows come from: a file and a dataset of the Hub give the same rows; every failure is one sentence."""
+"""Sources of rows: a file and a dataset on the Hub give the same rows; every failure is one sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """A Hub whose one dataset is that folder; what was asked of it."""
+    """A Hub whose only dataset is that folder. Returns the requests it gets."""
     asked: list[tuple[Any, ...]] = []
 
     def load(name: str, config: str | None, split: str, revision: str | None) -> Any:

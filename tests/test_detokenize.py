@@ -1,4 +1,4 @@
-"""Text as it streams: always the decoding of all tokens, whatever the tokenizer, the script and the stop strings."""
+"""Streamed text always equals decoding all tokens, whatever the tokenizer, the script and the stop strings."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def streamed(kind: str, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[str
         out += new
         if stopped:
             return out, count
-        assert whole(kind, ids).startswith(out) or stop  # nothing is ever taken back
+        assert whole(kind, ids).startswith(out) or stop  # text is never retracted
     return out + stream.flush(), len(ids)
 
 

@@ -1,4 +1,4 @@
-"""Devices and number formats: what is chosen on which hardware, and the reason."""
+"""Devices and number formats: the choice for each kind of hardware, and its reason."""
 
 from __future__ import annotations
 

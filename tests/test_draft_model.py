@@ -110,7 +110,7 @@ def test_alternatives_stand_beside_the_chain_and_low_confidence_ends_it() -> Non
 
 
 def test_settings_beyond_the_draft_models_context_or_vocabulary() -> None:
-    """A shorter context ends the drafts and nothing else; unused ids beyond the tokenizer's may differ in number."""
+    """A shorter context ends only the drafts; the number of unused ids beyond the tokenizer's may differ."""
     model = tiny.tiny("llama")
     sampling = Sampling(max_new_tokens=40, temperature=1.5)
     want = tiny.generate_ids(model, PROMPT, sampling)
@@ -180,7 +180,7 @@ TABLES = torch.randn(2, SIZE, SIZE, generator=torch.Generator().manual_seed(2)) 
 
 
 class Markov:
-    """A model whose next token depends on the last one alone: logits are a row of a table ``[SIZE, SIZE]``."""
+    """A model whose next token depends only on the last one: logits are a row of a table ``[SIZE, SIZE]``."""
 
     context, vocabulary, stream_rows, pruned = 500, SIZE, 0, frozenset()
 
@@ -219,7 +219,7 @@ def test_sampled_drafts_have_the_targets_distribution() -> None:
     texts = torch.tensor([first_tokens(seed) for seed in range(RUNS)])
     cells = (texts * torch.tensor([SIZE**3, SIZE**2, SIZE, 1])).sum(-1)
     counts = torch.bincount(cells, minlength=SIZE**4).double()
-    rare = want * RUNS < 5  # too few to count each on its own
+    rare = want * RUNS < 5  # too rare to count individually
     got = torch.cat([counts[~rare], counts[rare].sum()[None]])
     expected = torch.cat([want[~rare], want[rare].sum()[None]]) * RUNS
     chi = ((got - expected) ** 2 / expected).sum()
@@ -274,11 +274,11 @@ def test_without_a_draft_model_the_reason_is_said(folder: Path) -> None:
     assert loaded.info.draft_model == "none"
     with pytest.raises(engine.MethodUnavailable, match="No draft model is loaded: name a smaller model"):
         next(loaded.generate(TEXT, DraftModel()))
-    assert not any("draft model" in note for note in loaded.info.notes)  # most people want none
+    assert not any("draft model" in note for note in loaded.info.notes)  # no second model by default
 
 
 class Words:
-    """What of a tokenizer is compared."""
+    """The properties of a tokenizer that are compared."""
 
     def __init__(self, words: str, special: str = "") -> None:
         self._words, self._special = words.split(), special

@@ -395,7 +395,7 @@ def test_session_verdict_and_stop() -> None:
 
 
 class Liar(toy.ToyTarget):
-    """A target whose tree passes are wrong: what the verdict must call a mismatch."""
+    """A target whose tree passes are wrong, which the verdict must call a mismatch."""
 
     def verify(self, root, draft):
         return super().verify(root, draft).roll(1 if len(draft) else 0, -1)
@@ -630,7 +630,7 @@ def test_float32_check_puts_the_model_back_bit_for_bit() -> None:
 
 
 class Tied(toy.ToyTarget):
-    """Two tokens nearly tie everywhere; a pass over a tree rounds the other way than a plain one."""
+    """Two tokens nearly tie everywhere; a pass over a tree rounds differently from a pass over one row."""
 
     def verify(self, root, draft):
         return self._tied(super().verify(root, draft), 8e-6 if len(draft) else -8e-6)
@@ -653,7 +653,7 @@ def test_a_tie_is_called_one() -> None:
 
 
 def refuses_memory() -> None:
-    torch.empty(1 << 55)  # on a CPU that is a plain RuntimeError
+    torch.empty(1 << 55)  # on a CPU it is a plain RuntimeError
 
 
 def refuses_memory_as_on_a_gpu() -> None:

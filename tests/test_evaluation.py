@@ -84,7 +84,7 @@ def test_intervals_hold_the_mean_and_narrow_with_more_values() -> None:
         assert low < 50 < high
     # Two standard errors of a fair coin: 100 / sqrt(n)
     assert high - low == pytest.approx(2 * 1.96 * 50 / 500**0.5, rel=0.15)
-    assert mean_interval([1.0, 9.0]) == (None, None)  # two values tell no interval
+    assert mean_interval([1.0, 9.0]) == (None, None)  # two values are too few for an interval
     assert mean_interval([3.0] * 5) == (3.0, 3.0)
 
 

@@ -30,7 +30,7 @@ STOCK_SUMS = {"gpt2"}  # its linear layers are of a kind that is not packed: PyT
 
 
 def ready(family: str, kind: str, gamma: int = 3, mode: str = "shared", exit_rank: int = 0) -> tuple[Anatomy, Adapter]:
-    """A tiny model and adapter as the engine makes them ready."""
+    """A tiny model and adapter, prepared as the engine does it."""
     anatomy, adapter = tiny.model_with_adapter(family, gamma, mode=mode, exit_rank=exit_rank)
     if kind == "bfloat16":
         anatomy.model.bfloat16()
@@ -43,7 +43,7 @@ def ready(family: str, kind: str, gamma: int = 3, mode: str = "shared", exit_ran
 
 
 class Bushy(Oracle):
-    """The oracle's tree, filled up to ``nodes`` with tokens of no use at places of no order."""
+    """The oracle's tree, filled up to ``nodes`` with useless tokens at random positions."""
 
     nodes = 64
 
@@ -63,7 +63,7 @@ class Bushy(Oracle):
 
 
 class Twin:
-    """Standard decoding of the tokens of a run, beside it: holds the two to each other after every step."""
+    """Standard decoding of the tokens of a run, compared with it after every step."""
 
     def __init__(self, run: Run, plain: ModelTarget) -> None:
         self._plain, self._at = plain, len(run.ids)
@@ -94,7 +94,7 @@ class Twin:
 
 
 def bushy_run(anatomy: Anatomy, adapter: Adapter, variant: Variant, sampling: Sampling, seed: int) -> Run:
-    """A run whose trees hold the true continuation, often spoilt."""
+    """A run whose trees contain the true continuation, often corrupted."""
     want = tiny.ids_of(tiny.finish(tiny.standard_run(anatomy, PROMPT, sampling)))
     made = ModelTarget(anatomy, adapter, variant)
     drafter = Bushy(made, want, 0.25, seed, len(PROMPT))
@@ -127,7 +127,7 @@ def test_pruned_rows_change_nothing(kind: str, deferred: bool) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_stock_attention_and_stock_sums_are_caught(family: str) -> None:
-    """What the tests above hold would be seen to fail: the mutants."""
+    """Mutants: the tests above would detect these faults."""
     anatomy, adapter = ready(family, "float32")
     assert self_test.exact(anatomy)
     anatomy.model.set_attn_implementation("eager")

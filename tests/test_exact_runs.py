@@ -1,4 +1,4 @@
-"""The script of exact runs: it goes on where it stopped, and it sees a difference."""
+"""The script of exact runs: it continues where it stopped, and it detects a difference."""
 
 from __future__ import annotations
 

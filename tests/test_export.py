@@ -1,4 +1,4 @@
-"""What leaves the page: a run or a race as one file, a picture, an animation, the gallery."""
+"""Exports of the page: a run or a race as one file, a picture, an animation, the gallery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of extra parameters: its counts are the paper's, and those of the adapters that are really built."""
+"""The table of extra parameters: its counts equal the paper's, and those of the adapters actually built."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_base_models_have_their_published_size(table) -> None:
 
 
 def test_lora_by_hand(table) -> None:
-    """Rank 16, seven maps a layer: 16 numbers per input and per output of each."""
+    """Rank 16, seven linear layers per decoder layer: 16 numbers per input and per output of each."""
     shapes = [(576, 1536, 192, 30), (2048, 8192, 512, 16), (4096, 14336, 1024, 32)]
     for column, (h, inner, kv, layers) in enumerate(shapes):
         start = table["and a pair map of rank 64"][column]
@@ -82,7 +82,7 @@ def test_lora_by_hand(table) -> None:
 
 
 def test_bundled_heads_have_what_their_shape_says(script) -> None:
-    """The weights files beside the adapters that come with the program."""
+    """The weights files of the bundled adapters' heads."""
     h = script.model("SmolLM2-135M").hidden_size
     for folder in bundled("smollm2-135m").values():
         for kind, card in read_card(folder).heads.items():
@@ -93,7 +93,7 @@ def test_bundled_heads_have_what_their_shape_says(script) -> None:
 
 
 def test_the_bundled_adapter_has_that_many(script) -> None:
-    """The weights file of an adapter that comes with the program."""
+    """The weights file of a bundled adapter."""
     folder = bundled("smollm2-135m")["e2e"]
     card = read_card(folder)
     weights = load_file(folder / WEIGHTS)

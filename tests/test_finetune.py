@@ -1,4 +1,4 @@
-"""The Fine-tune tab without a browser: what it asks for, refuses, shows and sends again."""
+"""The Fine-tune tab without a browser: what it requests, refuses, shows and restores."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tab() -> FineTune:
 
 @pytest.fixture
 def values(tab: FineTune, tmp_path: Path) -> Callable[..., dict[Any, Any]]:
-    """The form as it is laid out, with 60 rows as the own file, and changes by name."""
+    """The form's defaults, with an uploaded file of 60 rows, and changes by name."""
     file = tmp_path / "mine.jsonl"
     file.write_text(rows(60))
 
@@ -210,7 +210,7 @@ def test_what_to_expect_comes_from_the_last_training_of_the_model(registry) -> N
 def shown(
     tab: FineTune, registry: Registry, name: str | None = None, seen: Any = None, mine: bool = True, by="minutes"
 ):
-    """What is sent, by the name of the part."""
+    """The values sent, by the name of the component."""
     updates = tab.shown(registry, name, by, seen, lambda training: mine)
     names = {id(part): field for field, part in vars(tab).items()}
     return {names[id(part)]: value for part, value in updates.items()}
@@ -281,7 +281,7 @@ def test_a_stopped_training_can_go_on_by_its_owner_only(tab: FineTune, registry)
 
 
 class UnderWay(Registry):
-    """A registry where one training runs."""
+    """A registry with one active training run."""
 
     def _alive(self, record: Any, folder: Path) -> bool:
         return folder.name == "going"
@@ -296,7 +296,7 @@ def test_others_see_that_a_training_is_under_way(tab: FineTune, tmp_path: Path) 
     found = shown(tab, registry, "done", mine=False)
     assert "A training run is under way (going): about 12 seconds left." in found["status"]
     assert not found["train"]["interactive"] and not found["stop"]["interactive"] and found["timer"].active
-    first = shown(tab, registry)  # nothing was chosen: the one under way is shown
+    first = shown(tab, registry)  # nothing was chosen: the active one is shown
     assert first["listing"]["value"] == "going" and first["stop"]["interactive"]
     assert not first["delete"]["interactive"] and first["use"]["interactive"]  # the best so far can be tried already
 

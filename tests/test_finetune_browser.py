@@ -1,4 +1,4 @@
-"""The Fine-tune tab in a real browser: trainings of a tiny model, in processes of their own."""
+"""The Fine-tune tab in a real browser: training runs of a tiny model, in separate processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def url(home: Path) -> Iterator[str]:
-    """The toy model is loaded at first; others are really loaded."""
+    """The toy model is loaded at first; other models are actually loaded."""
 
     def loader(model: str, progress: Any, **choice: str) -> Any:
         return load_toy(pace=0.0) if model == TOY else load(model, progress, **choice)
@@ -58,12 +58,12 @@ def url(home: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """A fresh page on the tab. Afterwards: nothing on the console, nothing asked of other hosts."""
+    """A new page on the tab. Afterwards: nothing on the console, no requests to other hosts."""
     page = window(browser)
     problems = noted(page, url)
     visit(page, url)
     yield page
-    found = list(problems)  # closing cuts streams off too
+    found = list(problems)  # closing also cuts streams off
     page.close()
     assert not found, found
 
@@ -86,7 +86,7 @@ def put(page: Page, label: str, value: str) -> None:
 
 
 def upload(page: Page, file: Path) -> None:
-    """Choose the task sql and a file of one's own."""
+    """Choose the task sql and upload a file."""
     page.get_by_label("Task").locator("visible=true").first.click()
     page.get_by_role("option", name="Questions to SQL").click()
     page.get_by_label("A file of my own (JSONL)").check()
@@ -95,7 +95,7 @@ def upload(page: Page, file: Path) -> None:
 
 
 def ask(page: Page, home: Path, name: str, minutes: str) -> None:
-    """Fill in a training of the tiny model."""
+    """Fill in the form for a training run of the tiny model."""
     unfold(page, "More settings")
     expect(field(page, "Layers")).to_be_visible()
     field(page, "Base model").fill(str(home / "tiny"))
@@ -127,7 +127,7 @@ def wait_for_steps(page: Page, more_than: int) -> int:
 
 
 def curve(page: Page) -> int:
-    """How many points the curve of the main stream's loss has."""
+    """The number of points of the main stream's loss curve."""
     return page.evaluate("document.querySelectorAll('.ss-plot .js-plotly-plot')[0]?.data[0]?.x.length ?? 0")
 
 
@@ -189,9 +189,9 @@ def test_a_training_survives_the_page_is_stopped_and_goes_on(browser: Browser, u
     visit(other, url)
     expect(status(other)).to_have_text(re.compile(r"A training run is under way \(long\): .* left"))
     other.close()
-    visit(page, url)  # loaded again
+    visit(page, url)  # reloaded
     expect(field(page, "Training")).to_have_value("long: under way")
-    wait_for_steps(page, before)  # it went on meanwhile, and still does
+    wait_for_steps(page, before)  # it continued meanwhile, and still does
     page.get_by_role("button", name="Stop training").click()
     expect(status(page)).to_have_text(re.compile("Stopped at step"))
     stopped = steps(page)

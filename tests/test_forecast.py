@@ -1,4 +1,4 @@
-"""What a training is said to bring: more rows bring more, and what is known is not guessed."""
+"""Forecasts of training: more rows give more, and known results are not guessed."""
 
 from __future__ import annotations
 

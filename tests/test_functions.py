@@ -1,4 +1,4 @@
-"""Functions are short: what is long is two things, or a table."""
+"""Functions are short: a long one is two functions, or a table."""
 
 from __future__ import annotations
 

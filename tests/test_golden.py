@@ -74,7 +74,7 @@ def test_many_seeds(temperature: float) -> None:
 
 
 class Oracle(Drafter):
-    """Drafts the reference continuation as a tree with wrong siblings; each true token is spoilt at a rate.
+    """Drafts the reference continuation as a tree with wrong siblings; each true token is corrupted at a rate.
 
     Random streams accept almost nothing, which would let broken code pass; this drives accepted paths of every length.
     """

@@ -1,4 +1,4 @@
-"""Medusa heads and the early exit that drafts: what they draft, and that the output stays that of standard decoding."""
+"""Medusa heads and early-exit drafting: what they draft, and that the output stays that of standard decoding."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Scripted:
         self.probs, self.asked = probs, []
 
     def synchronize(self) -> None:
-        """Nothing runs elsewhere."""
+        """Nothing runs asynchronously."""
 
     def early_exit(self):
         from contextlib import nullcontext
@@ -199,7 +199,7 @@ class Scripted:
 def test_the_exit_drafts_a_chain_with_alternatives_while_it_is_confident() -> None:
     source = Scripted([[0.1, 0.6, 0.3, 0.0], [0.8, 0.0, 0.1, 0.1], [0.0, 0.1, 0.0, 0.9], [0.7, 0.1, 0.1, 0.1]])
     draft = EarlyExitDrafter(source, [9], EarlyExit(confidence=0.45, width=2, budget=9)).propose(8)
-    assert source.asked == [9, 1, 0]  # 0.6 and 0.48 go on, 0.6 * 0.8 * 0.9 does not
+    assert source.asked == [9, 1, 0]  # 0.6 and 0.48 continue, 0.6 * 0.8 * 0.9 does not
     # Joint: 1 .6, 1 0 .48, 1 0 3 .432, 2 .3, 1 2 .06, 1 0 1 .048
     assert draft.tokens == (1, 0, 3, 2, 2, 1)
     assert draft.parents == (-1, 0, 1, -1, 0, 1)
@@ -262,7 +262,7 @@ def test_drafts_keep_to_the_draft_vocabulary() -> None:
         medusa = MedusaHeads(anatomy, HeadCard("medusa", 2, projection, draft_vocabulary=20), ids).to(anatomy.device)
         logits = medusa.spread(anatomy, medusa.row_scores(anatomy, state))
         assert logits.isfinite().nonzero()[:, 1].tolist() == [*range(40, 60)] * 2
-        # With its map at zero a head is the model's own; so is a copy of the head's rows.
+        # With zero weights a head equals the model's own; so does a copy of the head's rows.
         torch.testing.assert_close(logits[:, ids], anatomy.head_logits(state)[ids].expand(2, -1))
     exit = ExitHead(anatomy, HeadCard("exit", layers=2, rank=4, draft_vocabulary=20), ids).to(anatomy.device)
     torch.testing.assert_close(exit.logits(anatomy, state)[ids], anatomy.logits(state)[ids])
@@ -365,7 +365,7 @@ def test_the_toy_model_has_both(params, temperature: float) -> None:
 
 
 def test_passes_that_draft_are_a_phase_of_their_own() -> None:
-    """The toy sleeps in each of its passes, and its heads and streams cost it nothing."""
+    """The toy sleeps in each of its passes, while its heads and streams cost nothing."""
     engine = toy.load_toy(pace=0.02)
     for params in (Standard(), PromptLookup(), Streaming(), Medusa(), EarlyExit(), DraftModel()):
         steps = [e for e in engine.generate("Text:", params, Sampling(max_new_tokens=12)) if isinstance(e, Step)][1:]

@@ -1,4 +1,4 @@
-"""How it works: pictures that are drawn from the recorded run and nothing else, their words, the glossary."""
+"""How it works: pictures drawn only from the recorded run, their captions, the glossary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who imports whom: packages are layers without circles, and each keeps to what it may know."""
+"""Imports: packages are layers without cycles, and each imports only what it may."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def graph(inside: bool) -> dict[str, set[str]]:
 
 
 def circle(edges: dict[str, set[str]]) -> list[str]:
-    """One circle of a graph, or nothing."""
+    """One cycle of a graph, or nothing."""
     done: set[str] = set()
 
     def walk(name: str, path: list[str]) -> list[str]:
@@ -186,7 +186,7 @@ def test_replay_needs_no_torch_and_no_gradio() -> None:
 
 
 def test_the_files_that_are_compiled_are_there() -> None:
-    """The key of a compiled layer is made of their text: one that moves must be named anew."""
+    """Their text is part of the key of a compiled layer, so the list must follow a file that moves."""
     from specstream.target.compiled import COMPILED_IN
 
     assert all((ROOT / "specstream" / name).is_file() for name in COMPILED_IN)

@@ -1,4 +1,4 @@
-"""The table of operations: what is exact is called so, and what is not never is."""
+"""The table of operations: exact ones are reported as exact, and others never are."""
 
 from __future__ import annotations
 

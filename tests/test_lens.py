@@ -1,4 +1,4 @@
-"""The stream lens: it tells what the streams really drafted, leaves no trace, and shows texts as they are."""
+"""The stream lens: it shows what the streams actually drafted, has no side effects, and escapes texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: what a model will need, and that it is given back when another is loaded or the model is unloaded."""
+"""Memory: how much a model will need, and that it is freed when another is loaded or the model is unloaded."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_what_a_folder_needs_is_its_parameters_times_bytes_and_its_cache(folder:
     assert memory.need(str(folder), "cpu", "bfloat16") == Need(2 * parameters, 2 * per_token * 256, 256)
     loaded_first = (
         4 if cpu_linear.works(half=True) else 2
-    )  # bytes: float16 is packed from float32, and computed with in it
+    )  # bytes: float16 is packed from float32, and computes in float32
     assert memory.need(str(folder), "cpu", "float16") == Need(
         loaded_first * parameters, loaded_first * per_token * 256, 256
     )

@@ -1,4 +1,4 @@
-"""A model whose layers wait in main memory and on disk drafts, and writes what it writes in one piece."""
+"""A model with layers in main memory and on disk drafts, and writes the same text as when loaded whole."""
 
 from __future__ import annotations
 

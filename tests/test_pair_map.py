@@ -1,4 +1,4 @@
-"""The pair map: its candidates against a slow reference, trees of them, and the same text as ever."""
+"""The pair map: its candidates against a slow reference, trees of them, and an unchanged output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Playground in a real browser: chat, the line before the model, the model panel, a demo, text of every script."""
+"""The Playground in a real browser: chat, the queue for the model, the model panel, a demo, text in every script."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from ui.jobs.engine_host import Engines
 
 pytestmark = MARKS
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
-LOADED: list[dict[str, str]] = []  # what was asked for, load by load
+LOADED: list[dict[str, str]] = []  # the models requested, in order
 SCRIPTS = ["  two\n", "\tspaces ", "\n\n", "שלום", " مرحبا", " 🌊", "👩‍👩‍👧", " e\u0301", "漢字", " end"]
 
 
 def toy_of(pace: float) -> Any:
-    """A loader that gives the toy model in the name of the one that is wanted."""
+    """A loader that returns the toy model under the requested name."""
 
     def loader(progress: Any, **choice: str) -> Any:
         LOADED.append(choice)
@@ -86,7 +86,7 @@ def player(page: Page) -> Locator:
 
 
 def ask(page: Page, text: str) -> None:
-    expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()  # the run before is over
+    expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()  # the previous run has ended
     prompt(page).fill(text)
     prompt(page).press("Control+Enter")
 
@@ -176,7 +176,7 @@ def test_an_adapter_that_was_chosen_by_name_stays_and_the_hint_offers_the_other(
 
 
 def endless(page: Page) -> None:
-    """A run that goes on until it is stopped."""
+    """A run that continues until it is stopped."""
     unfold(page, "Model:")
     unfold(page, "More settings")
     page.get_by_label("Ignore end of text").first.check()
@@ -303,7 +303,7 @@ def test_a_step_without_a_draft_says_why(browser: Browser, url: str, log: RunLog
         shown = page.locator(".ss-player").locator("visible=true")
         expect(shown).to_have_attribute("data-state", "done")
         words = "e => getComputedStyle(e, '::before').content"
-        shown.get_by_role("slider", name="Step").press("End")  # a run opens at the step that tells most
+        shown.get_by_role("slider", name="Step").press("End")  # a run opens at its most informative step
         assert "Only one token was left to write" in shown.locator(".ss-tree").evaluate(words)
         shown.get_by_role("button", name="Previous step").click()
         assert "Nothing was guessed for this step" in shown.locator(".ss-tree").evaluate(words)

@@ -120,7 +120,7 @@ def test_the_toys_cost_is_its_pace() -> None:
 
 @pytest.mark.parametrize("method", [Streaming(), PromptLookup(shortest=1)])
 def test_predicted_tokens_per_step_are_those_of_a_run(method) -> None:
-    """Acceptance watched with a large tree foretells the tokens per step of a small one on the same prompts."""
+    """Acceptance recorded with a large tree predicts the tokens per step of a small one on the same prompts."""
     engine = toy.load_toy(pace=0)
     prompts = ["Text:", "Text: The Copper Kettle", "Text: Near", "Text: In the city"]
     sampling = Sampling(max_new_tokens=200)

@@ -1,4 +1,4 @@
-"""Several processes share prompts: their results are those of one process, in its order."""
+"""Several processes share prompts: their results equal those of one process, in the same order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMED = ("second", "speed", "cost", "fastest", "slowest", "time_utc", "slower", 
 
 
 def commands(model: Path, data: Path, out: Path) -> list[list[str]]:
-    """Own answers, quality and a benchmark of three prompts; what they write goes to a folder."""
+    """Own answers, quality and a benchmark on three prompts; output goes to a folder."""
     given = ["--model", str(model), "--device", "cpu", "--dtype", "float32"]
     task = ["--task", "sql", "--data", str(data)]
     short = ["--adapter", "none", "--max-new-tokens", "12", "--json"]
@@ -38,7 +38,7 @@ def commands(model: Path, data: Path, out: Path) -> list[list[str]]:
 
 
 def timeless(value: Any) -> Any:
-    """Without the numbers that a clock gave, or that are reckoned from them."""
+    """Without measured times and numbers derived from them."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if not any(mark in k for mark in TIMED)}
     return [timeless(v) for v in value] if isinstance(value, list) else value

@@ -134,7 +134,7 @@ def test_local_links_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCS)
 def test_files_named_in_documents_exist(name: str) -> None:
-    """The appendix speaks of files as they were."""
+    """The appendix names files as they were at the time."""
     named = re.findall(r"`((?:specstream|ui|tests|docs|scripts|assets)/[\w/.-]+\.\w+)`", DOCS[name])
     assert name.endswith("appendix.md") or [file for file in named if not (ROOT / file).exists()] == []
 
@@ -148,7 +148,7 @@ def test_make_targets_in_documents_exist() -> None:
 
 
 def commands(start: str) -> list[tuple[str, str]]:
-    """Document and line of every command in code blocks that begins so; the appendix has those of older versions."""
+    """Document and line of every command that begins with ``start``, except in the appendix, which has older ones."""
     lines = [(name, line) for name, text in DOCS.items() for line in text.splitlines() if line.startswith(start)]
     return [(name, line) for name, line in lines if not name.endswith("appendix.md")]
 
@@ -193,7 +193,7 @@ def python_files() -> list[Path]:
 
 
 def our_files() -> list[Path]:
-    """Every file of the project, without what is hidden (except .ci), made by tools, or left by use."""
+    """Every file of the project, except hidden ones (but with .ci), tool output, and files left by use."""
     found = []
     for file in ROOT.rglob("*"):
         parts = file.relative_to(ROOT).parts

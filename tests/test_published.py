@@ -6,7 +6,7 @@ import pytest
 
 from scripts import published
 
-# As the models' pages on the Hub tell them.
+# From the models' pages on the Hub.
 COUNTS = {
     "Llama-3.2-1B": 1_235_814_400,
     "Qwen2.5-0.5B": 494_032_768,

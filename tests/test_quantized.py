@@ -1,4 +1,4 @@
-"""int8: rows that depend on nothing beside them, drafts that change nothing, and how far the model is from 16 bits."""
+"""int8: rows are independent of each other, drafts change nothing, and the model is close to 16 bits."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
         compiled.attach(anatomy)
     assert all(isinstance(vars(layer).get("forward"), compiled.CompiledLayer) for layer in anatomy.layers)
     assert self_test.failure(anatomy, None) is None and self_test.exact(anatomy)
-    assert (next_logits(anatomy) - want).abs().mean() < 0.1 * want.std()  # they round at other places
+    assert (next_logits(anatomy) - want).abs().mean() < 0.1 * want.std()  # they round at other points
 
 
 def test_a_library_is_of_one_format(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_equals_transformers_generate(temperature: float) -> None:
 
 
 def test_the_default_number_format_changes_nothing() -> None:
-    """But for ties where products are rounded to bfloat16, each of which is checked in float32."""
+    """Except for ties where matmuls are rounded to bfloat16, each of which is checked in float32."""
     default = engine.load()
     allowed = {Agreement.IDENTICAL} | ({Agreement.TIE} if default.info.dtype == "bfloat16" else set())
     for seed, text in enumerate(facts(6)):

@@ -249,7 +249,7 @@ def test_six_threads_write_at_once(log: RunLog) -> None:
 
 
 def test_processes_that_open_a_new_file_at_once(tmp_path: Path) -> None:
-    """All wait on a pipe, so that they migrate together."""
+    """All wait on a pipe, so that they migrate at the same time."""
     code = "sys.stdin.readline()\nlog = RunLog(sys.argv[1])\nwrite(log)\nprint(log.count())"
     processes = [child(code, tmp_path / "runs.db", stdin=subprocess.PIPE) for _ in range(3)]
     for process in processes:
@@ -261,7 +261,7 @@ def test_processes_that_open_a_new_file_at_once(tmp_path: Path) -> None:
 
 
 def test_threads_that_open_a_new_file_at_once(tmp_path: Path) -> None:
-    """Closer together than processes can be made to start; SQLite keeps them apart alike."""
+    """Closer together than processes can be started; SQLite serialises them all the same."""
     failures: list[BaseException] = []
 
     def work(barrier: threading.Barrier, path: Path) -> None:
@@ -410,7 +410,7 @@ def test_pages_and_filters(log: RunLog) -> None:
 
 
 def dated(log: RunLog, values: list[dict[str, object]]) -> None:
-    """Rows as finished runs leave them, written at once: a day each, from 2026-01-01 on."""
+    """Rows of finished runs, written directly: one per day, from 2026-01-01 on."""
     info = json.dumps(INFO.to_dict())
     row = {"status": "finished", "model": "tiny", "method": "streaming", "visitor": "me", "info_json": info}
     with log.file.connect() as db:
@@ -466,7 +466,7 @@ def test_five_thousand_runs_are_paged_by_an_index(log: RunLog) -> None:
 
 
 def plan(log: RunLog, sort: str, **filters: str | bool) -> str:
-    """How SQLite goes about a page of runs, in its words."""
+    """SQLite's query plan for a page of runs."""
     where, values = Filter(**filters).where()  # type: ignore[arg-type]
     sql = f"explain query plan select {LISTED} from runs where {where} order by {order(sort)} limit 15 offset 4500"
     with log.file.connect() as db:
@@ -602,7 +602,7 @@ def test_a_disk_that_fails_is_reported_by_the_next_call(log: RunLog, monkeypatch
             recorder.verdict(Verdict(Agreement.UNKNOWN, 0, "x"))
         with pytest.raises(RunLogError, match="disk is full"):
             recorder.add(Lane.METHOD, events()[1])
-    recorder.close()  # there is room again: what was taken is saved
+    recorder.close()  # there is space again: buffered events are saved
     assert log.events(recorder.run_id) == events()[:1]
 
 

@@ -1,4 +1,4 @@
-"""The acceptance rule at temperature above zero: exact, and shown to be told apart from wrong rules."""
+"""The acceptance rule at temperatures above zero: it is exact, and the test detects wrong rules."""
 
 from __future__ import annotations
 
@@ -140,7 +140,9 @@ def test_the_ratio_rule_with_equal_and_with_broken_distributions() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0])
     picker.drawn[1] = picker.draw(logits, [0])
     assert picker.pick(logits, [0]) == picker.drawn[1].token < 2  # q is p: nothing to reject
-    assert 0 <= picker.pick(logits * torch.nan, [0]) < 3  # the loop then says that the model's numbers are not finite
+    assert (
+        0 <= picker.pick(logits * torch.nan, [0]) < 3
+    )  # the loop then reports that the model's numbers are not finite
 
 
 @pytest.mark.parametrize("rule", MUTANTS, ids=lambda r: r.__name__)
@@ -203,7 +205,7 @@ def test_the_greedy_walk_takes_the_first_of_the_likeliest_tokens() -> None:
     logits[:, -1] = logits.amax(-1)  # ties are common in bfloat16
     picks = list(walk(logits, Draft(tuple(best[:3]), (-1, 0, 1), (0.5,) * 3), Picker(Sampling()), [1]))
     assert [pick.token for pick in picks] == best == logits.argmax(-1).tolist()
-    assert next(walk(logits * torch.nan, Draft(), Picker(Sampling()), [1])).token == 0  # the loop says what is wrong
+    assert next(walk(logits * torch.nan, Draft(), Picker(Sampling()), [1])).token == 0  # the loop reports the error
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -1,4 +1,4 @@
-"""The scripts that measure: what they compute with, and the tables they make."""
+"""The measuring scripts: their computations, and the tables they make."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_new_values_are_of_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     meaning = "name[The Mill], customer rating[5 out of 5], familyFriendly[yes], area[riverside]"
     for seed in range(20):
         text = new_names.changed(meaning, random.Random(seed))
-        assert text == new_names.changed(meaning, random.Random(seed))  # a seed says all
+        assert text == new_names.changed(meaning, random.Random(seed))  # the seed determines everything
         for kind in ("customer rating", "area"):
             assert any(f"{kind}[{v}]" in text or v in text for v in new_names.VALUES[kind])
         assert "5 out of 5" not in text and "riverside" not in text and "yes" in text.replace("family friendly", "yes")

@@ -1,4 +1,4 @@
-"""The Sessions tab: the list and its filters, a run opened, noted, compared and deleted, files; in a browser too."""
+"""The Sessions tab: its list and filters; opening, annotating, comparing, deleting and exporting runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ENGINE = load_toy(pace=0)
 
 
 def log_run(runlog: RunLog, prompt: str, method: Method | None = None, tokens: int = 12, who: str | None = None) -> str:
-    """A whole run with its comparison, as the Playground leaves it in the log; its id."""
+    """Log a complete run with its comparison, as the Playground does. Returns its id."""
     method = method or Streaming()
     sampling = Sampling(max_new_tokens=tokens)
     settings = {"method": method.to_dict(), "sampling": sampling.to_dict()}
@@ -66,7 +66,7 @@ def tab() -> Sessions:
 
 
 def form(tab: Sessions, **changes: Any) -> dict[Any, Any]:
-    """What the page sends of the list's form, with some of it filled in."""
+    """The values that the page sends for the list's form, with some of them filled in."""
     parts = tab.listing.filters | {"sort": tab.listing.sort, "key": tab.listing.key}
     return {part: changes.get(name, part.value) for name, part in parts.items()} | {tab.listing.place: 0}
 

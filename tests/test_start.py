@@ -1,4 +1,4 @@
-"""How the page is started: who counts as sitting at the machine, and what a program's own checkout is."""
+"""Starting the page: who counts as the machine's owner, and which checkout is the program's own."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_pruned_output_equals_standard_decoding(family: str, mode: str) -> None:
 def test_deferred_drafts_are_those_of_the_pass(family: str, mode: str) -> None:
     """In-pass and deferred runs side by side, driven down accepted paths of every length.
 
-    The third has layers of its own for streams, with LoRA merged, where that is for streams alone.
+    The third has separate layers for streams, with LoRA merged, if LoRA is for streams only.
     """
     anatomy, adapter = tiny.model_with_adapter(family, gamma=3, layers=2, mode=mode)
     sampling = Sampling(max_new_tokens=24)
@@ -86,7 +86,7 @@ def test_deferred_drafts_are_those_of_the_pass(family: str, mode: str) -> None:
 
 
 class Guide(Oracle):
-    """An oracle that notes the stream logits of every accepted row."""
+    """An oracle that records the stream logits of every accepted row."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -97,7 +97,7 @@ class Guide(Oracle):
 
 
 class RandomlyPruned(ModelTarget):
-    """Prunes by chance, so that accepted paths of some length remain."""
+    """Prunes at random, so that accepted paths of some length remain."""
 
     def __init__(self, *args: Any, rate: float) -> None:
         super().__init__(*args)
@@ -114,7 +114,7 @@ class RandomlyPruned(ModelTarget):
 def guided(
     anatomy: Any, adapter: Any, sampling: Sampling, want: list[int], deferred: bool = False, rate: float = 0.0
 ) -> Run:
-    """A run whose drafts hold the true continuation; ``rate`` of its nodes are pruned by chance."""
+    """A run whose drafts contain the true continuation; ``rate`` of its nodes are pruned at random."""
     target = RandomlyPruned(anatomy, adapter, Variant(deferred, prune=0.5 if rate else 0.0), rate=rate)
     guide = Guide(target, want, 0.2, 0, len(PROMPT))
     guide.run = tiny.new_run(target, guide, PROMPT, sampling)
@@ -348,12 +348,12 @@ def test_auto_defers_streams_where_that_was_measured_to_be_faster() -> None:
 
 def test_drafting_pauses_where_it_gains_nothing_and_goes_on_where_it_does() -> None:
     pauses = Pauses(1.5)
-    assert not any(pauses.due() for _ in range(9))  # nothing was seen that gained nothing
+    assert not any(pauses.due() for _ in range(9))  # no draft has failed yet
     waits = []
     for tokens in [1] * 8 + [2, 4] + [1] * 5:
         pauses.saw(tokens)
         waits.append(sum(iter(pauses.due, False)))
-    # The mean begins high; a step that gains goes on, and the next pause is short again.
+    # The mean starts high; after a step that gains, drafting continues, and the next pause is short again.
     assert waits == [0] * 6 + [4, 8] + [0] * 5 + [4, 8]
     for _ in range(9):
         pauses.saw(1)
@@ -378,7 +378,7 @@ def test_pauses_change_what_is_drafted_and_no_token(streams: str) -> None:
 
 
 class CountingSource:
-    """Streams that always guess the token 7, and count how often they are asked."""
+    """Streams that always guess the token 7, and count their calls."""
 
     gamma, stream_ids, stream_pairs, asked = 2, None, None, 0
 

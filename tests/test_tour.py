@@ -1,4 +1,4 @@
-"""The stranger's tour: it reaches every stage on the toy model, and says in a sentence where it can't begin."""
+"""The first visitor's tour: it reaches every stage on the toy model, and gives one sentence if it can't start."""
 
 from __future__ import annotations
 

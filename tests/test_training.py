@@ -195,7 +195,7 @@ def test_nothing_but_the_pair_map_is_trained_where_asked() -> None:
 
 
 def test_the_pair_map_learns_what_follows_what(tmp_path: Path) -> None:
-    """Random streams know nothing of texts in which every token has one successor; the map beside them does."""
+    """Random streams can't predict texts in which every token has one successor; the pair map beside them can."""
     after = torch.randperm(tiny.VOCAB - 3, generator=torch.Generator().manual_seed(0)).tolist()
 
     def text(first: int) -> Example:
@@ -218,7 +218,7 @@ def test_the_pair_map_learns_what_follows_what(tmp_path: Path) -> None:
 
 
 class Letters:
-    """A tokenizer of one token a letter, with a chat template where it is asked for one."""
+    """A tokenizer with one token per letter, optionally with a chat template."""
 
     eos_token_id, bos_token = 2, None
 
@@ -479,7 +479,7 @@ def test_a_further_stage_may_have_fewer_layers_and_more_streams(tmp_path: Path) 
 
 @pytest.mark.parametrize("mode", ["plain", "shared"])
 def test_lossless_streams_leave_a_tuned_model_as_it_is(mode: str, tmp_path: Path) -> None:
-    """Streams are trained on top of a fine-tuned model, in two stages and resumed; its texts stay, token for token."""
+    """Streams are trained on a fine-tuned model, in two stages and resumed; its texts don't change by a token."""
     trainer(tmp_path / "tuned", mode=mode, epochs=6, lr=0.05).train(DATA, [], lambda event: None)
     settings = {"mode": "lossless", "main": 8, "lora_rank": 4, "lr": 0.01}
     losses = {}

@@ -1,4 +1,4 @@
-"""Training of heads: what they learn, that nothing else changes, checkpoints, and the folder that comes out."""
+"""Training heads: what they learn, that nothing else changes, checkpoints, and the resulting folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings as processes of their own: started, found again, stopped, gone on with, dead; the check of a file."""
+"""Training runs as separate processes: started, found again, stopped, resumed, dead; checking a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from specstream.training.jobs import Busy, Plan, Record, Registry, RegistryError
 
 pytestmark = pytest.mark.timeout(120)
 ROW = {"question": "How many?", "context": "CREATE TABLE t (n INT)", "answer": "SELECT count(*) FROM t"}
-# A process that behaves like a training: it writes what ``WORDS`` say, then waits to be stopped.
+# A process that behaves like a training run: it writes what ``WORDS`` contains, then waits to be stopped.
 WORKER = """
 import json, os, pathlib, signal, sys, time
 words = sys.argv[1]
@@ -68,7 +68,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def behave(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """What the processes that are started from now on do."""
+    """Sets what processes do that are started from now on."""
     return lambda words: monkeypatch.setattr(jobs, "PROGRAM", (sys.executable, "-c", WORKER, words))
 
 
@@ -175,7 +175,7 @@ def test_the_number_of_a_dead_process_may_belong_to_another(data, behave) -> Non
     Registry().start(plan(data))
     until(Registry(), "my-sql", State.DIED)
     folder = local.home() / "my-sql"
-    replace(Record.read(folder), pid=os.getpid()).write(folder)  # this very process: alive, and no training
+    replace(Record.read(folder), pid=os.getpid()).write(folder)  # this process: alive, but not a training run
     assert Registry().get("my-sql").state is State.DIED
     Registry().stop("my-sql")  # and it is not stopped
 

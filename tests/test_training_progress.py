@@ -1,4 +1,4 @@
-"""A training that is watched and stopped: its progress file, and going on exactly where it stood."""
+"""A training run that is watched and stopped: its progress file, and resuming exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_nothing_decoded_is_no_number() -> None:
 
 
 def validated(out: Path, seen: list[dict], stop_at: int = 0) -> Trainer:
-    """A training with validations, begun or gone on with, up to a step."""
+    """A training run with validations, started or resumed, up to a step."""
     run = trainer(out, epochs=3, validate_every=5, probes=1)
     run.resume()
     run.train(DATA, DATA[:2], seen.append, lambda: run.progress.step == stop_at)
@@ -174,7 +174,7 @@ def test_stopping_at_a_step_and_going_on_equals_an_uninterrupted_run(tmp_path: P
 
 @pytest.mark.parametrize("step", [5, 12])  # of a validation on the way, and of the last one
 def test_a_stop_during_a_validation_keeps_the_training(tmp_path: Path, step: int) -> None:
-    """It may take longer than a process that is asked to stop is given: it is cut short, and made up for later."""
+    """It may take longer than the grace time after Stop, so it is cut short and repeated later."""
     whole, part = tmp_path / "whole", tmp_path / "part"
     seen: dict[Path, list[dict]] = {whole: [], part: []}
     validated(whole, seen[whole])

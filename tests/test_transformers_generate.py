@@ -120,7 +120,7 @@ def test_a_processor_may_write_in_place(settings: dict[str, Any], tmp_path: Path
 
 
 def long(limit: int) -> Any:
-    """A model with room for more tokens than a run of our own has."""
+    """A model with a longer context than the limit of our own runs."""
     config = AutoConfig.for_model("llama", **tiny.LLAMA | {"max_position_embeddings": limit, "num_hidden_layers": 1})
     model = AutoModelForCausalLM.from_config(config).eval().to(tiny.DEVICE)
     model.generation_config.eos_token_id = None
@@ -141,7 +141,7 @@ def test_a_text_that_reaches_the_context_ends_there_with_a_warning() -> None:
     assert len(ours) == 256
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert len(both(model, function, max_new_tokens=256 - IDS.shape[1])[1]) == 256  # all that was asked for
+        assert len(both(model, function, max_new_tokens=256 - IDS.shape[1])[1]) == 256  # all requested tokens
     full = torch.tensor([tiny.prompt(256)], device=tiny.DEVICE)
     with pytest.raises(NotSupported, match="has 256 tokens; this model's context is 256: shorten it"):
         model.generate(full, custom_generate=function, max_new_tokens=4, pad_token_id=0)
@@ -159,7 +159,7 @@ def test_in_bfloat16_drafts_change_no_token(family: str) -> None:
 
 
 class Watcher:
-    """Notes by which attention a model decodes; ``fails`` breaks off at the second call."""
+    """Records which attention a model decodes with; ``fails`` raises at the second call."""
 
     def __init__(self, model: Any, fails: bool) -> None:
         self.model, self.fails = model, fails
@@ -219,7 +219,7 @@ class Parity(LogitsProcessor):
 
 
 def alternates(ids: list[int]) -> bool:
-    """Whether all that was written keeps to ``Parity``."""
+    """Whether the whole text obeys ``Parity``."""
     return all(a % 2 != b % 2 for a, b in zip(ids[IDS.shape[1] - 1 :], ids[IDS.shape[1] :], strict=False))
 
 

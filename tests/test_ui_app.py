@@ -1,4 +1,4 @@
-"""The page's inner works on the toy engine: worker, engines, forms, named endpoints."""
+"""The internals of the page on the toy engine: worker, engines, forms, named endpoints."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_stop_does_not_wait_for_a_slow_step() -> None:
             view.add(item)
         if view.steps:
             run.stop.set()
-    assert run._thread.is_alive()  # inside its step still
+    assert run._thread.is_alive()  # still inside its step
     view.close(run.stop.is_set())
     assert view.words.startswith("Done: stopped by you") and view.tone == "plain"
     run._thread.join()
@@ -400,7 +400,7 @@ def test_a_stopped_contest_keeps_what_was_measured_to_the_end(engines: Engines, 
 
 
 def test_every_lane_is_seen_while_it_is_measured(engines: Engines) -> None:
-    """What the messages bring one after the other is what was measured."""
+    """The messages together contain exactly what was measured."""
     contest = Contest(engines, None, ask(tokens=12), [Streaming()])
     live = race.Live([params.METHODS[name].label for name in contest.names])
     seen: list[list[Any]] = [[], []]
@@ -430,7 +430,7 @@ def test_compare_disables_what_the_model_cannot_run(engines: Engines) -> None:
     info = replace(engines.state.info, unavailable={"streaming": "This model has no trained streams."})
     wished = ["streaming", "medusa"]
     updates = tab.available(engines.state, Offer(info), "sql", wished)
-    assert "trained for" in updates[tab.hint]["value"]  # the mismatch is said in every tab
+    assert "trained for" in updates[tab.hint]["value"]  # every tab warns of the mismatch
     box = updates[tab.methods["streaming"]]
     assert box["interactive"] is False and box["value"] is False and "no trained streams" in box["info"]
     assert all(updates[part]["interactive"] for name, part in tab.methods.items() if name != "streaming")
@@ -560,7 +560,7 @@ def test_a_start_that_fails_is_told_in_one_sentence() -> None:
 
 
 def test_the_page_starts_where_gradio_would_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is busy answers later than gradio waits for: it then asks for a link to share and ends."""
+    """A busy machine may answer later than gradio waits; gradio then asks for a share link and exits."""
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
     with gr.Blocks() as page:
         gr.Markdown("Here")

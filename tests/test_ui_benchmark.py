@@ -1,4 +1,4 @@
-"""The Benchmark tab without a browser: the jobs that measure, and what is made of their results."""
+"""The Benchmark tab without a browser: its jobs, and the display of their results."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ E2E = "Restaurant descriptions (E2E NLG)"
 
 
 def faster(tuned: dict[str, Any], chosen: float, given: float) -> dict[str, Any]:
-    """The same tuning, had its trials gone so."""
+    """The same tuning with these trial results."""
     trial, mine = tuned["trials"][0], {"budget": 63}
     return tuned | {"trials": [trial | {"measured": chosen}, trial | {"measured": given, "settings": mine}]}
 

@@ -1,4 +1,4 @@
-"""The one line that a run comes to: faster, as fast or slower, why, and what mends it."""
+"""The headline of a run: faster, as fast or slower, why, and what fixes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several visitors: the line before the model, the rules of a demo, memory that is given back."""
+"""Several visitors: the queue for the model, the rules of a demo, freeing memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ask(tokens: int = 20, prompt: str = "name[The Salted Fig]", **sampling: Any)
 
 
 def words(run: RunJob) -> list[str]:
-    """What a run says in its status line, to its end."""
+    """The texts of a run's status line, to its end."""
     return [item.text for batch in run.batches() for item in batch if isinstance(item, Notice)]
 
 
@@ -46,7 +46,7 @@ def words(run: RunJob) -> list[str]:
 
 
 class Waiter:
-    """A thread in a line, which keeps its turn until ``go`` is set."""
+    """A thread in the queue, which holds its turn until ``go`` is set."""
 
     def __init__(self, line: Line, served: list[Waiter]) -> None:
         self.stop, self.go, self.told, self.gave_up = threading.Event(), threading.Event(), [], False

@@ -1,4 +1,4 @@
-"""The program installed from a wheel, run from a folder that holds none of its files."""
+"""The program installed from a wheel, run from a folder without any of its files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs' folder of a new environment with the wheel; what the wheel needs is taken from this environment."""
+    """The bin folder of a new environment with the wheel; its dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     subprocess.run(
@@ -78,7 +78,7 @@ def test_the_command_line_runs_anywhere(installed: Path, elsewhere: dict[str, An
 
 
 def test_processes_of_an_installed_program_find_it(installed: Path, elsewhere: dict[str, Any]) -> None:
-    """As trainings, the compiler and measurements of memory are started; what lies in the folder is not imported."""
+    """Training, compilation and memory measurements start processes this way; files in the folder are not imported."""
     (elsewhere["cwd"] / "specstream.py").write_text("raise SystemExit('not this one')")
     code = (
         "import subprocess; from specstream.adapters import find; from specstream.installation import *\n"
@@ -92,7 +92,7 @@ def test_processes_of_an_installed_program_find_it(installed: Path, elsewhere: d
 
 @pytest.fixture
 def page(installed: Path, elsewhere: dict[str, Any]) -> Iterator[str]:
-    """The address of a page that was started by its installed command."""
+    """The URL of a page started by its installed command."""
     port = str(free_port())
     with subprocess.Popen([installed / "specstream-ui", "--toy", "--port", port], **elsewhere) as program:
         yield f"http://127.0.0.1:{port}"

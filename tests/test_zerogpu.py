@@ -1,4 +1,4 @@
-"""A Space with ZeroGPU: its package is played by one that does as it does, with values that cross a process border."""
+"""A Space with ZeroGPU, whose package is replaced by a stand-in that also passes values between processes."""
 
 from __future__ import annotations
 

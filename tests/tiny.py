@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures, and what the engine tests need around them. No downloads."""
+"""Tiny random models of real architectures, and helpers of the engine tests. No downloads."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def ids_of(steps: Sequence[Step]) -> list[int]:
 
 
 class _Choice(LogitsProcessor):
-    """Our choice of token as a processor, so that greedy ``generate`` makes it."""
+    """Our choice of token as a logits processor, so that greedy ``generate`` makes the same choice."""
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker

@@ -1,4 +1,4 @@
-"""What the tests of trainings share: a tiny model as a user's folder, rows for it, and a training that is over."""
+"""Shared by the training tests: a tiny model as a user's folder, rows for it, and a finished training run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(count: int) -> str:
 
 
 def events(steps: int, stopped: bool = False) -> list[dict[str, Any]]:
-    """What a training of so many steps, a second each, writes."""
+    """The output of a training run of so many steps, one second each."""
     found: list[dict[str, Any]] = [{"kind": "begin", "step": 0, "seconds": 0, "rows": 900, "held_out": 32}]
     for step in range(1, steps + 1):
         losses = [2 + 7 / step, *(3 + j + 6 / step for j in range(4))]
@@ -50,7 +50,7 @@ def events(steps: int, stopped: bool = False) -> list[dict[str, Any]]:
 
 
 def put_training(root: Path, name: str, stopped: bool = False, owner: str = "me", **plan: Any) -> Path:
-    """A training that is over, as its process leaves it."""
+    """A finished training run, as its process leaves it."""
     folder = root / name
     folder.mkdir(parents=True)
     given = {"model": "smollm2-135m", "task": "sql", "mode": "shared", "data": "mine.jsonl", "minutes": 5.0} | plan
