@@ -477,6 +477,19 @@ def test_a_further_stage_may_have_fewer_layers_and_more_streams(tmp_path: Path) 
         trainer(tmp_path / "third", mode="lossless", layers=1, gamma=1, epochs=1).start_from(tmp_path / "first")
 
 
+def test_a_further_stage_may_have_more_layers(tmp_path: Path) -> None:
+    """LoRA on the layers that carry streams for the first time adds nothing at first."""
+    first = trainer(tmp_path / "first", mode="lossless", layers=1, epochs=1, lr=0.05)
+    first.train(DATA, [], lambda event: None)
+    second = trainer(tmp_path / "second", mode="lossless", layers=2, epochs=1)
+    second.start_from(tmp_path / "first")
+    before, after = first.adapter.lora.b, second.adapter.lora.b
+    assert set(before) < set(after)
+    for key, weight in after.items():
+        want = before[key] if key in before else torch.zeros_like(weight)
+        torch.testing.assert_close(weight, want, atol=1e-3, rtol=1e-2)  # adapters are saved in 16 bits
+
+
 @pytest.mark.parametrize("mode", ["plain", "shared"])
 def test_lossless_streams_leave_a_tuned_model_as_it_is(mode: str, tmp_path: Path) -> None:
     """Streams are trained on a fine-tuned model, in two stages and resumed; its texts don't change by a token."""

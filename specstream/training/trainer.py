@@ -122,9 +122,9 @@ class Trainer:
         """Begin with the weights of a trained adapter; what it lacks (an early exit) begins new.
 
         In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
-        There may be fewer layers with streams than before, a larger rank of the start layer, and more streams: these
-        begin like the last one. A pair map of another rank begins new. Where nothing but the pair map is trained,
-        the draft vocabulary stays too.
+        There may be fewer or more layers with streams than before (LoRA on the added ones begins with no effect), a
+        larger rank of the start layer, and more streams: these begin like the last one. A pair map of another rank
+        begins new. Where nothing but the pair map is trained, the draft vocabulary stays too.
         Raises AdapterError for one of another shape.
         """
         before = weights.load(folder, self.anatomy)
