@@ -12,14 +12,14 @@ ENV HOME=/home/user \
     SPECSTREAM_DB=/home/user/data/runs.db
 WORKDIR $HOME/app
 
-# The CPU build of PyTorch: PyPI's brings several GB of CUDA. For an image with CUDA leave out its first install.
+# The CPU build of PyTorch: PyPI's includes several GB of CUDA. For an image with CUDA, omit the first pip install.
 COPY --chown=user requirements.txt .
 RUN pip install --no-cache-dir --no-deps --extra-index-url https://download.pytorch.org/whl/cpu \
         "$(grep '^torch==' requirements.txt)" \
     && pip install --no-cache-dir -r requirements.txt
 
 COPY --chown=user . .
-# A volume starts as a copy of what lies here, so that it belongs to the user. Models and the log of runs live in it.
+# A volume starts as a copy of this folder, so it belongs to the user. It stores models and the log of runs.
 RUN mkdir -p /home/user/data
 VOLUME /home/user/data
 EXPOSE 7860

@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is built on first use; a stamp file per requirements file makes later starts quick.
+# Everything runs in .venv, which is built on first use; stamp files make later starts quick.
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
@@ -10,11 +10,11 @@ TORCH_CPU := https://download.pytorch.org/whl/cpu
 .PHONY: run test test-fast check format model clean
 .DELETE_ON_ERROR:
 
-# With ARGS the app fetches what they ask for itself: make run ARGS="--toy", make run ARGS="--model gpt2".
+# With ARGS, the app itself downloads the model they name: make run ARGS="--toy", make run ARGS="--model gpt2".
 run: $(VENV)/runtime.stamp $(if $(ARGS),,model)
 	$(BIN)/python app.py $(ARGS)
 
-# In two processes, a file of tests at a time: WORKERS=0 runs them in one.
+# In two processes, one test file at a time; WORKERS=0 uses a single process.
 test: $(VENV)/dev.stamp model
 	$(PYTEST) $(ARGS)
 
@@ -33,19 +33,19 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Quick when the model is here already.
+# Quick if the model is already on this machine.
 model: $(VENV)/runtime.stamp
 	$(BIN)/python -m specstream models pull smollm2-135m
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: name another one, as in: make PYTHON=python3.12"; exit 1; }
+		echo "Python 3.11 or newer is needed, but $(PYTHON) is older: choose another, as in make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 		echo "$(PYTHON) can't make virtual environments: install its venv package (Debian: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv --upgrade-deps $(VENV)
 
-# PyPI's torch for Linux brings several GB of CUDA. Without an NVIDIA GPU the CPU build is asked for first; pip takes
-# it as the same release, and goes on with PyPI's where PyTorch's own index can't be reached.
+# PyPI's torch for Linux includes several GB of CUDA. Without an NVIDIA GPU the CPU build is tried first; pip treats it
+# as the same release, and falls back to PyPI's if PyTorch's own index can't be reached.
 $(VENV)/runtime.stamp: requirements.txt | $(BIN)/python
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		echo "Installing PyTorch for the CPU"; \

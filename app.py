@@ -1,4 +1,4 @@
-"""What a Space, ``make run`` and ``python app.py`` start. ``python app.py --toy`` needs no model."""
+"""The entry point of a Space, ``make run`` and ``python app.py``. ``python app.py --toy`` needs no model."""
 
 from ui.launch import main
 
