@@ -19,7 +19,7 @@ from specstream.data.tasks import Task
 
 Item = TypeVar("Item")
 IGNORE = -100
-BUCKET = 50  # batches per bucket: examples of like length are batched together within a bucket
+BUCKET = 50  # batches per bucket: within a bucket, examples of similar length are batched together
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Example:
 class Batch:
     """Padded examples. ``ids``, ``positions`` ``[B, L]``; ``mask`` boolean ``[B, L, L]``.
 
-    ``nodes`` ``[B, R]`` are the rows whose next token belongs to the response; those at ``carried`` ``[B, S]`` of them
-    carry streams. ``targets`` ``[B, R, 1 + gamma]``: the token that the main stream (0) and stream j must predict,
-    IGNORE beyond EOS.
+    ``nodes`` ``[B, R]`` are the rows whose next token belongs to the response; ``carried`` ``[B, S]`` are the indices
+    of those that carry streams. ``targets`` ``[B, R, 1 + gamma]`` are the tokens that the main stream (0) and stream j
+    must predict, IGNORE beyond EOS.
     """
 
     ids: Tensor
@@ -57,12 +57,12 @@ class Batch:
         return self.nodes.gather(1, self.carried)
 
     def stream_targets(self) -> Tensor:
-        """What their streams must predict ``[B, S, gamma]``."""
+        """The tokens that their streams must predict ``[B, S, gamma]``."""
         index = self.carried[:, :, None].expand(-1, -1, self.targets.shape[2] - 1)
         return self.targets[:, :, 1:].gather(1, index)
 
     def tokens_above(self) -> Tensor:
-        """The token before each of those ``[B, S, gamma]``."""
+        """The token before each stream target ``[B, S, gamma]``."""
         index = self.carried[:, :, None].expand(-1, -1, self.targets.shape[2] - 1)
         return self.targets[:, :, :-1].gather(1, index)
 
@@ -77,8 +77,8 @@ def read_examples(
 ) -> list[Example]:
     """Every (prompt, reference) pair of a file, or of a split of a dataset on the Hub (``hub:NAME``).
 
-    Rows longer than ``max_length`` tokens are left out, and ``note`` is told how many and which is the first. Raises
-    DataError naming the line of a bad row, and for data without a usable row.
+    Rows longer than ``max_length`` tokens are left out; ``note`` gets a sentence with their number and the first one.
+    Raises DataError naming the line of a bad row, and for data without a usable row.
     """
     out: list[Example] = []
     too_long: list[int] = []
@@ -98,7 +98,7 @@ def read_prompts(
     split: str = "train",
     note: Callable[[str], None] = lambda words: None,
 ) -> list[str]:
-    """The different prompts of a file or dataset, in its order; the rest is as for ``read_examples``."""
+    """The distinct prompts of a file or dataset, in order; otherwise like ``read_examples``."""
     rows = list(datasets.task_rows(data, split, task, answers=False))
     lengths = {prompt: len(tokenizer(prompt).input_ids) for prompt in dict.fromkeys(row.prompt for row in rows)}
     out = [prompt for prompt, length in lengths.items() if length <= max_length]
@@ -107,7 +107,7 @@ def read_prompts(
 
 
 def _tell_too_long(data: str, lines: list[int], max_length: int, left: int, note: Callable[[str], None]) -> None:
-    """Tell how many rows were left out, and raise DataError where none is left."""
+    """Report how many rows were left out; raise DataError if none is left."""
     if lines:
         rows = "1 row is" if len(lines) == 1 else f"{len(lines)} rows are"
         note(f"{data}: {rows} longer than {max_length} tokens and left out, the first in line {lines[0]}.")
@@ -121,7 +121,7 @@ def _encode(prompt: str, reference: str, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def batches(examples: list[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:
-    """The batches of one epoch: shuffled by (seed, epoch), like lengths together to save padding."""
+    """The batches of one epoch: shuffled by (seed, epoch), with similar lengths together to save padding."""
     rng = random.Random(f"{seed}/{epoch}")
     order = list(examples)
     rng.shuffle(order)
@@ -154,23 +154,23 @@ def collate(
             targets[b, : len(ahead), j] = ahead
     steps = torch.arange(longest)
     mask = torch.ones(longest, longest, dtype=torch.bool).tril() & (steps < lengths[:, None])[:, None, :]
-    mask = mask | torch.eye(longest, dtype=torch.bool)  # padding sees itself: a row that sees nothing gives NaN
+    mask = mask | torch.eye(longest, dtype=torch.bool)  # padding attends to itself: a fully masked row gives NaN
     positions = steps.expand(size, -1).contiguous()
     return Batch(ids, positions, mask, nodes, targets, _carried(examples, share, rng or random.Random(0)))
 
 
 def _carried(examples: list[Example], share: float, rng: random.Random) -> Tensor:
-    """Which response rows of each example carry streams ``[B, S]``; as many for a long response as for the mean one,
-    so that little is padding."""
+    """The response rows of each example that carry streams ``[B, S]``; as many for a long response as for the mean
+    one, to keep padding small."""
     counts = [len(e.response) for e in examples]
     most = max(counts) if share == 1 else math.ceil(share * sum(counts) / len(counts))
     chosen = [sorted(rng.sample(range(count), min(count, most))) for count in counts]
-    # A short response's rows are filled up with its last one, whose streams look beyond the end and train nothing.
+    # A short response's rows are padded with its last one, whose stream targets are beyond the end and train nothing.
     return torch.tensor([rows + [count - 1] * (most - len(rows)) for rows, count in zip(chosen, counts, strict=True)])
 
 
 def spread(items: list[Item], count: int) -> list[Item]:
-    """At most ``count`` items at equal distances, from all of the list."""
+    """At most ``count`` items, evenly spaced over the whole list."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
@@ -178,21 +178,21 @@ def spread(items: list[Item], count: int) -> list[Item]:
 def hold_out(
     items: list[Item], count: int, key: Callable[[Item], Any] = lambda item: item
 ) -> tuple[list[Item], list[Item]]:
-    """What is left, and ``count`` items held out at equal distances. Items of one key stay together.
+    """The remaining items, and ``count`` evenly spaced ones held out. Items with the same key stay together.
 
-    Raises DataError where that leaves nothing.
+    Raises DataError if nothing would remain.
     """
     keys = list(dict.fromkeys(map(key, items)))
     if count >= len(keys):
-        raise DataError(f"{count} rows can't be held out of {len(keys)} different ones: hold out fewer.")
+        raise DataError(f"{count} rows can't be held out of {len(keys)} distinct ones: hold out fewer.")
     chosen = set(spread(keys, count))
     rest = [item for item in items if key(item) not in chosen]
     return rest, spread([item for item in items if key(item) in chosen], count)
 
 
 def draft_vocabulary(examples: Iterable[Example], size: int, vocabulary: int) -> Tensor:
-    """The ids, sorted, that streams may draft: the most frequent of the examples, then the lowest ids, which byte-pair
-    encodings give to the most frequent tokens. All of the examples' tokens where ``size`` has room for them."""
+    """The sorted ids that streams may draft: the most frequent of the examples, then the lowest ids, which byte-pair
+    encodings give to the most frequent tokens. It contains all of the examples' tokens if ``size`` allows."""
     counts = Counter(token for e in examples for token in e.response)
     for e in examples:
         counts.update(dict.fromkeys(e.prompt, 0))

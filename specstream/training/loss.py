@@ -31,15 +31,15 @@ SHAPE = (
     "base_shape", "task", "mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank",
     "draft_vocabulary", "value_rotation", "pair_rank", "main_rank", "main_scale",
 )  # fmt: skip
-CHUNK = 256  # rows of logits at a time: they and their gradient stay in the cache of a processor
+CHUNK = 256  # rows of logits at a time, so that they and their gradient fit into a CPU's cache
 Scores = Callable[[Tensor], Tensor]
 
 
 class StreamModel(Trainee):
     """The frozen base with its adapter: streams, LoRA and early exit.
 
-    With ``tuned_layers`` "top" the LoRA below the layers with streams stays as it is, with "none" all but the pair map.
-    There, and in lossless mode, the states that enter those layers never change: ``cache`` GB of them are kept.
+    With ``tuned_layers`` "top" the LoRA below the layers with streams is frozen, with "none" everything except the
+    pair map. Then, and in lossless mode, the inputs of those layers never change; up to ``cache`` GB of them are kept.
     """
 
     checkpoint = "checkpoint"
@@ -69,7 +69,7 @@ class StreamModel(Trainee):
     def forward(self, batch: Batch) -> Tensor:
         """Sums over the batch, ``[3, columns]``: cross-entropy in nats, tokens guessed right (top 1), tokens counted.
 
-        Columns are the main stream (0), the streams, and the early exit where the adapter has one. In lossless mode
+        Columns are the main stream (0), the streams, and the early exit if the adapter has one. In lossless mode
         the main stream is not trained, and counted in evaluation mode only.
         """
         main, streams, exits = self._states(batch)
@@ -90,7 +90,7 @@ class StreamModel(Trainee):
         return torch.stack(columns, 1)
 
     def counts(self, batch: Batch) -> Tensor:
-        """Tokens that each column counts ``[columns]``, without a forward pass."""
+        """The number of tokens that each column counts ``[columns]``, without a forward pass."""
         first = batch.targets[:, :, 0]
         drafted = self.in_vocabulary(batch.stream_targets())
         counts = [(first != IGNORE).sum(), *(drafted != IGNORE).sum((0, 1))]
@@ -99,7 +99,7 @@ class StreamModel(Trainee):
         return torch.stack(counts)
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """The pair map's two factors: of the token above each stream's target ``[B, S, gamma, rank]``, and of every
+        """The pair map's two factors: for the token before each stream's target ``[B, S, gamma, rank]``, and for every
         token that can be drafted ``[drafted, rank]``."""
         pairs, ids = self.adapter.pairs, self.adapter.vocabulary
         if pairs is None:
@@ -117,7 +117,9 @@ class StreamModel(Trainee):
         return target, StreamingDrafter(target, params, ids)
 
     def tuned(self) -> AbstractContextManager[object]:
-        if self.adapter.card.mode == "lossless" or not self.adapter.lora:  # what tuned the base is merged into it
+        if (
+            self.adapter.card.mode == "lossless" or not self.adapter.lora
+        ):  # the LoRA that tuned the base is merged into it
             return nullcontext()
         return self.adapter.lora.attached(self.anatomy)
 
@@ -148,13 +150,13 @@ class StreamModel(Trainee):
         return rows_of(out, batch.nodes), carried.states if carried else nothing, exits
 
     def _exits(self, states: Tensor) -> Tensor:
-        """Early-exit states; the gradient ends here, so that o_theta trains nothing below it."""
+        """Early-exit states; the gradient stops here, so that o_theta trains nothing below it."""
         return self.adapter.streams.exit_states(states.detach())
 
 
 @contextmanager
 def noting(anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]:
-    """While open, the states at the entry of a layer are noted."""
+    """A context that records the states at the entry of a layer."""
     noted: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -178,9 +180,9 @@ def sums_of(scores: Scores, states: Tensor, targets: Tensor, pairs: tuple[Tensor
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Summed cross-entropy of many rows, a few at a time: the logits of all rows never exist at once.
+    """Summed cross-entropy of many rows in chunks, so that the logits of all rows never exist at once.
 
-    The gradients are taken chunk by chunk in the forward pass, while the logits are at hand, and kept for the backward.
+    Gradients are computed chunk by chunk in the forward pass, while the logits exist, and kept for the backward pass.
     """
 
     @staticmethod
@@ -220,8 +222,8 @@ def means(sums: Tensor) -> tuple[list[float], list[float]]:
 def objective(losses: Tensor, counts: Tensor, alpha: float, gamma: int) -> Tensor:
     """Equation 5 with one weight ``alpha`` for all streams, as a mean per token of each column.
 
-    ``losses`` are sums ``[columns]`` over a part of a batch and ``counts`` the tokens of the whole batch, so that the
-    parts' values add up to the batch's. The early exit has weight 1: it shares no weights with the rest.
+    ``losses`` are sums ``[columns]`` over a micro-batch and ``counts`` the tokens of the whole batch, so the values of
+    the micro-batches add up to the batch's. The early exit has weight 1, since it shares no weights with the rest.
     """
     weights = torch.ones_like(losses)
     weights[1 : 1 + gamma] = alpha

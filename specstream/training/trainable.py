@@ -1,4 +1,4 @@
-"""What a Trainer trains: a frozen base with streams, or with heads, behind one interface."""
+"""The interface of trained models: a frozen base with streams, or with heads."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from specstream.training.batches import IGNORE, Batch
 
 
 class Trainee(nn.Module, ABC):
-    """A frozen base and the weights that are trained, as one module whose forward gives the losses.
+    """A frozen base and the trained weights, as one module whose forward returns the losses.
 
-    Only those weights are registered, so an optimiser, a checkpoint or a distributed wrapper sees nothing else.
+    Only the trained weights are registered, so an optimizer, a checkpoint or a distributed wrapper sees nothing else.
     ``ahead`` is how many tokens beyond the next one a batch must have targets for, ``drafting`` the number of loss
     columns that belong to streams or heads, and ``checkpoint`` the name of the checkpoint's folder.
     """
@@ -47,24 +47,24 @@ class Trainee(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """Sums over the batch, ``[3, columns]``: cross-entropy in nats, tokens guessed right (top 1), tokens counted.
 
-        Column 0 is the main stream; where that is not trained it is counted in evaluation mode only.
+        Column 0 is the main stream; if it is not trained, it is counted in evaluation mode only.
         """
 
     @abstractmethod
     def counts(self, batch: Batch) -> Tensor:
-        """Tokens that each column counts ``[columns]``, without a forward pass."""
+        """The number of tokens that each column counts ``[columns]``, without a forward pass."""
 
     @abstractmethod
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
-        """A target and a drafter for a run from ``ids``, which grow as it goes, with trees of ``budget`` nodes."""
+        """A target and a drafter for a run from ``ids``, which grow during the run, with trees of ``budget`` nodes."""
 
     def tuned(self) -> AbstractContextManager[object]:
-        """Open while a run decodes: the base computes what it does with the trained weights loaded."""
+        """A context for decoding, in which the base computes as it does with the trained weights loaded."""
         return nullcontext()
 
     @abstractmethod
     def described(self, training: dict[str, Any], metrics: dict[str, Any], date: str) -> Card:
-        """The card, with how the weights were made."""
+        """The card, including how the weights were trained."""
 
     @abstractmethod
     def save(self, folder: Path, card: Card) -> None:
@@ -72,10 +72,10 @@ class Trainee(nn.Module, ABC):
 
     @abstractmethod
     def changed(self, before: Card) -> list[str]:
-        """What a checkpoint with this card has otherwise than this training."""
+        """The settings in which a checkpoint with this card differs from this training run."""
 
     def in_vocabulary(self, targets: Tensor) -> Tensor:
-        """Targets as indices into the draft vocabulary; IGNORE where a token is not in it."""
+        """Targets as indices into the draft vocabulary; IGNORE for tokens that are not in it."""
         ids = self.part.vocabulary
         if ids is None:
             return targets

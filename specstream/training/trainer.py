@@ -36,7 +36,7 @@ from specstream.training.trainable import Trainee
 
 @dataclass
 class TrainerState:
-    """How far a run is; part of every checkpoint."""
+    """The progress of a run; part of every checkpoint."""
 
     epoch: int = 0
     batch: int = 0
@@ -55,8 +55,8 @@ T = TypeVar("T")
 class Trainer:
     """Trains one adapter. ``report`` gets a dict per step (``kind`` "step") and per validation ("validation").
 
-    Every batch is split into equal parts, one per process and accumulation step; losses are means over the whole batch,
-    so that neither changes what is learned.
+    Every batch is split into equal parts, one per process and accumulation step; losses are means over the whole
+    batch, so neither changes the result.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0, fused=False)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.progress = TrainerState()
-        self._cut_short = False  # whether a validation was, by a wish to stop
+        self._cut_short = False  # whether a request to stop interrupted a validation
         self.parts = config.accumulate * self.accelerator.num_processes
         if config.batch < self.parts:
             raise ValueError(f"--batch is {config.batch}: it must be at least {self.parts}, one row for every part.")
@@ -95,14 +95,14 @@ class Trainer:
 
     @property
     def weights(self) -> int:
-        """How many weights are trained."""
+        """The number of trained weights."""
         return sum(p.numel() for p in self.adapter.parameters() if p.requires_grad)
 
     def resume(self) -> bool:
-        """Go on from the checkpoint in ``out``; False when there is none.
+        """Continue from the checkpoint in ``out``; returns False if there is none.
 
-        Raises DataError when the checkpoint was made with other settings that change what is trained, and when it is
-        damaged or of an earlier version.
+        Raises DataError if the checkpoint was made with other settings that change what is trained, or is damaged or
+        from an earlier version.
         """
         name = self._plain_model.checkpoint
         folder = next((f for n in (name, f"{name}.old") if (f := self.out / n).is_dir()), None)
@@ -119,36 +119,36 @@ class Trainer:
         return True
 
     def start_from(self, folder: Path) -> None:
-        """Begin with the weights of a trained adapter; what it lacks (an early exit) begins new.
+        """Start from the weights of a trained adapter; parts that it lacks (an early exit) are initialised.
 
-        In lossless mode, what another mode fine-tuned the model with stays as it is, and streams are trained on that.
-        There may be fewer or more layers with streams than before (LoRA on the added ones begins with no effect), a
-        larger rank of the start layer, and more streams: these begin like the last one. A pair map of another rank
-        begins new. Where nothing but the pair map is trained, the draft vocabulary stays too.
-        Raises AdapterError for one of another shape.
+        In lossless mode, a LoRA with which another mode fine-tuned the model is frozen, and streams are trained on top.
+        There may be fewer or more layers with streams than before (LoRA on added layers starts without effect), a
+        larger rank of the start layer, and more streams, which start as copies of the last one. A pair map of another
+        rank is initialised anew. If only the pair map is trained, the draft vocabulary is kept too.
+        Raises AdapterError for an adapter of another shape.
         """
         before = weights.load(folder, self.anatomy)
         state = _beginning(cast(Adapter, self.adapter), before)
         if self.config.tuned_layers == "none" and before.vocabulary is not None:
-            state["vocabulary"] = before.vocabulary  # else it follows from the data
+            state["vocabulary"] = before.vocabulary  # otherwise it depends on the data
         try:
             unknown = self.adapter.load_state_dict(state, strict=False).unexpected_keys
         except RuntimeError:  # other sizes
             unknown = list(state)
         if unknown:
             raise AdapterError(
-                f"The adapter in {folder} has other streams or ranks than this training: give it the same."
+                f"The adapter in {folder} has other streams or ranks than this training run: use the same."
             )
         self.adapter.restrict_head(self.anatomy)
         self._merge_tuning()
 
     def _merge_tuning(self) -> None:
-        """Lossless streams are trained on the model as it was tuned before; that LoRA is saved with the adapter too."""
+        """Train lossless streams on the model as it was tuned before; that LoRA is saved with the adapter too."""
         if isinstance(self.adapter, Adapter) and self.adapter.main:
             self.adapter.main.merge(self.anatomy)
 
     def seconds_per_step(self, examples: list[Example]) -> float:
-        """How long a step takes here, from two of them that teach nothing: the second one counts."""
+        """The seconds per step on this machine, from two steps without an update, of which the second counts."""
         seconds = 0.0
         for chosen in batches(examples, self.config.batch, self.config.seed, 0)[:2]:
             rng = random.Random(0)
@@ -167,12 +167,12 @@ class Trainer:
     ) -> Card:
         """Train to the end of the budget, save the adapter in ``out`` and return its card.
 
-        With held-out examples the adapter saved is the best of all validations: by tokens per step of real decoding,
-        or by the streams' loss where ``probes`` is 0. ``should_stop`` is asked after every step: stopped before the
-        end (``finished`` is False then), the training can go on from its checkpoint as if nothing had happened.
+        With held-out examples, the adapter of the best validation is saved: by tokens per step of real decoding, or by
+        the streams' loss if ``probes`` is 0. ``should_stop`` is called after every step. If training stops before the
+        end (``finished`` is then False), it can resume from its checkpoint as if uninterrupted.
         """
         saved = time.monotonic()
-        self._validate_if_due(held_out, report, should_stop)  # resumed where a validation was cut short
+        self._validate_if_due(held_out, report, should_stop)  # resumed after an interrupted validation
         self._steps_planned = self.config.epochs * math.ceil(len(examples) / self.config.batch)
         for parts in self._batches(examples):
             report({"kind": "step", **self._step(parts), **self.position(), "fraction": self._fraction()})
@@ -183,14 +183,14 @@ class Trainer:
             if self._any(should_stop()):
                 break
         if held_out and self.finished and not self._validated():
-            self.save_checkpoint()  # whoever does not wait for the validation loses nothing
+            self.save_checkpoint()  # so that nothing is lost if the validation is interrupted
             self._validate_and_keep(held_out, report, should_stop)
         self.save_checkpoint()
         return read_card(self.out)
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up, and no validation was cut short."""
+        """Whether the budget is used up and no validation was interrupted."""
         return self._fraction() >= 1 and not self._cut_short
 
     def _validate_if_due(self, held_out: list[Example], report: OnEvent, should_stop: Callable[[], bool]) -> None:
@@ -199,15 +199,15 @@ class Trainer:
             self._validate_and_keep(held_out, report, should_stop)
 
     def _validated(self) -> bool:
-        """Whether the newest step was validated already."""
+        """Whether the newest step has already been validated."""
         return bool(self.progress.history) and self.progress.history[-1]["step"] == self.progress.step
 
     def position(self) -> dict[str, Any]:
-        """How far the training is."""
+        """The progress of training, as plain values."""
         return {n: getattr(self.progress, n) for n in ("epoch", "batch", "step", "examples", "seconds")}
 
     def _batches(self, examples: list[Example]) -> Iterator[list[Batch]]:
-        """Batches, each as all its parts."""
+        """Batches, each as a list of its parts."""
         progress = self.progress
         while self._fraction() < 1:
             epoch = [b for b in batches(examples, self.config.batch, self.config.seed, progress.epoch)
@@ -225,7 +225,7 @@ class Trainer:
         return collate(examples, self._plain_model.ahead, self.tokenizer.eos_token_id, share, rng)
 
     def _fraction(self) -> float:
-        """Share of the budget that is used up."""
+        """The share of the budget used so far."""
         if self.config.minutes:
             return self.progress.seconds / (60 * self.config.minutes)
         return self.progress.step / self._steps_planned
@@ -236,7 +236,7 @@ class Trainer:
         sums = self._gradients(parts)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         if not torch.isfinite(norm) and not self._scaled_too_high(sums):
-            raise DataError("The loss is not a finite number any more: train with a smaller learning rate.")
+            raise DataError("The loss is no longer finite: train with a smaller learning rate.")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
@@ -246,13 +246,13 @@ class Trainer:
         return {"losses": losses, "hits": hits, "lr": rate}
 
     def _scaled_too_high(self, sums: Tensor) -> bool:
-        """Whether infinite gradients come from float16's loss scale: the optimizer then skips the step, and the scale
-        is halved. They don't where the losses are infinite too, or the scale is below 1."""
+        """Whether infinite gradients are due to float16's loss scale: the optimizer then skips the step, and the scale
+        is halved. They are not if the losses are infinite too, or the scale is below 1."""
         scaler = self.accelerator.scaler
         return scaler is not None and bool(sums[0].isfinite().all()) and scaler.get_scale() >= 1
 
     def _gradients(self, parts: list[Batch]) -> Tensor:
-        """Gradients of the whole batch; its sums ``[3, columns]`` over all processes."""
+        """Compute the gradients of the whole batch. Returns its sums ``[3, columns]`` over all processes."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = parts[rank::world]
         counts = torch.stack([self._plain_model.counts(p) for p in parts]).sum(0).to(self.anatomy.device)
@@ -268,7 +268,7 @@ class Trainer:
         return cast(Tensor, self.accelerator.reduce(total))
 
     def _agreed(self, seconds: float) -> float:
-        """The mean of all processes, so that they stop at the same step."""
+        """The mean over all processes, so that they stop at the same step."""
         if self.accelerator.num_processes == 1:
             return seconds
         return float(self.accelerator.reduce(torch.tensor(seconds, device=self.anatomy.device), "mean"))
@@ -292,9 +292,9 @@ class Trainer:
         self, examples: list[Example], should_stop: Callable[[], bool] = lambda: False
     ) -> dict[str, Any] | None:
         """Mean losses and top-1 accuracies over held-out examples; tokens per step of decoding some prompts, unless
-        the model ends all of them at once: then the losses alone tell which adapter is best.
+        the model ends all of them at once: then losses alone decide which adapter is best.
 
-        None once ``should_stop`` is true: that is asked before every batch and every prompt.
+        None once ``should_stop`` returns True; it is called before every batch and every prompt.
         """
         self.model.eval()
         going = self._until(should_stop)
@@ -308,7 +308,7 @@ class Trainer:
         return {"losses": losses, "hits": hits} | ({} if math.isnan(measured) else {"tokens_per_step": measured})
 
     def _until(self, should_stop: Callable[[], bool]) -> Callable[[Iterable[T]], Iterator[T]]:
-        """Yield items until a stop is asked for; that is remembered."""
+        """Yield items until a stop is requested, and remember that."""
 
         def going(items: Iterable[T]) -> Iterator[T]:
             for item in items:
@@ -332,15 +332,15 @@ class Trainer:
             self._save_adapter({k: v for k, v in found.items() if k not in ("step", "seconds")})
 
     def save_checkpoint(self) -> None:
-        """Have the first process write the whole state, while the others wait."""
+        """Let the first process write the whole state, while the others wait."""
         if self.accelerator.is_main_process:
             self._write_checkpoint()
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self) -> None:
-        """Write the whole state to a new folder, then replace the old one: a crash leaves one of the two complete.
+        """Write the whole state to a new folder, then replace the old one, so that a crash leaves one complete.
 
-        Before any validation the adapter itself is written as well: it is the newest there is.
+        Before the first validation the adapter itself is written as well, since there is no better one.
         """
         name = self._plain_model.checkpoint
         new, current, old = (self.out / n for n in (f"{name}.new", name, f"{name}.old"))
@@ -356,7 +356,7 @@ class Trainer:
             self._save_adapter({})
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides tensors."""
+        """The contents of a checkpoint besides tensors."""
         scaler = self.accelerator.scaler
         return {"progress": asdict(self.progress)} | ({"scaler": scaler.state_dict()} if scaler else {})
 
@@ -372,7 +372,7 @@ class Trainer:
 
 
 def _beginning(adapter: Adapter, before: Adapter) -> dict[str, Tensor]:
-    """The weights that a training of ``adapter`` begins with, out of those of the one before it."""
+    """The weights from which training of ``adapter`` starts, taken from those of its predecessor."""
     state = before.state_dict()
     state.pop("vocabulary", None)
     if adapter.card.mode == "lossless" and before.card.mode != "lossless":
@@ -387,14 +387,14 @@ def _beginning(adapter: Adapter, before: Adapter) -> dict[str, Tensor]:
 
 
 def _of_a_layer_below(lowest: int, name: str) -> bool:
-    """Whether this is a factor of the streams' LoRA on a layer that carries no streams any more."""
+    """Whether this is a factor of the streams' LoRA on a layer that no longer carries streams."""
     found = re.match(r"lora\.[ab]\.(\d+)/", name)
     return found is not None and int(found[1]) < lowest
 
 
 def _widened(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
-    """The weight for a training with more streams, where the last (in the pair map its factor) is repeated, or a larger
-    start rank, which adds nothing at first. ``own`` is what the training has."""
+    """The weight for more streams, in which the last one (in the pair map its factor) is repeated, or for a larger
+    start rank, whose additions are zero at first. ``own`` is the new adapter's weight."""
     if own is None or not name.startswith(("streams.", "pairs.")) or own.ndim != weight.ndim:
         return weight
     if name in ("streams.embedding", "streams.up", "pairs.weight") and len(own) > len(weight):
@@ -407,8 +407,8 @@ def _widened(name: str, weight: Tensor, own: Tensor | None) -> Tensor:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep what PyTorch frees; otherwise every large tensor of every step is mapped
-    anew. No effect elsewhere. The log of experiments has the times."""
+    """Make glibc's allocator keep memory that PyTorch frees; otherwise every large tensor of every step is mapped
+    anew. No effect elsewhere. docs/experiments-appendix.md has the times."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_max = -1, -4  # names of mallopt(3)
