@@ -1,4 +1,4 @@
-"""What visitors may do: everything on a machine of one's own, less in a demo that strangers share."""
+"""What visitors may do: everything on their own machine, less in a public demo."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from specstream.params import Sampling
 
 
 class Refused(ValueError):
-    """The demo does not do this; the message says what it does."""
+    """The demo does not allow this; the message says what it allows."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is allowed. In a ``demo`` visitors see their own runs only, and nothing is uploaded, trained or handed out.
+    """What is allowed. In a ``demo`` visitors see only their own runs, and can't upload, train or download the log.
 
     ``most_tokens`` and ``longest_prompt`` (characters, earlier turns of a chat included) are limits of one run, None
-    for those of the model; ``most_repeats`` is one of a benchmark. ``models`` are the names that may be loaded, with
-    bundled adapters only; empty for all. ``local``: whoever opens the page from this machine sits at it.
+    for those of the model; ``most_repeats`` is the limit of a benchmark. ``models`` are the only names to load, with
+    bundled adapters only; empty for all. ``local``: the page is served to this machine only.
     """
 
     demo: bool = False
@@ -55,25 +55,25 @@ class Rules:
             raise Refused("This demo measures Speculative Streaming's own methods only: leave the others out.")
 
     def check_files(self, *files: object) -> None:
-        """Raises Refused in a demo for any file of a visitor's."""
+        """Raises Refused in a demo for any uploaded file."""
         if self.demo and any(files):
             raise Refused("This demo takes no files: use the example prompts, or run the page on your own machine.")
 
     def check_choice(self, model: str, adapter: str, device: str, dtype: str, draft: str = "none") -> None:
-        """Raises Refused for a model that the demo does not load: from elsewhere, or in a form of its own."""
+        """Raises Refused for a model, adapter or format that the demo does not load."""
         if not self.models:
             return
-        bare = adapter.replace("_", "").replace("-", "").isalnum()  # a name, no folder and no address
+        bare = adapter.replace("_", "").replace("-", "").isalnum()  # a name, not a folder or a Hub address
         if model not in self.models or not bare or (device, dtype, draft) != ("auto", "auto", "none"):
             raise Refused(f"This demo loads {' and '.join(self.models)} with their own adapters only.")
 
     def check_unload(self) -> None:
-        """Raises Refused in a demo, where others need the model."""
+        """Raises Refused in a demo, where other visitors need the model."""
         if self.demo:
             raise Refused("This demo keeps its model loaded: others may be using it.")
 
     def seen_by(self, visitor: str) -> str | None:
-        """Whose runs a visitor sees: their own in a demo, else everyone's (None)."""
+        """The visitor whose runs are visible: in a demo themselves, else None for everyone's."""
         return visitor if self.demo else None
 
 
@@ -82,6 +82,6 @@ DEMO = Rules(demo=True, most_tokens=256, longest_prompt=3000, most_repeats=2, mo
 
 
 def chosen(demo: bool | None = None, local: bool = False) -> Rules:
-    """The rules that were asked for; without a word those of a demo on a Hugging Face Space only."""
+    """The requested rules; by default, those of a demo only on a Hugging Face Space."""
     rules = DEMO if (bool(os.environ.get("SPACE_ID")) if demo is None else demo) else OPEN
     return replace(rules, local=True) if local and not rules.demo else rules

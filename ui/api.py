@@ -29,7 +29,7 @@ from .tabs.playground import MOST_WAITING, check_prompt
 def add(engines: Engines, runlog: RunLog | None) -> None:
     """Add ``/generate``, ``/stream``, ``/model`` and ``/settings`` to the page that is being built.
 
-    Their docstrings are what the list of endpoints shows, and what language models read that have them as tools.
+    Their docstrings appear in the list of endpoints, and are read by language models that use them as tools.
     """
 
     def generate(
@@ -42,7 +42,7 @@ def add(engines: Engines, runlog: RunLog | None) -> None:
             prompt: The text as typed; the task says how it is wrapped before the model sees it.
             task: A task by name, or raw for none.
             method: How to decode, by name: the text is the same with every method, only the speed differs.
-            settings: Those of the page's form by name, for example {"max_new_tokens": 64}; see /settings.
+            settings: The settings of the page's form by name, for example {"max_new_tokens": 64}; see /settings.
             compare: Also run standard decoding, to measure the speed-up and to compare the texts.
 
         Returns:
@@ -55,16 +55,16 @@ def add(engines: Engines, runlog: RunLog | None) -> None:
     def stream(
         prompt: str, task: str = "raw", method: str = "streaming", settings: dict[str, Any] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Let the loaded model continue a prompt and hear of it while it writes.
+        """Let the loaded model continue a prompt, and return the text while it is written.
 
         Args:
             prompt: The text as typed; the task says how it is wrapped before the model sees it.
             task: A task by name, or raw for none.
             method: How to decode, by name.
-            settings: Those of the page's form by name; see /settings.
+            settings: The settings of the page's form by name; see /settings.
 
         Returns:
-            The same as /generate, a few times a second, without a comparison.
+            The same as /generate, without a comparison, updated a few times a second.
         """
         for view in follow(asked(engines, runlog, prompt, task, method, settings, compare=False)):
             yield result(view)
@@ -75,7 +75,7 @@ def add(engines: Engines, runlog: RunLog | None) -> None:
         return {"loading": state.loading, "error": state.error, "info": state.info.to_dict() if state.info else None}
 
     def settings() -> dict[str, Any]:
-        """The tasks, the methods and all their settings by name, with defaults, limits and words."""
+        """The tasks, the methods and all their settings by name, with defaults, limits and help texts."""
         return known_settings()
 
     waits: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING}
@@ -88,7 +88,7 @@ def add(engines: Engines, runlog: RunLog | None) -> None:
 def asked(
     engines: Engines, runlog: RunLog | None, prompt: Any, task: Any, method: Any, settings: Any, compare: Any
 ) -> RunJob:
-    """The run that a program wants, which may give anything. Raises gr.Error with one sentence."""
+    """The run requested by a program, whose arguments may be anything. Raises gr.Error with one sentence."""
     try:
         for name, value in {"prompt": prompt, "task": task, "method": method}.items():
             _check(isinstance(value, str), f"The {name} must be a text", value)
@@ -116,7 +116,7 @@ def _check_task(name: str) -> None:
 
 
 def known_settings() -> dict[str, Any]:
-    """Every name that ``/generate`` takes."""
+    """Every name that ``/generate`` accepts."""
     return {
         "tasks": {"raw": "None: the prompt as it is"} | {name: task.label for name, task in TASKS.items()},
         "sampling": _fields(Sampling),
@@ -129,7 +129,7 @@ def _fields(kind: type) -> dict[str, Any]:
 
 
 def split(method: str, settings: dict[str, Any]) -> tuple[Method, Sampling]:
-    """Settings of JSON by where they belong. Raises ValueError for an unknown name or a value out of its limits."""
+    """JSON settings, grouped by owner. Raises ValueError for an unknown name or a value outside its limits."""
     kinds = (Sampling, *params.METHODS.values())
     known = {f.name: f for kind in kinds for f in fields(kind)}
     values = {name: _plain(known[name], value) if name in known else value for name, value in settings.items()}
@@ -137,7 +137,7 @@ def split(method: str, settings: dict[str, Any]) -> tuple[Method, Sampling]:
 
 
 def _plain(field: Field[Any], value: Any) -> Any:
-    """A setting as the parameters take it. Raises ValueError for one of another kind."""
+    """A setting, converted to its parameter's type. Raises ValueError for a value of another type."""
     label = field.metadata["label"]
     if isinstance(field.default, bool):
         _check(isinstance(value, bool), f"{label} must be true or false", value)

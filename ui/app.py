@@ -1,4 +1,4 @@
-"""The whole page: tabs, look and named endpoints."""
+"""The whole page: tabs, theme and named endpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .jobs.engine_host import Engines
 from .tabs import benchmark, compare, finetune, howto, playground, sessions
 
 KEYS = Path(__file__).parent / "keys.html"
-NO_FILES = 1  # bytes of an upload in a demo: gradio takes files at its own address, also where no field asks for one
+NO_FILES = 1  # bytes of an upload in a demo: gradio's upload endpoint accepts files even if no field needs one
 TITLE = "Speculative Streaming"
 HEADER = (
     '<header class="ss-header"><h1>Speculative Streaming</h1><p>The model guesses its next few words, checks them all '
@@ -27,7 +27,7 @@ HEADER = (
 
 
 class Page(gr.Blocks):
-    """Gradio's page, in which programs may leave out the last arguments of a call: these have their defaults."""
+    """Gradio's page, in which programs may omit trailing arguments of a call: they have defaults."""
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         if block_fn.api_visibility == "public":
@@ -36,7 +36,7 @@ class Page(gr.Blocks):
 
 
 def build(engines: Engines, runlog: RunLog | None, warning: str = "") -> gr.Blocks:
-    """The page over an engine and a log. ``runlog`` None: runs are not kept, which ``warning`` explains at the top."""
+    """The page for an engine and a log. ``runlog`` None: runs are not logged, which ``warning`` explains at the top."""
     with Page(title=TITLE, analytics_enabled=False) as demo:
         gr.HTML(HEADER)
         if engines.rules.demo:
@@ -70,7 +70,7 @@ def build(engines: Engines, runlog: RunLog | None, warning: str = "") -> gr.Bloc
 
 
 def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
-    """What gradio 6 takes at launch rather than at build: the look, and what is switched off."""
+    """Arguments that gradio 6 takes at launch instead of at build: the theme, and what is switched off."""
     return {
         "max_file_size": NO_FILES if rules.demo else None,
         "theme": look(),
@@ -80,13 +80,14 @@ def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,
-        "_frontend": False,  # no look at its own page with a time limit: on a busy machine that ended the start
-        "max_threads": 2 * playground.MOST_WAITING + 32,  # a visitor who waits holds one; Stop must find one free
+        "_frontend": False,  # gradio's check of its own page has a timeout, which made the start fail on a busy machine
+        "max_threads": 2 * playground.MOST_WAITING
+        + 32,  # every waiting visitor occupies one; Stop must find a free one
     }
 
 
 def look() -> gr.themes.Base:
-    """Gradio's theme in the page's colours; buttons and hints darker than its own, so that they can be read."""
+    """Gradio's theme in the page's colours, with darker buttons and hints for legibility."""
     readable = {"block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300"}
     for mode in ("", "_dark"):
         readable[f"button_primary_background_fill{mode}"] = "*primary_700"

@@ -1,4 +1,4 @@
-"""Where files for visitors to download are written, and how they are kept from filling the disk."""
+"""Files for visitors to download: where they are written, and how they are kept from filling the disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import time
 from functools import cache
 from pathlib import Path
 
-ROOM = 256 << 20  # bytes that all files together may take
-YOUNG = 60.0  # seconds in which a file is surely fetched: no younger one makes room for another
+ROOM = 256 << 20  # most bytes of all files together
+YOUNG = 60.0  # seconds within which a file is surely downloaded: younger files are not deleted
 _one_at_a_time = threading.Lock()
 
 
 @cache
 def downloads() -> Path:
-    """The folder of this process, gone when it ends. Gradio serves files from there as they are, without a copy."""
+    """The folder of this process, deleted when it ends. Gradio serves files from there directly, without a copy."""
     from gradio.utils import get_upload_folder  # inside: modules without gradio write files too
 
     parent = Path(get_upload_folder())
@@ -28,7 +28,7 @@ def downloads() -> Path:
 
 
 def place(folder: Path, name: str) -> Path:
-    """Where a new file goes, once the oldest have made room for it."""
+    """The path for a new file, after deleting the oldest ones to make room."""
     left, now = ROOM, time.time()
     with _one_at_a_time:
         for file in sorted(folder.iterdir(), key=_changed, reverse=True):

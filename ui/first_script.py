@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio closes its streams when a page may be left, and takes that for a broken connection: it says so in red. A page
-# that stays after all, because the link was a download or the visitor took it back, goes on without its run and is
-# loaded again. So Gradio is not told: the browser itself ends the streams of a page that is really left.
+# Gradio closes its streams when a page may be left, and then reports a broken connection in red. A page
+# that stays after all, because the link was a download or the visitor cancelled it, continues without its run and is
+# reloaded. So the event is hidden from Gradio: the browser itself ends the streams of a page that is really left.
 # A page that is opened for a run shows nothing else before it: see assets/sessions.css.
 SCRIPT = (
     b'<script>addEventListener("beforeunload", (event) => event.stopImmediatePropagation());'
@@ -16,7 +16,7 @@ SCRIPT = (
 
 
 class FirstScript:
-    """Middleware that puts ``SCRIPT`` at the beginning of every HTML page's head."""
+    """Middleware that inserts ``SCRIPT`` at the start of every HTML page's head."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -26,7 +26,7 @@ class FirstScript:
 
 
 class _Sender:
-    """Passes a response on. The start of a page waits for its body, which decides its length."""
+    """Forwards a response. The start of a page waits for its body, which determines its length."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -44,7 +44,7 @@ class _Sender:
 
 
 def _is_page(start: Message) -> bool:
-    """An HTML file to download is none."""
+    """Whether a response is a page; an HTML file to download is not."""
     headers = {name.lower(): value for name, value in start["headers"]}
     return headers.get(b"content-type", b"").startswith(b"text/html") and b"content-disposition" not in headers
 

@@ -1,4 +1,4 @@
-"""Start the page: ``python app.py`` in a checkout, ``specstream-ui`` where it is installed."""
+"""Start the page: ``python app.py`` in a checkout, ``specstream-ui`` if installed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; without it the start asks other hosts
+os.environ["GRADIO_ANALYTICS_ENABLED"] = (
+    "False"  # read when gradio is imported; otherwise it contacts other hosts at start
+)
 
 
 def address() -> str:
-    """Where the page is served without ``--host``: on this machine only, on a Space to its proxy."""
+    """The default host without ``--host``: this machine only; on a Space, its proxy."""
     return "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1"
 
 
@@ -42,12 +44,12 @@ def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **
     engines = engine_host.Engines(choice | ({"model": access_rules.TOY} if toy else {}), rules=allowed)
     page = app.build(engines, *open_log(db))
     serve(page, host, port, app.launch_options(engines.rules))
-    engines.load()  # in the background, and only now: its imports would slow the start of the page
+    engines.load()  # in the background, and only now, because its imports would delay the page
     page.block_thread()
 
 
 def page_modules() -> tuple[Any, Any, Any]:
-    """What the page consists of, imported after ``--help``. Raises ClickException where a package is missing."""
+    """Import the page, after ``--help`` is handled. Raises ClickException if a package is missing."""
     try:
         from . import access_rules, app
         from .jobs import engine_host
@@ -60,14 +62,14 @@ def page_modules() -> tuple[Any, Any, Any]:
 
 
 def for_this_machine() -> bool:
-    """Whether the page is for this machine alone: neither a host nor a share was asked for, and this is no Space."""
+    """Whether the page is for this machine only: neither a host nor a share was requested, and this is not a Space."""
     named = click.get_current_context().get_parameter_source("host") is not ParameterSource.DEFAULT
     shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"
     return not (named or shared or os.environ.get("SPACE_ID"))
 
 
 def serve(page: Any, host: str, port: int, options: dict[str, Any]) -> None:
-    """Serve the page in threads of their own; returns once it answers. Raises ClickException with one sentence."""
+    """Serve the page in separate threads; returns once it answers. Raises ClickException with one sentence."""
     try:
         page.launch(server_name=host, server_port=port or None, prevent_thread_lock=True, **options)
     except OSError:
@@ -75,7 +77,7 @@ def serve(page: Any, host: str, port: int, options: dict[str, Any]) -> None:
             f"The page can't be served on port {port}: something else uses it, or this machine is too busy to begin "
             "within five seconds. Choose another port with --port, or try again."
         ) from None
-    except Exception as error:  # gradio asks its own page first, which a proxy can hinder
+    except Exception as error:  # gradio first requests its own page, which a proxy can prevent
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise click.ClickException(
             f"The page is served, but this machine can't reach it ({reason}): "
@@ -84,7 +86,7 @@ def serve(page: Any, host: str, port: int, options: dict[str, Any]) -> None:
 
 
 def open_log(path: Path | None) -> tuple[Any, str]:
-    """The log and no words; or None where it can't be kept, and a sentence: the page works without."""
+    """The log and an empty text; or, if it can't be written, None and a sentence: the page works without it."""
     from specstream.runlog import RunLog, RunLogError
 
     try:

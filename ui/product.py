@@ -1,4 +1,4 @@
-"""What the product is called and where it is found, for what leaves the page: files, pictures, a gallery."""
+"""The product's name and address, for exported files, pictures and galleries."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from specstream.installation import checkout
 
 NAME = "Speculative Streaming"
 PAPER = "https://arxiv.org/abs/2402.11131"
-VARIABLE = "SPECSTREAM_REPOSITORY"  # says where the repository is, before pyproject.toml and git
+VARIABLE = "SPECSTREAM_REPOSITORY"  # the repository's URL; takes precedence over pyproject.toml and git
 SPACE = "SPACE_ID"  # set on a Hugging Face Space, whose files are a repository
 
 
 @cache
 def repository() -> str:
-    """The public address of the program's repository; empty where none is known."""
+    """The public URL of the program's repository; empty if unknown."""
     space = os.environ.get(SPACE)
     known = (os.environ.get(VARIABLE), _project(), f"https://huggingface.co/spaces/{space}" if space else "", _remote())
     return next((address for address in known if address), "")
@@ -35,7 +35,7 @@ def _project() -> str:
 
 
 def _remote() -> str:
-    """That of the checkout: an installed package may lie in a repository of somebody else's."""
+    """The URL of the checkout's remote; an installed package may be inside somebody else's repository."""
     if (folder := checkout()) is None:
         return ""
     try:
@@ -46,6 +46,6 @@ def _remote() -> str:
 
 
 def public(remote: str) -> str:
-    """A remote as a browser opens it, without anybody's name or password; empty for a folder of this machine."""
+    """A remote's URL for a browser, without user name or password; empty for a local folder."""
     found = re.fullmatch(r"(?:https://(?:[^@/]*@)?|(?:ssh://)?git@)([\w.-]+\.\w+)[:/](.+?)(?:\.git)?/?", remote)
     return f"https://{found[1]}/{found[2]}" if found else ""

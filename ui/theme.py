@@ -1,7 +1,7 @@
 """One palette for the style sheet, the legend and the charts, light and dark.
 
-``STRONG`` colours draw lines and bars and must be seen on both backgrounds (3:1); tints lie behind text, which keeps
-the reading contrast (4.5:1). A token's colour says its depth: 0 is the target's own, 1 and deeper were drafted.
+``STRONG`` colours draw lines and bars and must be visible on both backgrounds (3:1); tints are behind text, which keeps
+the contrast for reading (4.5:1). A token's colour shows its depth: 0 is the target's own, 1 and deeper were drafted.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ DARK = {
 }
 STRONG = {0: "#64748b", 1: "#0d9184", 2: "#2f7fd6", 3: "#7a6bf0", 4: "#c14fb5", 5: "#c8661e"}
 
-PLAY = "#0f766e"  # ground of white words
+PLAY = "#0f766e"  # background of white text
 LANES = {"method": STRONG[1], "baseline": STRONG[0]}
 PHASES = {"draft": STRONG[0], "draft_pass": STRONG[3], "verify": STRONG[2], "accept": STRONG[4], "keep": STRONG[5]}
 
 
 def depth_class(depth: int) -> str:
-    """The class of a token or node of this depth, as the style sheet and the page's script know it."""
+    """The CSS class of a token or node of this depth, for the style sheet and the page's script."""
     return f"d{min(max(depth, 0), DEEPEST)}"
 
 
 def lane(place: int) -> str:
-    """The colour of a method by its place in a comparison; the first is standard decoding."""
+    """The colour of a method by its index in a comparison; the first is standard decoding."""
     return STRONG[place % len(STRONG)]
 
 

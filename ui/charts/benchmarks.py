@@ -20,7 +20,7 @@ TOP_LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font"
 
 
 def figures(reports: Sequence[Report]) -> dict[str, go.Figure]:
-    """Every figure that the results have numbers for, by name. A result's own ``name`` tells it from others."""
+    """Every figure for which the results have numbers, by name. A result's ``name`` distinguishes it from others."""
     made: dict[str, go.Figure] = {}
     if any(r.get("rows") for r in reports):
         made |= {"speedup": speedup(reports), "calls": calls(reports), "acceptance": acceptance(reports)}
@@ -35,7 +35,7 @@ def figures(reports: Sequence[Report]) -> dict[str, go.Figure]:
 
 
 def on_page(figure: go.Figure) -> go.Figure:
-    """The figure for a page that has its heading, and a narrow column for it."""
+    """The figure for a page with a heading and a narrow column."""
     height = 270 + 20 * sum(trace.showlegend is not False for trace in figure.data)  # in a narrow column all on a line
     figure.update_layout(
         title=None, height=height, legend=TOP_LEGEND, margin={"l": 52, "r": BAR_ROOM, "t": 24, "b": 48}, modebar=BAR,
@@ -66,7 +66,7 @@ def speedup(reports: Sequence[Report]) -> go.Figure:
 
 
 def calls(reports: Sequence[Report]) -> go.Figure:
-    """Tokens per step against the speed-up of the steps. On the line a step costs what a standard step does."""
+    """Tokens per step against the speed-up of the steps. On the line, a step costs as much as a standard step."""
     figure = _figure("Fewer calls against less time", "tokens per step", "speed-up of the steps")
     longest, several = 1.0, _several(reports)
     for place, (label, rows) in enumerate(_by_label(reports).items()):
@@ -86,7 +86,7 @@ def calls(reports: Sequence[Report]) -> go.Figure:
 
 
 def acceptance(reports: Sequence[Report]) -> go.Figure:
-    """Share of the steps that accepted a token at each depth, of those that compared one there."""
+    """At each depth, the share of steps that accepted a token, of those that compared one."""
     figure = _figure("Acceptance by depth", "depth in the tree", "accepted")
     drafting = [(where, r) for where, r in _rows(reports) if r["acceptance_by_depth"]]
     several = _several(reports)
@@ -112,7 +112,7 @@ def pruning_rows(report: Report) -> list[Report]:
 
 
 def pruning(rows: Sequence[Report]) -> go.Figure:
-    """Speed-up of the steps over the width k, with pruning and without; tokens per step to it, dashed."""
+    """Speed-up of the steps by width k, with pruning and without; dashed: tokens per step."""
     figure = _figure("Pruning on and off", "width k", "speed-up of the steps")
     for place, prune in enumerate(sorted({r["settings"]["prune"] for r in rows})):
         points = sorted((r["settings"]["width"], r["decode_speedup"], r["tokens_per_step"]) for r in rows
@@ -128,7 +128,7 @@ def pruning(rows: Sequence[Report]) -> go.Figure:
 
 
 def cost(curve: Report) -> go.Figure:
-    """Milliseconds of a step against drafted nodes, with the time that reading the weights once takes at least."""
+    """Milliseconds of a step against drafted nodes, with the least time that reading the weights once takes."""
     figure = _figure("Cost of a step", "drafted nodes", "milliseconds")
     for place, (key, name) in enumerate(CURVES.items()):
         if points := curve.get(key):
@@ -149,14 +149,14 @@ def cost(curve: Report) -> go.Figure:
 
 
 def prediction(reports: Sequence[Report]) -> go.Figure:
-    """Predicted against measured speed-up of the steps, with a tenth to both sides."""
+    """Predicted against measured speed-up of the steps, with a band of 10 % to both sides."""
     figure = _figure("Predicted against measured", "predicted speed-up", "measured speed-up")
     tried = [(r, t, kind) for r in reports for t, kind in zip(r["tuned"]["trials"], ("chosen", "given"), strict=False)]
     trials = [trial for _, trial, _ in tried]
     names = [kind if len(reports) == 1 else f"{task_label(report.get('task'))}, {kind}" for report, _, kind in tried]
     symbols = ["circle" if kind == "chosen" else "square" for _, _, kind in tried]
     for key, words, place in (("explained", "from the same prompts", 1), ("predicted", "from other prompts", 3)):
-        figure.add_scatter(  # names on hover: points of one choice lie too close for words beside each
+        figure.add_scatter(  # names on hover: the points of one choice are too close for labels
             x=[t[key] for t in trials],
             y=[t["measured"] for t in trials],
             text=names,
@@ -173,7 +173,7 @@ def prediction(reports: Sequence[Report]) -> go.Figure:
 
 
 def _rows(reports: Sequence[Report]) -> Iterator[tuple[str, Report]]:
-    """Rows of every result but standard decoding, which the others are measured against, each with its place."""
+    """The rows of every result except standard decoding, the baseline of the others, each with its place."""
     measured = [r for r in reports if r.get("rows")]
     tasks = [task_label(r["rows"][0]["task"]) for r in measured]
     for report, task in zip(measured, tasks, strict=True):

@@ -1,4 +1,4 @@
-"""Runs as plotly figures, for what has ended. No gradio here; backgrounds are transparent so that both themes fit.
+"""Finished runs as plotly figures. No gradio here; backgrounds are transparent, to fit both themes.
 
 Text has no colour of its own: the style sheet gives it the page's, so that it can be read in the light and the dark.
 """
@@ -19,11 +19,11 @@ from ..html.render import tree_rows
 CLEAR = "rgba(0,0,0,0)"
 GRID = "rgba(125,138,160,0.3)"
 HEIGHT = 280
-BAR_ROOM = 44  # at the right, for plotly's buttons: nothing is drawn there that they could cover
+BAR_ROOM = 44  # on the right, for plotly's buttons, which would otherwise cover something
 BAR = {
     "orientation": "v",
     "bgcolor": CLEAR,
-    "color": theme.STRONG[0],  # as it comes it is made for a black ground
+    "color": theme.STRONG[0],  # by default it is made for a black background
     "activecolor": theme.STRONG[1],
     "remove": ["select", "lasso", "autoScale", "zoomIn", "zoomOut"],
 }
@@ -74,7 +74,7 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
 
 
 def acceptance(stats: RunStats) -> go.Figure:
-    """Share of steps that accepted a token at each depth, of those that compared one there."""
+    """At each depth, the share of steps that accepted a token, of those that compared one."""
     figure = _figure("Acceptance by depth", "depth in the tree", "accepted")
     rates = stats.acceptance_by_depth
     depths = list(range(1, len(rates) + 1))
@@ -96,7 +96,7 @@ def acceptance(stats: RunStats) -> go.Figure:
 
 
 def phases(lanes: dict[Lane, RunStats]) -> go.Figure:
-    """Milliseconds per emitted token that each phase of a step took, one bar for each lane."""
+    """Milliseconds per emitted token in each phase of a step, one bar per lane."""
     figure = _figure("Time per token", "milliseconds per token", "")
     shown = {lane: stats for lane, stats in lanes.items() if stats.decode_tokens}
     names = [LANE_WORDS[lane] for lane in shown]
@@ -128,7 +128,7 @@ def per_step(steps: Sequence[Step]) -> go.Figure:
 
 
 def race(curves: dict[str, list[tuple[float, int]]]) -> go.Figure:
-    """Tokens over time of several measured runs, a stair each: (seconds, tokens)."""
+    """Tokens over time of several measured runs, as step curves of (seconds, tokens)."""
     figure = _figure("", "seconds", "tokens")
     for place, (label, points) in enumerate(curves.items()):
         x, y = zip(*points, strict=True)
@@ -141,7 +141,7 @@ def race(curves: dict[str, list[tuple[float, int]]]) -> go.Figure:
 
 
 def losses(progress: Progress, by: str, gamma: int, main: bool, drafting: str) -> go.Figure:
-    """Training losses of the ``main`` stream, where it is trained, and of ``gamma`` streams or heads (``drafting`` says
+    """Training losses of the ``main`` stream, if it is trained, and of ``gamma`` streams or heads (``drafting`` says
     which), over "minutes" or "steps"; held-out rows as points."""
     figure = _figure("", BY[by], "loss")
     points, looks = thinned(progress.points), progress.validations
@@ -162,7 +162,7 @@ def losses(progress: Progress, by: str, gamma: int, main: bool, drafting: str) -
 
 
 def gains(progress: Progress, by: str) -> go.Figure:
-    """Tokens per step of decoding held-out prompts in the middle of training, over "minutes" or "steps"."""
+    """Tokens per step of decoding held-out prompts during training, over "minutes" or "steps"."""
     figure = _figure("", BY[by], "tokens per step")
     looks = [v for v in progress.validations if v.tokens_per_step is not None]
     style = {"color": theme.STRONG[1], "width": 2.5}
@@ -176,7 +176,7 @@ def gains(progress: Progress, by: str) -> go.Figure:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most so many points at equal distances, the last always among them: a curve needs no more."""
+    """At most so many evenly spaced points, always including the last: a curve needs no more."""
     stride = -(-len(points) // most) or 1
     return list(points[::-1][::stride])[::-1]
 
@@ -186,7 +186,7 @@ def _places(points: Sequence[Point | Validation], by: str) -> list[float]:
 
 
 def tree(draft: Draft, root: str) -> go.Figure:
-    """The draft tree of one step, to zoom and hover: x is the depth, y a row of its own for every leaf."""
+    """The draft tree of one step, to zoom and hover: x is the depth, y has a separate row for every leaf."""
     figure = _figure("", "depth in the tree", "")
     if not len(draft):
         return _with_words(figure, "This step drafted nothing.")
@@ -259,7 +259,7 @@ def _hint(draft: Draft, i: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that plotly shows as it is: it would read tags and entities in labels."""
+    """Text escaped for plotly, which interprets tags and entities in labels."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

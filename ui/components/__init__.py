@@ -1,1 +1,1 @@
-"""Parts of the page that several tabs show."""
+"""Parts of the page shared by several tabs."""

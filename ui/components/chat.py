@@ -17,10 +17,10 @@ from ..html import chat as html
 from .handlers import QUIET, Updates
 
 TASK = "chat"
-# The browser tab keeps the conversation, so that a page that is loaded again goes on with it.
+# The browser tab keeps the conversation, so that a reloaded page continues it.
 FETCH = "() => sessionStorage.getItem('specstream-chat') ?? ''"
 KEEP = "(text) => sessionStorage.setItem('specstream-chat', text)"
-# A moment later: the message has to be in the box.
+# With a delay: the message must be in the box first.
 PRESS_RUN = "() => setTimeout(() => document.getElementById('run').click(), 150)"
 FOCUS = "() => setTimeout(() => document.querySelector('.ss-prompt textarea').focus(), 150)"
 
@@ -55,16 +55,16 @@ class ChatPanel:
         return {self.turns: html.conversation(chat.turns, message, steps)}
 
     def stopped(self, chat: Chat, message: str, steps: Sequence[Step]) -> Updates:
-        """Its answer was broken off: it is seen, and no part of the conversation."""
+        """Its answer was interrupted: it is shown, but is not part of the conversation."""
         return self.show(chat) | {self.turns: html.conversation(chat.turns, message, steps, stopped=True)}
 
     def show(self, chat: Chat, steps: Sequence[Step] = ()) -> Updates:
-        """All turns, none under way. ``steps`` are those of the last answer, where they are known."""
+        """All turns, with none in progress. ``steps`` are those of the last answer, if known."""
         shown = {self.turns: html.conversation(chat.turns, steps=steps), self.kept: chat.to_json()}
         return shown | {self.system: chat.system, **self._last(bool(chat.turns))}
 
     def _last(self, there: bool) -> Updates:
-        """What can be done with the last answer, while there is one."""
+        """The actions on the last answer, if there is one."""
         return {self.again: gr.update(visible=there), self.edit: gr.update(visible=there)}
 
     def back(self, kept: str) -> tuple[str, Updates]:
@@ -79,7 +79,7 @@ class ChatPanel:
         return {self.group: gr.update(visible=talks(task, info))}
 
     def wire(self, demo: gr.Blocks, prompt: gr.Textbox) -> None:
-        """Start anew, go back to the last message, and keep the conversation in the browser tab."""
+        """Connect starting anew, going back to the last message, and storing the conversation in the browser tab."""
 
         def back(kept: str) -> Updates:
             message, shown = self.back(kept)
@@ -96,12 +96,12 @@ class ChatPanel:
 
 
 def talks(task: str, info: EngineInfo | None) -> bool:
-    """Does this task hold conversations with this model?"""
+    """Whether this task is a conversation with this model."""
     return task == TASK and info is not None and info.chat
 
 
 def layout() -> ChatPanel:
-    """Lay out the panel, out of sight."""
+    """Lay out the panel, hidden."""
     with gr.Column(visible=False, elem_classes="ss-chat") as group:
         turns = gr.HTML(html.conversation(()))
         with gr.Row():
@@ -121,9 +121,9 @@ def layout() -> ChatPanel:
 
 
 def newer(kept: Chat, row: Mapping[str, Any]) -> Chat:
-    """The conversation with the turn of a logged run, where the browser tab does not know that turn yet.
+    """The conversation including the turn of a logged run, if the browser tab does not know that turn yet.
 
-    One that was broken off is no turn.
+    An interrupted answer is not a turn.
     """
     values = (row["settings"] or {}).get("chat")
     if not values or not row["output"] or row["status"] != "finished":

@@ -1,4 +1,4 @@
-"""Settings of a run as form fields, made from the words and limits in ``specstream.params``."""
+"""Settings of a run as form fields, made from the labels and limits in ``specstream.params``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from specstream.params import Method, Sampling
 from ..state import methods
 from ..state.methods import Offer
 
-MAIN = ("max_new_tokens", "temperature", "budget")  # shown at once; the rest is folded away
+MAIN = ("max_new_tokens", "temperature", "budget")  # always visible; the rest is folded
 SHARED = ("max_new_tokens", "temperature", "seed")  # the same where several methods run
 
 Key = tuple[str, str]  # (method name or "sampling", field name)
@@ -22,29 +22,29 @@ Key = tuple[str, str]  # (method name or "sampling", field name)
 
 @dataclass
 class Controls:
-    """The fields by where their value goes."""
+    """The fields by the owner and name of their setting."""
 
     parts: dict[Key, gr.components.Component]
 
     def parse(self, values: Mapping[Any, Any], method: str) -> tuple[Method, Sampling]:
-        """The settings in the form. Raises ValueError with one sentence when a value is out of its limits."""
+        """The settings in the form. Raises ValueError with one sentence if a value is outside its limits."""
         owned = {key: _value(part, values[part]) for key, part in self.parts.items()}
         sampling = {name: value for (owner, name), value in owned.items() if owner == "sampling"}
         mine = {name: value for (owner, name), value in owned.items() if owner == method}
         return params.method(method, **mine), Sampling(**sampling)
 
     def of_method(self) -> Iterator[tuple[str, gr.components.Component]]:
-        """Fields that belong to one method, with its name."""
+        """The fields that belong to one method, with its name."""
         return ((owner, part) for (owner, _), part in self.parts.items() if owner != "sampling")
 
 
 def _value(part: gr.components.Component, value: Any) -> Any:
-    """Texts (stop strings) are typed one to a line; everything else is as it is."""
+    """Texts (stop strings) are typed one per line; other values are unchanged."""
     return tuple((value or "").splitlines()) if isinstance(part, gr.Textbox) else value
 
 
 def layout(method: str) -> Controls:
-    """Lay out the fields: the main ones, then the rest in a fold. Of the methods' own fields ``method``'s are shown."""
+    """Lay out the fields: the main ones, then the rest in a fold. Of method-specific fields, only ``method``'s show."""
 
     def shown(owner: str) -> bool:
         return owner in ("sampling", method)
@@ -64,12 +64,12 @@ def layout(method: str) -> Controls:
 
 
 def _limited(f: Field[Any]) -> bool:
-    """Whether a field's values are a few: a number in limits, or a choice."""
+    """Whether a field has few values: a number within limits, or a choice."""
     return "min" in f.metadata or "choices" in f.metadata
 
 
 def each_method(title: str, defaults: Mapping[str, Any] | None = None) -> Controls:
-    """A fold with the settings that all methods share, then those of each method in a fold of its own.
+    """A fold with the settings shared by all methods, then one fold per method with its own settings.
 
     ``defaults`` replace those of the shared settings, by name.
     """
@@ -88,20 +88,20 @@ def each_method(title: str, defaults: Mapping[str, Any] | None = None) -> Contro
 
 
 def method_box(name: str, said: bool = True) -> gr.Checkbox:
-    """The box that chooses a method where several run. ``said``: with what the method does."""
+    """The checkbox that selects a method when several run. ``said``: with a description of the method."""
     info = methods.does(name) if said else None
     return gr.Checkbox(True, label=params.METHODS[name].label, info=info, interactive=True, min_width=150)
 
 
 def method_update(name: str, offer: Offer, wished: Collection[str], said: bool = True) -> Any:
-    """A method's box: as the visitor wished, or disabled with the reason."""
+    """A method's checkbox: as the visitor chose, or disabled with the reason."""
     if reason := offer.reason(name):
         return gr.update(value=False, interactive=False, info=reason)
     return gr.update(value=name in wished, interactive=True, info=methods.does(name) if said else None)
 
 
 def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:
-    """Remember what the visitor ticks. A box that is disabled meanwhile keeps its wish: the method may come back."""
+    """Remember what the visitor ticks. A disabled checkbox keeps its choice, because the method may come back."""
 
     def ticked(name: str) -> Callable[[list[str], bool], list[str]]:
         return lambda before, now: [*(n for n in before if n != name), *([name] if now else [])]
@@ -111,12 +111,12 @@ def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:
 
 
 class Number(gr.Number):
-    """A number that its reader checks, in a sentence that names it.
+    """A number field whose value is checked by the code that reads it, which names the field in its message.
 
-    gradio refuses one out of its limits before anybody reads it, in words that don't say which field is meant.
+    gradio itself would reject a value outside its limits with a message that does not name the field.
     """
 
-    is_template = True  # for the browser it is gradio's own
+    is_template = True  # to the browser it is gradio's own
 
     @staticmethod
     def raise_if_out_of_bounds(*limits: Any) -> None:
@@ -124,7 +124,7 @@ class Number(gr.Number):
 
 
 def component(f: Field[Any], visible: bool = True, default: Any = None) -> gr.components.Component:
-    """One field: its kind follows from the metadata. No sliders: they change what is typed out of their limits."""
+    """One field, of a kind that depends on its metadata. No sliders: they change typed values outside their limits."""
     default = f.default if default is None else default
     meta: Mapping[str, Any] = f.metadata
     shown = {"label": meta["label"], "info": meta["help"], "interactive": True, "min_width": 200, "visible": visible}

@@ -1,4 +1,4 @@
-"""The slot at the end of a run: panels that look closer at it or at one of its steps, each in a fold of its own."""
+"""The details below a run: panels about the run or one of its steps, each in a separate fold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .share import Share
 
 @dataclass
 class Details:
-    """The panels' parts. ``view`` holds the run that is shown, None while one goes on."""
+    """The panels' parts. ``view`` holds the displayed run, None while one is in progress."""
 
     view: gr.State
     share: Share
@@ -37,7 +37,7 @@ class Details:
         return [self.view, *(part for panel in own for part in panel.outputs)]
 
     def begun(self) -> Updates:
-        """A new run has begun: what was said of the one before goes."""
+        """A new run has started: clear the details of the previous one."""
         return {self.view: None} | self._shown(None)
 
     def ended(self, view: View) -> Updates:
@@ -49,9 +49,9 @@ class Details:
         return self.share.show(told) | self.lens.show(view) | self.branch.show(view) | self.guess.show(view)
 
     def wire(self, player: gr.HTML, steps: gr.State, engines: Engines | None, runlog: RunLog | None) -> None:
-        """``player.select`` fires with ``index`` when the visitor settles on a step; ``steps`` holds the run's Steps.
+        """``player.select`` fires with ``index`` when the visitor selects a step; ``steps`` holds the run's Steps.
 
-        ``engines`` is None where no model can be asked, ``runlog`` where runs are not kept.
+        ``engines`` is None if there is no model to use, ``runlog`` if runs are not logged.
         """
         self.share.wire(self.view, story.of_view, page.run_page, engines)
         self.lens.wire(self.view, player, engines)

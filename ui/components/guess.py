@@ -1,4 +1,4 @@
-"""A game: the visitor guesses the next words of the run, against the streams."""
+"""A game: the visitor guesses the next words of the run, competing with the streams."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NAME = "Guess against the streams"
 WORDS = 5  # that count
 SHOWN = 300  # characters of the text before
 AT_ONCE: dict[str, Any] = QUIET | {"queue": False}
-Score = tuple[int, int]  # words that the visitor had right, and the streams
+Score = tuple[int, int]  # words guessed correctly by the visitor and by the streams
 
 
 @dataclass
 class Guess:
-    """The panel's parts. ``place`` is the step that is guessed, ``score`` what both had right so far."""
+    """The panel's parts. ``place`` is the step to guess, ``score`` the correct guesses of both so far."""
 
     fold: gr.Accordion
     place: gr.State
@@ -73,7 +73,7 @@ class Guess:
 
 
 def places(view: View) -> list[int]:
-    """Steps whose drafts begin a word and can be guessed: some text is there before, and some follows."""
+    """Steps whose drafts begin a word and can be guessed, with some text before and after."""
     return [
         i for i, step in enumerate(view.steps)
         if i and len(step.draft) and step.tokens and step.tokens[0].text[:1] == " "
@@ -87,7 +87,7 @@ def before(view: View, index: int) -> str:
 
 
 def judged(view: View, index: int, typed: str) -> tuple[int, int, list[str]]:
-    """How many words in a row the visitor and the streams had right, and the words that came."""
+    """How many words in a row the visitor and the streams guessed correctly, and the actual words."""
     after = "".join(token.text for step in view.steps[index:] for token in step.tokens) + view.tail
     words = re.findall(r"\S+", after)[:WORDS]
     kept = view.steps[index].draft.fate.count(Fate.ACCEPTED)
@@ -97,14 +97,14 @@ def judged(view: View, index: int, typed: str) -> tuple[int, int, list[str]]:
 
 
 def in_a_row(text: str, words: list[str]) -> int:
-    """How many words from the first on are the same, but for case and marks."""
+    """How many leading words are equal, ignoring case and punctuation."""
     plain = [re.sub(r"\W", "", word).lower() for word in re.findall(r"\S+", text)]
     same = [a == re.sub(r"\W", "", b).lower() for a, b in zip(plain, words, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
 def result(yours: int, theirs: int, words: list[str], total: Score) -> str:
-    """What came of it."""
+    """The result of a guess."""
     won = "You win" if yours > theirs else "The streams win" if theirs > yours else "A draw"
     said = f"{won}: you had {counted(yours, 'word')} right, the streams {theirs}. The model wrote “{' '.join(words)}”."
     tone = "good" if yours >= theirs else "plain"

@@ -1,4 +1,4 @@
-"""What the event handlers of all tabs and components share."""
+"""Shared by the event handlers of all tabs and components."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream lens of a run's chosen step: from the recording, or computed by the loaded model when it is asked for."""
+"""The stream lens of a run's chosen step: from the recording, or computed by the loaded model on request."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Lens:
         return {self.fold: gr.update(visible=True), **self.choose(view, telling(view))}
 
     def choose(self, view: View, index: int) -> Updates:
-        """Another step is chosen: what was recorded of it is shown at once."""
+        """Another step is chosen: its recorded lens is shown at once."""
         index = min(max(index, 1), len(view.steps) - 1)
         known = view.looks.get(index)
         return {
@@ -52,7 +52,7 @@ class Lens:
         }
 
     def wire(self, view: gr.State, player: gr.HTML, engines: Engines | None) -> None:
-        """Follow the player's steps; ``engines`` None: only what was recorded can be seen."""
+        """Follow the player's steps; ``engines`` None: only recorded ones can be shown."""
 
         def selected(shown: View | None, event: gr.EventData) -> Any:
             if shown is None or not looks_at(shown):
@@ -70,7 +70,7 @@ class Lens:
         self.button.click(looked, [view, self.index], self.outputs, concurrency_limit=None, **QUIET)
 
     def follow(self, view: View, index: int, job: Look, session: str) -> Iterator[Updates]:
-        """Wait for the model, and show what it found."""
+        """Wait for the model, and show the result."""
         ended: Updates = {self.button: gr.update(interactive=True)}
         with closing(job.batches(session)) as batches:
             for batch in batches:
@@ -84,12 +84,12 @@ class Lens:
 
 
 def looks_at(view: View) -> bool:
-    """Whether this is a run with streams: its drafts are theirs."""
+    """Whether this run was drafted by streams."""
     return view.origin is not None and view.origin.method == "streaming" and len(view.steps) > 1
 
 
 def telling(view: View) -> int:
-    """The step that shows most: it accepted some drafted tokens and rejected others, early in the text."""
+    """The most instructive step: it accepted some drafted tokens and rejected others, early in the text."""
 
     def worth(index: int) -> float:
         step = view.steps[index]
@@ -99,13 +99,13 @@ def telling(view: View) -> int:
 
 
 def place(view: View, index: int) -> Place:
-    """Where a step begins."""
+    """The position at which a step begins."""
     assert view.origin is not None, "a run of unknown origin"
     return Place(view.origin, tuple(token.id for step in view.steps[:index] for token in step.tokens))
 
 
 def drawn(view: View, index: int, look: dict[str, Any]) -> str:
-    """What was seen, beside what the model wrote there."""
+    """The lens, with the tokens that the model wrote there."""
     came = [token.text for step in view.steps[index:] for token in step.tokens]
     return html.panel(look, index, root_text(view.steps, index), came)
 

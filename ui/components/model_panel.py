@@ -1,4 +1,4 @@
-"""The model: what is loaded, and the form that loads another."""
+"""The model panel: what is loaded, and the form that loads another."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ModelPanel:
     accept: gr.Button
 
     def told(self, state: State) -> dict[Any, Any]:
-        """What the panel says of a state."""
+        """The panel's text for a state."""
         card = render.model_card(state.info, memory_facts(state)) if state.info else ""
         return {
             self.line: gr.update(value=(words := line(state)), visible=bool(words)),
@@ -51,7 +51,7 @@ class ModelPanel:
         }
 
     def updates(self, state: State) -> dict[Any, Any]:
-        """What the panel says of a state, and what it offers then."""
+        """The panel's text for a state, and the actions available then."""
         return (
             self.told(state)
             | {
@@ -89,7 +89,7 @@ class ModelPanel:
         return [self.line, self.fold, self.card, self.load, self.unload, *self.choice]
 
     def wire(self) -> None:
-        """Say what a model will need as soon as it is chosen."""
+        """Show what a model will need as soon as it is chosen."""
         fields = [self.model, self.device, self.dtype]
         for event in (self.fold.expand, *(field.change for field in fields)):
             event(
@@ -101,7 +101,7 @@ class ModelPanel:
 
 
 def request_unload(engines: Engines) -> Iterator[State]:
-    """Give the model's memory back and follow it."""
+    """Free the model's memory and follow the progress."""
     try:
         engines.unload()
     except (Busy, Refused) as no:
@@ -110,7 +110,7 @@ def request_unload(engines: Engines) -> Iterator[State]:
 
 
 def request_load(engines: Engines, choice: dict[str, str]) -> Iterator[State]:
-    """Start a load and follow it. One that is refused, or comes while another is under way, gets a warning."""
+    """Start a load and follow it. If it is refused, or another is in progress, show a warning."""
     try:
         engines.load(**choice)
     except (Busy, Refused) as no:
@@ -119,7 +119,7 @@ def request_load(engines: Engines, choice: dict[str, str]) -> Iterator[State]:
 
 
 def needs(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
-    """What the chosen model will take, and the button that accepts its licence, where that is still to be done."""
+    """The chosen model's memory, and the button that accepts its licence, if that is still necessary."""
     name = (model or "").strip()
     terms = terms_of(name)
     words = render.terms(name, CATALOGUE[name].licence, terms) if terms else ""
@@ -127,13 +127,13 @@ def needs(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
 
 
 def accepted(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
-    """The licence of the chosen model is accepted; from now on it may be fetched."""
+    """Accept the licence of the chosen model, which may then be downloaded."""
     accept_terms((model or "").strip())
     return needs(model, device, dtype)
 
 
 def need_words(model: str | None, device: str, dtype: str) -> str:
-    """What the chosen model will take, before it is loaded; why it can't run, where that is known."""
+    """The memory that the chosen model will take, before it is loaded; or why it can't run, if known."""
     try:
         if not model or model == TOY:
             return ""
@@ -144,7 +144,7 @@ def need_words(model: str | None, device: str, dtype: str) -> str:
 
 
 def memory_facts(state: State) -> list[tuple[str, str]]:
-    """What is used after a load, and what is left."""
+    """The memory used after a load, and what is left."""
     if not state.used:
         return []
     used, free = memory.gigabytes(state.used), memory.gigabytes(state.free)
@@ -152,7 +152,7 @@ def memory_facts(state: State) -> list[tuple[str, str]]:
 
 
 def adapter_choices(model: str) -> list[str]:
-    """What can be put on a model that is loaded, by name; imports torch, which the load has done before."""
+    """The adapters for the loaded model, by name; imports torch, which loading has already done."""
     from specstream.adapters.find import bundled
     from specstream.adapters.local import mine
 
@@ -160,19 +160,19 @@ def adapter_choices(model: str) -> list[str]:
 
 
 def progress(state: State) -> str:
-    """How far a load is."""
+    """The progress of a load."""
     return state.words + ("" if state.fraction is None else f", {state.fraction:.0%}")
 
 
 def title(state: State) -> str:
-    """A load under way, or what is loaded, for the fold's title: it is there always, so that nothing moves."""
+    """The load in progress, or what is loaded, for the fold's title; never empty, so that nothing moves."""
     if state.loading:
         return f"Model: loading ({progress(state)})"
     return f"Model: {render.model_line(state.info) if state.info else 'none yet'}{AND_SETTINGS}"
 
 
 def line(state: State) -> str:
-    """What the last load failed with; nothing when all is well."""
+    """The error of the last load; empty if it succeeded."""
     if state.error:
         kept = " The model loaded before stays in use." if state.info else ""
         return render.status(state.error + kept, "bad")

@@ -1,4 +1,4 @@
-"""A run on the page: what it comes to, its texts and guesses, its numbers. The same for a live run and a logged one."""
+"""A run on the page: its headline, texts, guesses and numbers. The same for a live run and a logged one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .player import player
 
 @dataclass
 class RunView:
-    """The parts of a run on the page. ``again`` and ``mend`` are shown where a run can be made."""
+    """The parts of a run on the page. ``again`` and ``mend`` are shown if runs can be started."""
 
     headline: gr.HTML
     mend: gr.Button
@@ -44,11 +44,11 @@ class RunView:
         return own + self.details.outputs
 
     def running(self, view: View) -> Updates:
-        """Updates while a run goes on: only what is new travels."""
+        """Updates during a run: only changes are sent."""
         return {self.headline: lines.headline(headline(view)), self.player: encode(view.feed.new())}
 
     def ended(self, view: View) -> Updates:
-        """Updates when a run has ended: all of it."""
+        """Updates when a run has ended: everything."""
         stats = view.stats[Lane.METHOD]
         return self.said(headline(view)) | {
             self.player: encode(view.feed.whole()),
@@ -61,7 +61,7 @@ class RunView:
         }
 
     def said(self, line: lines.Headline) -> Updates:
-        """The headline, and the button that mends what it tells."""
+        """The headline, and the button that fixes a slow run."""
         label = line.remedy.label if line.remedy else ""
         return {
             self.headline: lines.headline(line),
@@ -69,16 +69,16 @@ class RunView:
         }
 
     def begun(self) -> Updates:
-        """Updates when a run begins: what belongs to the one before goes."""
+        """Updates when a run starts: the previous one is cleared."""
         return {self.mend: gr.update(visible=False), **self.details.begun()}
 
     def wire(self, engines: Engines | None = None, runlog: RunLog | None = None) -> None:
-        """Connect the details; ``engines`` lend them the model, and what they run goes into the log."""
+        """Connect the details; they use the model of ``engines``, and their runs go into the log."""
         self.details.wire(self.player, self.steps, engines, runlog)
 
 
 def layout(view: View | None = None, live: bool = False) -> RunView:
-    """Lay out the view of one run: a recorded one, or empty. ``live``: it can be measured again and mended."""
+    """Lay out the view of one run: a recorded one, or empty. ``live``: it can be measured again and fixed."""
     known = view or View(Feed(""))
     stats = known.stats[Lane.METHOD]
     with gr.Column(elem_classes="ss-stage"):

@@ -1,4 +1,4 @@
-"""Sharing a run or a race: words, a link, and files that anyone can open, made when they are asked for."""
+"""Sharing a run or a race: text, a link, and files that anyone can open, created on request."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _numbers = count(1)
 
 @dataclass
 class Share:
-    """The row's parts. ``linked``: others who follow the link find the run."""
+    """The row's parts. ``linked``: other people can follow the link to the run."""
 
     row: gr.Row
     words: gr.Textbox
@@ -63,7 +63,7 @@ class Share:
         return [self.row, self.words, self.run, self.link]
 
     def show(self, story: Story | None) -> Updates:
-        """Offer to share; nothing while there is nothing."""
+        """Offer to share; hidden while there is nothing."""
         if story is None:
             return {self.row: gr.update(visible=False)}
         return {
@@ -74,7 +74,7 @@ class Share:
         }
 
     def wire(self, source: gr.State, tell: Callable[[Any], Story | None], page: Page, engines: Engines | None) -> None:
-        """``source`` holds what ``tell`` makes a story of, and ``page`` the HTML file."""
+        """``source`` is the input of ``tell``, which makes a story, and of ``page``, which makes the HTML file."""
         demo = engines is not None and engines.rules.demo
         self.linked = not demo
 
@@ -97,7 +97,7 @@ class Share:
 
 
 def write(form: str, story: Story, page: Callable[[], str]) -> str:
-    """Make a file; where it is."""
+    """Create a file. Returns its path."""
     file = place(downloads(), f"speculative-streaming-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.{form}")
     file.write_bytes(
         page().encode() if form == "html" else picture.png(story) if form == "png" else picture.webp(story)
@@ -106,9 +106,9 @@ def write(form: str, story: Story, page: Callable[[], str]) -> str:
 
 
 def page_address(request: gr.Request, demo: bool) -> str | None:
-    """The address under which others find the runs; None where there is none.
+    """The URL at which others find the runs; None if there is none.
 
-    That of one's own machine leads others to theirs, and in a demo visitors see their own runs only.
+    A URL of one's own machine would lead others to theirs, and in a demo visitors see only their own runs.
     """
     origin = str(request.headers.get("origin") or "")
     host = urlsplit(origin).hostname or ""

@@ -1,4 +1,4 @@
-"""Whether the loaded adapter suits the chosen task, and the button that loads the one that does."""
+"""A hint if the loaded adapter does not match the chosen task, and a button that loads the one that does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Suit:
         return [self.group, self.words, self.load]
 
     def updates(self, task: str, info: EngineInfo | None, bundled: Callable[[str], Any]) -> Updates:
-        """The hint for a task, none where all is well. ``bundled`` gives a model's adapters by their tasks."""
+        """The hint for a task, none if everything matches. ``bundled`` returns a model's adapters by task."""
         words = mismatch(task, info) if info else ""
         return {
             self.group: gr.update(visible=bool(words)),
@@ -47,7 +47,7 @@ def hint(task: str, info: EngineInfo | None) -> str:
 
 
 def layout() -> Suit:
-    """Lay out the hint, out of sight."""
+    """Lay out the hint, hidden."""
     with gr.Row(visible=False, elem_classes="ss-suit") as group:
         words = gr.HTML(min_width=240)
         load = gr.Button("Load the adapter for this task", size="sm", scale=0, min_width=240)
@@ -55,7 +55,7 @@ def layout() -> Suit:
 
 
 def loads_by_itself(task: str, state: State, choice: Mapping[str, str]) -> bool:
-    """Is the adapter of a task loaded when it is chosen? Not in the place of one that the visitor chose by name."""
+    """Whether choosing a task loads its adapter; it never replaces one that the visitor chose by name."""
     info = state.info
     if info is None or state.loading or task not in TASKS or task == info.task:
         return False
@@ -64,7 +64,7 @@ def loads_by_itself(task: str, state: State, choice: Mapping[str, str]) -> bool:
 
 
 def bundled(model: str) -> Any:
-    """The adapters of a model that is loaded, by their tasks; imports torch, which the load has done before."""
+    """The adapters of the loaded model by task; imports torch, which loading has already done."""
     from specstream.adapters.find import bundled as known
 
     return known(model)

@@ -37,7 +37,7 @@ class Shown:
 
 
 def recorded(folder: Path = RUNS) -> list[Shown]:
-    """The recorded runs of a folder, by file name. Raises ValueError where there are none."""
+    """The recorded runs in a folder, by file name. Raises ValueError if there are none."""
     found = [shown(file.stem, recording.read(file)) for file in sorted(folder.glob("*.json"))]
     if not found:
         raise ValueError(f"{folder} holds no recorded runs (*.json).")
@@ -55,7 +55,7 @@ def shown(name: str, run: Recording) -> Shown:
 def build(runs: Sequence[Shown], out: Path, base: str = "") -> None:
     """Write the gallery: an index, and for each run a folder with its page, picture and animation.
 
-    ``base`` is the address that it will have, for the pictures beside links in messages; empty where nobody knows.
+    ``base`` is its future URL, for the link previews in messages; empty if unknown.
     """
     out.mkdir(parents=True, exist_ok=True)
     for run in runs:
@@ -68,7 +68,7 @@ def build(runs: Sequence[Shown], out: Path, base: str = "") -> None:
 
 
 def preview(run: Shown, base: str) -> str:
-    """What a site that gets the link shows: title, sentence, picture."""
+    """The preview that sites show for the link: title, sentence, picture."""
     at = f"{base.rstrip('/')}/{run.name}/" if base else ""
     values = {
         "og:type": "website",

@@ -1,4 +1,4 @@
-"""A run or a race as one HTML file that works anywhere: style, data and scripts are in it, and it asks no network."""
+"""A run or a race as one HTML file that works anywhere: style, data and scripts are inline, no network is needed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STYLES = data_file("assets")
 
 
 def style() -> str:
-    """All that the page's own parts look like, light and dark."""
+    """The styles of the page's own parts, light and dark."""
     sheets = (sheet.read_text(encoding="utf-8") for sheet in sorted(STYLES.glob("*.css")))
     return theme.variables() + "\n".join(sheets)
 
 
 def run_page(view: View, story: Story, base: str | None = None, head: str = "", up: str = "") -> str:
-    """The file of a run. ``base`` is the address of the page that it was made on, None where others can't reach it.
+    """The file of a run. ``base`` is the URL of the page that made it, None if others can't reach it.
 
     ``head`` and ``up`` are HTML for the page's head and for its first line.
     """
@@ -71,7 +71,7 @@ def _filled(
 
 
 def links(run: str = "", base: str | None = None) -> str:
-    """Where a reader can go on: the run on the page, the program, the paper."""
+    """Links for the reader: the run on the page, the program, the paper."""
     known = (
         ("This run, live", f"{base}?run={run}" if base and run else ""),
         (f"{product.NAME} on {_host(product.repository())}", product.repository()),

@@ -19,7 +19,10 @@ FONTS = {False: ("DejaVuSans.ttf", "Arial.ttf"), True: ("DejaVuSans-Bold.ttf", "
 TITLES = (40, 34, 28, 24)  # type sizes of the headline: the first that fits
 LARGEST, SMALLEST = 30, 13  # of a lane's text
 TWO_COLUMNS = 3  # from so many lanes on
-SHORTEST, LONGEST = 3000, 12000  # milliseconds that an animation takes: faster runs are slowed, longer ones hurried
+SHORTEST, LONGEST = (
+    3000,
+    12000,
+)  # length of an animation in milliseconds: faster runs are slowed down, longer ones sped up
 HOLD, MOST = 3000, 80  # milliseconds of the last frame; frames
 INK = theme.LIGHT
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -27,7 +30,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 @cache
 def font(size: int, bold: bool = False) -> Any:
-    """A font of the system; the one inside Pillow where there is none."""
+    """A system font; Pillow's own if there is none."""
     for name in FONTS[bold]:
         try:
             return ImageFont.truetype(name, size)
@@ -37,14 +40,14 @@ def font(size: int, bold: bool = False) -> Any:
 
 
 def png(story: Story) -> bytes:
-    """The end of the run, with all that it says."""
+    """The end of the run, with all its information."""
     out = io.BytesIO()
     frame(story, float("inf")).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
 def webp(story: Story) -> bytes:
-    """The run at its measured pace, or slowed or hurried by a factor that is written on it."""
+    """The run at its measured pace, or slowed down or sped up by a factor that is shown."""
     moments, factor = list(_moments(story)), pace(story)
     frames = [frame(story, moment, factor) for moment in moments]
     shown = [max(20, round((after - before) / factor)) for before, after in pairwise(moments)]
@@ -56,7 +59,7 @@ def webp(story: Story) -> bytes:
 
 
 def pace(story: Story) -> float:
-    """Milliseconds of the run in one of the animation: a power of two."""
+    """Milliseconds of the run per millisecond of the animation: a power of two."""
     total, factor = max((track.total for track in story.tracks), default=0.0), 1.0
     while total and total / factor < SHORTEST:
         factor /= 2
@@ -66,7 +69,7 @@ def pace(story: Story) -> float:
 
 
 def _moments(story: Story) -> Iterator[float]:
-    """When something happens: the beginning and the end of each pass, of not more than ``MOST`` of them."""
+    """The times of events: the start and end of each pass, for at most ``MOST`` passes."""
     ends = sorted({end for track in story.tracks for end, _ in track.passes})
     every = len(ends) // MOST + 1
     yield 0.0
@@ -75,7 +78,7 @@ def _moments(story: Story) -> Iterator[float]:
 
 
 def frame(story: Story, moment: float, factor: float = 1.0) -> Image.Image:
-    """The story at a moment, in milliseconds of the run."""
+    """A frame of the story at a time, in milliseconds of the run."""
     image = Image.new("RGB", (WIDTH, HEIGHT), INK["page"])
     draw = ImageDraw.Draw(image)
     draw.text((EDGE, 26), product.NAME, INK["accent"], font(22, True))
@@ -104,7 +107,7 @@ def _foot(draw: ImageDraw.ImageDraw, story: Story, factor: float) -> None:
 
 
 def _boxes(count: int) -> Iterator[Box]:
-    """Where the lanes are: one above the other, or in two columns."""
+    """The positions of the lanes: one above the other, or in two columns."""
     columns = 2 if count >= TWO_COLUMNS else 1
     rows = -(-count // columns)
     wide = (WIDTH - 2 * EDGE - GAP * (columns - 1)) // columns
@@ -142,7 +145,7 @@ class Placed:
 
 
 def _text(draw: ImageDraw.ImageDraw, track: Track, box: Box, moment: float) -> None:
-    """The tokens so far in the largest type in which the whole text fits; of a longer one the end."""
+    """The tokens so far, in the largest type in which the whole text fits; only the end of a longer text."""
     left, top, right, bottom = box
     everything = _pieces(track, float("inf"))
     for size in range(LARGEST, SMALLEST - 1, -1):
@@ -170,7 +173,7 @@ def _piece(draw: ImageDraw.ImageDraw, one: Placed, at: tuple[float, float], size
 
 
 def _pieces(track: Track, moment: float) -> list[Piece]:
-    """The tokens of the passes that have ended, without the space that most texts begin with."""
+    """The tokens of the passes that have ended, without the leading space of most texts."""
     found = [token for end, tokens in track.passes if end <= moment for token in tokens]
     return [(found[0][0].lstrip(" "), found[0][1]), *found[1:]] if found else []
 

@@ -1,4 +1,4 @@
-"""A run or a race as it is told to somebody who was not there: a headline, lanes of text over time, what it ran on."""
+"""A run or a race as a self-contained story: a headline, lanes of text over time, and what it ran on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Story:
 
 
 def of_view(view: View) -> Story | None:
-    """The story of a run; None for one that wrote nothing or that nobody knows the origin of."""
+    """The story of a run; None for one that wrote nothing or whose origin is unknown."""
     if view.origin is None or not view.steps:
         return None
     ours = track(view.origin.method, history.method_label(view.origin.method), view.steps, view.tail)
@@ -94,7 +94,7 @@ def of_entries(entries: Sequence[Entry], origin: Origin) -> Story | None:
 
 
 def track(method: str, label: str, steps: Iterable[Step], tail: str = "", colour: str = "") -> Track:
-    """The lane of a run. ``tail`` is text that comes after the last token's."""
+    """The lane of a run. ``tail`` is text after that of the last token."""
     steps = list(steps)
     ends = accumulate(1000 * step.total_seconds for step in steps)
     tokens = [[(token.text, token.depth) for token in step.tokens] for step in steps]
@@ -114,7 +114,7 @@ def headline(ratio: float | None, verdict: Verdict | None, passes: int, needed: 
 
 
 def about(origin: Origin) -> Iterator[tuple[str, str]]:
-    """What it ran on and with, as names and texts."""
+    """The model, machine and settings, as names and texts."""
     adapter = "no adapter" if origin.adapter in ("", "none") else f"adapter {model_name(origin.adapter)}"
     yield "Task", TASKS[origin.task].label if origin.task in TASKS else "none: the prompt as it is"
     yield "Model", f"{model_name(origin.model)}, {adapter}, {origin.dtype} on {origin.device}"
@@ -126,5 +126,5 @@ def about(origin: Origin) -> Iterator[tuple[str, str]]:
 
 
 def machine(origin: Origin) -> str:
-    """One line on what it ran on."""
+    """One line about the model and machine."""
     return ", ".join(filter(None, (model_name(origin.model), origin.dtype, origin.processor or origin.device)))

@@ -29,7 +29,7 @@ def conversation(
 
 
 def coloured(steps: Iterable[Step]) -> str:
-    """A text with its guessed tokens in the colours of their depths, and no spaces around it: like every turn."""
+    """A text with its guessed tokens in the colours of their depths, without surrounding spaces, like every turn."""
     tokens = [token for step in steps for token in step.tokens]
     return "".join(
         f'<span class="ss-tok {depth_class(token.depth)}">{escape(text)}</span>'

@@ -1,4 +1,4 @@
-"""The line that says what a run comes to, as HTML. Every text from outside is escaped here."""
+"""The headline of a run, as HTML. Every text from outside is escaped here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 
 @dataclass(frozen=True)
 class Remedy:
-    """A button that mends a slow run: what it says, and the tree budget that it sets; 0: it loads another adapter."""
+    """A button that fixes a slow run: its label, and the tree budget that it sets; 0: it loads another adapter."""
 
     label: str
     budget: int = 0
@@ -16,7 +16,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Headline:
-    """``main`` is what is read first, ``parts`` stand beside it, ``below`` are sentences in small type."""
+    """``main`` is read first, ``parts`` are beside it, ``below`` are sentences in small type."""
 
     tone: str
     main: str
@@ -27,7 +27,7 @@ class Headline:
 
 
 def headline(said: Headline) -> str:
-    """Two lines, always: so that nothing moves when they change."""
+    """Always two lines, so that nothing moves when they change."""
     parts = "".join(f"<span>{escape(part)}</span>" for part in said.parts)
     below = escape(" ".join(said.below))
     more = f"<details><summary>details</summary>{escape(said.details)}</details>" if said.details else ""

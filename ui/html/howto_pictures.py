@@ -1,6 +1,6 @@
 """The pictures of "How it works", drawn from the steps of a recorded run as SVG in the colours of the page. No gradio.
 
-A picture is 360 units wide where it can be, so that its text is readable on a phone. Each has words for screen readers.
+A picture is 360 units wide if possible, so that its text is readable on a phone. Each has text for screen readers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ CHIP, HIGH = 74, 24  # width and height of a token
 LONGEST = 9  # letters of a token that fit into its chip
 END = "(end)"
 NODE, LEVEL = 84, 76  # room of a leaf across, and of a level down
-BELOW = 18  # a probability under a token: edges begin below it
+BELOW = 18  # height of the probability under a token: edges begin below it
 CELL = 26  # of the mask
-STREAMS = 4  # that are drawn, so that letters stay readable on a phone; the words say all
+STREAMS = 4  # most that are drawn, so that letters stay readable on a phone; the text lists all
 FATE_WORDS = {
     Fate.ACCEPTED: "accepted",
     Fate.REJECTED: "rejected",
@@ -32,7 +32,7 @@ FATE_WORDS = {
 
 
 def label(text: str) -> str:
-    """A token as it is written in a picture: without its leading space, and what can't be seen as words."""
+    """A token as written in a picture: without its leading space, and with invisible characters as words."""
     if not text or (text.startswith("<|") and text.endswith("|>")):
         return END
     return text.replace("\n", "⏎").replace("\t", "⇥").strip() or "␣"
@@ -74,14 +74,14 @@ def _line(points: Sequence[tuple[float, float]], kind: str = "") -> str:
 
 
 def standard(plain: Sequence[Step], layers: int, shown: int = 4) -> str:
-    """Passes of standard decoding side by side: each takes the token before and gives one."""
+    """Passes of standard decoding side by side: each reads the previous token and produces one."""
     passes = plain[1 : shown + 1]
     tokens = [step.tokens[-1].text for step in plain[: shown + 1]]
     room = WIDTH / shown
     pieces: list[str] = []
     for place, step in enumerate(passes):
         x = room * (place + 0.5)
-        if place + 1 < len(passes):  # what comes out goes in next
+        if place + 1 < len(passes):  # the output is the next input
             turn = x + room / 2
             pieces.append(
                 _line([(x + CHIP / 2, 16), (turn, 16), (turn, 152), (turn + room / 2 - CHIP / 2, 152)], "again")
@@ -111,7 +111,7 @@ def best_at_depths(draft: Draft, count: int) -> list[tuple[str, float] | None]:
 def streams(row: str, own: str, draft: Draft, layers: int, top: int, count: int) -> str:
     """The model as a tower: the row of one token goes through all layers, the streams beside it through the top ones.
 
-    ``row`` is the token that goes in, ``own`` the model's own choice after it, ``draft`` what the streams led to.
+    ``row`` is the input token, ``own`` the model's own choice after it, ``draft`` the tokens drafted by the streams.
     """
     main, room = 46.0, 66
     columns = [main + 24 + room * (j + 0.5) + CHIP / 2 - 6 for j in range(min(count, STREAMS))]
@@ -168,7 +168,7 @@ def drafted(root: str, draft: Draft) -> str:
 
 
 def verified(root: str, step: Step) -> str:
-    """The same tree after its pass: what was accepted, what was not, and the model's own token at the end."""
+    """The same tree after its pass: accepted and rejected nodes, and the model's own token at the end."""
     draft, end = step.draft, _path_end(step.draft)
     own = step.tokens[-1].text
     at, start, width, height = _places([*draft.parents, end])
@@ -193,7 +193,7 @@ def verified(root: str, step: Step) -> str:
 
 
 def _path_end(draft: Draft) -> int:
-    """The last accepted node; -1, the root, where none was."""
+    """The last accepted node; -1, the root, if there is none."""
     return max((i for i, fate in enumerate(draft.fate) if fate is Fate.ACCEPTED), default=-1)
 
 
@@ -207,7 +207,7 @@ def _told(draft: Draft, fates: bool) -> Iterator[str]:
 
 
 def mask(root: str, draft: Draft) -> str:
-    """Who sees whom in the pass: a row for every token that goes in, a column for every token that it may see."""
+    """The attention mask of the pass: a row for every input token, a column for every token that it may attend to."""
     rows = attention_rows(draft.parents)
     names = [root, *draft.texts]
     left, past = 104.0, 58.0

@@ -1,4 +1,4 @@
-"""The stream lens as HTML: what every stream believed at each of its layers, where it looked, and what came true."""
+"""The stream lens as HTML: every stream's predictions at each of its layers, its attention, and the actual tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..theme import depth_class
 from .render import NOTHING
 
-AROUND = 6  # tokens shown before and after one that was looked at
+AROUND = 6  # tokens shown before and after an attended one
 WORDS = (
     "Each column is a stream: an extra row that guesses one word further ahead. Read it upwards: what it would have "
     "guessed when it began, and after each layer that it went through. ✓ marks what the model wrote there in the end."
@@ -17,7 +17,7 @@ WORDS = (
 
 
 def panel(look: Mapping[str, Any], step: int, root: str, came: Sequence[str]) -> str:
-    """The streams' table. ``came`` are the texts of the tokens that followed the root; fewer where the text ended."""
+    """The streams' table. ``came`` are the texts of the tokens that followed the root; fewer if the text ended."""
     streams = look["streams"]
     came = [*came, *[""] * len(streams)][: len(streams)]
     head = "".join(f'<th scope="col">{n} ahead</th>' for n in range(1, len(streams) + 1))
@@ -59,7 +59,7 @@ def _token(text: str, depth: int) -> str:
 
 
 def _text(look: Mapping[str, Any]) -> str:
-    """The text that the model had before it, with what the streams looked at marked; the rest is left out."""
+    """The preceding text, with the tokens marked that the streams attended to; the rest is left out."""
     texts, shares = look.get("text") or [], dict[int, float]()
     for stream in look["streams"]:
         for place, _, share in stream["looked"]:
@@ -85,7 +85,7 @@ def _text(look: Mapping[str, Any]) -> str:
 
 
 def visible(text: str) -> str:
-    """A token's text with its blanks seen, escaped."""
+    """A token's text, escaped, with visible blanks."""
     shown = text.replace("\n", "⏎").replace("\t", "⇥")
     shown = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in shown)
     return escape("␣" + shown[1:] if shown.startswith(" ") else shown) or "∅"

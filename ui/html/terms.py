@@ -1,4 +1,4 @@
-"""Words of the method that are explained where they stand, on hover and in focus."""
+"""Terms of the method that are explained in place, on hover and focus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WORD = re.compile(r"\b(" + "|".join([*_PLURALS, *TERMS]) + r")\b", re.IGNORECAS
 
 
 def explained(text: str, known: set[str] | None = None) -> str:
-    """Plain text as HTML, each term explained where it comes first. ``known`` are terms that were; they are added."""
+    """Plain text as HTML, each term explained at its first occurrence. ``known`` collects the explained terms."""
     known = set() if known is None else known
 
     def term(found: re.Match[str]) -> str:

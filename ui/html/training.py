@@ -1,4 +1,4 @@
-"""A training as the page shows it: words, numbers, facts, files. No gradio."""
+"""A training run as the page shows it: sentences, numbers, facts, files. No gradio."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NONE_YET = "Nothing was trained yet: choose what to train and press Train."
 
 
 def duration(seconds: float) -> str:
-    """A time for people, to the minute above one: the caller says what it is."""
+    """A duration in words, to the minute above one; the caller says what it is."""
     if seconds < 60:
         count, unit = max(1, round(seconds)), "second"
     elif seconds < 5400:
@@ -55,19 +55,19 @@ def duration(seconds: float) -> str:
 
 
 def choice(training: Training) -> tuple[str, str]:
-    """A training in the list of all: what is read, and its name."""
+    """A training run in the list of all: its label and its name."""
     return f"{training.name}: {DONE[training.state]}", training.name
 
 
 def under_way(training: Training) -> str:
-    """One sentence for everyone on a training that runs."""
+    """One sentence for all visitors about an active training run."""
     left = training.progress.left
     rest = f"about {duration(left)} left" if left is not None else _phase(training)
     return f"A training run is under way ({training.name}): {rest}."
 
 
 def _phase(training: Training) -> str:
-    """What is being done before the time to go is known."""
+    """The current activity, before the time left is known."""
     progress = training.progress
     if progress.closing:
         return "its time is used up, and the adapter is being tried on held-out rows"
@@ -79,7 +79,7 @@ def _phase(training: Training) -> str:
 
 
 def status(training: Training) -> tuple[str, str]:
-    """The state of a training in a sentence, and its tone."""
+    """The state of a training run in a sentence, and its tone."""
     progress = training.progress
     at = f"at step {progress.step}, after {progress.fraction:.0%} of its time"
     match training.state:
@@ -103,7 +103,7 @@ def status(training: Training) -> tuple[str, str]:
 
 
 def _result(training: Training) -> str:
-    """What came of it."""
+    """The result of a training run."""
     best = training.progress.best
     if best is None:
         return " It was too short, or had too few rows, to measure tokens per step."
@@ -116,7 +116,7 @@ PHASES = ("Prepare", "Train", "Try it on held-out rows", "Done")
 
 
 def phases(training: Training) -> str:
-    """Where a training is: its phases, the one under way with how far it is."""
+    """The phases of a training run, the current one with its progress."""
     progress = training.progress
     at = 3 if training.state is State.FINISHED else 2 if progress.closing else 1 if progress.begun else 0
     now = f"{progress.fraction:.0%}" if at == 1 else escape(_phase(training)) if training.active and at != 3 else ""
@@ -149,7 +149,7 @@ def numbers(training: Training) -> Iterator[tuple[str, str, str]]:
 
 
 def streams(training: Training) -> tuple[int, bool, str]:
-    """How many streams or heads are trained (0: the exit alone), whether the model itself is too, and their name."""
+    """The number of trained streams or heads (0: only the exit), whether the model is trained too, and their name."""
     if (plan := training.plan) is None:
         return 0, True, "stream"
     count = 0 if plan.mode == "exit" else int(plan.options.get("gamma", Config.gamma))
@@ -167,7 +167,7 @@ def _spent(training: Training) -> str:
 
 
 def facts(training: Training) -> Iterator[tuple[str, str]]:
-    """What was asked for, and what is known of the adapter."""
+    """The request, and the facts about the adapter."""
     plan, card = training.plan, _card(training.folder)
     if plan:
         yield "Base model", plan.model
@@ -185,13 +185,13 @@ def facts(training: Training) -> Iterator[tuple[str, str]]:
 
 
 def _label(name: str) -> str:
-    """A setting as the form calls it, or the switch's own words."""
+    """A setting with the form's label, or the name of the option."""
     known = {f.name: f.metadata["label"].lower() for f in fields(Config)}
     return known.get(name, name.replace("_", " "))
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    """The card of the adapter; empty as long as there is none."""
+    """The card of the adapter; empty while there is none."""
     try:
         found = json.loads((folder / local.CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -200,7 +200,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def model_card(training: Training) -> str:
-    """The text of the adapter's README.md, without its front matter; empty as long as there is none."""
+    """The text of the adapter's README.md, without its front matter; empty while there is none."""
     try:
         text = (training.folder / README).read_text(encoding="utf-8")
     except OSError:
@@ -223,7 +223,7 @@ def pack(training: Training, folder: Path) -> Path:
 
 
 def usable(checked: CheckedFile) -> str:
-    """How many rows of a file there are, and what happens to them."""
+    """The number of rows of a file, and how they are used."""
     are = "1 of their prompts is" if checked.held_out == 1 else f"{checked.held_out:,} of their prompts are"
     held = f"{are} held out to measure tokens per step."
     few = "They are too few to hold some out, so tokens per step is not measured on the way."
@@ -231,7 +231,7 @@ def usable(checked: CheckedFile) -> str:
 
 
 def unusable(checked: CheckedFile) -> list[str]:
-    """What is wrong with a file: nothing is left out silently."""
+    """The problems of a file: nothing is left out silently."""
     more = checked.bad - len(checked.problems)
     rest = ["1 more row has such a fault." if more == 1 else f"{more:,} more rows have such faults."] if more else []
     again = "Correct the file and upload it again, or train on the good rows."
@@ -239,8 +239,8 @@ def unusable(checked: CheckedFile) -> list[str]:
 
 
 def expectation(registry: Registry, model: str, config: Config, task: str) -> list[str]:
-    """What to expect of a training, in sentences: tokens per step, then steps and memory, from the last one of the same
-    model and mode on this machine, or from the adapter that comes with the model.
+    """What to expect of training, in sentences: tokens per step, then steps and memory, from the last run of the same
+    model and mode on this machine, or from the bundled adapter.
 
     Imports torch, and may ask the Hub for the size of a model. Raises ModelError for a model that can't be used.
     """
@@ -250,7 +250,7 @@ def expectation(registry: Registry, model: str, config: Config, task: str) -> li
 
 
 def _gain(past: Training | None, model: str, task: str) -> str:
-    """How much another adapter drafts, which says what this one may come to."""
+    """The tokens per step of another adapter, which indicate what this one may reach."""
     if past is not None and past.progress.best:
         seconds = past.progress.seconds
         return f"{past.name} reached {past.progress.best:.2f} tokens per step after {duration(seconds)} of training."

@@ -1,1 +1,1 @@
-"""Work outside of the page: one thread a job, one model, one queue before it."""
+"""Work outside the page: one thread per job, one model, and one queue in front of it."""

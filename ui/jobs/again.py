@@ -1,4 +1,4 @@
-"""A finished run measured again: one measurement is no measurement on a machine that does other things too."""
+"""A finished run measured again: a single measurement means little on a machine that does other things too."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TIMES = 4
 
 
 class Again(RunJob):
-    """Runs the method and standard decoding in turn, ``TIMES`` times. Its items are notices and a Ratio each time.
+    """Runs the method and standard decoding alternately, ``TIMES`` times. Its items are notices and one Ratio per time.
 
-    Nothing of it is logged: the text is that of the run before.
+    Nothing is logged, because the text is that of the previous run.
     """
 
     def use(self, engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Several methods on one prompt, measured one after the other by one thread, every run in the log."""
+"""Several methods on one prompt, measured one after another by one thread, with every run in the log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .runs import ModelJob, Record, RunRequest
 if TYPE_CHECKING:  # the page starts without torch
     from specstream.engine import Engine
 
-WARM_UP = 4  # tokens that each method writes before it is measured, so that none pays for cold caches
+WARM_UP = 4  # tokens that each method writes to warm up, so that none is measured with cold caches
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def tail(self) -> str:
-        """Text that comes after the last token's."""
+        """Text after that of the last token."""
         return "".join(event.tail for event in self.events if isinstance(event, Finished))
 
 
@@ -122,13 +122,13 @@ class Contest(ModelJob):
             if isinstance(event, Step):
                 self.put(Lap(ask.method.name, number, len(self._methods), tokens, event))
         if isinstance(last := events[-1], Finished) and last.reason is Reason.STOPPED:
-            return  # it stays in the log as far as it got, but there is nothing to compare
+            return  # the partial run stays in the log, but there is nothing to compare
         found = None if not self._reference else self._compare(engine, prompt, ask.sampling, events, record)
         self._reference = self._reference or events
         self.put(Entry(ask.method.name, tuple(events), found, record.run))
 
     def _compare(self, engine: Engine, prompt: str, sampling: Sampling, events: list[Event], record: Record) -> Verdict:
-        """The logged run gets the lane of standard decoding, too, so that it can be walked through like any other."""
+        """Add the lane of standard decoding to the logged run, so that it can be explored like any other."""
         from specstream.session import verdict  # imports torch: only now, in the worker
 
         for event in self._reference:

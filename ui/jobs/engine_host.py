@@ -27,12 +27,12 @@ class NotLoaded(ValueError):
 
 
 class Busy(ValueError):
-    """Another load is under way."""
+    """Another load is in progress."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What the page shows of the engine. ``error`` is the sentence of the last load that failed.
+    """The state of the engine for the page. ``error`` is a sentence if the last load failed.
 
     ``used`` and ``free`` are bytes of memory after the last load: of the whole program, and left on the device.
     """
@@ -49,7 +49,7 @@ class State:
 class Engines:
     """Holds the engine. ``choice`` (model, adapter, device, dtype, draft) is what ``load`` without arguments loads.
 
-    Loads and runs stand in one line: a load waits for the runs before it, a run waits for a load.
+    Loads and runs share one queue: a load waits for the runs before it, a run waits for a load.
     """
 
     def __init__(self, choice: dict[str, str], loader: Callable[..., Any] | None = None, rules: Rules = OPEN) -> None:
@@ -59,7 +59,7 @@ class Engines:
         self._loader = loader or load
         self._engine: Any = None
         self._line = Line()
-        self._guard = threading.Lock()  # held for a moment: only one load starts
+        self._guard = threading.Lock()  # held briefly, so that only one load starts
 
     @property
     def offer(self) -> Offer:
@@ -67,19 +67,19 @@ class Engines:
         return Offer(None if self.state.loading else self.state.info, self.rules.demo)
 
     def load(self, **choice: str) -> None:
-        """Start to load in the background. Raises Busy while another load is under way, Refused against the rules."""
-        if choice:  # what the page was started with needs no leave
+        """Start to load in the background. Raises Busy during another load, Refused if the rules forbid it."""
+        if choice:  # the rules do not apply to the model with which the page was started
             self.rules.check_choice(**choice)
         choice = {name: value.strip() for name, value in (choice or self.choice).items()}
         self._begin(lambda: self._load(choice))
 
     def unload(self) -> None:
-        """Give the model's memory back, in the background. Raises Busy and Refused as ``load``."""
+        """Free the model's memory, in the background. Raises Busy and Refused like ``load``."""
         self.rules.check_unload()
         self._begin(self._unload)
 
     def _begin(self, change: Callable[[], None]) -> None:
-        """Stand in line for a change of the engine, in a thread of its own."""
+        """Queue a change of the engine, in a separate thread."""
         with self._guard:
             if self.state.loading:
                 raise Busy("A model is being loaded already: wait until it is ready.")
@@ -99,7 +99,7 @@ class Engines:
     def _load(self, choice: dict[str, str]) -> None:
         self._engine = self._loader(progress=self._progress, **choice)
         self.choice = choice
-        memory.give_back()  # of the model before, whose parts hold each other
+        memory.give_back()  # of the previous model, whose parts reference each other
         free = memory.free(self._engine.info.device)
         self._set(loading=False, words="Ready", info=self._engine.info, used=memory.used(), free=free)
 
@@ -132,7 +132,7 @@ class Engines:
 
     @contextmanager
     def lend(self, stop: threading.Event, say: Callable[[str], None]) -> Iterator[Any]:
-        """The engine, for this thread alone. ``say`` is told what is being waited for.
+        """The engine, exclusively for this thread. ``say`` is called with what it is waiting for.
 
         Raises Stopped when ``stop`` is set while waiting, NotLoaded without an engine.
         """
@@ -143,7 +143,7 @@ class Engines:
             yield self._engine
 
     def _refresh(self) -> None:
-        """Take compiled layers as soon as they are built: between jobs, for a job compares runs with each other."""
+        """Swap in compiled layers once they are built; only between jobs, since a job compares its runs."""
         before = self._engine.info
         self._engine.refresh()
         if self._engine.info != before:
@@ -151,28 +151,28 @@ class Engines:
 
 
 def waiting(ahead: int, purpose: str) -> str:
-    """What a run that waits tells its visitor."""
+    """The message to the visitor of a waiting run."""
     if purpose != LOAD:
         return f"Waiting for the model: {ahead} ahead of you"
     return "Waiting for the model to load" + (f", {ahead - 1} ahead of you" if ahead > 1 else "")
 
 
 def load(model: str, progress: Callable[..., None], **choice: str) -> Any:
-    """The engine of a choice; torch is imported here, in the thread that loads. Raises ValueError with one sentence."""
+    """The engine for a choice; torch is imported here, in the loading thread. Raises ValueError with one sentence."""
     if model == TOY:
         from specstream.testing.toy import load_toy
 
         return load_toy()
     import specstream
 
-    if zerogpu.ACTIVE:  # there the runs have a model of their own
+    if zerogpu.ACTIVE:  # there, runs load a model of their own
         choice["device"] = "cpu"
     memory.check(model, choice.get("device", "auto"), choice.get("dtype", "auto"))
     return specstream.load(model, progress=progress, **choice)
 
 
 def sentence(error: BaseException) -> str:
-    """One line for the page: our own errors speak for themselves, others are named."""
+    """One line for the page: the message of our own errors, with the type for others."""
     if isinstance(error, ValueError) and str(error):
         return str(error)
     first = (str(error).strip().splitlines() or ["no further details"])[0]

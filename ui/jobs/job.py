@@ -1,4 +1,4 @@
-"""Work in a thread of its own, which the page watches: it may leave and come back, and finds all that has happened."""
+"""Work in a separate thread, watched by the page, which may leave and return without missing anything."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from collections.abc import Generator
 from functools import partial
 from typing import Any
 
-# A browser on the same machine takes its time from the model: where there are few cores, it is woken less often.
+# A browser on the same machine competes with the model: with few cores, it is updated less often.
 UPDATES_PER_SECOND = 12 if (os.cpu_count() or 1) > 2 else 6
-POLL = 0.1  # seconds between looks at a stop wish
-GRACE = 12.0  # seconds that a job goes on after its last viewer left: a page that is loaded again finds it going on
+POLL = 0.1  # seconds between checks for a stop request
+GRACE = 12.0  # seconds that a job continues after its last viewer left, so that a reloaded page finds it running
 
 
 class Job(ABC):
-    """Subclasses write ``work``, which puts items. ``batches`` yields them; ``stop`` asks the work to end."""
+    """Subclasses implement ``work``, which puts items. ``batches`` yields them; ``stop`` asks the work to end."""
 
     grace = GRACE
-    patience: float | None = None  # seconds that viewers wait for the end after a stop; None: as long as it takes
+    patience: float | None = None  # seconds that viewers wait for the end after a stop; None: without limit
 
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.items: list[Any] = []
         self.ended = False
-        self._stopped = 0.0  # when a viewer first saw that a stop was asked for
+        self._stopped = 0.0  # when a viewer first saw the stop request
         self._changed = threading.Condition()
         self._viewers: set[str] = set()
-        around = contextvars.copy_context()  # of the request that the work is for: a Space's GPU is lent to that
+        around = contextvars.copy_context()  # the context of the request, to which a Space lends its GPU
         work = partial(around.run, self._work)
         self._thread = threading.Thread(target=work, daemon=True, name=type(self).__name__.lower())
 
     @abstractmethod
     def work(self) -> None:
-        """What the thread does. Exceptions are its own business: none may leave it."""
+        """The work of the thread. It must handle all its exceptions."""
 
     def put(self, item: Any) -> None:
-        """Tell the viewers; called by the work."""
+        """Publish an item to the viewers; called by the work."""
         with self._changed:
             self.items.append(item)
             self._changed.notify_all()
 
     def batches(self, viewer: str = "") -> Generator[list[Any], None, None]:
-        """Start if need be, and yield what has happened: first all so far, then what is new, a few times a second.
+        """Start if necessary, and yield the items: first all so far, then new ones, a few times a second.
 
-        The end is told at once. Closing the iterator is leaving: after the grace time without a viewer the job stops.
+        The end is reported at once. Closing the iterator means leaving; without viewers the job stops after a while.
         """
         with self._changed:
             self._viewers.add(viewer)
@@ -63,7 +63,7 @@ class Job(ABC):
             self.leave(viewer)
 
     def _next(self, seen: int, due: float) -> list[Any] | None:
-        """The items after the first ``seen``, not before ``due`` unless the job ends; None when there are no more."""
+        """The items after the first ``seen``, not before ``due`` unless the job ends; None if there are no more."""
         with self._changed:
             while not self._changed.wait_for(lambda: self.ended or len(self.items) > seen, timeout=POLL):
                 if self._out_of_patience():
@@ -72,14 +72,14 @@ class Job(ABC):
             return self.items[seen:] or None
 
     def _out_of_patience(self) -> bool:
-        """Was a stop asked for so long ago that viewers are told what is known? The work ends by itself."""
+        """Whether viewers waited long enough after a stop request to see what is known. The work ends by itself."""
         if self.patience is None or not self.stop.is_set():
             return False
         self._stopped = self._stopped or time.monotonic()
         return time.monotonic() - self._stopped >= self.patience
 
     def leave(self, viewer: str) -> None:
-        """This viewer looks no longer. Leaving twice does nothing more."""
+        """A viewer leaves. A second call does nothing."""
         with self._changed:
             self._viewers.discard(viewer)
             if self._viewers or self.ended:
@@ -103,7 +103,7 @@ class Job(ABC):
 
 
 class Jobs:
-    """The job under way of every visitor, and who watches it, so that Stop and a page that closes can reach it."""
+    """The current job of every visitor, and who watches it, so that Stop and a closing page can reach it."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
@@ -111,7 +111,7 @@ class Jobs:
         self._lock = threading.Lock()
 
     def put(self, visitor: str, session: str, job: Job) -> None:
-        """A visitor has one job at a time: the one before is stopped, and forgotten."""
+        """Set a visitor's job. A visitor has one job at a time: the previous one is stopped and forgotten."""
         with self._lock:
             before = self._jobs.get(visitor)
             self._jobs = {who: known for who, known in self._jobs.items() if not known.ended}
@@ -121,17 +121,17 @@ class Jobs:
             before.stop.set()
 
     def get(self, visitor: str) -> Job | None:
-        """The visitor's job while it goes on."""
+        """The visitor's job while it is running."""
         job = self._jobs.get(visitor)
         return job if job is not None and not job.ended else None
 
     def stop(self, visitor: str) -> None:
-        """Ask the visitor's job to end; nothing happens without one."""
+        """Ask the visitor's job, if any, to end."""
         if job := self._jobs.get(visitor):
             job.stop.set()
 
     def close(self, session: str) -> None:
-        """A page was closed or loaded again: it watches no longer."""
+        """A page was closed or reloaded: it no longer watches."""
         with self._lock:
             visitor = self._watching.pop(session, None)
         if visitor is not None and (job := self._jobs.get(visitor)):

@@ -1,4 +1,4 @@
-"""A closer look at one step of a run, by the model that made it."""
+"""The stream lens at one step of a run, computed by the model that made the run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # the page starts without torch
 
 
 class OtherModel(ValueError):
-    """The model that made the run is not the one that is loaded; the message says which to load."""
+    """The loaded model is not the one that made the run; the message says which to load."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a run: ``before`` are the ids that were written before the step, the root of its tree last."""
+    """A position in a run: ``before`` are the ids written before the step, ending with the root of its tree."""
 
     origin: Origin
     before: tuple[int, ...]
@@ -40,13 +40,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Looked:
-    """What the streams saw: see ``specstream.target.lens.look``."""
+    """The result of the lens: see ``specstream.target.lens.look``."""
 
     values: dict[str, Any]
 
 
 def same_model(info: EngineInfo, origin: Origin) -> None:
-    """Raises OtherModel where a run was made by another model or adapter than the loaded ones."""
+    """Raises OtherModel if a run was made by a model or adapter other than the loaded ones."""
     if (info.model, info.adapter) != (origin.model, origin.adapter):
         made = f"{model_name(origin.model)} with adapter {model_name(origin.adapter)}"
         raise OtherModel(f"This run was made by {made}: load these under Model, then look again.")
@@ -61,7 +61,7 @@ def prompt_ids(engine: Engine, origin: Origin) -> list[int]:
 
 
 class Look(ModelJob):
-    """The streams at one place of a run. Its items: Notice, Looked."""
+    """The streams at one position of a run. Its items: Notice, Looked."""
 
     ask: Place
 
@@ -69,7 +69,7 @@ class Look(ModelJob):
         super().__init__(engines, None, place)
 
     def check(self) -> None:
-        """One pass over a text that was read before: no rule has to hold."""
+        """One pass over a text that was already read, so no rule applies."""
 
     def use(self, engine: Engine) -> None:
         from specstream.target import lens  # imports torch: only now, in the worker

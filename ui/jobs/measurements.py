@@ -16,17 +16,17 @@ from .runs import ModelJob
 if TYPE_CHECKING:  # the page starts without torch
     from specstream.engine import Engine
 
-OFTEN = 3.0  # seconds between two looks at the result so far: to work it out takes time from the next run
-GRACE = 300.0  # a measurement goes on that long after its last viewer left
+OFTEN = 3.0  # seconds between updates of the result so far, since computing it delays the next run
+GRACE = 300.0  # seconds that a measurement continues after its last viewer left
 
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class MeasurementRequest:
-    """What is to be measured: ``prompts`` of a task as typed, or the first ``limit`` rows (0: all) of a ``file``.
+    """What to measure: ``prompts`` of a task as typed, or the first ``limit`` rows (0: all) of a ``file``.
 
-    ``references`` are ways to generate that are not ours, by name.
+    ``references`` are the names of other libraries' methods.
     """
 
     task: str
@@ -41,13 +41,13 @@ class MeasurementRequest:
 
     @property
     def prompt(self) -> str:
-        """The longest one: what it may be is asked before the model is."""
+        """The longest prompt, which the rules check before the model is used."""
         return max(self.prompts, key=len, default="")
 
 
 @dataclass(frozen=True)
 class Lap:
-    """``done`` runs of ``total`` are measured, or seconds for a cost curve, and about ``left`` seconds remain."""
+    """``done`` of ``total`` runs (or seconds, for a cost curve) are measured, and about ``left`` seconds remain."""
 
     words: str
     done: float
@@ -57,20 +57,20 @@ class Lap:
 
 @dataclass(frozen=True)
 class Result:
-    """What is known so far, as ``bench --json`` and ``cost --json`` write it; ``final``: nothing will be added."""
+    """The result so far, in the form of ``bench --json`` and ``cost --json``; ``final``: nothing will be added."""
 
     report: Report
     final: bool = False
 
 
 class Measurement(ModelJob):
-    """What both kinds share. Items: Notice, Lap, Result."""
+    """The common part of both kinds. Items: Notice, Lap, Result."""
 
     ask: MeasurementRequest
     grace = GRACE
 
     def check(self) -> None:
-        """Raises Refused for what the rules do not allow."""
+        """Raises Refused if the rules do not allow it."""
         super().check()
         self._engines.rules.check_measurement(self.ask.repeats, self.ask.references)
         self._engines.rules.check_files(self.ask.file)
@@ -85,11 +85,11 @@ class Measurement(ModelJob):
         self._say("Reading the prompts")
         try:
             return bench.read_cases(engine, order.file, order.task, order.limit)
-        except ValueError as error:  # the visitor knows the file by its name, not by where it lies here
+        except ValueError as error:  # the visitor knows the file by its name, not by its path here
             raise ValueError(str(error).replace(str(order.file), order.file.name)) from None
 
     def _keep(self, report: Report) -> None:
-        """The end of the work: in the log, where there is one, and on the page in any case."""
+        """The end of the work: store the result in the log, if there is one, and show it on the page."""
         if self._runlog is not None:
             try:
                 self._runlog.add_benchmark(report, self._visitor)
@@ -127,7 +127,7 @@ class Benchmark(Measurement):
             self._keep(self._report(rows))
 
     def _outside(self, engine: Engine) -> Sequence[Any]:
-        """The references on a second copy of the model, which takes a moment to load."""
+        """The other libraries' methods, on a second copy of the model, which takes a moment to load."""
         from specstream import bench
 
         if not self.ask.references:
@@ -139,7 +139,7 @@ class Benchmark(Measurement):
         )
 
     def _warmed(self, made: int, of: int) -> None:
-        """After each run of the warm-up, which is short: the others are as long as they write more tokens."""
+        """Called after each warm-up run, which is short: the others take longer in proportion to their tokens."""
         from specstream.bench.runner import WARM_UP_TOKENS
 
         most = self.ask.sampling.max_new_tokens
@@ -148,7 +148,7 @@ class Benchmark(Measurement):
         self.put(Lap(f"Warming up, run {made} of {of}", 0, self._total, self._guess))
 
     def _ran(self) -> None:
-        """After each run. The first one's time is not known: the clock starts with it."""
+        """Called after each run. The time of the first is unknown, since the clock starts with it."""
         self._began = self._began or time.monotonic()
         self._done += 1
         measured = self._done - 1
@@ -178,7 +178,7 @@ class Tuning(Measurement):
         order, method = self.ask, self.ask.methods[0]
         if reason := engine.info.unavailable.get(method.name):
             raise ValueError(reason)
-        step_cost.largest(method)  # refuses a method without a tree before a minute is spent
+        step_cost.largest(method)  # raises for a method without a tree before a minute is spent
         cases = self._cases(engine)
         self._say_mismatch(engine, order.task)
         self._began = time.monotonic()
@@ -202,7 +202,7 @@ class Tuning(Measurement):
         self.put(Lap("Measuring the cost of a step", spent, self.ask.seconds, self.ask.seconds - spent))
 
     def _chosen(self, engine: Engine, cost: Any, cases: Sequence[Any], method: Method) -> Report:
-        """The settings, tried on every other prompt; a single prompt leaves none to try them on."""
+        """The chosen settings, tested on every other prompt; with a single prompt they can't be tested."""
         from specstream.bench import step_cost
         from specstream.bench import tune as tuning
 

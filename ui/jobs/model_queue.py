@@ -1,4 +1,4 @@
-"""The line before the model: first come, first served, and everyone knows how many are ahead."""
+"""The queue for the model: first come, first served, and everyone knows how many are ahead."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-POLL = 0.05  # seconds between looks at a stop wish while waiting
+POLL = 0.05  # seconds between checks for a stop request while waiting
 
 
 class Stopped(Exception):
@@ -16,32 +16,32 @@ class Stopped(Exception):
 
 @dataclass(eq=False)
 class Place:
-    """A place in the line; ``purpose`` says what the turn is for."""
+    """A place in the queue; ``purpose`` says what the turn is for."""
 
     purpose: str
 
 
-Say = Callable[[int, str], None]  # told how many are ahead, and what the first of them has the turn for
+Say = Callable[[int, str], None]  # called with how many are ahead, and the purpose of the current turn
 
 
 class Line:
-    """One at a time has the turn."""
+    """A queue in which one job at a time has the turn."""
 
     def __init__(self) -> None:
         self._places: list[Place] = []  # the first has the turn
         self._changed = threading.Condition()
 
     def join(self, purpose: str) -> Place:
-        """Take the place at the end; whoever does goes on with ``turn``."""
+        """Join the queue at the end; the caller must continue with ``turn``."""
         with self._changed:
             self._places.append(place := Place(purpose))
         return place
 
     @contextmanager
     def turn(self, place: Place, stop: threading.Event, say: Say) -> Iterator[None]:
-        """Wait for the turn and have it. ``say`` is called whenever what is ahead changes.
+        """Wait for the turn and hold it. ``say`` is called whenever the jobs ahead change.
 
-        Raises Stopped when ``stop`` is set while waiting. Whatever happens the place is given up at the end.
+        Raises Stopped if ``stop`` is set while waiting. The place is always given up at the end.
         """
         try:
             self._wait(place, stop, say)

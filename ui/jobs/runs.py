@@ -1,4 +1,4 @@
-"""One thread for each run: it alone touches the model and the log, and never waits for the page."""
+"""One thread per run: only it uses the model and the log, and it never waits for the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Request(Protocol):
-    """What every job tells of what it was asked for: the rules look at it."""
+    """The part of every job's request that the rules check."""
 
     @property
     def prompt(self) -> str: ...
@@ -39,7 +39,7 @@ class Request(Protocol):
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a visitor wants to run. ``prompt`` is the text as typed, which the task's template wraps."""
+    """A visitor's request. ``prompt`` is the text as typed, which is put into the task's template."""
 
     prompt: str
     task: str
@@ -47,24 +47,24 @@ class RunRequest:
     sampling: Sampling
     baseline: bool
     chat: Chat | None = None  # the conversation that the prompt continues
-    prefix: str = ""  # how the answer begins: the run goes on from there
-    parent: str = ""  # id of the run that this one branches off
+    prefix: str = ""  # the start of the answer, from which the run continues
+    parent: str = ""  # id of the run from which this one branches off
 
     @property
     def characters(self) -> int:
-        """The length of what the visitor gave."""
+        """The length of the visitor's input."""
         return len(self.prompt) + len(self.prefix) + (self.chat.characters if self.chat else 0)
 
 
 def failure(error: Exception) -> Notice:
-    """The sentence of what went wrong; what is not ours is written to the terminal too."""
+    """A sentence about an error; unexpected errors are also written to the terminal."""
     if not isinstance(error, ValueError):
         log.exception("the run failed", exc_info=error)
     return Notice(sentence(error), failed=True)
 
 
 class ModelJob(Job):
-    """A job that has the model to itself while it works. Subclasses write ``use``; what goes wrong becomes a Notice."""
+    """A job that uses the model exclusively. Subclasses implement ``use``; errors become a Notice."""
 
     def __init__(self, engines: Engines, runlog: RunLog | None, ask: Request, visitor: str | None = None) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class ModelJob(Job):
         """What is done with the model."""
 
     def check(self) -> None:
-        """Raises Refused for what the rules do not allow: a form's own limits hold for its honest users only."""
+        """Raises Refused if the rules do not allow it: a form's own limits can be bypassed."""
         self._engines.rules.check_run(len(self.ask.prompt), self.ask.sampling)
 
     def work(self) -> None:
@@ -90,7 +90,7 @@ class ModelJob(Job):
             self.put(failure(error))
 
     def _say_mismatch(self, engine: Engine, task: str) -> None:
-        """What is measured on a task that the adapter was not trained for is no measure of it."""
+        """A warning if the adapter was not trained for the task, since its speed there says little."""
         if words := mismatch(task, engine.info):
             self._say(words, lasting=True)
 
@@ -102,17 +102,17 @@ class RunJob(ModelJob):
     """One run of the Playground. Its items are notices, the number in the log, events and the verdict."""
 
     ask: RunRequest
-    patience = 0.15  # a step of a large model may take seconds: Stop does not wait for it
+    patience = 0.15  # a step of a large model may take seconds; Stop does not wait for it
 
     def check(self) -> None:
-        """Of a chat everything that was said counts."""
+        """In a chat, the whole conversation counts."""
         self._engines.rules.check_run(self.ask.characters, self.ask.sampling)
 
     def use(self, engine: Engine) -> None:
         self._say("Running")
         ask = self.ask
         info, items = self._session(engine)
-        first = next(items)  # refusals come before the first event: they are no runs, and not logged
+        first = next(items)  # refusals come before the first event: they are not runs and are not logged
         record = Record(self._runlog, self._say)
         record.start(info, ask, self._visitor)
         if record.run:
@@ -128,7 +128,7 @@ class RunJob(ModelJob):
         record.close(None)
 
     def _session(self, engine: Engine) -> tuple[Any, Iterator[tuple[Lane, Event] | Verdict]]:
-        """The facts of the model that runs, and what the run gives."""
+        """The facts about the model, and the items of the run."""
         from specstream.session import run_session  # imports torch: only now, in the worker
 
         ask = self.ask
@@ -144,14 +144,14 @@ class RunJob(ModelJob):
 
 
 def settings_of(ask: RunRequest) -> dict[str, Any]:
-    """The settings of a run as the log keeps them."""
+    """The settings of a run in the form of the log."""
     settings = {"method": ask.method.to_dict(), "sampling": ask.sampling.to_dict(), "baseline": ask.baseline}
     settings |= {"chat": ask.chat.to_dict()} if ask.chat else {}
     return settings | ({"branch": {"of": ask.parent, "after": ask.prefix}} if ask.prefix else {})
 
 
 def origin(info: Any, ask: RunRequest) -> Origin:
-    """What is run, on what, and when it begins."""
+    """The request, the model and machine, and the start time."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return of_info(info, ask.prompt, ask.task, ask.method.name, info.processor, when, settings_of(ask))
 

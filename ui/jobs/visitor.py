@@ -1,4 +1,4 @@
-"""Who a page belongs to: a key that a browser tab makes and keeps when it is loaded again."""
+"""The visitor of a page: a key that a browser tab creates and keeps when it is reloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = """() => {
 
 
 def layout() -> gr.Textbox:
-    """An unseen field that holds the key; empty until the browser has filled it in."""
+    """A hidden field that holds the key; empty until the browser has filled it in."""
     return gr.Textbox(visible=False)
 
 
@@ -25,5 +25,5 @@ def wire(key: gr.Textbox, demo: gr.Blocks) -> None:
 
 
 def name(key: str | None, request: gr.Request) -> str:
-    """The visitor: the tab's key, or gradio's session where there is none."""
+    """The visitor: the tab's key, or gradio's session if there is none."""
     return key or str(request.session_hash)

@@ -1,6 +1,6 @@
 """Runs on a Hugging Face Space with ZeroGPU, which lends a GPU for the time of one call; elsewhere nothing changes.
 
-The call happens in a process of its own: what goes in and comes out are plain values, and the model is loaded there.
+The call runs in a separate process: inputs and outputs are plain values, and the model is loaded there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from specstream.events import Finished, Reason
 
 
 def lent(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``spaces.GPU`` where that package is there, which Spaces bring along; else the function itself."""
+    """``spaces.GPU`` if that package is installed, as on Spaces; else the function itself."""
     try:
         spaces = importlib.import_module("spaces")
     except ImportError:
@@ -33,7 +33,7 @@ def _engine(**choice: Any) -> Any:
 
 
 def _there(choice: dict[str, str], ask: Any) -> Iterator[Any]:
-    """What happens where the GPU is: the model's facts, then the run."""
+    """Runs in the process with the GPU: yields the model's facts, then the run."""
     from specstream.session import run_session
 
     engine = _engine(**choice)
@@ -43,11 +43,11 @@ def _there(choice: dict[str, str], ask: Any) -> Iterator[Any]:
 
 
 on_gpu = lent(_there)
-ACTIVE = on_gpu is not _there  # the package leaves the function as it is where no GPU is lent
+ACTIVE = on_gpu is not _there  # the package returns the function unchanged if no GPU is lent
 
 
 def session(choice: dict[str, str], ask: Any, should_stop: Callable[[], bool]) -> Iterator[Any]:
-    """The model's facts, then the items of ``run_session``. That process can't see a stop, so its call is closed."""
+    """The model's facts, then the items of ``run_session``. That process sees no stop flag, so Stop closes the call."""
     with closing(on_gpu(choice | {"device": "auto"}, ask)) as items:
         for item in items:
             yield item

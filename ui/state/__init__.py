@@ -1,1 +1,1 @@
-"""What the page knows: folds over events and rows of the log, without gradio."""
+"""The state of the page: folds over events and rows of the log, without gradio."""

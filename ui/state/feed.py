@@ -37,7 +37,7 @@ class Feed:
     sent: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
 
     def add(self, lane: Lane, event: Event) -> None:
-        """Take in one event. The text that was held back until the end joins the last token's."""
+        """Fold one event in. Text held back until the end is added to the last token's."""
         if isinstance(event, Step):
             self.steps[lane].append(step_values(event))
         elif isinstance(event, Started) and lane is Lane.METHOD:
@@ -73,7 +73,7 @@ class Feed:
 def encode(message: dict[str, Any]) -> str:
     """A message as JSON text, without a bare ``<``.
 
-    Text on purpose: gradio sends lists as differences to the list before, and gets nested lists that shrink wrong.
+    Deliberately text: gradio sends lists as differences to the previous list, and mishandles shrinking nested lists.
     """
     return json.dumps(message, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
@@ -95,7 +95,7 @@ def _token(token: Token) -> list[Any]:
 
 
 def nodes(draft: Draft) -> list[list[Any]]:
-    """A draft's nodes with their places; parents before children."""
+    """A draft's nodes with their positions; parents before children."""
     targets = draft.target_probs or (None,) * len(draft)
     rows = tree_rows(draft)
     return [

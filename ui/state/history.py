@@ -1,4 +1,4 @@
-"""Logged runs as the Sessions tab shows them: their names, facts, the walk-through, files. No gradio."""
+"""Logged runs for the Sessions tab: their names, facts, views and files. No gradio."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from . import origin
 from .view import View, replay
 
 SHOWN_PROMPT = 70  # characters of a prompt in the table
-ALIKE = 0.05  # a ratio within this of 1 is no difference
+ALIKE = 0.05  # a ratio this close to 1 counts as equal
 OUTCOMES = {"identical": "same text", "tie": "texts differ where two words were equally likely",
             "mismatch": "different text"}  # fmt: skip
 
 
 def title(run: Mapping[str, Any]) -> str:
-    """A name for a run that a reader knows it by: what its prompt is about, not the form that its task needs."""
+    """A recognisable name for a run: the subject of its prompt, without the task's format."""
     prompt = run["prompt"]
     facts = re.findall(r"(\w[\w ]*)\[([^\]]*)\]", prompt) if run["task"] == "e2e" else []
     if facts:
@@ -37,7 +37,7 @@ def title(run: Mapping[str, Any]) -> str:
 
 
 def came(run: Mapping[str, Any]) -> str:
-    """What came of it, in a line."""
+    """The outcome of a run, in one line."""
     same = outcome(run)
     return f"{pace(run['speedup'])} · {same}" if run["speedup"] else same
 
@@ -50,7 +50,7 @@ def pace(ratio: float) -> str:
 
 
 def outcome(run: Mapping[str, Any]) -> str:
-    """How its text compares with that of standard decoding, or how the run ended."""
+    """How a run's text compares with that of standard decoding, or how the run ended."""
     return OUTCOMES.get(run["agreement"], run["status"])
 
 
@@ -65,7 +65,7 @@ def method_label(name: str) -> str:
 
 
 def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is known of a run, as names and texts."""
+    """The facts about a run, as names and texts."""
     yield "Run", f"{run['id']}, {run['started_utc']}, {run['status']}"
     yield from conversation((run["settings"] or {}).get("chat"))
     yield "Prompt", run["prompt"]
@@ -81,12 +81,12 @@ def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def model_words(run: Mapping[str, Any]) -> str:
-    """What it ran on, on one line."""
+    """The model and machine of a run, in one line."""
     return f"{run['model']}, adapter {run['adapter']}, {run['device']}, {run['dtype']}"
 
 
 def flat(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Settings by name, without the groups that they are in. What was said or written before is no setting."""
+    """Settings by name, without their groups, and without the conversation or the given start of the text."""
     out: dict[str, Any] = {}
     for name, value in (values or {}).items():
         if name not in ("chat", "branch"):
@@ -95,7 +95,7 @@ def flat(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def changed(settings: Mapping[str, Any] | None, method: str) -> str:
-    """The settings of a method's run that are not the defaults, in the words of the form; nothing where all are."""
+    """The non-default settings of a method's run, with the labels of the form; empty if there are none."""
     groups = settings or {}
     given = flat({name: groups[name] for name in ("method", "sampling") if name in groups})
     kinds = (METHODS[method], Sampling) if method in METHODS else (Sampling,)
@@ -112,7 +112,7 @@ def _plain(value: Any) -> Any:
 
 
 def conversation(chat: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    """What was said before a chat's message."""
+    """The conversation before a chat message."""
     if chat and chat["system"]:
         yield "System prompt", chat["system"]
     if chat and chat["turns"]:
@@ -120,7 +120,7 @@ def conversation(chat: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
 
 
 def verdict(run: Mapping[str, Any]) -> Verdict | None:
-    """The verdict of a run; None for one that was cut off before."""
+    """The verdict of a run; None if the run was cut off before it."""
     if not run["agreement"]:
         return None
     measured = (run[name] for name in ("position", "margin", "speedup"))
@@ -128,7 +128,7 @@ def verdict(run: Mapping[str, Any]) -> Verdict | None:
 
 
 def view(runlog: RunLog, run: Mapping[str, Any]) -> View:
-    """A logged run as the page shows a run."""
+    """The view of a logged run."""
     lanes = {lane: runlog.events(run["id"], lane) for lane in Lane}
     note = f"From the log: run of {run['started_utc'][:16].replace('T', ' ')} UTC, {run['status']}."
     shown = replay(run["id"], method_label(run["method"]), lanes, verdict(run), note)
@@ -137,7 +137,7 @@ def view(runlog: RunLog, run: Mapping[str, Any]) -> View:
 
 
 def export_run(runlog: RunLog, run: str, folder: Path) -> tuple[Path, Path]:
-    """Write a run as JSON lines and its steps as CSV; the two files."""
+    """Write a run as JSON lines and its steps as CSV. Returns the two files."""
     lines, table = place(folder, f"run-{run}.jsonl"), place(folder, f"run-{run}-steps.csv")
     with lines.open("w", encoding="utf-8") as out:
         write_jsonl(runlog, out, [run])

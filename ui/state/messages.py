@@ -1,4 +1,4 @@
-"""What a job tells the page, beside the events of its runs."""
+"""Messages of a job to the page, besides the events of its runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .origin import Origin
 
 @dataclass(frozen=True)
 class Notice:
-    """A status message. ``failed``: the job can't go on; ``lasting``: it is to be shown when the job has ended too."""
+    """A status message. ``failed``: the job can't continue; ``lasting``: it stays visible after the job has ended."""
 
     text: str
     failed: bool = False

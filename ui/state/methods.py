@@ -1,4 +1,4 @@
-"""The methods as the page offers them: always all, in one order; of one that can't run, what it needs. No gradio."""
+"""The methods as the page offers them: always all, in a fixed order, with what is missing for those that can't run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from specstream.info import EngineInfo
 from specstream.params import METHODS, DraftModel, EarlyExit, Medusa, PromptLookup, Streaming
 
 ORDER = tuple(sorted(METHODS, key=lambda name: name != Streaming.name))  # streaming first
-NEEDS = {  # what a method needs beside the model, what is missing without it, and what to do
+NEEDS = {  # what a method needs besides the model, what is missing without it, and what to do
     Streaming.name: (
         "an adapter",
         "The model has no trained streams",
@@ -35,13 +35,13 @@ class CannotRun(ValueError):
 
 
 def does(name: str) -> str:
-    """What a method does, in the words of its parameters."""
+    """What a method does, from the docstring of its parameters."""
     words = (METHODS[name].__doc__ or "").split(": ", 1)[-1].strip()
     return words[:1].upper() + words[1:]
 
 
 def mismatch(task: str, info: EngineInfo) -> str:
-    """One sentence where the loaded adapter was trained for another task, else nothing."""
+    """One sentence if the loaded adapter was trained for another task, else empty."""
     if task not in TASKS or task == info.task:
         return ""
     if not info.task:
@@ -53,13 +53,13 @@ def mismatch(task: str, info: EngineInfo) -> str:
 
 @dataclass(frozen=True)
 class Offer:
-    """What the page offers on the loaded model; all while ``info`` is None. A ``demo`` trains and adds nothing."""
+    """The methods on the loaded model; all while ``info`` is None. In a ``demo`` nothing can be trained or added."""
 
     info: EngineInfo | None = None
     demo: bool = False
 
     def reason(self, name: str) -> str:
-        """One sentence where a method can't run; empty where it can."""
+        """One sentence if a method can't run; empty if it can."""
         if self.info is None or name not in self.info.unavailable:
             return ""
         if not self._lacks_parts(name):
@@ -68,11 +68,11 @@ class Offer:
         return f"{missing}: {NOT_HERE if self.demo else remedy}."
 
     def _lacks_parts(self, name: str) -> bool:
-        """Whether it is for want of something beside the model: else prompt lookup, which needs nothing, would run."""
+        """Whether something besides the model is missing; else prompt lookup, which needs nothing, can't run either."""
         return name in NEEDS and self.info is not None and PromptLookup.name not in self.info.unavailable
 
     def label(self, name: str) -> str:
-        """What a method is called, with what it lacks."""
+        """A method's label, with what is missing."""
         if not self.reason(name):
             return METHODS[name].label
         lack = f"needs {NEEDS[name][0]}" if self._lacks_parts(name) else "not with this model"
@@ -87,7 +87,7 @@ class Offer:
         return [(self.label(name), name) for name in ORDER]
 
     def fitting(self, chosen: str) -> str:
-        """The chosen method where it can run, else the first that can."""
+        """The chosen method if it can run, else the first that can."""
         return next(name for name in (chosen, *ORDER) if not self.reason(name))
 
     def check(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run was asked for and what it ran on: plain values that go with its events. No gradio."""
+"""The request of a run, and the model and machine it ran on: plain values that accompany its events. No gradio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two logged runs side by side: what was asked, with what, what came of it, and where the texts part. No gradio."""
+"""Two logged runs side by side: request, settings, result, and where the texts diverge. No gradio."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Side:
         return "".join(self.texts)
 
     def token_at(self, character: int) -> int:
-        """Number of the token, from 1 on, that this character of the text is in; one more than all at the end."""
+        """The number of the token, from 1, that contains this character of the text; at the end, one more than all."""
         return sum(end <= character for end in accumulate(map(len, self.texts))) + 1
 
 
 def side(runlog: RunLog, run: str, visitor: str | None = None) -> Side:
-    """Read a run. Raises RunLogError where the visitor has no such run."""
+    """Read a run. Raises RunLogError if the visitor has no such run."""
     found = runlog.run(run, visitor)
     events = runlog.events(found["id"], Lane.METHOD, visitor)
     texts = [token.text for event in events if isinstance(event, Step) for token in event.tokens]
@@ -46,7 +46,7 @@ def side(runlog: RunLog, run: str, visitor: str | None = None) -> Side:
 
 
 def rows(one: Side, other: Side) -> Iterator[Row]:
-    """What is compared, as texts. Of the settings those that differ: see ``alike`` for the rest."""
+    """The compared facts, as texts, including the settings that differ; see ``alike`` for the rest."""
     yield from zip(NAMES, _values(one), _values(other), strict=True)
     for name, left, right in _settings(one, other):
         if left != right:
@@ -54,7 +54,7 @@ def rows(one: Side, other: Side) -> Iterator[Row]:
 
 
 def alike(one: Side, other: Side) -> str:
-    """The settings that both runs have in common, on one line."""
+    """The settings that both runs have in common, in one line."""
     return ", ".join(f"{name} {left}" for name, left, right in _settings(one, other) if left == right)
 
 
@@ -88,7 +88,7 @@ def _values(side: Side) -> Iterator[str]:
 
 
 def compared(one: Side, other: Side) -> str:
-    """The whole comparison as HTML. Rows that differ carry a sign, not a colour alone."""
+    """The whole comparison as HTML. Rows that differ have a sign, not only a colour."""
     head = "".join(f'<th scope="col">{name}<br>{escape(s.run["id"])}</th>' for name, s in _named(one, other))
     body = "".join(_row(*row) for row in rows(one, other))
     return (
@@ -117,7 +117,7 @@ def _texts(one: Side, other: Side) -> str:
 
 
 def difference(one: Side, other: Side) -> str:
-    """One sentence on where the texts part."""
+    """One sentence about where the texts diverge."""
     if one.text == other.text:
         return f"Both runs wrote the same text, {len(one.text):,} characters."
     shared = len(commonprefix([one.text, other.text]))

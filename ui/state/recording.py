@@ -20,7 +20,7 @@ FILE = data_file("assets/recorded_run.json")
 
 @dataclass(frozen=True)
 class Recording:
-    """A run as it was recorded, with where and when."""
+    """A recorded run, with its place and time."""
 
     values: dict[str, Any]
 
@@ -31,13 +31,13 @@ class Recording:
 
     @property
     def about(self) -> str:
-        """One sentence that says that nothing is computed here."""
+        """One sentence which says that nothing is computed here."""
         info = self.info
         where = f"{self.values['processor']}, {self.values['recorded']}"
         return f"Recording: {info.model} with the {info.adapter} adapter, made on {where}. Nothing is computed now."
 
     def view(self) -> View:
-        """The run as the page shows a run."""
+        """The view of the run."""
         lanes = {lane: [from_dict(event) for event in self.values["lanes"][str(lane)]] for lane in Lane}
         found = self.values["verdict"] | {"agreement": Agreement(self.values["verdict"]["agreement"])}
         view = replay("recording", METHODS[self.values["method"]].label, lanes, Verdict(**found), self.about)
@@ -55,5 +55,5 @@ def read(file: Path) -> Recording:
 
 
 def load() -> Recording:
-    """Read the file that comes with the program."""
+    """Read the bundled file."""
     return read(FILE)

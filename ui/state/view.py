@@ -1,4 +1,4 @@
-"""What the page knows of one run: a fold over what the worker sends, or over a logged run. Pure, no gradio."""
+"""The page's state of one run: a fold over the worker's items, or over a logged run. Pure, no gradio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDS = {
 
 @dataclass
 class View:
-    """The state of a run: its feed, the steps and stats of each lane, the verdict and the words of the status line.
+    """The state of a run: its feed, the steps and stats of each lane, the verdict and the text of the status line.
 
     ``steps`` are those of the method, ``plain`` those of standard decoding; ``settings`` are what the method ran with,
     ``nodes`` how many guesses cost little on this machine, ``mismatched`` that the adapter is for another task.
@@ -49,7 +49,7 @@ class View:
     looks: dict[int, dict[str, Any]] = field(default_factory=dict)  # recorded of the streams, by step
 
     def add(self, item: Item) -> None:
-        """Take in one item."""
+        """Fold one item in."""
         if isinstance(item, Notice):
             self.words, self.tone = item.text, "bad" if item.failed else "busy"
             self.warning = item.text if item.lasting else self.warning
@@ -76,9 +76,9 @@ class View:
                 self.words, self.tone = event.message, "bad"
 
     def close(self, stopped: bool = False) -> None:
-        """No more items come: the status line says how the run ended, and what else the user must know.
+        """There are no more items: the status line says how the run ended, and anything else the user must know.
 
-        ``stopped``: the user asked for it, and did not wait for the step that was under way.
+        ``stopped``: the user stopped it, and did not wait for the current step.
         """
         self._conclude(stopped)
         if self.warning and self.warning not in self.words:
@@ -92,7 +92,7 @@ class View:
             self.tone = "plain"
             if stopped and self.steps:
                 self.words = f"Done: {ENDS[Reason.STOPPED]}, {counted(ours.tokens, 'token')}"
-            elif stopped and ours.method:  # begun: in a line of waiting visitors the words say so already
+            elif stopped and ours.method:  # the run has started; while it waits in the queue, the text already says so
                 self.words = "Stopped by you before the first token"
         elif plain.reason is Reason.STOPPED or (stopped and self.plain and plain.reason is None):
             self.words, self.tone = "Stopped by you while standard decoding was measured", "plain"
@@ -102,17 +102,17 @@ class View:
 
     @property
     def text(self) -> str:
-        """The text that the method wrote."""
+        """The method's text."""
         return "".join(token.text for step in self.steps for token in step.tokens) + self.tail
 
     @property
     def whole(self) -> bool:
-        """Whether the method wrote to the end: neither stopped nor broken off."""
+        """Whether the method finished: neither stopped nor interrupted."""
         return self.stats[Lane.METHOD].reason not in (None, Reason.STOPPED, Reason.ERROR)
 
     @property
     def baseline(self) -> RunStats | None:
-        """Stats of standard decoding, once it has begun."""
+        """Stats of standard decoding, once it has started."""
         stats = self.stats[Lane.BASELINE]
         return stats if stats.tokens else None
 
@@ -125,7 +125,7 @@ class View:
 def replay(
     run: str, title: str, lanes: Mapping[Lane, Iterable[Event]], verdict: Verdict | None, note: str = ""
 ) -> View:
-    """The view of a logged run. ``note`` is a sentence that says what kind of run it is."""
+    """The view of a logged run. ``note`` is a sentence about the kind of run."""
     view = View(Feed(run, title, note), verdict=verdict)
     for lane, events in lanes.items():
         for event in events:
@@ -135,6 +135,6 @@ def replay(
 
 
 def root_text(steps: list[Step], index: int) -> str:
-    """The newest committed token before the step at this place in the list: the root of its tree."""
+    """The newest committed token before the step with this index: the root of its tree."""
     texts = [token.text for step in steps[:index] for token in step.tokens]
     return texts[-1] if texts else ""

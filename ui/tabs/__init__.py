@@ -1,1 +1,1 @@
-"""One file a tab: its layout and its events."""
+"""One file per tab: its layout and its events."""

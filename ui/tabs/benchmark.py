@@ -1,4 +1,4 @@
-"""The Benchmark tab: a task's prompts with several methods, the cost of a step, and the settings for this machine."""
+"""The Benchmark tab: several methods on a task's prompts, the cost of a step, and the settings for this machine."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def whole(value: Any, name: str, most: int) -> int:
 
 @dataclass
 class Shown:
-    """What is shown of the work and its results."""
+    """The displayed progress and results."""
 
     run: gr.Button
     tune: gr.Button
@@ -126,7 +126,7 @@ class Shown:
     advice: gr.HTML
     use: gr.Button
     file: gr.DownloadButton
-    reports: gr.State  # of this page: of the benchmark and of the tuning, newest of each kind
+    reports: gr.State  # results of this page: the newest benchmark and the newest tuning
 
     @property
     def outputs(self) -> list[Any]:
@@ -158,7 +158,7 @@ def advised(reports: Sequence[Report]) -> dict[str, Any] | None:
 
 
 def usable(tuned: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The settings of a tuning that are worth using; None where it brought none but one's own."""
+    """The settings of a tuning that are worth using; None if it found none better than the given ones."""
     best = fastest_tried(tuned) if tuned else None
     return best if tuned and best == tuned["settings"] else None
 
@@ -172,7 +172,7 @@ class BenchmarkTab:
     upload: gr.File
 
     def available(self, state: State, offer: Offer, task: str, wished: Collection[str], tuned: str) -> Updates:
-        """What a loaded model changes: what it can't run is disabled, with the reason.
+        """The changes for a loaded model: methods that it can't run are disabled, with the reason.
 
         ``wished`` are the methods that the visitor ticked, ``tuned`` is the one to tune.
         """
@@ -188,25 +188,25 @@ class BenchmarkTab:
         return updates
 
     def suited(self, state: State) -> Updates:
-        """The task that the loaded adapter was trained for, where there are prompts of it."""
+        """The task for which the loaded adapter was trained, if there are prompts for it."""
         task = state.info.task if state.info else ""
         fits = any(e["task"] == task for e in examples())
         return {self.form.task: task, self.form.hint: ""} if fits else {}
 
     @property
     def depends(self) -> list[Any]:
-        """What a loaded model updates."""
+        """The components that a loaded model updates."""
         form = self.form
         return [*form.methods.values(), *form.references.values(), form.hint, form.tuned, form.task]
 
     @property
     def chosen(self) -> list[Any]:
-        """What it is fitted to."""
+        """The inputs of that update."""
         return [self.form.task, self.form.wished, self.form.tuned_wish]
 
 
 def reference_update(name: str, state: State, wished: Collection[str]) -> Any:
-    """The box of a way to generate that is not ours: as the visitor wished, or disabled with the reason."""
+    """The checkbox of another library's method: as the visitor chose, or disabled with the reason."""
     alone = not (state.info and state.info.draft_parameters)
     reason = NEEDS_SECOND if name == "hf-assistant" and alone else ""
     if state.info and state.info.model == "toy":
@@ -218,7 +218,7 @@ def reference_update(name: str, state: State, wished: Collection[str]) -> Any:
 
 @dataclass
 class MeasurementProgress:
-    """What the page knows of a measurement: a fold over its items."""
+    """The page's state of a measurement: a fold over its items."""
 
     words: str = "Starting"
     tone: str = "busy"
@@ -228,7 +228,7 @@ class MeasurementProgress:
     warnings: list[str] = field(default_factory=list)
 
     def add(self, item: Any) -> None:
-        """Take in one item."""
+        """Fold one item in."""
         if isinstance(item, Lap):
             self.lap, self.words = item, "Measuring"
         elif isinstance(item, Result):
@@ -238,7 +238,7 @@ class MeasurementProgress:
             self.warnings += [item.text] if item.lasting else []
 
     def close(self, stopped: bool) -> None:
-        """No more items come."""
+        """There are no more items."""
         if self.tone == "bad" and not stopped:
             return
         if stopped:
@@ -256,7 +256,7 @@ class MeasurementProgress:
 
 def layout(engines: Engines) -> BenchmarkTab:
     """Lay out the tab."""
-    alone = not engines.rules.demo  # strangers who share a machine give no files and load no second model
+    alone = not engines.rules.demo  # in a demo, visitors can't upload files or load a second model
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             parts = _prompt_fields(engines.rules)
@@ -354,7 +354,7 @@ def _results(run: gr.Button, tune: gr.Button, cancel: gr.Button, status: gr.HTML
 
 
 class Handlers:
-    """What the tab's events do."""
+    """The handlers of the tab's events."""
 
     def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: RunLog | None) -> None:
         self._tab, self._engines, self._runlog = tab, engines, runlog
@@ -440,7 +440,7 @@ def wire(
 
 
 def stream(shown: Shown, job: Measurement, session: str, others: Sequence[Report], folder: Path) -> Iterator[Updates]:
-    """Follow a measurement and say what changes on the page. ``others`` are drawn beside its result."""
+    """Follow a measurement and yield the changes of the page. ``others`` are drawn beside its result."""
     progress, drawn = MeasurementProgress(), None
     busy = shown.working(True)  # in every update, as in the Playground's
     yield busy | {shown.status: render.status(progress.words, progress.tone), shown.bar: ""}
@@ -462,14 +462,14 @@ def stream(shown: Shown, job: Measurement, session: str, others: Sequence[Report
 
 
 def beside(report: Report | None, others: Sequence[Report]) -> list[Report]:
-    """A result with those that it does not replace: one of this page's of each kind, and all with a name."""
+    """A result with those that it does not replace: one of each kind from this page, and all named ones."""
     if report is None:
         return list(others)
     return [report, *(r for r in others if r.get("name") or ("rows" in r) != ("rows" in report))]
 
 
 def ended(shown: Shown, progress: MeasurementProgress, others: Sequence[Report], folder: Path) -> Updates:
-    """The result of the whole work, to be kept by the page and as a file; nothing where there is none."""
+    """The final result, for the page and as a file; nothing if there is none."""
     if progress.report is None:
         return {}
     mine = beside(progress.report, [r for r in others if not r.get("name")])
@@ -487,13 +487,13 @@ def written(report: Report, folder: Path) -> Path:
 
 
 class Earlier:
-    """Results of other times: from the log, and from files."""
+    """Earlier results, from the log and from files."""
 
     def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: RunLog | None, folder: Path) -> None:
         self._tab, self._rules, self._runlog, self._folder = tab, engines.rules, runlog, folder
 
     def listed(self, who: str) -> Updates:
-        """What the log has, to choose from."""
+        """The results in the log, to choose from."""
         field = self._tab.form.earlier
         if self._runlog is None:
             return {field: gr.update(choices=[], info="Results are not kept here: the page says why at the top.")}
@@ -504,7 +504,7 @@ class Earlier:
         return {field: gr.update(choices=[(words(one), one["id"]) for one in found])}
 
     def chosen(self, values: Mapping[Any, Any]) -> list[Report]:
-        """The results that are chosen, each with a name. Raises ValueError with one sentence."""
+        """The chosen results, each with a name. Raises ValueError with one sentence."""
         who = self._rules.seen_by(values[self._tab.form.key] or "")
         keys = values[self._tab.form.earlier] or []
         logged = [self._runlog.benchmark(key, who) for key in keys] if self._runlog is not None else []
@@ -517,7 +517,7 @@ class Earlier:
         return [*values[self._tab.shown.reports], *self.chosen(values)]
 
     def drawn(self, values: dict[Any, Any]) -> Updates:
-        """All that is shown, after another choice."""
+        """Everything that is shown, after another choice."""
         shown = self._tab.shown
         try:
             return shown.drawn(self.shown(values))
@@ -525,7 +525,7 @@ class Earlier:
             return {shown.status: render.status(str(error), "bad")}
 
     def last(self, who: str) -> Updates:
-        """What a page that is loaded again shows: the visitor's last result, from the log."""
+        """What a reloaded page shows: the visitor's last result, from the log."""
         shown = self._tab.shown
         try:
             report = _newest(self._runlog, who) if self._runlog is not None else None
@@ -540,7 +540,7 @@ class Earlier:
 
 
 def words(found: Mapping[str, Any]) -> str:
-    """A result of the log in one line."""
+    """A logged result in one line."""
     count = counted(found["prompts"], "prompt") if found["prompts"] else "cost of a step"
     when = str(found["measured_utc"])[:16].replace("T", " ")
     model, adapter = (render.model_name(found[name]) for name in ("model", "adapter"))
@@ -548,7 +548,7 @@ def words(found: Mapping[str, Any]) -> str:
 
 
 def read(file: Path) -> Report:
-    """A result that the command line wrote. Raises ValueError with one sentence for anything else."""
+    """A result written by the command line. Raises ValueError with one sentence for anything else."""
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         if not ("rows" in report or "cost" in report):
@@ -567,7 +567,7 @@ def used_outputs(play: Playground, tabs: gr.Tabs) -> list[Any]:
 
 
 def used(play: Playground, tabs: gr.Tabs, reports: Sequence[Report]) -> Updates:
-    """The recommended settings in the Playground, which comes to the front."""
+    """Put the recommended settings into the Playground and show it."""
     tuned = advised(reports)
     settings = usable(tuned)
     if tuned is None or settings is None:

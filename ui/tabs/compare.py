@@ -80,7 +80,7 @@ class Compare:
         return [*own, *self.share.outputs]
 
     def ask(self, values: Mapping[Any, Any]) -> tuple[RunRequest, list[Method]]:
-        """What the form asks for. Raises ValueError with one sentence."""
+        """The request in the form. Raises ValueError with one sentence."""
         prompt = values[self.prompt] or ""
         check_prompt(prompt)
         chosen = [name for name, box in self.methods.items() if values[box]]
@@ -91,29 +91,29 @@ class Compare:
         return RunRequest(prompt, values[self.task], Standard(), sampling, True), methods
 
     def busy(self) -> Updates:
-        """Belongs to each update while it runs, as a run's does."""
+        """Part of each update while it runs, as for a run."""
         return {self.run: gr.update(value=STOP, variant="stop")}
 
     def available(self, state: State, offer: Offer, task: str, wished: Collection[str]) -> Updates:
-        """What a loaded model changes: methods that it can't run are disabled, with the reason."""
+        """The changes for a loaded model: methods that it can't run are disabled, with the reason."""
         boxes = {box: controls.method_update(name, offer, wished, said=False) for name, box in self.methods.items()}
         words = task_hint.hint(task, state.info)
         return boxes | {self.hint: gr.update(value=words, visible=bool(words))}
 
     @property
     def depends(self) -> list[Any]:
-        """What a loaded model updates."""
+        """The components that a loaded model updates."""
         return [*self.methods.values(), self.hint]
 
     @property
     def chosen(self) -> list[Any]:
-        """What it is fitted to."""
+        """The inputs of that update."""
         return [self.task, self.wished]
 
 
 @dataclass
 class ComparisonProgress:
-    """What the page knows of a comparison: a fold over the items of a Contest."""
+    """The page's state of a comparison: a fold over the items of a Contest."""
 
     live: race.Live
     entries: list[Entry] = field(default_factory=list)
@@ -123,7 +123,7 @@ class ComparisonProgress:
     warnings: list[str] = field(default_factory=list)
 
     def add(self, item: Any) -> None:
-        """Take in one item."""
+        """Fold one item in."""
         if isinstance(item, Notice):
             self.words, self.tone = item.text, "bad" if item.failed else self.tone
             self.warnings += [item.text] if item.lasting else []
@@ -137,7 +137,7 @@ class ComparisonProgress:
             self.words = f"Measuring {item.number} of {item.of}: {METHODS[item.method].label}, {written}"
 
     def close(self, stopped: bool) -> None:
-        """No more items come."""
+        """There are no more items."""
         if self.tone == "bad":
             return
         if stopped:
@@ -236,7 +236,7 @@ def share_prompt(tab: Compare, play: Playground) -> None:
     """Prompt and task are the same in both tabs, whichever they were typed in; an example fills in the Playground's."""
     for ours, theirs in ((tab.prompt, play.prompt), (tab.task, play.task)):
         theirs.change(None, theirs, ours, js=SAME, api_visibility="private")
-    # Not with every letter: what comes back from the other field would undo the one that was typed meanwhile.
+    # Not with every keystroke: the update from the other field would undo what was typed meanwhile.
     tab.prompt.blur(None, tab.prompt, play.prompt, js=SAME, api_visibility="private")
     tab.task.change(None, tab.task, play.task, js=SAME, api_visibility="private")
     tab.task.input(play.fit, [tab.task, play.wish, play.prompt], play.form, concurrency_limit=None, **QUIET)
@@ -244,7 +244,7 @@ def share_prompt(tab: Compare, play: Playground) -> None:
 
 
 def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
-    """Follow a comparison and say what changes on the page."""
+    """Follow a comparison and yield the changes of the page."""
     progress = ComparisonProgress(race.Live([METHODS[name].label for name in job.names]))
     yield tab.busy() | {
         tab.status: render.status(progress.words, progress.tone),
@@ -266,7 +266,7 @@ def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
 
 
 def results(tab: Compare, progress: ComparisonProgress, ask: RunRequest) -> Updates:
-    """The race, the table, the chart and what can be shared; nothing where nothing was measured."""
+    """The race, the table, the chart and what can be shared; nothing if nothing was measured."""
     if not progress.entries:
         return {}
     raced = progress.entries, origin(progress.info, ask)

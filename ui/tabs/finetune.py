@@ -1,4 +1,4 @@
-"""The Fine-tune tab: train streams for a model, in a process that outlives the page, and use what comes of it."""
+"""The Fine-tune tab: train streams for a model, in a process that outlives the page, and use the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .finetune_form import Form
 from .playground import Playground
 
 TAB = "finetune"
-PACE = 2.0  # seconds between looks at a training under way
+PACE = 2.0  # seconds between updates of an active training run
 INTRO = (
     "Teach a model to draft for itself: its streams are trained on examples of one task. The result is a small "
     "adapter, and the model itself is not changed on disk. A training goes on when this page is closed. It shares this "
@@ -30,7 +30,7 @@ INTRO = (
 )
 FETCH = "() => setTimeout(() => document.querySelector('#adapter-zip').click(), 200)"
 REFUSED = "ss-refused"
-CORRECTED = f"(status) => status.includes('{REFUSED}') ? '' : status"  # a form that is corrected is refused no longer
+CORRECTED = f"(status) => status.includes('{REFUSED}') ? '' : status"  # correcting the form clears its error
 
 
 @dataclass
@@ -69,13 +69,13 @@ class FineTune:
 
     @property
     def looking(self) -> list[Any]:
-        """What decides what is shown."""
+        """The inputs that determine what is shown."""
         return [self.listing, self.by, self.form.owner, self.seen]
 
     def shown(
         self, registry: Registry, name: str | None, by: str, seen: Any, may: Callable[[Training], bool]
     ) -> Updates:
-        """The page as the trainings stand. What has not changed since ``seen`` is not sent again."""
+        """The page for the current state of the training runs. What has not changed since ``seen`` is not resent."""
         known = registry.all()
         active = next((t for t in known if t.active), None)
         training = next((t for t in known if t.name == name), active or next(iter(known), None))
@@ -100,7 +100,7 @@ class FineTune:
         return updates | {self.seen: now}
 
     def told(self, training: Training, active: Training | None) -> Updates:
-        """The sentence on the one that is shown; on the one under way where that is another."""
+        """The sentence about the displayed run, or about the active one if that is another."""
         words, tone = trainview.status(training)
         if active is not None and active.name != training.name:
             words, tone = f"{words} {trainview.under_way(active)}", "busy"
@@ -115,7 +115,7 @@ class FineTune:
         }
 
     def details(self, training: Training, mine: bool, active: Training | None) -> Updates:
-        """What changes with the state only: what can be done with it, and what is known of it."""
+        """What changes only with the state: the available actions, and the facts."""
         ready = training.has_adapter
         return {
             self.use: gr.update(interactive=ready),
@@ -129,9 +129,9 @@ class FineTune:
 
 
 def owns(training: Training, owner: str | None, request: gr.Request, local: bool) -> bool:
-    """Who may stop a training, resume and delete it: the browser that began it, and whoever sits at the machine.
+    """Whether the visitor may stop, resume and delete a run: the browser that started it, and the machine's owner, may.
 
-    ``local`` says that the page was started for this machine alone: a proxy's requests come from it too.
+    ``local`` says that the page was started for this machine only: a proxy's requests come from this machine too.
     """
     host = getattr(request.client, "host", "")
     if local and host in ("127.0.0.1", "::1") and "x-forwarded-for" not in (request.headers or {}):
@@ -183,7 +183,7 @@ def _plot(title: str) -> gr.Plot:
 
 
 def wire(tab: FineTune, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines: Engines, play: Playground) -> None:
-    """Connect the tab to the trainings on this machine, and to the Playground."""
+    """Connect the tab to the training runs on this machine, and to the Playground."""
     registry = Registry()
     finetune_form.wire(tab.form, demo, registry)
     _wire_trainings(tab, opened, registry, engines.rules.local)
@@ -191,7 +191,7 @@ def wire(tab: FineTune, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines:
 
 
 def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bool) -> None:
-    """Begin, watch, stop, resume, delete."""
+    """Start, watch, stop, resume, delete."""
 
     def look(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
         return tab.shown(registry, name, by, seen, lambda t: owns(t, owner, request, local))
@@ -208,7 +208,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
         return look(begun.name, values[tab.by], values[tab.form.owner], None, request)
 
     def act(work: Callable[[str], Any]) -> Callable[..., Updates]:
-        """A handler that does something with the training that is chosen, where the visitor may."""
+        """A handler that acts on the chosen training run, if the visitor may."""
 
         def handler(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
             found = registry.get(name or "")
@@ -242,13 +242,13 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
 
 
 def refused(tab: FineTune, error: ValueError) -> Updates:
-    """What was asked for is not done: why, beside the buttons and as a notice."""
+    """Report why a request was refused, beside the buttons and as a notice."""
     gr.Warning(str(error))
     return {tab.status: render.status(str(error), f"bad {REFUSED}")}
 
 
 def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Engines, play: Playground) -> None:
-    """Use what was trained, and take it away."""
+    """Use the trained adapter, and download it."""
     folder = downloads()
 
     def use(name: str | None) -> Updates:
@@ -276,5 +276,5 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
 
     tab.use.click(use, tab.listing, [tabs, tab.status, *play.form], **QUIET).then(
         follow, [tab.listing, play.wish], play.form, concurrency_limit=None, **QUIET
-    )  # a step of its own: of two updates that arrive together the page may lose the first, which changes the tab
+    )  # a separate step: of two updates that arrive together, the page may lose the first, which changes the tab
     tab.zip.click(pack, tab.listing, [tab.copy, tab.status], **QUIET).success(None, js=FETCH, api_visibility="private")

@@ -1,4 +1,4 @@
-"""What to train: the form of the Fine-tune tab, and the check of it."""
+"""What to train: the form of the Fine-tune tab, and its validation."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ MODE_WORDS = {
     "medusa": "A head for each token ahead, to compare with streams. A copy of the adapter gets the heads.",
     "exit": "The first layers draft through a small map, to compare. A copy of the adapter gets the map.",
 }
-BESIDE = ("medusa", "exit")  # modes that train something for an adapter that there is
-BARE = "none"  # no adapter: the model as it is
+BESIDE = ("medusa", "exit")  # modes that train something for an existing adapter
+BARE = "none"  # no adapter: the unchanged model
 MAIN = ("gamma", "lora_rank")
 MORE = (
     "layers", "start_rank", "pair_rank", "exit_rank", "draft_vocabulary", "alpha", "batch", "lr", "validate_every",
     "probes", "seed",
 )  # fmt: skip
 STREAMS_ONLY = ("lora_rank", "start_rank", "pair_rank", "alpha")
-LEFT_OUT = {"medusa": (*STREAMS_ONLY, "layers", "exit_rank"), "exit": (*STREAMS_ONLY, "gamma")}  # mean nothing there
+LEFT_OUT = {"medusa": (*STREAMS_ONLY, "layers", "exit_rank"), "exit": (*STREAMS_ONLY, "gamma")}  # without effect there
 PRESETS = {"quick": ("Quick", 5), "good": ("Good", 30), "thorough": ("Thorough", 120)}  # names and minutes
 PRESET = "good"
 PRESET_WORDS = "Quick shows whether it works, Good is worth using, Thorough is for an adapter that you keep."
-HERE = {"validate_every": 50, "probes": 4}  # where the page's defaults are not those of the command line
-WORDS = {  # plainer than those of the command line, which trains other things too
+HERE = {"validate_every": 50, "probes": 4}  # defaults of the page that differ from the command line's
+WORDS = {  # simpler than those of the command line, which trains other things too
     "gamma": "How many tokens ahead the model drafts: a stream for each.",
     "lora_rank": "Size of what is learned on the model's layers (LoRA): more learns more and costs more; 0: nothing.",
     "layers": "How many of the top layers carry streams: more draft better and cost more.",
@@ -68,7 +68,7 @@ OTHER_WORDS = {  # of settings that mean something else in a mode
     ("exit", "layers"): "How many of the first layers draft: more draft better and cost more.",
     ("exit", "exit_rank"): "Size of the map behind them; 0: the full size.",
 }
-MOST_ANSWERS = 500  # prompts that a model answers itself, as it comes
+MOST_ANSWERS = 500  # prompts that an untuned model answers itself
 OWNER = """() => {
   let key = localStorage.getItem("specstream-owner");
   if (!key) {
@@ -105,13 +105,13 @@ class Form:
 
     @property
     def changes(self) -> list[Any]:
-        """Whatever the visitor corrects."""
+        """The fields that the visitor may correct."""
         typed = [self.name.change, self.answers.change, *(part.change for part in self.settings.values())]
         picked = [part.input for part in (self.model, self.task, self.source, self.good, self.mode, self.top)]
         return [*picked, *typed, self.file.change, self.start.change]
 
     def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
-        """What the form asks for. Raises ValueError with one sentence."""
+        """The request in the form. Raises ValueError with one sentence."""
         checked, config, base = self.check(values), self.config(values), self.base(values)
         check_terms(base)
         memory.check(base, "auto", "float32")
@@ -127,7 +127,7 @@ class Form:
                     values[self.owner] or "", options)  # fmt: skip
 
     def base(self, values: Mapping[Any, Any]) -> str:
-        """The base model; a folder by its whole path. Raises ValueError where none is named."""
+        """The base model; a folder by its absolute path. Raises ValueError if none is given."""
         model = (values[self.model] or "").strip()
         if not model or model == TOY:
             raise ValueError(
@@ -137,7 +137,7 @@ class Form:
         return str(folder.resolve()) if folder.is_dir() else model
 
     def config(self, values: Mapping[Any, Any]) -> Config:
-        """The settings. Raises ValueError for one out of its limits, those of the model among them."""
+        """The settings. Raises ValueError for one outside its limits, including those of the model."""
         tuned = "top" if values[self.top] and values[self.mode] == "shared" else "all"
         given = {name: values[part] for name, part in self.settings.items()}
         config = Config(mode=values[self.mode], tuned_layers=tuned, **given)
@@ -148,7 +148,7 @@ class Form:
         return config
 
     def own_answers(self, values: Mapping[Any, Any]) -> bool:
-        """Whether the model's own answers are learned: where its texts are not those of the examples.
+        """Whether to learn the model's own answers, because its texts differ from those of the examples.
 
         Raises AdapterError where there is no such adapter.
         """
@@ -157,7 +157,7 @@ class Form:
         return values[self.mode] in BESIDE and not tuned_by(values[self.start], self.base(values))
 
     def check(self, values: Mapping[Any, Any]) -> CheckedFile | None:
-        """A look at every row of an own file; None for a public dataset. Raises ValueError with one sentence."""
+        """The check of an uploaded file; None for a public dataset. Raises ValueError with one sentence."""
         chosen = task(values[self.task])
         if values[self.source] == PUBLIC:
             check_public(chosen.label, chosen.hub)
@@ -174,7 +174,7 @@ class Form:
         return found
 
     def rows(self, values: Mapping[Any, Any], checked: CheckedFile) -> Path:
-        """The own file, or a copy of it without its bad rows."""
+        """The uploaded file, or a copy of it without its bad rows."""
         file = Path(values[self.file])
         if not checked.bad:
             return file
@@ -183,7 +183,7 @@ class Form:
         return out
 
     def expected(self, values: Mapping[Any, Any], registry: Registry) -> Updates:
-        """What is wrong with the form, or what to expect of it; and whether some rows can be left out."""
+        """The error of the form, or what to expect of it; and whether some rows can be left out."""
         good = gr.update(visible=False, value=False)
         try:
             checked, config, model = self.check(values), self.config(values), self.base(values)
@@ -211,7 +211,7 @@ class BadRows(ValueError):
 
 
 def check_public(label: str, hub: str) -> None:
-    """Raises ValueError where a task has no public dataset, or the library that fetches them is missing."""
+    """Raises ValueError if a task has no public dataset, or the library that downloads it is missing."""
     if not hub:
         raise ValueError(f"{label} has no public dataset: upload a file of your own, with a prompt in each row.")
     if importlib.util.find_spec("datasets") is None:
@@ -237,14 +237,14 @@ def whole(value: Any) -> int:
 
 
 def changed(config: Config) -> dict[str, Any]:
-    """The settings that are not those of the command line, without those that mean nothing in the mode."""
+    """The settings that differ from the command line's defaults, without those that have no effect in the mode."""
     known = {f.name: f.default for f in fields(Config)}
     names = [n for n in (*MAIN, *MORE, "tuned_layers") if n not in LEFT_OUT.get(config.mode, ())]
     return {n: getattr(config, n) for n in names if getattr(config, n) != known[n]}
 
 
 def check_layers(model: str, config: Config) -> None:
-    """Raises ValueError for more layers than the model has; an exit leaves one at least above it."""
+    """Raises ValueError for more layers than the model has; an exit needs at least one layer above it."""
     have = layer_count(model)
     most = have - (config.mode == "exit")
     if have and config.layers > most:
@@ -264,7 +264,7 @@ def tuned_by(adapter: str, model: str) -> bool:
 
 
 def wish(name: str, mode: str) -> str:
-    """What a new adapter is called where its name is free."""
+    """The default name of a new adapter, if it is free."""
     return f"my-{name}" + (f"-{mode}" if mode in BESIDE else "")
 
 
@@ -339,7 +339,7 @@ def _words(name: str, mode: str) -> str:
 
 
 def columns(name: str, answers: bool) -> str:
-    """What each row of a file must hold; ``answers`` are needed unless the model's own are learned."""
+    """The columns that each row of a file needs; ``answers`` are needed unless the model's own are learned."""
     chosen = TASKS[name]
     wanted = [*chosen.inputs, *(chosen.outputs[:1] if answers else ())]
     *first, last = wanted
@@ -347,7 +347,7 @@ def columns(name: str, answers: bool) -> str:
 
 
 def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
-    """What is asked for is checked as it is put together."""
+    """Validate the request while it is filled in."""
     demo.load(None, None, form.owner, js=OWNER, api_visibility="private")
 
     def asked(values: dict[Any, Any]) -> Updates:
@@ -363,7 +363,9 @@ def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
             **start,
         }
 
-    def expected(values: dict[Any, Any]) -> Updates:  # apart from the rest: it reads files, and imports torch once
+    def expected(
+        values: dict[Any, Any],
+    ) -> Updates:  # separate from the rest, because it reads files and imports torch once
         return form.expected(values, registry)
 
     kind = [form.task.input, form.source.input, form.mode.input]
@@ -376,7 +378,7 @@ def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
 
 
 def shown(form: Form, mode: str) -> Updates:
-    """The settings that mean something in a mode, in the words of the mode."""
+    """The settings that have an effect in a mode, with the mode's labels."""
     return {
         part: gr.update(visible=name not in LEFT_OUT.get(mode, ()), info=_words(name, mode))
         for name, part in form.settings.items()
@@ -385,7 +387,7 @@ def shown(form: Form, mode: str) -> Updates:
 
 
 def needs_answers(form: Form, values: Mapping[Any, Any]) -> bool:
-    """Whether each row must hold an answer, as far as the form tells yet."""
+    """Whether each row needs an answer, as far as the form determines it."""
     try:
         return not form.own_answers(values)
     except ValueError:
@@ -393,7 +395,7 @@ def needs_answers(form: Form, values: Mapping[Any, Any]) -> bool:
 
 
 def begun_with(form: Form, values: Mapping[Any, Any]) -> Updates:
-    """The adapters that heads can be trained for, that of the task chosen. Imports torch: for a handler's thread."""
+    """The adapters for which heads can be trained; that of the task is selected. Imports torch: call in a handler."""
     if values[form.mode] not in BESIDE:
         return {form.start: gr.update(visible=False)}
     have = [name for name in adapter_choices((values[form.model] or "").strip()) if name != "auto"]

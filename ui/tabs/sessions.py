@@ -1,4 +1,4 @@
-"""The Sessions tab: a list of the logged runs, and beside it the one that is opened, or two that are compared."""
+"""The Sessions tab: the list of logged runs, and beside it the opened run, or two that are compared."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NO_LOG = "Runs are not logged here: the terminal said why when the page was star
 CHOOSE = "Choose a run to walk through it, or tick two to compare them."
 FETCH = "() => setTimeout(() => document.querySelector('#log-copy').click(), 200)"  # once the link is on the page
 CALENDARS = """() => document.querySelectorAll(".ss-day button.calendar").forEach(
-  (button) => button.setAttribute("aria-label", "Choose a day"))"""  # gradio gives these buttons no name
+  (button) => button.setAttribute("aria-label", "Choose a day"))"""  # gradio gives these buttons no accessible name
 SHOW = """() => setTimeout(() => {
   const panel = document.querySelector("#run-panel");
   if (panel && getComputedStyle(panel).position !== "fixed") panel.scrollIntoView({block: "start"});
   else document.querySelector("#close-run")?.focus();
-}, 100)"""  # on a phone the panel is a sheet over the page
+}, 100)"""  # on a phone the panel covers the page
 LINKED_DONE = "() => document.documentElement.classList.remove('ss-linked')"
 SHEET = ["ss-sheet"]
 Values = Mapping[Any, Any]
@@ -67,7 +67,7 @@ class Listing:
         return [self.table, self.place, self.previous, self.following, self.where, self.clear, *known]
 
     def wanted(self, values: Values, own: bool) -> dict[str, Any]:
-        """The filters that are set. ``own``: only the visitor's runs."""
+        """The active filters. ``own``: only the visitor's runs."""
         found = {name: values[part] for name, part in self.filters.items()}
         return found | {"visitor": owner(values[self.key], own)}
 
@@ -88,7 +88,7 @@ class Listing:
         } | self._known(runlog, wanted)
 
     def _known(self, runlog: RunLog, wanted: Mapping[str, Any]) -> Updates:
-        """Methods and models to choose from: those that occur, and what is chosen, which gradio refuses otherwise."""
+        """The methods and models to choose from: those in the log, and the chosen one, so that gradio accepts it."""
 
         def known(column: Literal["method", "model"]) -> list[str]:
             found, chosen = runlog.used(column, wanted["visitor"]), wanted[column]
@@ -131,7 +131,7 @@ class Opened:
     def open(self, runlog: RunLog, run: str, folder: Path, who: str | None = None) -> Updates:
         """Show a logged run as the Playground showed it.
 
-        ``who`` is the visitor whose runs alone may be seen, None for everybody's.
+        ``who`` is the visitor whose runs are visible, None for everybody's.
         """
         found = runlog.run(run, who)
         jsonl, csv = history.export_run(runlog, found["id"], folder)
@@ -150,7 +150,7 @@ class Opened:
         }
 
     def compare(self, runlog: RunLog, ticked: Sequence[str], who: str | None = None) -> Updates:
-        """Two ticked runs side by side; with one, what to do next."""
+        """Two ticked runs side by side; with one ticked, what to do next."""
         if len(ticked) < 2:
             words = "Tick another run to compare the two." if ticked else ""
             return {self.hint: render.status(words, "busy") if words else "", self.pair: ""}
@@ -170,13 +170,13 @@ class Opened:
 class Sessions:
     """The tab's two parts."""
 
-    missing: gr.HTML  # says that the run of a link is not there: the listing has words of its own
+    missing: gr.HTML  # says that a linked run does not exist; the list has its own message
     listing: Listing
     opened: Opened
 
 
 def owner(key: str | None, own: bool) -> str | None:
-    """Whose runs a page with this key may see: with ``own`` its visitor's, and nobody's without a key; else all."""
+    """The visitor whose runs a page with this key may see; with ``own`` its own, nobody's without a key; else all."""
     return (key or "") if own else None
 
 
@@ -260,7 +260,7 @@ def _opened(sheet: gr.Column) -> Opened:
 
 
 def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: RunLog | None) -> None:
-    """Connect the tab to the log. In a demo a visitor sees their own runs only, and can't have the database."""
+    """Connect the tab to the log. In a demo a visitor sees only their own runs, and can't download the database."""
     listing, one, own = tab.listing, tab.opened, engines.rules.demo
     visitor.wire(listing.key, demo)
     if runlog is None:
@@ -316,7 +316,7 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
 
 
 def _wire_exports(tab: Sessions, runlog: RunLog, own: bool) -> None:
-    """Three files: the runs that the filters let through in two forms, and the database."""
+    """Three files: the runs that match the filters in two formats, and the database."""
     listing, folder = tab.listing, downloads()
 
     def written(values: dict[Any, Any], form: str) -> Updates:
@@ -367,7 +367,7 @@ def _wire_opened(tab: Sessions, runlog: RunLog, own: bool) -> None:
     one.star.input(starred, [one.run, one.star, listing.key], kept, **QUIET).then(
         listed_anew, listing.inputs, listing.outputs, **QUIET
     )
-    written = [one.note.input, one.note.blur]  # the second for what came in without a key
+    written = [one.note.input, one.note.blur]  # the second for events without a key
     gr.on(written, noted, [one.run, one.note, listing.key], kept, trigger_mode="always_last", **QUIET)
     one.delete.click(lambda: gr.update(visible=True), None, one.sure, **QUIET)
     one.keep.click(lambda: gr.update(visible=False), None, one.sure, **QUIET)
@@ -375,7 +375,7 @@ def _wire_opened(tab: Sessions, runlog: RunLog, own: bool) -> None:
 
 
 def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | None, own: bool = False) -> None:
-    """A page whose address ends in ``?run=ID`` opens with that run alone."""
+    """A page whose URL ends in ``?run=ID`` opens with only that run."""
     if runlog is None:
         demo.load(None, js=LINKED_DONE, api_visibility="private")
         return
@@ -400,7 +400,7 @@ def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | N
 
 
 def _told(tab: Sessions, work: Callable[[], Updates]) -> Updates:
-    """The updates, or the log's sentence where it can't be read."""
+    """The updates, or the log's error message if it can't be read."""
     try:
         return work() or {tab.listing.where: gr.skip()}
     except RunLogError as error:

@@ -11,7 +11,7 @@ from specstream.stats import counted
 from ..html.render import model_name
 from ..state import history
 
-# Times are written in UTC, which anyone can read, and put into the visitor's own time and language by the browser.
+# Times are written in UTC, and converted to the visitor's time zone and language by the browser.
 KEEP_LOCAL = """
 const local = () => {
   for (const time of element.querySelectorAll("time[datetime]:not([data-local])")) {
@@ -45,13 +45,13 @@ watch("value", () => (ticked = []));
 
 
 def when(utc: str) -> str:
-    """A time as UTC that the browser puts into local time."""
+    """A UTC time that the browser converts to local time."""
     iso = utc[:19] + ("Z" if "T" in utc else "")
     return f'<time datetime="{escape(iso)}">{escape(utc[:16].replace("T", " "))} UTC</time>'
 
 
 def runs(found: Iterable[Mapping[str, Any]], opened: str = "") -> str:
-    """The runs of a page of the list."""
+    """The runs on one page of the list."""
     return f'<ol class="ss-runs" aria-label="Runs">{"".join(_run(run, opened) for run in found)}</ol>'
 
 

@@ -11,12 +11,12 @@ SCRIPTS = ("words", "text", "tree", "detail", "walk")
 
 
 def text(name: str) -> str:
-    """A file that lies beside this one."""
+    """A file beside this one."""
     return (HERE / name).read_text(encoding="utf-8")
 
 
 def script() -> str:
-    """All scripts as one, which finds ``element``, ``props``, ``watch`` and ``trigger`` as gradio gives them."""
+    """All scripts as one, which uses ``element``, ``props``, ``watch`` and ``trigger`` as provided by gradio."""
     return "\n".join(text(f"{name}.js") for name in SCRIPTS)
 
 
@@ -24,7 +24,7 @@ def player(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """A component that shows the messages of ``ui.state.feed`` live and lets the user walk through the steps.
 
     Its value is a message as JSON text. Text from the model is set with textContent only. It fires ``select`` with
-    ``index`` when the user settles on a step. (A subclass would make gradio write a stub file beside this one.)
+    ``index`` when the user selects a step. (A subclass would make gradio write a stub file beside this one.)
     """
     return gr.HTML(
         value,

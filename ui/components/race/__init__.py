@@ -1,4 +1,4 @@
-"""Measured runs side by side: what the race on the page reads, the table, and a drawing. Pure, no gradio.
+"""Measured runs side by side: the data of the race on the page, the table, and a drawing. Pure, no gradio.
 
 The race reads ``{run, done, lanes: [...]}`` as JSON text. A lane is ``{label, colour, state, at, steps}``: ``state``
 is waiting, measured (now) or over, a step is ``[milliseconds at its end, [[text, depth], ...]]``, and ``at`` how many
@@ -34,12 +34,12 @@ ORDINALS = ("first", "second", "third")
 
 
 def text(name: str) -> str:
-    """A file that lies beside this one."""
+    """A file beside this one."""
     return (HERE / name).read_text(encoding="utf-8")
 
 
 def message(entries: Sequence[Entry]) -> str:
-    """What the race reads when all has been measured."""
+    """The data of the race when everything has been measured."""
     ranking = sorted(entries, key=lambda entry: entry.stats.seconds)
     lanes = [_lane(entry, number, ranking.index(entry)) for number, entry in enumerate(entries)]
     return encode({"done": True, "lanes": lanes})
@@ -55,7 +55,7 @@ class Live:
     sent: list[int] = field(default_factory=list)
 
     def add(self, lap: Lap) -> None:
-        """Take in one lap. Nothing else happens to a lane that is over."""
+        """Fold one lap in. A lane that is over does not change any more."""
         while len(self.steps) < lap.number:
             self.steps.append([])
         if lap.step:
@@ -64,7 +64,7 @@ class Live:
             lane.append([end, [[token.text, token.depth] for token in lap.step.tokens]])
 
     def message(self) -> str:
-        """What is new since the last message."""
+        """The changes since the last message."""
         states = ["over"] * (len(self.steps) - 1) + ["measured"] * bool(self.steps)
         states += ["waiting"] * (len(self.labels) - len(states))
         known = self.steps + [[]] * (len(self.labels) - len(self.steps))
@@ -143,7 +143,7 @@ def _link(run: str, base: str | None) -> str:
 
 
 def summary(entries: Sequence[Entry]) -> tuple[str, str]:
-    """Tone and one sentence on the whole."""
+    """Tone and one sentence about the whole race."""
     said = headline(entries)
     return said.tone, f"{'; '.join([said.main, *said.parts])}."
 

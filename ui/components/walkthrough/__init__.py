@@ -1,4 +1,4 @@
-"""One step of a run in four clicks, and a slider that shows what right guesses are worth. Pure but for ``component``.
+"""One step of a run in four clicks, and a slider for the value of correct guesses. Pure except ``component``.
 
 The script reads ``{before, root, nodes, tokens, passes, cost, depth, rate, told}`` as JSON text: ``nodes`` and
 ``tokens`` as of ``ui.state.feed``, ``before`` the text that was there, ``cost`` of a step in standard steps, ``depth``
@@ -23,7 +23,7 @@ SHOWN = 90  # characters of the text before the step
 
 
 def message(view: View, told: str) -> str:
-    """What the script reads of a run; nothing for one without drafts."""
+    """The script's data for a run; empty for one without drafts."""
     index = telling(view.steps)
     if index is None:
         return ""
@@ -40,7 +40,7 @@ def message(view: View, told: str) -> str:
 
 
 def telling(steps: list[Step]) -> int | None:
-    """A step that is easily followed: it accepted several whole words and rejected something, in a small tree."""
+    """A step that is easy to follow: it accepted several whole words and rejected something, in a small tree."""
 
     def worth(index: int) -> tuple[int, int]:
         step = steps[index]
@@ -53,7 +53,7 @@ def telling(steps: list[Step]) -> int | None:
 
 
 def component(value: str) -> Any:
-    """The walk-through, which shows a message of above."""
+    """The walk-through component, whose value is such a message."""
     return gr.HTML(
         value,
         html_template=(HERE / "walkthrough.html").read_text(encoding="utf-8"),
