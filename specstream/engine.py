@@ -51,7 +51,7 @@ from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 from specstream.target.offload import offload
 from specstream.target.self_test_cache import SelfTestCache
 
-NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1: layers are not compiled
+NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1, it prevents compiling layers
 
 
 class MethodUnavailable(ValueError):
@@ -59,7 +59,7 @@ class MethodUnavailable(ValueError):
 
 
 class RunLock:
-    """A lock for one run at a time. Who holds it already would wait for ever: that raises RuntimeError instead."""
+    """A lock for one run at a time. A thread that already holds it would wait forever; it gets RuntimeError instead."""
 
     def __init__(self) -> None:
         self._lock, self._holder = threading.Lock(), 0
@@ -85,11 +85,11 @@ def _unchanged() -> Iterator[bool]:
 
 @dataclass
 class Engine:
-    """One loaded model. Runs are one at a time: a second ``generate`` waits for the first to end.
+    """One loaded model. Runs are serialised: a second ``generate`` waits for the first to end.
 
-    ``make_target(method)`` gives a fresh view of the model for one run of a settled method, ``make_second`` one of the
-    draft model (None where none is loaded). ``float32`` is a context in which the model computes in float32, to tell a
-    numerical tie from a real mismatch; it gives False where that changes nothing.
+    ``make_target(method)`` returns a new target on the model for one run of a settled method, ``make_second`` one on
+    the draft model (None if none is loaded). ``float32`` is a context in which the model computes in float32, to
+    distinguish a numerical tie from a real mismatch; it yields False if that changes nothing.
     """
 
     info: EngineInfo
@@ -105,9 +105,9 @@ class Engine:
         self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
 
     def prompt(self, task_name: str, text: str, before: Chat = NOTHING_BEFORE) -> str:
-        """The prompt for a user's text: the task's template; for ``chat`` the model's own, where it has one.
+        """The prompt for a user's text in the task's template; for ``chat`` in the model's own template, if it has one.
 
-        ``before`` is the conversation that a ``chat`` message continues.
+        ``before`` is the conversation continued by a ``chat`` message.
         """
         if task_name in ("", "none", "raw"):
             return text
@@ -116,8 +116,7 @@ class Engine:
         return task(task_name).prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt. Raises PromptError for an empty one, one that is no text, or one that does not fit the
-        context."""
+        """Token ids of a prompt. Raises PromptError if it is empty, not valid text, or too long for the context."""
         if not prompt.strip():
             raise PromptError("The prompt is empty: type some text first.")
         context = self.info.context
@@ -140,7 +139,7 @@ class Engine:
         """Run to the end: Started, Steps, Finished.
 
         Raises PromptError, MethodUnavailable or ValueError before the first event. Closing the iterator early frees
-        the cache and leaves the engine ready.
+        the cache and leaves the engine ready for the next run.
         """
         method, sampling = method or self.default_method(), sampling or Sampling()
         if reason := self.info.unavailable.get(method.name):
@@ -153,10 +152,10 @@ class Engine:
             yield from decode(run, should_stop)
 
     def refresh(self, wait: bool = False) -> None:
-        """Put compiled layers in place if they have been built, or wait until they are. Between runs to compare, never
-        inside: compiled layers round otherwise.
+        """Swap in compiled layers if they have been built; with ``wait``, wait until they are. Never call this between
+        runs that are compared, because compiled layers round differently.
 
-        Raises RuntimeError while a run of this thread is open.
+        Raises RuntimeError while this thread has an open run.
         """
         if self.layers is None or self.layers.ready:
             return
@@ -165,14 +164,14 @@ class Engine:
         self.info = replace(self.info, compiled=self.layers.ready, compiling=self.layers.words)
 
     def settled(self, method: Method) -> Method:
-        """The method with what its settings leave to the device and the adapter decided."""
+        """The method with all unset settings chosen for the device and the adapter."""
         return method.on(self.info.device, self.info.nodes, copy_after(self.info.task))
 
     def default_method(self) -> Method:
         return Standard() if Streaming.name in self.info.unavailable else Streaming()
 
     def new_run(self, ids: list[int], method: Method, sampling: Sampling) -> Run:
-        """A run that has not begun; its ``ids`` grow as it goes."""
+        """A run that has not started; its ``ids`` grow during the run."""
         target = self.make_target(method)
         picker = Picker(sampling)
         drafter = make_drafter(method, target, ids, picker, self.make_second())
@@ -189,10 +188,10 @@ def load(
     progress: StatusCallback = lambda words, fraction: None,
     draft: str = "none",
 ) -> Engine:
-    """Load a model and an adapter, and a draft model where ``draft`` names one.
+    """Load a model and an adapter, and a draft model if ``draft`` names one.
 
-    ``model`` and ``draft`` are a catalogue name, a Hub id or a folder; ``adapter`` "auto", "none", a bundled task or a
-    folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
+    ``model`` and ``draft`` are a catalogue name, a Hub id or a folder; ``adapter`` is "auto", "none", a bundled task or
+    a folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
     """
     started = time.perf_counter()
     placement = _placement(device, dtype)
@@ -220,8 +219,8 @@ def load(
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model computes and the dtype that its weights are loaded in, each with its reason. ``half``: they are
-    packed in float16 afterwards. ``spread``: layers that don't fit on the device wait elsewhere."""
+    """The device of a model and the dtype in which its weights are loaded, each with a reason. ``half``: they are
+    packed in float16 afterwards. ``spread``: layers that don't fit on the device are offloaded."""
 
     device: str
     device_reason: str
@@ -233,8 +232,8 @@ class Placement:
 
 @dataclass
 class Loaded:
-    """A model with all that drafts for it. ``parts`` are None, and ``reason`` says why, for a model that can't verify
-    trees; ``parameters`` counts the base model's weights and ``extra`` those that drafting adds."""
+    """A model with all its drafting parts. For a model that can't verify trees, ``parts`` is None and ``reason`` says
+    why; ``parameters`` counts the base model's weights and ``extra`` those added for drafting."""
 
     network: PreTrainedModel
     tokenizer: Tokenizer
@@ -252,7 +251,7 @@ class Loaded:
 
     @property
     def streams(self) -> Adapter | None:
-        """The adapter, where it has streams."""
+        """The adapter, if it has streams."""
         return self.adapter if self.adapter and self.adapter.card.gamma else None
 
 
@@ -263,7 +262,7 @@ def _placement(device: str, dtype: str) -> Placement:
     kind, half = devices.loaded_in(kind, where)
     spread = device == devices.OFFLOAD
     if spread and dtype == "int8":
-        raise ModelError("A model that is spread over several places is not packed in int8: choose another dtype.")
+        raise ModelError("An offloaded model can't be in int8: choose another dtype.")
     return Placement(where, device_reason, kind, dtype_reason, half and not spread, spread)
 
 
@@ -275,13 +274,12 @@ def _loaded(
     draft: str,
     progress: StatusCallback,
 ) -> Loaded:
-    """Put the adapter on, load the draft model, merge, pack and test. Raises ModelError, AdapterError or
-    DraftModelError."""
+    """Load adapter and draft model, merge, pack and test. Raises ModelError, AdapterError or DraftModelError."""
     network, tokenizer, source = fetched
     parts, reason = _parts(network)
     if dtype == "int8" and parts is None:
         raise ModelError(loading.NO_INT8)
-    form = FLOAT16 if placement.half and parts is not None else NATIVE  # without known parts nothing is packed
+    form = FLOAT16 if placement.half and parts is not None else NATIVE  # without parts nothing can be packed
     texts = quantized.samples(tokenizer, introspection.context_of(network.config)) if dtype == "int8" else ()
     adapter, heads = _put_on(folder, parts, reason)
     parameters = sum(p.numel() for p in network.parameters())
@@ -304,7 +302,7 @@ def _loaded(
 
 
 def _info(loaded: Loaded, placement: Placement) -> EngineInfo:
-    """The facts of a loaded model, but for what the user called it and its adapter."""
+    """The facts about a loaded model, except the user's names for it and its adapter."""
     network, parts, pair = loaded.network, loaded.parts, loaded.pair
     card = loaded.adapter.card if loaded.adapter else None
     unavailable = _unavailable(loaded)
@@ -343,17 +341,17 @@ def _info(loaded: Loaded, placement: Placement) -> EngineInfo:
 
 
 def _no_draft_model() -> None:
-    """Where none is loaded."""
+    """The draft model's facts if none is loaded."""
 
 
 def _read_grouped_keys(device: str) -> None:
-    """On a CPU, let transformers' attention read keys and values that several heads share where they lie, also under a
-    mask: it copies the whole cache for each head otherwise. On a GPU that would take a slower kernel."""
+    """On a CPU, let transformers' attention read shared keys and values in place, even with a mask; otherwise it copies
+    the whole cache for each head. On a GPU this would select a slower kernel."""
     os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] = "1" if device == "cpu" else "0"
 
 
 def _name(adapter: str, model: str, folder: Path | None) -> str:
-    """What an adapter is called on the page and in the log."""
+    """The name of an adapter on the page and in the log."""
     if folder is None:
         return "none"
     return adapter if adapter in bundled(model) or adapter.startswith("hub:") else folder.name
@@ -377,7 +375,7 @@ def _put_on(
 
 
 def _layers(loaded: Loaded) -> Layers | None:
-    """The compiled layers, not yet in place; None where nothing is compiled."""
+    """The compiled layers, not yet swapped in; None if nothing is compiled."""
     parts, streams, passed = loaded.parts, loaded.streams, loaded.passed
     if parts is None or loaded.reason or os.environ.get(NO_COMPILER) == "1":
         return None
@@ -392,19 +390,21 @@ def _layers(loaded: Loaded) -> Layers | None:
             passed.note("compiled")
         return wrong
 
-    turned = streams is not None and streams.streams.rotation  # by hooks inside the layers, which compiled ones lack
+    turned = (
+        streams is not None and streams.streams.rotation
+    )  # works by hooks inside the layers, which compiled ones lack
     return Layers(parts, streams.merged if streams else (), loaded.source.path, check, possible=not turned)
 
 
 def _linear_layers(loaded: Loaded) -> str:
-    """What computes the linear layers."""
+    """The library that computes the linear layers."""
     if not loading.is_packed(loaded.parts):
         return "PyTorch"
     return "FBGEMM, packed" if loaded.form.half else "oneDNN, packed"
 
 
 def _unavailable(loaded: Loaded) -> dict[str, str]:
-    """The methods that can't run, each with the reason."""
+    """The methods that can't run, each with its reason."""
     if loaded.reason:
         return {name: loaded.reason for name in METHODS if name != Standard.name}
     return loading.lacking(loaded.streams, loaded.heads, loaded.pair, pairing.NO_DRAFT_MODEL)
@@ -418,7 +418,7 @@ def _targets(loaded: Loaded) -> Callable[[Method], DraftingTarget]:
         return ModelTarget(parts, streams, Variant.of(method) if isinstance(method, Streaming) else None, heads)
 
     def plain(_method: Method) -> DraftingTarget:
-        return cast(DraftingTarget, PlainTarget(loaded.network))  # for standard decoding alone, which drafts nothing
+        return cast(DraftingTarget, PlainTarget(loaded.network))  # only for standard decoding, which drafts nothing
 
     return plain if loaded.reason else target
 
@@ -432,7 +432,8 @@ def _eos(network: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:
 def _float32(network: PreTrainedModel) -> Callable[[], AbstractContextManager[bool]]:
     @contextmanager
     def context() -> Iterator[bool]:
-        """Every parameter and buffer in float32; the tensors themselves are put back afterwards, not converted back."""
+        """A context in which every parameter and buffer is float32; then the original tensors are restored, not
+        converted back."""
         tensors = [*network.parameters(), *network.buffers()]
         before = [(t, t.data) for t in tensors if t.is_floating_point() and t.dtype != torch.float32]
         try:
@@ -448,7 +449,7 @@ def _float32(network: PreTrainedModel) -> Callable[[], AbstractContextManager[bo
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+    """The versions on which results depend."""
     names = ("torch", "transformers", "gradio")
     found = {n: importlib.metadata.version(n) for n in names if _installed(n)}
     return {"python": platform.python_version(), **found, "threads": str(torch.get_num_threads())}

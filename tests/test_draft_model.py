@@ -305,7 +305,9 @@ class Words:
     ],
 )
 def test_another_tokenizer_is_refused_with_the_first_difference(drafter: Words, words: str) -> None:
-    with pytest.raises(pairing.DraftModelError, match=f"small has another tokenizer than the model .{words}.: choose"):
+    with pytest.raises(
+        pairing.DraftModelError, match=f"small has a different tokenizer from the model's .{words}.: choose"
+    ):
         pairing.check_tokenizers("small", drafter, Words("a b c"))
     pairing.check_tokenizers("small", Words("a b c"), Words("a b c"))
 

@@ -80,7 +80,7 @@ SMALL = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_to
 REFUSED = {
     "bloom": "takes no position ids (as those with ALiBi), which a draft tree needs",
     "falcon": "takes no position ids (as those with ALiBi), which a draft tree needs",
-    "mamba": "has recurrent layers, which can't take a rejected draft back",
+    "mamba": "has recurrent layers, which can't undo a rejected draft",
 }
 REFUSED_TOO = {
     "mpt": ({"d_model": 64, "n_layers": 2, "n_heads": 4}, "ALiBi"),

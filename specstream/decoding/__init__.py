@@ -1,1 +1,1 @@
-"""The decode loop, acceptance, sampling and text, and what they ask of targets and drafters. No model is known here."""
+"""The decode loop, acceptance, sampling and text, with their interfaces to targets and drafters. No model code."""

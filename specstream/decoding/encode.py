@@ -13,15 +13,15 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class Encoding(Protocol):
-    """What a tokenizer makes of a text."""
+    """The result of a tokenizer for a text."""
 
     @property
     def input_ids(self) -> list[int]: ...
 
 
 class Tokenizer(Protocol):
-    """What is used of a tokenizer: of transformers' own, or of the toy model's. What only some have (``bos_token``,
-    ``chat_template``, ``added_tokens_decoder``) is asked for by name where it is used."""
+    """The interface of a tokenizer, transformers' or the toy model's. Attributes that only some have (``bos_token``,
+    ``chat_template``, ``added_tokens_decoder``) are looked up by name where they are used."""
 
     @property
     def eos_token_id(self) -> int | None: ...
@@ -38,26 +38,26 @@ class PromptError(ValueError):
 
 
 class EncodedPrompt(str):
-    """A prompt whose token ids are fixed: encoding its text again would give others."""
+    """A prompt with fixed token ids, because encoding its text again would give other ids."""
 
     ids: tuple[int, ...] = ()
 
-    def __str__(self) -> EncodedPrompt:  # a plain text would lose them
+    def __str__(self) -> EncodedPrompt:  # a plain str would lose the ids
         return self
 
 
 def chat_prompt(tokenizer: Tokenizer, text: str, before: Chat = NOTHING_BEFORE) -> str:
-    """A user's message, with what came before it, in the model's own template; the text itself where it has none.
+    """A user's message, with the conversation before it, in the model's own template; the plain text if it has none.
 
-    Control tokens that somebody typed, such as ``<|im_end|>``, are encoded as ordinary text. Raises PromptError where
-    the template refuses the conversation; some refuse system prompts, some need one.
+    Typed control tokens, such as ``<|im_end|>``, are encoded as ordinary text. Raises PromptError if the template
+    rejects the conversation; some reject system prompts, some require one.
     """
     if not getattr(tokenizer, "chat_template", None):
         return text
     messages = before.messages(text)
     try:
         prompt = _render(tokenizer, messages)
-    except Exception as error:  # a template is a program of the model's makers and may fail in any way
+    except Exception as error:  # a template is a program by the model's authors and may fail in any way
         words = " ".join(str(error).split()).rstrip(".")
         hint = _hint(tokenizer, text, before)
         raise PromptError(f"The model's chat template refuses this conversation ({words}): {hint}.") from error
@@ -69,12 +69,12 @@ def _render(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> str:
 
 
 def _hint(tokenizer: Tokenizer, text: str, before: Chat) -> str:
-    """What to do about a template that refuses a conversation: found out by asking it."""
+    """What to do about a template that rejects a conversation, found by trying alternatives."""
     if before.system.strip():
         return "leave the system prompt empty"
     try:
         _render(tokenizer, Chat(system="You are a helpful assistant.").messages(text))
-    except Exception:  # with a system prompt it refuses too
+    except Exception:  # it rejects the conversation with a system prompt too
         return "start a new conversation" if before.turns else "choose another model, or another task than chat"
     return "give a system prompt, or choose another model"
 
@@ -85,7 +85,8 @@ def _types_control_tokens(tokenizer: Tokenizer, messages: list[dict[str, str]]) 
 
 
 def _with_plain_words(tokenizer: Tokenizer, messages: list[dict[str, str]], text: str) -> EncodedPrompt:
-    """The prompt ``text`` of messages that hold control tokens. Raises PromptError where they can't be but tokens."""
+    """The prompt ``text`` for messages that contain control tokens. Raises PromptError if they can't be encoded as
+    text."""
     prompt = EncodedPrompt(text)
     try:
         ids = tokenizer.apply_chat_template(
@@ -100,7 +101,7 @@ def _with_plain_words(tokenizer: Tokenizer, messages: list[dict[str, str]], text
 def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Token ids of a prompt, which may begin with the template's own special tokens.
 
-    Raises PromptError for a prompt that is not Unicode text.
+    Raises PromptError if the prompt is not valid Unicode.
     """
     if isinstance(prompt, EncodedPrompt):
         return list(prompt.ids)
@@ -112,11 +113,11 @@ def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def least_tokens(tokenizer: Tokenizer, prompt: str, context: int) -> int:
-    """How many tokens a prompt has at least, where its beginning alone is far beyond ``context``; else 0.
+    """A lower bound of a prompt's tokens if its beginning alone is far beyond ``context``; else 0.
 
-    A prompt of any length is refused in a moment so. One that ends shortly after the context is left to be counted.
+    It allows a prompt of any length to be rejected at once. One that is only a little too long is not detected here.
     """
-    length = 4 * context  # characters: about as many as fit
+    length = 4 * context  # about as many characters as fit
     while length < len(prompt):
         if (count := len(encode(tokenizer, prompt[:length]))) > 2 * context:
             return count
@@ -125,11 +126,11 @@ def least_tokens(tokenizer: Tokenizer, prompt: str, context: int) -> int:
 
 
 def too_long(tokens: int, context: int, more: str = "") -> str:
-    """The sentence that refuses a prompt of this many tokens."""
+    """The error message for a prompt of this many tokens."""
     return f"The prompt has {tokens:,} tokens{more}; this model's context is {context:,}: shorten it."
 
 
 def _takes_bos(tokenizer: Tokenizer, prompt: str) -> bool:
-    """Whether the tokenizer's own special tokens, if it has any, are still to be added."""
+    """Whether the tokenizer's own special tokens, if any, must still be added."""
     bos = getattr(tokenizer, "bos_token", None)
     return not (bos and prompt.startswith(bos))

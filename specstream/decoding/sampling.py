@@ -1,11 +1,11 @@
 """From logits to the target's token: one choice per position, the same for every decoding method.
 
-The choice is the argmax of warped logits plus Gumbel noise, which is a draw from the warped distribution. The noise
-depends on the seed and the position only, never on how many tree nodes were looked at, so that every method that asks
-for the token at a position gets the same one.
+The choice is the argmax of warped logits plus Gumbel noise, which is a sample from the warped distribution. The noise
+depends only on the seed and the position, never on how many tree nodes were evaluated, so every method gets the same
+token at a position.
 
-Where a drafter drew its token from a distribution of its own, the ratio rule chooses instead: a draw from the warped
-distribution too, but not the same one.
+If a drafter sampled its token from its own distribution, the ratio rule chooses instead: also a sample from the warped
+distribution, but not the same one.
 """
 
 from __future__ import annotations
@@ -43,28 +43,31 @@ def _generator(seed: int, position: int, use: str) -> torch.Generator:
 
 
 class Drawn(NamedTuple):
-    """A token that a drafter drew, and the distribution that it drew from, float64 ``[vocab]`` on the CPU."""
+    """A token sampled by a drafter, and the distribution it was sampled from, float64 ``[vocab]`` on the CPU."""
 
     token: int
     probs: Tensor
 
 
 def by_ratio(probs: Tensor, drawn: Drawn, chance: float, noise: Tensor) -> int:
-    """The ratio rule (Leviathan et al. 2023, Chen et al. 2023): a draw from the target's ``probs`` ``[vocab]``.
+    """The ratio rule (Leviathan et al. 2023, Chen et al. 2023): a sample from the target's ``probs`` ``[vocab]``.
 
-    A token drawn with probability q stays with probability min(1, p/q); else the token is drawn from what p has above
-    q. ``chance`` is uniform in [0, 1), ``noise`` Gumbel noise ``[vocab]``; neither was used for the draw.
+    A token sampled with probability q is kept with probability min(1, p/q); otherwise a token is sampled from the
+    positive part of p - q. ``chance`` is uniform in [0, 1), ``noise`` is Gumbel noise ``[vocab]``; neither was used
+    for the draft.
     """
     rest = (probs - drawn.probs).clamp_min(0)
-    if chance * float(drawn.probs[drawn.token]) < float(probs[drawn.token]) or not rest.any():  # none: p is q
+    if (
+        chance * float(drawn.probs[drawn.token]) < float(probs[drawn.token]) or not rest.any()
+    ):  # there is none if p equals q
         return drawn.token
     return int((rest.log() + noise).argmax())
 
 
 @dataclass(frozen=True)
 class Picker:
-    """Chooses the target's token at a position. ``drawn`` is what a drafter drew for the positions to come: there the
-    ratio rule chooses."""
+    """Chooses the target's token at a position. ``drawn`` holds a drafter's samples by position: there the ratio rule
+    chooses."""
 
     sampling: Sampling
     drawn: dict[int, Drawn] = field(default_factory=dict, compare=False)
@@ -75,23 +78,23 @@ class Picker:
 
     @property
     def plain(self) -> bool:
-        """True when the choice is the argmax of the raw logits."""
+        """Whether the choice is the argmax of the raw logits."""
         return self.greedy and self.sampling.repetition_penalty == 1
 
     def scores(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
         """Warped logits ``[vocab]``, with noise when sampling. Their argmax is the token at position ``len(prefix)``.
 
-        ``logits`` is ``[vocab]``; ``prefix`` are all token ids before the position, those on a node's path included.
+        ``logits`` is ``[vocab]``; ``prefix`` holds all token ids before the position, including a node's path.
         """
         scores = self.warped(logits, prefix)
         return scores if self.greedy else scores.cpu().double() + gumbel(self.sampling.seed, len(prefix), len(scores))
 
     def warped(self, logits: Tensor, prefix: Sequence[int]) -> Tensor:
-        """Logits ``[vocab]`` after penalty, temperature and truncation; as ``logits`` where there is none of them."""
+        """Logits ``[vocab]`` after penalty, temperature and truncation; ``logits`` itself if there are none."""
         warpers = self._warpers()
         if not warpers:
             return logits.float()
-        seen = list(prefix) if self.sampling.repetition_penalty != 1 else []  # the others don't look at it
+        seen = list(prefix) if self.sampling.repetition_penalty != 1 else []  # only the penalty uses it
         ids = torch.tensor([seen], dtype=torch.long, device=logits.device)
         return warpers(ids, logits.float()[None])[0]
 
@@ -100,7 +103,7 @@ class Picker:
         return self.warped(logits, prefix).cpu().double().softmax(-1)
 
     def draw(self, logits: Tensor, prefix: Sequence[int]) -> Drawn:
-        """A token drawn for a drafter from its ``logits`` ``[vocab]``, warped as the target's are, by other noise."""
+        """A token sampled for a drafter from its ``logits`` ``[vocab]``, warped like the target's, with other noise."""
         probs = self.probabilities(logits, prefix)
         noise = gumbel(self.sampling.seed, len(prefix), len(probs), "draft")
         return Drawn(int((probs.log() + noise).argmax()), probs)

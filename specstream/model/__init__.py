@@ -1,1 +1,1 @@
-"""A stock Hugging Face model in parts, and how layers are computed: masks, cache, attention, packed weights, LoRA."""
+"""The parts of a stock Hugging Face model, and how its layers run: masks, cache, attention, packed weights, LoRA."""

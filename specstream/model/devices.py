@@ -1,6 +1,6 @@
-"""Which device and number format a model runs on, and how many drafted nodes suit them, each with its reason in words.
+"""Chooses the device, the number format and the number of drafted nodes, each with a reason for the user.
 
-torch is imported inside the functions, so that asking for a model's name costs nothing.
+torch is imported inside the functions, so that importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OFFLOAD = "offload"  # the choice of a device that may be too small for the mode
 
 
 def choose_device(name: str = "auto") -> tuple[str, str]:
-    """The device ("cpu", "cuda" or "mps") for a choice, and the reason in words. Raises ModelError."""
+    """The device ("cpu", "cuda" or "mps") for the user's choice, and the reason. Raises ModelError."""
     import torch
 
     if name == OFFLOAD:
@@ -39,7 +39,7 @@ def choose_device(name: str = "auto") -> tuple[str, str]:
 
 
 def choose_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
-    """The dtype for a choice on a device, and the reason in words. Raises ModelError."""
+    """The dtype for the user's choice on a device, and the reason. Raises ModelError."""
     import torch
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,14 +58,14 @@ def choose_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
 
 
 def _beside_int8(device: str) -> tuple[torch.dtype, str]:
-    """The dtype of what int8 leaves as it is, and the words for int8. Raises ModelError where int8 can't be had."""
+    """The dtype of what int8 does not quantise, and the reason. Raises ModelError if int8 is not available."""
     import torch
 
     from specstream.model import quantized
 
     if device != "cpu" or not quantized.works():
         where = "this processor" if device == "cpu" else f"the device {device}"
-        raise ModelError(f"int8 is for processors with instructions for it (VNNI), not for {where}: choose auto.")
+        raise ModelError(f"int8 is for processors with VNNI instructions, not for {where}: choose auto.")
     words = (
         "you chose it: weights and activations in 8 bits, another model than in 16 bits: its own standard decoding is "
         "the reference"
@@ -74,14 +74,14 @@ def _beside_int8(device: str) -> tuple[torch.dtype, str]:
 
 
 def training_precision(device: str) -> str:
-    """The number format that training multiplies in, as accelerate names it: "bf16", "fp16" or "no" (float32)."""
+    """The number format of training's matmuls, by accelerate's name: "bf16", "fp16" or "no" (float32)."""
     if computes_bfloat16(device):
         return "bf16"
     return "fp16" if device == "cuda" else "no"
 
 
 def loaded_in(kind: torch.dtype, device: str) -> tuple[torch.dtype, bool]:
-    """The dtype to load weights of a dtype in, and whether they are to be packed in float16 afterwards."""
+    """The dtype in which to load weights, and whether to pack them in float16 afterwards."""
     import torch
 
     half = packs(kind, device)
@@ -89,9 +89,9 @@ def loaded_in(kind: torch.dtype, device: str) -> tuple[torch.dtype, bool]:
 
 
 def packs(kind: torch.dtype, device: str) -> bool:
-    """Whether weights of this dtype are loaded in float32 and packed in float16, to be computed with in float32.
+    """Whether weights of this dtype are loaded in float32 and packed in float16, with float32 arithmetic.
 
-    So are those in float16 on a CPU, where PyTorch has that product: it reads half as many bytes.
+    This applies to float16 on a CPU, if PyTorch has that matmul: it reads half as many bytes.
     """
     import torch
 
@@ -101,7 +101,7 @@ def packs(kind: torch.dtype, device: str) -> bool:
 
 
 def cheap_nodes(kind: torch.dtype, packed: bool) -> tuple[int, str]:
-    """How many drafted nodes a pass verifies for little more than none, and the reason in words.
+    """How many drafted nodes a pass verifies at little extra cost, and the reason.
 
     ``kind`` is the model's dtype, ``packed`` whether its weights are packed for a CPU.
     """

@@ -1,8 +1,8 @@
-"""What the hardware at hand can do."""
+"""The capabilities of the hardware at hand."""
 
 from __future__ import annotations
 
-# What a build of PyTorch or a device that lacks an operation raises.
+# Raised by a build of PyTorch, or a device, that lacks an operation.
 ABSENT = (AttributeError, RuntimeError, NotImplementedError, TypeError)
 
 
@@ -13,4 +13,4 @@ def computes_bfloat16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     have = torch.cpu.get_capabilities() if device == "cpu" else {}
-    return any(have.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+    return any(have.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's

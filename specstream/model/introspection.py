@@ -1,4 +1,4 @@
-"""Finds the parts of a stock Hugging Face causal LM that the engine works with. No code per model family."""
+"""Finds the parts of a stock Hugging Face causal LM that the engine needs. No code per model family."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UnsupportedModel(ValueError):
 class Anatomy:
     """The parts of one loaded model.
 
-    ``layer_types[i]`` is "full_attention" or "sliding_attention"; ``mask_by_type`` tells whether the model's
+    ``layer_types[i]`` is "full_attention" or "sliding_attention"; ``mask_by_type`` says whether the model's
     forward takes one mask per layer type (a dict) or a single one. ``tail`` are the modules between the last layer
     and the LM head, in call order (the final norm, for OPT also its output projection).
     """
@@ -46,7 +46,7 @@ class Anatomy:
 
     @property
     def context(self) -> int:
-        """Most tokens that the model was built for."""
+        """The largest number of tokens that the model supports."""
         return context_of(self.model.config)
 
     @property
@@ -58,30 +58,30 @@ class Anatomy:
         return self.model.get_input_embeddings().weight.dtype
 
     def logits(self, states: Tensor) -> Tensor:
-        """LM-head logits, float32 ``[..., vocab]``, of last-layer states ``[..., hidden]`` (before the final norm)."""
+        """LM-head logits, float32 ``[..., vocab]``, of last-layer states ``[..., hidden]`` before the final norm."""
         return self.head_logits(self.normed(states))
 
     def normed(self, states: Tensor) -> Tensor:
-        """Last-layer states ``[..., hidden]`` as the LM head takes them."""
+        """Last-layer states ``[..., hidden]`` after the modules between the last layer and the LM head."""
         for module in self.tail:
             states = module(states)
         return states
 
     def head_logits(self, states: Tensor, head: nn.Module | None = None) -> Tensor:
-        """Logits, float32 ``[..., vocab]``, of states after the final norm, by the LM head or another in its place."""
+        """Logits, float32 ``[..., vocab]``, of states after the final norm, by the LM head or a substitute for it."""
         out = (head or self.head)(states).float()
         return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
 
     def linears(self, layer: int) -> dict[str, nn.Module]:
-        """Every linear layer inside a decoder layer by its path, e.g. ``self_attn.q_proj``."""
+        """Every linear layer inside a decoder layer, by its path, such as ``self_attn.q_proj``."""
         return {n: m for n, m in self.layers[layer].named_modules() if isinstance(m, nn.Linear | Conv1D)}
 
 
 def context_of(config: PretrainedConfig) -> int:
-    """Most positions of a model; a million where its config does not say.
+    """The largest number of positions of a model; a million if its config does not say.
 
-    Rotary tables that change with the length of the text (dynamic, longrope) are used up to the length where they begin
-    to change: beyond it a tree pass would rotate a token differently than standard decoding does.
+    Rotary tables that depend on the length of the text (dynamic, longrope) are used only up to the length at which they
+    start to change: beyond it, a tree pass would rotate a token differently from standard decoding.
     """
     config = config.get_text_config(decoder=True)
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -95,12 +95,12 @@ def context_of(config: PretrainedConfig) -> int:
 
 
 def _refuse(model: PreTrainedModel, config: PretrainedConfig, types: Collection[str]) -> None:
-    """Raise UnsupportedModel for kinds of models that can't verify a tree."""
+    """Raise UnsupportedModel for kinds of models that can't verify trees."""
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModel("Encoder-decoder models are not supported: choose a causal language model.")
     if getattr(model, "_is_stateful", False) or RECURRENT & set(types):
         raise UnsupportedModel(
-            "This model has recurrent layers, which can't take a rejected draft back: standard decoding only."
+            "This model has recurrent layers, which can't undo a rejected draft: standard decoding only."
         )
     if unknown := sorted(set(types) - KNOWN_LAYER_TYPES):
         raise UnsupportedModel(
@@ -118,12 +118,12 @@ def _refuse(model: PreTrainedModel, config: PretrainedConfig, types: Collection[
 
 
 def _uses_alibi(config: PretrainedConfig) -> bool:
-    """Whether attention is biased by distance in the sequence: configs differ in how they say so."""
+    """Whether attention is biased by distance in the sequence (ALiBi), which configs express in different ways."""
     return bool(getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False))
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:
-    """Find the parts of ``model``. Raises UnsupportedModel with the reason when something is missing."""
+    """Find the parts of ``model``. Raises UnsupportedModel, with the reason, if something is missing."""
     config = model.config.get_text_config(decoder=True)
     types = tuple(getattr(config, "layer_types", None) or ())
     _refuse(model, config, types)
@@ -152,12 +152,12 @@ def _layers(decoder: nn.Module, count: int) -> nn.ModuleList:
     inner = {id(m) for outer in lists for m in outer.modules() if m is not outer}
     found = [m for m in lists if id(m) not in inner]
     if len(found) != 1:
-        raise UnsupportedModel("The decoder layers of this model could not be told apart.")
+        raise UnsupportedModel("The decoder layers of this model could not be identified.")
     return found[0]
 
 
 def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, ...]:
-    """Trace one token and note the modules that run after the last layer and before the head."""
+    """Trace one token to find the modules that run between the last layer and the head."""
     inside = {id(m) for m in layers.modules()}
     head = model.get_output_embeddings()
     seen: list[nn.Module] = []
@@ -187,12 +187,12 @@ def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, ...
 
 
 def _given_masks(token: Tensor) -> dict[str, Tensor]:
-    """On the meta device, where nothing can be asked of a tensor, a mask and positions that the model need not make."""
+    """A mask and positions to pass in, since on the meta device the model can't build them from tensor values."""
     return {"attention_mask": token[:, :, None, None].float(), "position_ids": token} if token.is_meta else {}
 
 
 def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of ``module`` by name, extra keyword arguments merged in."""
+    """The arguments of a call of ``module`` by name, with extra keyword arguments merged in."""
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     extra = bound.pop("kwargs", {})
     return {**bound, **extra}

@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021) on every linear layer of the decoder, restricted to some rows where asked.
+"""LoRA (Hu et al. 2021) on every linear layer of the decoder, optionally restricted to some rows.
 
-Our own and not peft's, because in lossless mode the adapters act on the stream rows only.
+Our own instead of peft's, because in lossless mode the adapters act on the stream rows only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specstream.model.introspection import Anatomy
 class LoRA(nn.Module):
     """One pair of low-rank factors per linear layer in decoder layers ``first`` .. N-1: ``y = W x + scale * B A x``.
 
-    A is ``[rank, in]``, random; B is ``[out, rank]``, zero, so that training starts from the base model.
+    A is ``[rank, in]``, initialised randomly; B is ``[out, rank]``, zero, so that training starts from the base model.
     """
 
     def __init__(self, anatomy: Anatomy, rank: int, scale: float, first: int = 0) -> None:
@@ -35,8 +35,8 @@ class LoRA(nn.Module):
 
     @contextmanager
     def attached(self, anatomy: Anatomy, first_row: int = 0, rows: int = 0) -> Iterator[None]:
-        """While open, the adapters act in the model's forward: on all rows, or on ``first_row`` .. ``rows`` - 1 of each
-        sequence of ``rows``."""
+        """A context in which the adapters act in the model's forward: on all rows, or on ``first_row`` .. ``rows`` - 1
+        of each sequence of ``rows``."""
         hooks = [
             linear.register_forward_hook(self._hook(_key(layer, path), first_row, rows))
             for layer in range(self.first, len(anatomy.layers))
@@ -49,12 +49,12 @@ class LoRA(nn.Module):
                 hook.remove()
 
     def below(self, layer: int) -> Iterator[nn.Parameter]:
-        """The factors of the layers below ``layer``."""
+        """The LoRA factors of the layers below ``layer``."""
         for factors in (self.a, self.b):
             yield from (weight for key, weight in factors.items() if int(key.split("/")[0]) < layer)
 
     def _targets(self, anatomy: Anatomy, layer: int) -> Iterator[tuple[str, nn.Module]]:
-        """The adapted linear layers of a decoder layer by path; found by name, as they may have been packed since."""
+        """The adapted linear layers of a decoder layer by path; looked up by name, since they may have been packed."""
         for path, module in anatomy.layers[layer].named_modules():
             if _key(layer, path) in self.a:
                 yield path, module
@@ -64,16 +64,16 @@ class LoRA(nn.Module):
             # Some families flatten batch and rows before their linear layers (OPT).
             count = rows if first_row else out.shape[-2]
             x, y = (t.reshape(-1, count, t.shape[-1]) for t in (args[0], out))
-            a, b = (w[key].to(y.dtype) for w in (self.a, self.b))  # with mixed precision x is wider than y
+            a, b = (w[key].to(y.dtype) for w in (self.a, self.b))  # with mixed precision x has more bits than y
             return cast(Tensor, _AddLowRank.apply(y, x.to(y.dtype), a, b, self.scale, first_row)).reshape(out.shape)
 
         return act
 
     @torch.no_grad()
     def merge(self, anatomy: Anatomy) -> None:
-        """Add the adapters to the model's weights for good. The sum is taken in float32.
+        """Merge the adapters permanently into the model's weights. The sum is computed in float32.
 
-        Raises RuntimeError for a model whose weights are packed.
+        Raises RuntimeError if the model's weights are packed.
         """
         layers = range(self.first, len(anatomy.layers))
         if {_key(layer, path) for layer in layers for path in anatomy.linears(layer)} != self.a.keys():
@@ -87,8 +87,8 @@ class LoRA(nn.Module):
 
 
 class _AddLowRank(torch.autograd.Function):
-    """``y + scale * B A x`` from row ``first`` on, added to ``y`` in place, and a backward pass without full-size
-    intermediates, which a matmul, a scaling and a sum would keep."""
+    """``y + scale * B A x`` from row ``first`` on, added to ``y`` in place, with a backward pass that keeps no
+    full-size intermediates, unlike a matmul, a scaling and a sum."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, first: int) -> Tensor:
@@ -113,7 +113,7 @@ class _AddLowRank(torch.autograd.Function):
 
 
 def _key(layer: int, path: str) -> str:
-    return f"{layer}/{path}".replace(".", "/")  # a ParameterDict key must not hold a dot
+    return f"{layer}/{path}".replace(".", "/")  # a ParameterDict key must not contain a dot
 
 
 def _sizes(linear: nn.Module) -> tuple[int, int]:

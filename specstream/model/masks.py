@@ -1,7 +1,7 @@
-"""Attention masks as tensors: who sees whom in a pass over a tree with streams.
+"""Attention masks as tensors: which rows attend to which keys in a pass over a tree with streams.
 
-Boolean masks say True = sees. The model gets an additive float mask, the only form that is right under eager and
-SDPA attention alike.
+In boolean masks, True means that the row attends to the key ("sees" it). The model gets an additive float mask, the
+only form that is correct for both eager and SDPA attention.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def tree_mask(rows: list[list[int]], prefix: int) -> Tensor:
 
 
 def causal_mask(rows: int, prefix: int) -> Tensor:
-    """Boolean ``[1, rows, prefix + rows]`` of a chain of tokens."""
+    """Boolean ``[1, rows, prefix + rows]``: the causal mask of a chain of tokens."""
     return torch.ones(1, rows, prefix + rows, dtype=torch.bool).tril(prefix)
 
 
 def windowed(mask: Tensor, query_positions: Tensor, key_positions: Tensor, window: int) -> Tensor:
-    """``mask`` ``[B, q, k]`` without the keys that lie ``window`` or more positions before the query.
+    """``mask`` ``[B, q, k]`` without the keys that are ``window`` or more positions before the query.
 
-    By position and not by index, since in a tree the two differ.
+    By position rather than index, since in a tree the two differ.
     """
     near = query_positions[:, :, None] - key_positions[:, None, :] < window
     return mask & near
@@ -61,9 +61,10 @@ def with_streams(mask: Tensor, nodes: Tensor, gamma: int) -> Tensor:
 
 
 def additive(mask: Tensor, dtype: torch.dtype, keys: int = 0) -> Tensor:
-    """``[B, 1, q, k]`` in ``dtype``: 0 where seen, the lowest finite number elsewhere (never -inf: eager gives NaN).
+    """The additive mask ``[B, 1, q, k]`` in ``dtype``: 0 where seen, else the lowest finite number (-inf gives NaN in
+    eager attention).
 
-    With ``keys`` the mask is widened to so many keys; none of those that are added is seen.
+    With ``keys`` the mask is widened to that many keys; the added keys are masked.
     """
     out = torch.full((*mask.shape[:2], keys or mask.shape[2]), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
     out[:, :, : mask.shape[2]].masked_fill_(mask, 0)
@@ -71,7 +72,7 @@ def additive(mask: Tensor, dtype: torch.dtype, keys: int = 0) -> Tensor:
 
 
 def layer_masks(anatomy: Anatomy, mask: Tensor, positions: Tensor, prefix: int = 0) -> Masks:
-    """What each row sees, by layer type: sliding-window layers drop the keys that are too far back.
+    """What each row sees, by layer type: sliding-window layers mask the keys that are too far back.
 
     ``mask`` is boolean ``[B, n, prefix + n]`` without a window; ``positions`` ``[B, n]`` are those of the rows, which
     follow ``prefix`` keys.
@@ -85,6 +86,6 @@ def layer_masks(anatomy: Anatomy, mask: Tensor, positions: Tensor, prefix: int =
 
 
 def model_masks(anatomy: Anatomy, masks: Masks, keys: int = 0) -> Any:
-    """Masks in the form that the model's forward takes: additive, one or a dict with one for each layer type."""
+    """Masks in the form that the model's forward expects: additive; a single one, or a dict with one per layer type."""
     floats = {t: additive(m, anatomy.dtype, keys) for t, m in masks.items()}
     return floats if anatomy.mask_by_type else floats[anatomy.layer_types[0]]

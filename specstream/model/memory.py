@@ -1,4 +1,4 @@
-"""Memory: what a model will need, what is free, what this process uses. Heavy imports are inside functions."""
+"""Memory: how much a model will need, is free, and is used by this process. Heavy imports are inside functions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from specstream.hub import catalogue, download
 from specstream.hub.download import ModelError
 from specstream.model import devices
 
-STATES = 18  # numbers of a row's width that a layer keeps for its gradient, LoRA's included
+STATES = 18  # activations, in multiples of a row's width, that a layer keeps for its gradient, including LoRA's
 PROGRAM = 700_000_000  # bytes of Python, PyTorch and transformers
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a model takes, in bytes: its weights, and the cache of a text that fills its ``context`` (tokens)."""
+    """The memory of a model in bytes: its weights, and the cache of a text that fills its ``context`` (tokens)."""
 
     weights: int
     cache: int = 0
@@ -30,9 +30,9 @@ class Need:
 
 
 def need(model: str, device: str = "auto", dtype: str = "auto") -> Need | None:
-    """What a model will take on a device: parameters times bytes, and the cache that follows from its config.
+    """The memory that a model will take on a device: parameters times bytes, and the cache that its config implies.
 
-    None if that is unknown before it is fetched. Raises ModelError for an unknown model, device or dtype.
+    None if that is unknown until it is fetched. Raises ModelError for an unknown model, device or dtype.
     """
     where = devices.choose_device(device)[0]
     size = devices.loaded_in(devices.choose_dtype(dtype, where)[0], where)[0].itemsize
@@ -56,19 +56,19 @@ def _counted(folder: Path) -> int:
 
 
 def _listed(model: str) -> int:
-    """The catalogue's number, else the Hub's where it answers; 0 where neither knows."""
+    """The catalogue's parameter count, else the Hub's if it answers; 0 if neither is known."""
     if entry := catalogue.CATALOGUE.get(model):
         return entry.parameters
     from huggingface_hub import HfApi
 
-    with suppress(Exception):  # the Hub may be out of reach in any way; the estimate is a convenience
+    with suppress(Exception):  # the Hub may fail in any way; the estimate is a mere convenience
         found = HfApi().model_info(model, timeout=download.HUB_WAIT, expand=["safetensors"]).safetensors
         return found.total if found else 0
     return 0
 
 
 def _cache(folder: Path, itemsize: int) -> tuple[int, int]:
-    """Bytes of keys and values for a whole context, and its tokens; zeros where the config does not tell."""
+    """Bytes of keys and values for a full context, and its number of tokens; zeros if the config does not say."""
     from transformers import AutoConfig
 
     with suppress(Exception):  # a foreign config may lack anything
@@ -81,12 +81,12 @@ def _cache(folder: Path, itemsize: int) -> tuple[int, int]:
 
 
 def to_train(config: Any, parameters: int, trained: int, how: Any, tokens: int, answer: int) -> int:
-    """About how many bytes a training takes: weights in float32, what is learned with its gradient and the optimiser's
-    two moments, the states that gradients need, and the program itself.
+    """An estimate of the bytes that training takes: weights in float32, trained weights with gradient and the
+    optimizer's two moments, the activations that gradients need, and the program itself.
 
-    ``config`` is the model's, ``parameters`` its count, ``trained`` that of the weights to train, ``how`` a training
-    ``Config``, ``tokens`` and ``answer`` the length of a row and of the response in it. Where the layers below the
-    streams are frozen, their states are not kept.
+    ``config`` is the model's, ``parameters`` its parameter count, ``trained`` the number of weights to train, ``how`` a
+    training ``Config``, ``tokens`` and ``answer`` the lengths of a row and of its response. If the layers below the
+    streams are frozen, their activations are not kept.
     """
     text = config.get_text_config()
     hidden, layers = text.hidden_size, text.num_hidden_layers
@@ -95,12 +95,12 @@ def to_train(config: Any, parameters: int, trained: int, how: Any, tokens: int, 
     rows = how.batch / how.accumulate
     main = tokens * (top if how.mode == "lossless" or how.tuned_layers != "all" else layers)
     states = rows * (main + answer * how.share * how.gamma * top) * (STATES * hidden + 5 * inner)
-    half = 1.5 if how.precision != "float32" else 1.0  # products from copies of the weights in 16 bits
+    half = 1.5 if how.precision != "float32" else 1.0  # matmuls use copies of the weights in 16 bits
     return int(4 * half * parameters + 16 * trained + 4 * states + PROGRAM)
 
 
 def free(device: str) -> int:
-    """Bytes that are free for a model on a device ("auto" and "mps" included)."""
+    """Free bytes for a model on a device (which may be "auto" or "mps")."""
     if devices.choose_device(device)[0] == "cuda":
         import torch
 
@@ -109,14 +109,14 @@ def free(device: str) -> int:
 
 
 def used() -> int:
-    """Bytes that this process has: of the main memory, and of a CUDA GPU where it uses one."""
+    """Bytes used by this process, in main memory and on a CUDA GPU if it uses one."""
     total = psutil.Process().memory_info().rss
     torch: Any = sys.modules.get("torch")
     return int(total + (torch.cuda.memory_allocated() if torch and torch.cuda.is_available() else 0))
 
 
 def check(model: str, device: str, dtype: str) -> None:
-    """Raises ModelError for a model whose weights alone exceed the free memory: it could kill the program."""
+    """Raises ModelError if the weights alone exceed the free memory, since loading could get the program killed."""
     wanted, there = need(model, device, dtype), free(device)
     if wanted and wanted.weights > there:
         raise ModelError(
@@ -130,7 +130,7 @@ def gigabytes(count: int) -> str:
 
 
 def give_back() -> None:
-    """Free unreferenced objects, reference cycles too, and a GPU's empty blocks."""
+    """Free unreferenced objects, including reference cycles, and a GPU's unused blocks."""
     gc.collect()
     torch: Any = sys.modules.get("torch")
     if torch and torch.cuda.is_available():

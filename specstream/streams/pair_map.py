@@ -1,4 +1,4 @@
-"""The pair map, a low-rank bigram bias: how well a drafted token follows the one above it. Streams alone can't know."""
+"""The pair map, a low-rank bigram bias: how well a drafted token follows its parent, which streams can't know."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.nn import functional as F
 from specstream.decoding.softmax import log_total
 from specstream.tree import Level
 
-CHUNK = 4096  # embeddings at a time: their copies in float32 stay small
+CHUNK = 4096  # embeddings at a time, so that their float32 copies stay small
 
 
 class Pairs(nn.Module):
-    """Adds ``w_j a(x) . b(y)`` to the logit of token y in stream j where token x is above it.
+    """Adds ``w_j a(x) . b(y)`` to the logit of token y in stream j if its parent is token x.
 
-    Streams guess the tokens of all depths at once, and none knows what the others settle on. a and b are linear
-    projections of the model's input embeddings, scaled to unit length: ``before`` and ``after`` are ``[width, rank]``,
-    ``weight`` w is ``[gamma]``. Ours, not the paper's; that a draft should know the token above it is Hydra's idea
-    (Ankner et al., 2024).
+    Streams predict the tokens of all depths at once, and none knows the others' choices. a and b are linear projections
+    of the model's input embeddings, scaled to unit length: ``before`` and ``after`` are ``[width, rank]``, ``weight`` w
+    is ``[gamma]``. This is ours, not the paper's; conditioning a draft on its parent token is Hydra's idea (Ankner et
+    al., 2024).
     """
 
-    POOL = 3  # times as many of a stream's likeliest tokens are weighed as may be chosen
+    POOL = 3  # a stream's likeliest tokens that are rescored, as a multiple of those that may be chosen
 
     def __init__(self, width: int, gamma: int, rank: int) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class Pairs(nn.Module):
 
     @torch.no_grad()
     def fix(self, embeddings: Tensor, ids: Tensor | None) -> None:
-        """Keep a(x) of all tokens and b(y) of the ``ids`` that can be drafted (None: all), so that no step computes
-        them. The weights must not change afterwards. ``embeddings`` are ``[vocab, width]``."""
+        """Precompute a(x) of all tokens and b(y) of the ``ids`` that can be drafted (None: all). The weights must not
+        change afterwards. ``embeddings`` are ``[vocab, width]``."""
         drafted = torch.arange(len(embeddings)) if ids is None else ids.cpu()
         above = torch.cat([_array(self.above(part)) for part in embeddings.split(CHUNK)])
         below = torch.cat([_array(self.below(embeddings[part])) for part in drafted.split(CHUNK)])
@@ -52,10 +52,10 @@ class Pairs(nn.Module):
 
     @torch.no_grad()
     def weighed(self, logits: Tensor, ids: Tensor | None, root: int, embeddings: Tensor, width: int) -> Weighed:
-        """The ``width`` likeliest tokens of every depth after every token that the depth above may have.
+        """The ``width`` likeliest tokens of every depth after every candidate of the depth above.
 
-        ``logits`` ``[depths, drafted]`` are the streams' of the tokens ``ids`` ``[drafted]`` (None: all), ``root`` is
-        the token above the first depth, ``embeddings`` are ``[vocab, width]``.
+        ``logits`` ``[depths, drafted]`` are the streams' for the tokens ``ids`` ``[drafted]`` (None: all), ``root`` is
+        the parent of the first depth, ``embeddings`` are ``[vocab, width]``.
         """
         top = logits.topk(min(self.POOL * width, logits.shape[-1]), -1)
         logprobs, places = _array(top.values - log_total(logits)).numpy(), top.indices.cpu().numpy()
@@ -72,7 +72,7 @@ class Pairs(nn.Module):
         below = below * weight[: len(tokens), None, None]
         scores = logprobs[:, None] + above @ below.transpose(0, 2, 1)  # [depths, pool above, pool]
         odds = np.exp(scores - scores.max(-1, keepdims=True))
-        mass = np.exp(logprobs).sum(-1)[:, None, None]  # weighing moves probability within the pool only
+        mass = np.exp(logprobs).sum(-1)[:, None, None]  # rescoring moves probability only within the pool
         probs = odds * (mass / odds.sum(-1, keepdims=True))
         return Weighed(tokens.tolist(), probs.tolist(), width)
 
@@ -82,17 +82,17 @@ def _array(tensor: Tensor) -> Tensor:
 
 
 def _under(root: int, tokens: Any) -> Any:
-    """What stands above each depth ``[depths, pool]``: the root, then the tokens of the depth before."""
+    """The possible parents of each depth ``[depths, pool]``: the root, then the tokens of the depth before."""
     higher = np.empty_like(tokens)
     higher[0], higher[1:] = root, tokens[:-1]
     return higher
 
 
 class Weighed:
-    """The ``width`` likeliest candidates of a depth after the token above it.
+    """The ``width`` likeliest candidates of a depth, given the parent token.
 
-    ``probs`` ``[depths, pool above, pool]`` are of the ``tokens`` ``[depths, pool]``; all rows of the first depth are
-    of the root. In plain lists: a tree asks for a few rows only, and they are short.
+    ``probs`` ``[depths, pool above, pool]`` belong to the ``tokens`` ``[depths, pool]``; in the first depth all
+    rows are those of the root. Computed in plain lists, because a tree needs only a few short rows.
     """
 
     def __init__(self, tokens: list[list[int]], probs: list[list[list[float]]], width: int) -> None:
@@ -102,7 +102,7 @@ class Weighed:
         return len(self._tokens)
 
     def after(self, depth: int, token: int | None) -> Level:
-        """As of tree.Candidates."""
+        """As in ``tree.Candidates``."""
         row = self._probs[depth][0 if token is None else self._tokens[depth - 1].index(token)]
         best = sorted(zip(row, self._tokens[depth], strict=True), reverse=True)[: self._width]
         return [(name, prob) for prob, name in best]

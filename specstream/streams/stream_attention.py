@@ -1,8 +1,7 @@
 """Multi-stream attention over the stock layers of a model (Speculative Streaming, Bhendawade et al. 2024, 3.1 and 3.2).
 
-The top ``layers`` decoder layers carry ``gamma`` extra rows for some of the token rows, and may drop token rows. Rows
-are put in and taken off by hooks that live for one pass, so the model itself is never changed and has no code per
-family.
+The top ``layers`` decoder layers carry ``gamma`` extra rows for some of the token rows, and may drop token rows. Hooks
+that live for one pass insert and remove the rows, so the model itself is never changed and there is no code per family.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ NO_VALUES = "Value rotation needs a model with a value projection of its own (v_
 
 
 class Streams(nn.Module):
-    """The weights that start the streams (equation 3): ``S_j = M + B_j A M + P_j``.
+    """The weights that initialise the streams (equation 3): ``S_j = M + B_j A M + P_j``.
 
     ``embedding`` P is ``[gamma, hidden]``. ``down`` A ``[rank, hidden]`` and ``up`` B ``[gamma, hidden, rank]`` are the
     low-rank layer f_eta, one per stream with a shared inner space; rank 0 is the paper's choice, the identity.
@@ -60,14 +59,16 @@ class Streams(nn.Module):
             out = out + self.embedding.to(main.dtype)
         if self.rank:
             inner = nn.functional.linear(main, self.down.to(main.dtype))  # [B, S, r]
-            up = self.up.to(main.dtype).flatten(0, 1)  # as one matrix: a matmul per stream would copy it each time
+            up = self.up.to(main.dtype).flatten(
+                0, 1
+            )  # as one matrix, since a matmul per stream would copy it each time
             out = out + nn.functional.linear(inner, up).unflatten(-1, (self.gamma, -1))
         return out
 
     @contextmanager
     def turned(self, layers: Iterable[nn.Module], first_row: int) -> Iterator[None]:
-        """While open, the values that these layers compute for the rows from ``first_row`` on, all of them streams, are
-        turned (equation 7).
+        """A context in which these layers rotate the values of the rows from ``first_row`` on, all of them stream rows
+        (equation 7).
 
         Raises ValueError for a model without a value projection in every layer.
         """
@@ -104,10 +105,10 @@ class Streams(nn.Module):
 
 @dataclass(frozen=True)
 class PassLayout:
-    """One pass: what its rows are and what they see.
+    """The plan of one pass: its rows and what they see.
 
     ``masks`` holds, per layer type, a boolean ``[B, n, k]`` over the n token rows; ``positions`` is ``[B, n]``;
-    ``nodes`` ``[B, S]`` are the rows that carry streams. ``keys`` as of Rows.
+    ``nodes`` ``[B, S]`` are the rows that carry streams. ``keys`` as in ``Rows``.
     """
 
     masks: Masks
@@ -116,7 +117,7 @@ class PassLayout:
     keys: int = 0
 
     def narrowed(self, rows: Sequence[int]) -> PassLayout:
-        """The plan of these rows alone, all of which carry streams."""
+        """The plan of only these rows, all of which carry streams."""
         device, n = self.positions.device, self.positions.shape[1]
         index = torch.tensor(rows, device=device)
 
@@ -130,11 +131,11 @@ class PassLayout:
 
 
 class Carried:
-    """What a pass returns besides its output.
+    """The results of a pass besides its output.
 
     ``rows`` are the token rows that went through the top layers, None for all. ``main`` ``[B, S, hidden]`` are the
     main-stream states at layer N - N_s of the rows that carry streams; ``states`` ``[B, S, gamma, hidden]`` are the
-    streams after the last layer, where the pass carried any.
+    streams after the last layer, if the pass carried any.
     """
 
     main: Tensor
@@ -142,7 +143,7 @@ class Carried:
     rows: list[int] | None = None
 
     def index(self, row: int) -> int:
-        """The index of a token row among those that went through the top layers."""
+        """The index of a token row among the rows that went through the top layers."""
         return row if self.rows is None else self.rows.index(row)
 
 
@@ -155,14 +156,14 @@ def carry(
     survivors: Callable[[Tensor], list[int]] | None = None,
     attach: bool = True,
 ) -> Iterator[Carried]:
-    """While open, one forward pass of the model carries streams in its top layers.
+    """A context in which one forward pass of the model carries streams in its top layers.
 
-    The caller passes the model the token rows with their own masks and positions; its output holds the token rows only.
-    Key-value caches of the top layers hold token and stream rows afterwards: the caller drops the latter.
+    The caller passes the model the token rows with their own masks and positions; the output holds only token rows.
+    Afterwards the caches of the top layers hold token and stream rows; the caller must drop the latter.
 
     ``lora`` acts on the stream rows. ``survivors`` chooses, from the token rows' states at layer N - N_s
-    ``[B, n, hidden]``, the rows that go on: all of them carry streams, and the others are zero in the output. With
-    ``attach`` False the pass carries no streams and only notes the states that they would begin with.
+    ``[B, n, hidden]``, the rows that continue: all of these carry streams, and the others are zero in the output. With
+    ``attach`` False the pass carries no streams and only records the states from which they would start.
     """
     work = _Pass(anatomy, streams, plan, lora, survivors, attach)
     top = range(len(anatomy.layers) - streams.layers, len(anatomy.layers))
@@ -178,7 +179,7 @@ def carry(
 
 
 class _Pass:
-    """The hooks of one pass and what they share."""
+    """The hooks of one pass and their shared state."""
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class _Pass:
         self.adapted = ExitStack()
         self.rotations = Rotations()
         self._top = anatomy.layers[len(anatomy.layers) - streams.layers :]
-        self.rows: Rows | None = None  # of the top layers, where they are not those of the layers below
+        self.rows: Rows | None = None  # of the top layers, if they differ from those of the layers below
 
     def enter(self, index: int, first: int) -> Any:
         """The hook before layer ``index``."""
@@ -213,7 +214,7 @@ class _Pass:
         return hook
 
     def _begin(self, states: Tensor) -> Tensor:
-        """Token states ``[B, n, h]`` to the rows of the top layers: the survivors, and their streams after them."""
+        """From token states ``[B, n, h]`` to the rows of the top layers: the survivors, followed by their streams."""
         plan = self._pruned(states)
         main = states if self.out.rows is None else states[:, self.out.rows]
         self.out.main = _gathered(main, plan.nodes)
@@ -244,8 +245,8 @@ class _Pass:
         return Rows(self.anatomy, masks, torch.cat([plan.positions, beside], 1), self.rotations)
 
     def leave(self, _module: nn.Module, _args: Any, result: Any) -> Any:
-        """The hook after the last layer: streams are taken off, and dropped rows come back as zeros, since some
-        families reshape their output by the shape of their input."""
+        """The hook after the last layer: it removes the streams and restores dropped rows as zeros, because some
+        families reshape their output to the shape of their input."""
         states = result[0] if isinstance(result, tuple) else result
         n = self.plan.positions.shape[1] if self.out.rows is None else len(self.out.rows)
         if self.attach:

@@ -1,1 +1,1 @@
-"""A loaded model as the decode loop sees it: prefill, verify, keep, release; loaded, tested, compiled."""
+"""A loaded model behind prefill, verify, keep and release; and how it is loaded, tested and compiled."""

@@ -1,4 +1,4 @@
-"""A second model beside the first: a draft model, which must have the same tokenizer."""
+"""A draft model: a second model, which must have the same tokenizer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NO_DRAFT_MODEL = (
 
 
 class DraftModelError(ValueError):
-    """A model can't draft for another one; the message is one sentence for the user."""
+    """A model can't draft for another; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A loaded draft model. ``size`` is that of its weights in bytes."""
+    """A loaded draft model. ``size`` is the size of its weights in bytes."""
 
     name: str
     parts: Anatomy
@@ -36,7 +36,7 @@ class Pair:
     size: int
 
     def target(self) -> ModelTarget:
-        """A fresh view of it for one run."""
+        """A new target on this model, for one run."""
         return ModelTarget(self.parts)
 
 
@@ -51,8 +51,8 @@ def load(
 ) -> Pair:
     """Load the draft model ``name`` for a model with this tokenizer: a catalogue name, a Hub id or a folder.
 
-    ``form`` is what its weights are packed in; with ``texts``, token ids ``[1, tokens]``, they are in int8, calibrated
-    on these. Raises ModelError or DraftModelError.
+    ``form`` is the format in which its weights are packed; with ``texts``, token ids ``[1, tokens]``, it is int8,
+    calibrated on these. Raises ModelError or DraftModelError.
     """
     network, own, _ = loading.fetch(name, device, dtype, progress, "Loading the draft model")
     check_tokenizers(name, own, tokenizer)
@@ -64,7 +64,7 @@ def load(
 
 
 def usable(name: str, network: PreTrainedModel) -> Anatomy:
-    """The parts of a network that can draft. Raises DraftModelError for one that can't take a draft back."""
+    """The parts of a network that can draft. Raises DraftModelError for one that can't discard rejected tokens."""
     try:
         parts = loading.parts_of(network)
         reason = self_test.failure(parts, None)
@@ -77,7 +77,7 @@ def usable(name: str, network: PreTrainedModel) -> Anatomy:
 
 
 def check_tokenizers(name: str, drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
-    """Raise DraftModelError, naming the first difference, unless the same ids are the same tokens for both models."""
+    """Raise DraftModelError, naming the first difference, unless the ids mean the same tokens in both models."""
     ours, theirs = target.get_vocab(), drafter.get_vocab()
     differ = sorted(ours.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
     if differ:
@@ -88,7 +88,7 @@ def check_tokenizers(name: str, drafter: PreTrainedTokenizerBase, target: PreTra
     else:
         return
     raise DraftModelError(
-        f"{name} has another tokenizer than the model ({words}): choose a draft model of the same family."
+        f"{name} has a different tokenizer from the model's ({words}): choose a draft model of the same family."
     )
 
 

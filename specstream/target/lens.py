@@ -1,8 +1,8 @@
-"""The stream lens: what each stream believes at each of its layers, and where in the text it looks.
+"""The stream lens: what each stream predicts at each of its layers, and which tokens of the text it attends to.
 
-The states of the streams after every layer go through the final norm and the LM head, as those of the last layer do
-when they draft (the logit lens of nostalgebraist, 2020). Computed again for one place of a text, in a pass of its own:
-no run is touched by it.
+The streams' hidden states after every layer go through the final norm and the LM head, as those of the last layer do
+when they draft (the logit lens of nostalgebraist, 2020). They are recomputed for one token position in a separate pass,
+which does not affect any run.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from transformers import AttentionInterface
 from specstream.params import Streaming
 from specstream.target.model_target import ModelTarget
 
-GUESSES, PLACES = 3, 6  # tokens of a layer, and places of the text, that are told
+GUESSES, PLACES = 3, 6  # tokens per layer, and positions of the text, that are reported
 
 
 @dataclass(frozen=True)
 class Watched:
     """``logits`` ``[1 + layers, gamma, drafted]`` before the first layer with streams and after each of them;
-    ``ids`` ``[drafted]`` their tokens, None for all; ``shares`` ``[gamma, tokens]`` how much of a stream's attention
-    each token of the text has, mean over layers and heads, None where the model does not tell."""
+    ``ids`` ``[drafted]`` their tokens, None for all; ``shares`` ``[gamma, tokens]`` the share of a stream's attention
+    on each token of the text, mean over layers and heads, None if the model does not expose it."""
 
     logits: Tensor
     ids: Tensor | None
@@ -34,19 +34,19 @@ class Watched:
 
 
 def look(engine: Any, ids: Sequence[int]) -> dict[str, Any]:
-    """What the streams saw when the last of ``ids`` had been chosen and they drafted what follows it, in plain values.
+    """The state of the streams when they drafted what follows the last of ``ids``, in plain values.
 
-    ``layers`` are the numbers of the layers, the one below the first with streams before them; ``streams`` a list with,
-    for each stream, ``beliefs`` (a list for each layer of [text, probability]) and ``looked`` ([place, text, share] of
-    the tokens that it looked at most; empty where the model does not tell). The first token is left out: attention that
-    has nothing to look at rests there. ``text`` are the tokens of ``ids``.
+    ``layers`` are the layer numbers, starting with the one below the first layer with streams; ``streams`` is a list
+    with, for each stream, ``beliefs`` (per layer, a list of [text, probability]) and ``looked`` ([index, text, share]
+    of the tokens that it attended to most; empty if the model does not expose attention). The first token is left out,
+    because it is an attention sink. ``text`` holds the tokens of ``ids``.
 
-    Raises ValueError where the model has no streams, or for less than two tokens.
+    Raises ValueError if the model has no streams, or for fewer than two tokens.
     """
     if reason := engine.info.unavailable.get(Streaming.name):
         raise ValueError(reason)
     if len(ids) < 2:
-        raise ValueError("There is nothing before the first token for the streams to look at.")
+        raise ValueError("There is nothing before the first token for the streams to attend to.")
     with engine.lock:
         target = engine.make_target(engine.settled(Streaming(streams="deferred", prune=0)))
         seen: Watched = target.look(ids) if hasattr(target, "look") else watch(target, ids)
@@ -80,7 +80,7 @@ def _looked(engine: Any, ids: Sequence[int], shares: Tensor | None, streams: int
 
 @torch.inference_mode()
 def watch(target: ModelTarget, ids: Sequence[int]) -> Watched:
-    """Put the text but for its last token through the model, then the streams of its last row, and watch these."""
+    """Run the text without its last token through the model, then the streams of its last row, and record these."""
     assert target.adapter is not None, "no streams"
     layers = list(target.adapter.merged) or list(target.anatomy.layers[-target.adapter.streams.layers :])
     states: list[Tensor] = []
@@ -97,7 +97,7 @@ def watch(target: ModelTarget, ids: Sequence[int]) -> Watched:
 
 @contextmanager
 def _noted(layers: Sequence[nn.Module], states: list[Tensor]) -> Iterator[None]:
-    """While open, the states ``[1, rows, hidden]`` that enter the first layer and leave each of them are kept."""
+    """A context that records the states ``[1, rows, hidden]`` before the first layer and after each layer."""
 
     def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
         states.append(args[0] if args else kwargs["hidden_states"])
@@ -116,7 +116,7 @@ def _noted(layers: Sequence[nn.Module], states: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _uncompiled(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """While open, these layers run as Python: a compiled one tells nothing of its attention."""
+    """A context in which these layers run uncompiled, because a compiled one does not expose its attention."""
     compiled = [(layer, vars(layer).pop("forward", None)) for layer in layers]
     try:
         yield
@@ -128,7 +128,7 @@ def _uncompiled(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _attended(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """While open, the attention ``[rows, keys]`` of each of these layers is kept, mean over heads, where they attend by
+    """A context that records the attention ``[rows, keys]`` of each of these layers, mean over heads, if they use
     transformers' attention interface."""
     kept: list[Tensor] = []
     known = AttentionInterface()

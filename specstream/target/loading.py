@@ -1,8 +1,8 @@
 """From a model's name to a model that decodes, in small steps.
 
-A model is fetched and loaded; its parts are found; an adapter and heads are put on it; their LoRA is merged and weights
-are packed; the result is tested. The engine takes all steps, ``custom_generate`` those for a model that it is given,
-outside references and training the first few.
+A model is fetched and loaded; its parts are found; an adapter and heads are loaded; their LoRA is merged and weights
+are packed; the result is tested. The engine uses all steps, ``custom_generate`` those that apply to a given model,
+other libraries' baselines and training the first few.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def fetch(
     progress: StatusCallback = lambda words, fraction: None,
     words: str = "Loading the model",
 ) -> Fetched:
-    """The model of a name with its tokenizer, and where it came from. Raises ModelError."""
+    """The model with this name, its tokenizer, and where it came from. Raises ModelError."""
     source = catalogue.resolve(name, progress)
     progress(words, None)
     return *catalogue.load_model(source, device, dtype), source
 
 
 def parts_of(network: PreTrainedModel) -> Anatomy:
-    """The parts of a model. Raises UnsupportedModel, with one sentence, however a foreign model fails."""
+    """The parts of a model. Raises UnsupportedModel, with one sentence, whatever way a foreign model fails."""
     try:
         return dissect(network)
     except UnsupportedModel:
@@ -72,21 +72,21 @@ def parts_of(network: PreTrainedModel) -> Anatomy:
 
 
 def drafting_parts(folder: Path | None, parts: Anatomy) -> tuple[Adapter | None, Heads]:
-    """The adapter of a folder and the heads beside it, loaded for a model. Raises AdapterError."""
+    """The adapter in a folder and the heads beside it, loaded for a model. Raises AdapterError."""
     if folder is None:
         return None, Heads()
     return weights.load(folder, parts), heads.load(folder, parts)
 
 
 def tuned(folder: Path, parts: Anatomy) -> Adapter:
-    """Merge the LoRA by which the adapter of a folder fine-tunes the model into its weights. Raises AdapterError."""
+    """Merge the LoRA with which the adapter in a folder fine-tunes the model. Raises AdapterError."""
     adapter = weights.load(folder, parts)
     adapter.merge_main(parts)
     return adapter
 
 
 def made_ready(parts: Anatomy, adapter: Adapter | None, beside: Heads) -> None:
-    """Merge the LoRA of the main stream into the weights, and bring what drafts into the model's number format."""
+    """Merge the LoRA of the main stream into the weights, and convert drafting parts to the model's number format."""
     beside.ready(parts, None)
     if adapter:
         adapter.merge_main(parts)
@@ -94,7 +94,7 @@ def made_ready(parts: Anatomy, adapter: Adapter | None, beside: Heads) -> None:
 
 
 def in_int8(parts: Anatomy, texts: Sequence[Tensor]) -> Format:
-    """The int8 format for a model that was made ready. Raises ModelError where nothing of it can be in int8."""
+    """The int8 format for a model after ``made_ready``. Raises ModelError if none of its layers can be in int8."""
     form = calibrated(parts, texts)
     paths = {path for _, path in form.inputs}
     if not paths - form.kept:
@@ -103,7 +103,7 @@ def in_int8(parts: Anatomy, texts: Sequence[Tensor]) -> Format:
 
 
 def packed_up(parts: Anatomy, adapter: Adapter | None, beside: Heads, form: Format) -> Anatomy:
-    """Pack the weights of a model that was made ready, and of what drafts for it, where that helps."""
+    """Pack the weights of a model after ``made_ready``, and of its drafting parts, if that helps."""
     if adapter and Streaming().on(parts.device.type).streams == "deferred":  # streams run alone
         adapter.merge_copies(parts, form)
     if suits(parts, form.half):
@@ -115,14 +115,14 @@ def packed_up(parts: Anatomy, adapter: Adapter | None, beside: Heads, form: Form
 
 
 def is_packed(parts: Anatomy | None) -> bool:
-    """Whether a model computes by packed weights."""
+    """Whether a model's weights are packed."""
     return parts is not None and isinstance(parts.head, PackedLinear | HalfLinear)
 
 
 def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
-    """The attention by which a model decodes, and why it can't verify trees with it (None: it can).
+    """The attention with which a model should decode, and why it can't verify trees with it (None: it can).
 
-    The attention is ours, which is exact, where the family allows it. The model is left with the one that it has.
+    It is our exact attention if the family supports it. The model keeps the one that it has.
     """
     if parts.model._can_set_attn_implementation():  # its family uses the attention interface
         with attention.using(parts.model, attention.NAME):
@@ -133,9 +133,9 @@ def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
 
 
 def checked(parts: Anatomy, streams: Adapter | None, passed: SelfTestCache) -> tuple[str | None, bool]:
-    """Why the model can't verify trees (None: it can), and whether a token has the same bits in a tree as by itself.
+    """Why the model can't verify trees (None: it can), and whether a token has the same bits in a tree as on its own.
 
-    The model attends by what suits it from now on. What it passed before is not run again.
+    The model uses the chosen attention from now on. Tests that it passed before are not repeated.
     """
     known = passed.recall("layers") or {}
     if known.get("attention") in (attention.NAME, parts.attention):
@@ -150,7 +150,7 @@ def checked(parts: Anatomy, streams: Adapter | None, passed: SelfTestCache) -> t
 
 
 def lacking(streams: Adapter | None, beside: Heads, second: object | None, no_second: str) -> dict[str, str]:
-    """The methods that need what is not loaded, each with a sentence; ``no_second`` is the draft model's."""
+    """The methods that need a part that is not loaded, each with a sentence; ``no_second`` is for the draft model."""
     needs = {
         Streaming.name: (streams, NO_STREAMS),
         Medusa.name: (beside.medusa, NO_MEDUSA),

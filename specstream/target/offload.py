@@ -1,6 +1,6 @@
-"""A model larger than its device: layers that don't fit wait in main memory or on disk, and come when they are called.
+"""A model larger than its device: layers that don't fit stay in main memory or on disk until they are called.
 
-By accelerate. Everything is computed on one device, so texts are those of the model in one piece.
+accelerate moves them. Everything is computed on one device, so texts equal those of the model loaded whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Place = int | str  # a GPU's number, "cpu" or "disk"
 
 
 def offload(parts: Anatomy, main: str, adapter: Adapter | None, beside: Heads) -> Anatomy:
-    """Take a model in main memory apart, with what drafts for it on the device ``main``. Its weights must be final."""
+    """Distribute a model in main memory, with its drafting parts on the device ``main``. Its weights must be final."""
     spread_out(parts, main)
     for drafting in (adapter, *vars(beside).values()):
         if isinstance(drafting, nn.Module):
@@ -31,10 +31,10 @@ def offload(parts: Anatomy, main: str, adapter: Adapter | None, beside: Heads) -
 
 
 def spread_out(parts: Anatomy, main: str, room: Mapping[Place, int | str] | None = None) -> dict[str, Place]:
-    """Give every layer a place, those that fit on the device ``main`` first; returns the places by module.
+    """Assign every layer to a place, filling the device ``main`` first. Returns the places by module.
 
-    ``room`` is how much each place may hold, in bytes or in words such as "6GB"; None: what accelerate finds. What is
-    no layer stays on the device: embeddings and the head are read at every step, and by drafts too.
+    ``room`` is the capacity of each place, in bytes or as text such as "6GB"; None: as accelerate finds it. Modules
+    other than layers stay on the device: embeddings and the head are read at every step, also by drafts.
     """
     model, first = parts.model, torch.device(main)
     model.tie_weights()
@@ -50,7 +50,7 @@ def spread_out(parts: Anatomy, main: str, room: Mapping[Place, int | str] | None
     places = {name: _place_of(name, found, home) for name in layers} | {n: home for n in _others(model, layers)}
     folder = tempfile.mkdtemp(prefix="specstream-offload-") if "disk" in places.values() else None
     if folder:
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # as large as the model's layers
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # of the same size as the model's layers
     dispatch_model(model, places, main_device=home, offload_dir=folder, skip_keys="past_key_values", force_hooks=True)
     return places
 
@@ -62,7 +62,7 @@ def _place_of(name: str, found: Mapping[str, Place], home: Place) -> Place:
 
 
 def _others(model: nn.Module, layers: list[str]) -> list[str]:
-    """The largest modules, and loose weights, that hold no layer."""
+    """The largest modules, and single weights, that contain no layer."""
     out: list[str] = []
 
     def walk(prefix: str, module: nn.Module) -> None:

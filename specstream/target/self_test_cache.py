@@ -1,6 +1,6 @@
-"""Results of passed self-tests: the same files, code and machine give the same result, so no test is run twice.
+"""Cached results of passed self-tests: the same files, code and machine give the same result, so none is repeated.
 
-A result is a small file in the cache folder, named by all that it depends on. Failures are not kept.
+A result is a small file in the cache folder, named by a hash of everything that it depends on. Failures are not stored.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import torch
 from specstream.hub import download
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CODE = ("model", "target", "streams", "adapters")  # packages whose code decides
+CODE = ("model", "target", "streams", "adapters")  # packages whose code affects the result
 
 
 class SelfTestCache:
-    """The self-tests that a model passed. ``folders`` hold it and its adapter, ``words`` say how it is loaded."""
+    """The self-tests that a model has passed. ``folders`` contain it and its adapter, ``words`` describe how it is
+    loaded."""
 
     def __init__(self, folders: Iterable[Path | None], *words: str) -> None:
         files = [file for folder in folders if folder for file in sorted(folder.iterdir()) if file.is_file()]
@@ -32,14 +33,14 @@ class SelfTestCache:
         self._key = digest(known, words, code)
 
     def recall(self, name: str) -> dict[str, Any] | None:
-        """The result of the test ``name``, None where it was not passed yet."""
+        """The result of the test ``name``; None if it has not been passed yet."""
         with suppress(OSError, ValueError):
             result = json.loads(self._file(name).read_text(encoding="utf-8"))
             return result if isinstance(result, dict) else None
         return None
 
     def note(self, name: str, **result: Any) -> None:
-        """Keep the result of a test; a cache folder that can't be written to keeps none."""
+        """Store the result of a test; nothing happens if the cache folder can't be written."""
         with suppress(OSError):
             self._file(name).parent.mkdir(parents=True, exist_ok=True)
             self._file(name).write_text(json.dumps(result), encoding="utf-8")
@@ -49,7 +50,7 @@ class SelfTestCache:
 
 
 def digest(*parts: Any) -> str:
-    """A name for what depends on these parts, on this machine and on the libraries."""
+    """A hash of these parts, this machine and the libraries, used as a file name."""
     capabilities = sorted(k for k, v in torch.cpu.get_capabilities().items() if v is True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), capabilities, torch.get_num_threads(), gpu]

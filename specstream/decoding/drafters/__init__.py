@@ -1,1 +1,1 @@
-"""Drafters: what is proposed. One small file per method; ``registry`` says which drafter a method has."""
+"""Drafters, which propose tokens. One small file per method; ``registry`` maps methods to drafters."""

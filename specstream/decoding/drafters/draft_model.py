@@ -1,6 +1,6 @@
 """Draft model (Leviathan et al. 2023, Chen et al. 2023): a second model with the same tokenizer drafts token by token.
 
-Greedy and coupled drafts are verified by equality, which is ours; sampled ones by the papers' ratio rule.
+Greedy and coupled drafts are verified by equality, our own rule; sampled ones by the papers' ratio rule.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from specstream.tree import Level
 
 class DraftModelDrafter(Drafter):
     """Drafts a chain of the draft model's likeliest tokens, with the next likeliest beside each. When sampling it can
-    also draft a chain of draws: "coupled" by the noise that the target's choice has at each position, or "sampled" by
-    noise of its own, which the ``picker`` of the run is then told.
+    also draft a chain of samples: "coupled", with the target's noise at each position, or "sampled", with independent
+    noise; the run's ``picker`` then gets the distributions.
 
-    The model has a cache of its own: what was accepted stays in it, so a step reads the tokens that are new only.
-    ``ids`` are the committed tokens; the list grows as the run does. ``vocabulary`` is the number of tokens that the
-    target scores.
+    The model has its own cache, in which accepted tokens stay, so a step reads only new tokens. ``ids`` are the
+    committed tokens; the list grows during the run. ``vocabulary`` is the number of tokens that the target scores.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class DraftModelDrafter(Drafter):
         self._vocabulary = vocabulary
         self._greedy = params.drafts == "greedy" or picker.greedy
         self._read: list[int] = []  # the tokens in the model's cache
-        self._same = 0  # so many of them are known to be the text's
+        self._same = 0  # how many of them are known to be committed
 
     def propose(self, room: int) -> Draft:
         self._picker.drawn.clear()
@@ -46,14 +45,14 @@ class DraftModelDrafter(Drafter):
         return tree.caterpillar(self._levels(depth), self._params.nodes) if depth > 0 else Draft()
 
     def observe(self, row: int) -> None:
-        """After the prompt pass: read the prompt too, so that its time counts as part of that pass."""
+        """Read the prompt too, after the prompt pass, so that its time counts as part of that pass."""
         if not self._read and len(self._ids) <= self._model.context:
             self._pass(self._ids[:-1])
 
     def _levels(self, depth: int) -> list[Level]:
-        """The candidates of each depth, for as long as the draft is likely enough."""
+        """The candidates of each depth, as long as the draft is likely enough."""
         logits, levels, path, joint = self._catch_up(), list[Level](), list[int](), 1.0
-        while logits.logsumexp(-1).isfinite():  # half precision can overflow: no draft from there on
+        while logits.logsumexp(-1).isfinite():  # half precision can overflow: stop drafting there
             levels.append(self._level(logits, path))
             token, prob = levels[-1][0]
             path.append(token)
@@ -64,7 +63,7 @@ class DraftModelDrafter(Drafter):
         return levels
 
     def _level(self, logits: Tensor, path: list[int]) -> Level:
-        """The candidates that follow ``path``, with their probabilities: the likeliest, or the one that is drawn."""
+        """The candidates after ``path``, with their probabilities: the likeliest, or the sampled one."""
         if self._greedy:
             return likeliest(logits[None], self._params.width)[0]
         prefix = [*self._ids, *path]
@@ -75,8 +74,8 @@ class DraftModelDrafter(Drafter):
         return [(drawn.token, float(drawn.probs[drawn.token]))]
 
     def _catch_up(self) -> Tensor:
-        """Take back what was not accepted, read what is new; logits ``[vocab]`` after the newest token."""
-        most = min(len(self._read), len(self._ids) - 1)  # the newest is read at any rate, for its logits
+        """Discard rejected tokens and read new ones. Returns logits ``[vocab]`` after the newest token."""
+        most = min(len(self._read), len(self._ids) - 1)  # the newest token is always read, for its logits
         same = min(self._same, most)
         while same < most and self._read[same] == self._ids[same]:
             same += 1
@@ -88,8 +87,8 @@ class DraftModelDrafter(Drafter):
         return logits
 
     def _pass(self, tokens: Sequence[int]) -> Tensor:
-        """Read tokens, which come after those in the cache; logits ``[vocab]`` after the last one, as many as the
-        target has: models with one tokenizer may differ in the number of unused ids."""
+        """Append tokens to the cache. Returns logits ``[vocab]`` after the last one, as many as the target has: models
+        with the same tokenizer may differ in the number of unused ids."""
         known = [t if t < self._model.vocabulary else 0 for t in tokens]
         with self.passing(self._model.synchronize):
             if self._read:

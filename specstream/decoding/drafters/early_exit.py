@@ -1,6 +1,6 @@
 """Early exit (self-speculation, as in LayerSkip, Elhoushi et al. 2024): the target's first layers draft token by token.
 
-Theirs is a model trained to exit early; here a small exit is trained on a frozen model.
+LayerSkip trains the whole model to exit early; here a small exit is trained on a frozen model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from specstream.tree import Level
 
 class EarlyExitDrafter(Drafter):
     """Drafts a chain of the exit's likeliest tokens, with the next likeliest beside each. ``ids`` are the committed
-    tokens; the list grows as the run does."""
+    tokens; the list grows during the run."""
 
     def __init__(self, source: ExitSource, ids: Sequence[int], params: EarlyExit) -> None:
         self._source, self._ids, self._params = source, ids, params
@@ -29,7 +29,7 @@ class EarlyExitDrafter(Drafter):
         return tree.caterpillar(self._levels(depth), self._params.nodes)
 
     def observe(self, row: int) -> None:
-        """Nothing to remember: what was accepted is in the target's cache."""
+        """Nothing to do: accepted tokens are in the target's cache."""
 
     def _levels(self, depth: int) -> list[Level]:
         levels: list[Level] = []

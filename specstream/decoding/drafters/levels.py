@@ -1,4 +1,4 @@
-"""A tree from one distribution per depth: what streams and Medusa heads draft."""
+"""A tree from one distribution per depth, as streams and Medusa heads draft it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from specstream.tree import Candidates, Level, Levels
 
 
 class Pauses:
-    """Whether drafting pays: the running mean of tokens per step falls ``below`` a limit where it does not.
+    """Pauses drafting when the running mean of tokens per step falls ``below`` a limit, so that drafts don't pay.
 
-    Then some steps draft nothing, twice as many each time that the next step with a draft gains nothing either. It sees
-    what was accepted and no clock, so a run can be repeated.
+    A pause doubles each time that the next step with a draft gains nothing either. It depends on accepted tokens only,
+    never on a clock, so a run can be repeated.
     """
 
-    SHARE = 0.2  # of the newest step in the mean
+    SHARE = 0.2  # weight of the newest step in the mean
     FIRST, LONGEST = 4, 32  # steps of a pause
 
     def __init__(self, below: float) -> None:
@@ -29,26 +29,26 @@ class Pauses:
         self._left, self._length = 0, self.FIRST
 
     def due(self) -> bool:
-        """Whether the step to come is one of a pause."""
+        """Whether the next step is in a pause."""
         self._left -= 1
         return self._left >= 0
 
     def saw(self, tokens: int) -> None:
-        """Record a step with a draft that emitted this many ``tokens``."""
+        """Record a step with a draft that emitted ``tokens`` tokens."""
         self._mean += self.SHARE * (tokens - self._mean)
         if self._mean >= self._below:
             self._length = self.FIRST
             return
         self._left, self._length = self._length, min(2 * self._length, self.LONGEST)
-        self._mean = self._below  # one good step is enough to go on
+        self._mean = self._below  # one good step is enough to continue
 
 
 class LevelDrafter(Drafter):
-    """Grows a tree from the ``source``'s ``logits`` ``[depths, drafted]`` of the row that was accepted last.
+    """Grows a tree from the ``source``'s ``logits`` ``[depths, drafted]`` of the last accepted row.
 
-    ``ids`` ``[drafted]`` are the tokens that they are of; None: all.
+    ``ids`` ``[drafted]`` are the token ids of the logits; None: all.
 
-    Raises ValueError at once when the full tree that the settings ask for is too large.
+    Raises ValueError at once if the settings ask for a full tree that is too large.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LevelDrafter(Drafter):
         self._row = row
         if len(self._draft):
             self._pauses.saw(1 + (self._draft.depths()[row - 1] if row else 0))
-            self._draft = Draft()  # seen: the next row may be of another drafter's draft, where several take turns
+            self._draft = Draft()  # recorded: the next row may belong to another drafter's draft, if several take turns
 
     def _grown(self, depth: int) -> Draft:
         with self.passing(self._source.synchronize):
@@ -96,7 +96,7 @@ class LevelDrafter(Drafter):
 def likeliest(logits: Tensor, width: int, ids: Tensor | None = None) -> list[Level]:
     """The ``width`` likeliest tokens with their probabilities, for every row of logits ``[rows, drafted]``.
 
-    ``ids`` ``[drafted]`` are the tokens that these are of; None: the row is the whole vocabulary.
+    ``ids`` ``[drafted]`` are the token ids of the logits; None: the whole vocabulary.
     """
     top = logits.topk(min(width, logits.shape[-1]), -1)
     probs = (top.values - log_total(logits)).exp()

@@ -1,6 +1,6 @@
-"""Medusa (Cai et al. 2024): heads on the last accepted row's final state draft the next tree, one depth each.
+"""Medusa (Cai et al. 2024): heads on the last accepted row's final hidden state draft the next tree, one depth each.
 
-Here the tree is grown best first, by our own rule; theirs is chosen once for a task.
+Here the tree is grown best-first, by our own rule; Medusa's is chosen once per task.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from specstream.params import Medusa
 
 
 class MedusaDrafter(LevelDrafter):
-    """Reads the heads of the row that was accepted last. Raises ValueError for a full tree that is too large."""
+    """Drafts with the heads of the last accepted row. Raises ValueError for a full tree that is too large."""
 
     def __init__(self, source: MedusaSource, params: Medusa) -> None:
         super().__init__(source, source.medusa_logits, source.medusa_ids, source.medusa_depth, params)

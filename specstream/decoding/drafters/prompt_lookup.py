@@ -1,6 +1,6 @@
-"""Prompt lookup (Saxena 2023): n-gram copies, what followed the last tokens when they occurred before in the text.
+"""Prompt lookup (Saxena 2023): n-gram copies of what followed the last tokens where they occurred before in the text.
 
-Theirs drafts one continuation; several as one tree are ours.
+The original drafts a single continuation; several continuations in one tree are our extension.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from specstream.decoding.interfaces import Drafter
 from specstream.events import Draft
 from specstream.params import PromptLookup
 
-LOOKED_AT = 32  # most earlier occurrences of one n-gram that a draft looks at, newest first
+LOOKED_AT = 32  # most earlier occurrences of an n-gram that a draft uses, newest first
 
 
 class Occurrences:
-    """Where each n-gram of a growing text was followed by something. Grows with the text: nothing is scanned twice."""
+    """The positions after each n-gram of a growing text. The index grows with the text; nothing is scanned twice."""
 
     def __init__(self, ids: Sequence[int], sizes: range) -> None:
         self._ids, self._sizes = ids, sizes
         self._after: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        self._done = 0  # every position below it is entered
+        self._done = 0  # every position below this is indexed
 
     def update(self) -> None:
-        """Enter the positions that are new since the last call. The last n-gram is left out: nothing follows it yet."""
+        """Index positions that are new since the last call, except the last n-gram, which nothing follows yet."""
         for at in range(self._done, len(self._ids)):
             for size in self._sizes:
                 if size <= at:
@@ -33,13 +33,13 @@ class Occurrences:
         self._done = len(self._ids)
 
     def of_end(self, size: int) -> Iterator[int]:
-        """Positions that followed earlier occurrences of the last ``size`` tokens, newest first."""
+        """Positions after earlier occurrences of the last ``size`` tokens, newest first."""
         if len(self._ids) > size:
             yield from islice(reversed(self._after.get(tuple(self._ids[-size:]), ())), LOOKED_AT)
 
 
 class PromptLookupDrafter(Drafter):
-    """Drafts from the text alone, no model asked. ``ids`` are the committed tokens; the list grows as the run does."""
+    """Drafts from the text alone, without a model. ``ids`` are the committed tokens; the list grows during the run."""
 
     def __init__(self, ids: Sequence[int], params: PromptLookup) -> None:
         self._ids, self._params = ids, params
@@ -59,20 +59,20 @@ class PromptLookupDrafter(Drafter):
         return merged(chosen, paths, self._params.nodes)
 
     def observe(self, row: int) -> None:
-        """Nothing to remember: what was accepted is in the text."""
+        """Nothing to do: accepted tokens are in the text."""
 
     def _continuation(self, at: int, depth: int) -> tuple[int, ...]:
-        """The ``depth`` tokens from a position on; where the text ends inside them, it repeats what it has of them."""
+        """The ``depth`` tokens from a position on; if the text ends before that, the available ones are repeated."""
         period = len(self._ids) - at
         return tuple(self._ids[at + i % period] for i in range(depth))
 
 
 def merged(paths: Sequence[tuple[int, ...]], votes: Sequence[tuple[int, ...]], budget: int) -> Draft:
-    """The paths as a tree: common beginnings are one node, the first path comes first, at most ``budget`` nodes.
+    """The paths as a tree of at most ``budget`` nodes, with common prefixes merged, the first path first.
 
-    A node's probability is the share of the votes that passed its parent and go on to it.
+    A node's probability is the share of its parent's votes that it gets.
     """
-    nodes: dict[tuple[int, ...], int] = {}  # by the tokens from the root down to the node
+    nodes: dict[tuple[int, ...], int] = {}  # by the path of tokens from the root to the node
     for path in paths:
         for length in range(1, len(path) + 1):
             if len(nodes) < budget or path[:length] in nodes:

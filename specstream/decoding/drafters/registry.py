@@ -1,4 +1,4 @@
-"""Which drafter a method has. A new method needs its settings in ``params``, a drafter beside this file, and a case."""
+"""The drafter of each method. A new one needs settings in ``params``, a drafter beside this file, and a case here."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from specstream.params import DraftModel, EarlyExit, Medusa, Method, PromptLooku
 def make_drafter(
     method: Method, target: DraftingTarget, ids: list[int], picker: Picker, second: RewindableTarget | None
 ) -> Drafter:
-    """The drafter of one run. ``ids`` are its committed tokens; the list grows as the run does. ``second`` is a fresh
-    view of the draft model, needed by its method alone.
+    """The drafter of one run. ``ids`` are its committed tokens; the list grows during the run. ``second`` is a new
+    target on the draft model, needed only by its method.
 
-    Raises ValueError for settings that the target can't serve, such as a full tree that is too large.
+    Raises ValueError for settings that the target can't support, such as a full tree that is too large.
     """
     match method:
         case Standard():

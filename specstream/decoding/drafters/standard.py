@@ -13,4 +13,4 @@ class StandardDrafter(Drafter):
         return Draft()
 
     def observe(self, row: int) -> None:
-        """Nothing to remember."""
+        """Nothing to do."""

@@ -15,12 +15,12 @@ from specstream.tree import Candidates
 
 
 class StreamingDrafter(LevelDrafter):
-    """Reads the streams of the row that was accepted last.
+    """Drafts with the streams of the last accepted row.
 
-    With ``lookup`` it copies instead where the end of ``ids``, the committed tokens as they grow, occurred before: that
-    costs no pass. Where nothing of a copy was accepted, the streams have the next turn.
+    With ``lookup`` it drafts an n-gram copy instead where the end of ``ids``, the growing list of committed tokens,
+    occurred before; this costs no pass. If nothing of a copy was accepted, the streams draft next.
 
-    ``params`` are settled for the device. Raises ValueError at once when the full tree that they ask for is too large.
+    ``params`` must be settled for the device. Raises ValueError at once if they ask for a full tree that is too large.
     """
 
     def __init__(self, source: StreamSource, params: Streaming, ids: Sequence[int]) -> None:
@@ -50,6 +50,6 @@ class StreamingDrafter(LevelDrafter):
 
 
 def copying(params: Streaming) -> PromptLookup:
-    """Settings of the copies: one path, as long as the budget, after a match of at least ``lookup`` tokens."""
+    """Settings for copies: one path, as long as the budget, after a match of at least ``lookup`` tokens."""
     depth = min(params.budget, 16)
     return PromptLookup(params.budget, depth, candidates=1, longest=params.lookup, shortest=params.lookup)
