@@ -89,11 +89,11 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
     folder: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free", lambda device: 1000)
-    with pytest.raises(ModelError, match="unload the present model first"):
+    with pytest.raises(ModelError, match="unload the current model first"):
         memory.check(str(folder), "cpu", "float32")
     engines.load()
     state = list(engines.watch(0.01))[-1]
-    assert "are free: unload the present model first" in state.error and state.info  # the one before stays in use
+    assert "are free: unload the current model first" in state.error and state.info  # the one before stays in use
 
 
 def test_the_model_before_is_gone_when_another_is_loaded(engines: Engines) -> None:

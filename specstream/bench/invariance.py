@@ -271,7 +271,7 @@ def _attention(
         return sum((check(_inputs(dtype, device, seed)) for seed in range(samples)), Tally())
 
     yield Operation(f"{name}: other rows beside it", used, lambda: over(partial(_beside, operation, counts), 1))
-    yield Operation(f"{name}: keys at other places", used, lambda: over(partial(by_places, operation), SAMPLES))
+    yield Operation(f"{name}: keys at other cache indices", used, lambda: over(partial(by_places, operation), SAMPLES))
 
 
 def _inputs(dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
