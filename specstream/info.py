@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specstream.params import NODES
-
 
 def processor() -> str:
     """The machine's processor, and its number of cores if known."""
@@ -36,10 +34,10 @@ class EngineInfo:
     ``parameters`` counts the base model's weights; ``extra_parameters`` those that streams add (including their LoRA,
     but not a LoRA that only fine-tunes the model); ``draft_parameters`` the draft model's, which take ``draft_bytes``;
     ``head_parameters``, by method, those of Medusa heads and of the early exit that drafts.
-    ``tuned``: the adapter changes what the model writes. ``nodes`` is how many drafted nodes a pass verifies at little
-    extra cost, ``nodes_reason`` why. ``exact``: in the self-test, a token had the same bits in a tree as on its own.
-    ``compiled``: the layers run compiled; ``compiling`` is a sentence about the state of compilation. ``processor``
-    names the machine's processor and its cores.
+    ``tuned``: the adapter changes what the model writes. ``nodes`` is how many drafted nodes a pass verifies at next
+    to no extra cost, 0 where each has its cost; ``nodes_reason`` says why. ``exact``: in the self-test, a token had the
+    same bits in a tree as on its own. ``compiled``: the layers run compiled; ``compiling`` is a sentence about the
+    state of compilation. ``processor`` names the machine's processor and its cores.
     """
 
     model: str
@@ -67,7 +65,7 @@ class EngineInfo:
     draft_bytes: int = 0
     head_parameters: dict[str, int] = field(default_factory=dict)
     tuned: bool = False
-    nodes: int = NODES
+    nodes: int = 0
     nodes_reason: str = ""
     exact: bool = False
     compiled: bool = False

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 NODES = 5  # drafted nodes that a pass verifies at little extra cost, on most machines
+MOST_NODES = 12  # of a tree whose size is left to its probabilities
+ROW_COST = 0.03  # what one more row adds to the time of a step, as a share of it, on most machines
 COLDEST = 1e-6  # a lower temperature means greedy: logits divided by it overflow float32
 NODES_IN_TILES = 12  # the same where a bfloat16 matmul works on sixteen rows at a time (AMX)
 
@@ -28,8 +30,9 @@ def free(default: Any, label: str, help: str) -> Any:
 def tree_budget() -> Any:
     """The budget of every method that drafts trees: one default for all, so that comparisons are fair."""
     words = (
-        "Most drafted nodes that one pass verifies; 0: as many as cost little extra on this machine, "
-        f"{NODES_IN_TILES} in bfloat16 on a processor with AMX, else {NODES}."
+        f"Most drafted nodes that one pass verifies. 0: left to the machine. Streams and Medusa heads then draft up to "
+        f"{MOST_NODES} nodes, each only if it is likely enough to pay for its row; other methods {NODES}. In bfloat16 "
+        f"on a processor with AMX all draft {NODES_IN_TILES}."
     )
     return number(0, "Tree budget", words, 0, 64)
 
@@ -76,9 +79,9 @@ class Labelled(Checked):
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         return ", ".join([self.label, *(f"{f.metadata['label'].lower()} {getattr(self, f.name)}" for f in changed)])
 
-    def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
-        """A copy in which every unset setting has a value, for a ``device`` ("cpu", "cuda", "mps") on which ``nodes``
-        drafted nodes cost little extra, and with the default ``copy_after`` of the adapter's task."""
+    def on(self, device: str, nodes: int = 0, copy_after: int = 0) -> Self:
+        """A copy with the unset settings settled for a ``device`` ("cpu", "cuda", "mps"), on which ``nodes`` drafted
+        nodes are nearly free (0: each has its cost), and with the default ``copy_after`` of the adapter's task."""
         return self
 
 
@@ -92,8 +95,8 @@ class Treed(Labelled):
         """The budget; if unset, the number that suits most machines."""
         return self.budget or NODES
 
-    def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
-        return replace(self, budget=self.budget or nodes)  # type: ignore[type-var]
+    def on(self, device: str, nodes: int = 0, copy_after: int = 0) -> Self:
+        return replace(self, budget=self.budget or nodes or NODES)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,19 @@ class LevelTree(Treed):
         0.1,
     )
 
+    @property
+    def nodes(self) -> int:
+        """The most nodes of a tree."""
+        return self.budget or MOST_NODES
+
+    def least(self, tokens_per_step: float) -> float:
+        """The joint probability from which on a node is drafted. A node brings as many tokens as it is likely, and its
+        row takes time in which others would come: with a budget left at 0, it must bring more than it takes."""
+        return 0.0 if self.budget else ROW_COST * tokens_per_step
+
+    def on(self, device: str, nodes: int = 0, copy_after: int = 0) -> Self:
+        return replace(self, budget=self.budget or nodes)
+
 
 @dataclass(frozen=True)
 class Streaming(LevelTree):
@@ -198,7 +214,7 @@ class Streaming(LevelTree):
         0.01,
     )
 
-    def on(self, device: str, nodes: int = NODES, copy_after: int = 0) -> Self:
+    def on(self, device: str, nodes: int = 0, copy_after: int = 0) -> Self:
         """On "mps" streams have not been measured, so they stay as published: in-pass."""
         faster = "deferred" if device in ("cpu", "cuda") else "in-pass"
         streams = faster if self.streams == "auto" else self.streams

@@ -49,9 +49,9 @@ def attention_rows(parents: Sequence[int]) -> list[list[int]]:
     return rows
 
 
-def best_first(candidates: Candidates, budget: int) -> Draft:
-    """The ``budget`` likeliest nodes by joint probability, the product of the probabilities on the path. Not from the
-    paper, which uses full trees.
+def best_first(candidates: Candidates, budget: int, least: float = 0.0) -> Draft:
+    """The ``budget`` likeliest nodes by joint probability, the product of the probabilities on the path, that are at
+    least as likely as ``least``. Not from the paper, which uses full trees.
 
     The candidates form a k-ary tree, which is grown lazily.
     """
@@ -68,6 +68,8 @@ def best_first(candidates: Candidates, budget: int) -> Draft:
         offer(0, 0, -1, 1.0, candidates.after(0, None))
     while heap and len(tokens) < budget:
         joint, depth, rank, parent, above, level = heapq.heappop(heap)
+        if -joint < least:
+            break  # the heap gives the likeliest first
         token, prob = level[rank]
         tokens.append(token)
         parents.append(parent)

@@ -108,7 +108,7 @@ def test_a_method_may_come_twice_with_settings_of_its_own() -> None:
     chosen = params.method(name, **own)
     assert chosen == Streaming(budget=12, streams="deferred", prune=0.05)
     assert chosen.described() == "Speculative Streaming, tree budget 12, streams deferred, pruning 0.05"
-    with pytest.raises(ValueError, match="no setting"):
+    with pytest.raises(ValueError, match="is not a setting"):
         params.parse("streaming:budget")
     with pytest.raises(ValueError, match="Tree budget must be a whole number"):
         params.method("streaming", **params.parse("streaming:budget=many")[1])

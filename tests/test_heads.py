@@ -23,7 +23,7 @@ from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.interfaces import Drafter
 from specstream.events import Draft, Step
 from specstream.model.introspection import Anatomy, dissect
-from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Sampling, Standard, Streaming
+from specstream.params import NODES, DraftModel, EarlyExit, Medusa, PromptLookup, Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.stats import summarize
 from specstream.target.model_target import ModelTarget, Variant
@@ -50,8 +50,9 @@ def random_heads(anatomy: Anatomy, projection: str = "shared", vocabulary: int =
 
 
 def medusa_run(anatomy, beside, ids, sampling, params=None, eos=()):
-    target = ModelTarget(anatomy, heads=beside)
-    return tiny.new_run(target, MedusaDrafter(target, replace(params or Medusa(), pause=0)), ids, sampling, eos)
+    target, params = ModelTarget(anatomy, heads=beside), params or Medusa()
+    full = replace(params, pause=0, budget=params.budget or NODES)
+    return tiny.new_run(target, MedusaDrafter(target, full), ids, sampling, eos)
 
 
 def exit_run(anatomy, beside, ids, sampling, params=None, eos=()):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,14 +13,14 @@ import torch
 from torch import Tensor
 
 from specstream.adapters.weights import Adapter
-from specstream.decoding.drafters.levels import Pauses
+from specstream.decoding.drafters.levels import LevelDrafter, Pauses
 from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.loop import Run
 from specstream.events import Draft, Fate, Origin, Step
 from specstream.model import cpu_linear
 from specstream.model.introspection import dissect
 from specstream.model.partial_forward import TopLayers
-from specstream.params import Sampling, Streaming
+from specstream.params import Medusa, Sampling, Streaming
 from specstream.stats import summarize
 from specstream.streams.stream_attention import PassLayout, Streams
 from specstream.target.model_target import ModelTarget, Variant
@@ -336,7 +338,7 @@ def test_toy_shows_the_variants() -> None:
 
 
 def test_auto_defers_streams_where_that_was_measured_to_be_faster() -> None:
-    assert Streaming().on("cpu") == Streaming().on("cuda") == Streaming(budget=5, streams="deferred", lookup=0)
+    assert Streaming().on("cpu") == Streaming().on("cuda") == Streaming(streams="deferred", lookup=0)
     assert Streaming().on("mps").streams == "in-pass"
     assert Streaming(streams="in-pass").on("cpu").streams == "in-pass"
     anatomy, adapter = tiny.model_with_adapter("llama")
@@ -361,6 +363,28 @@ def test_drafting_pauses_where_it_gains_nothing_and_goes_on_where_it_does() -> N
     never = Pauses(0)
     never.saw(1)
     assert not never.due()
+
+
+def test_a_tree_of_unset_size_has_the_nodes_that_pay_for_their_rows() -> None:
+    """Each is worth what its row costs at the running mean of tokens per step, which rises where drafts are good."""
+    sure = [[(1, 0.9), (2, 0.05)], [(3, 0.6), (4, 0.3)], [(5, 0.3), (6, 0.2)]]
+    logits = torch.full((3, 7), -torch.inf)
+    for row, level in zip(logits, sure, strict=True):
+        for token, prob in level:
+            row[token] = math.log(prob)
+        row[0] = math.log(1 - sum(p for _, p in level))
+    source = SimpleNamespace(synchronize=lambda: None)
+
+    def drafted(budget: int, accepted: int) -> tuple[int, ...]:
+        drafter = LevelDrafter(source, lambda row: logits, None, 3, Medusa(width=2, budget=budget))
+        for _ in range(40):
+            draft = drafter.propose(9)
+            drafter.observe(draft.depths().index(accepted) + 1 if accepted in draft.depths() else 0)
+        return drafter.propose(9).tokens
+
+    poor, good, whole = drafted(0, accepted=1), drafted(0, accepted=3), drafted(14, accepted=3)
+    assert len(good) == 5 < len(poor) < len(whole) == 14
+    assert whole[: len(poor)] == poor and poor[: len(good)] == good
 
 
 @pytest.mark.parametrize("streams", ("in-pass", "deferred"))

@@ -203,7 +203,7 @@ def test_from_the_command_line_to_one_engine_with_every_method(tmp_path: Path, c
     for temperature in (0.0, 1.0):
         sampling = Sampling(max_new_tokens=16, temperature=temperature, seed=3, ignore_eos=True)
         texts = {}
-        for method in (Standard(), Streaming(), Medusa(), EarlyExit(confidence=0)):
+        for method in (Standard(), Streaming(budget=5), Medusa(budget=5), EarlyExit(confidence=0)):
             texts[method.name] = token_ids(list(loaded.generate("7 8 9", method, sampling)))
         assert len(texts["standard"]) == 16 and all(ids == texts["standard"] for ids in texts.values())
     assert engine.load(model, str(streams), "cpu", "float32").info.unavailable.keys() >= {"medusa", "early_exit"}

@@ -75,7 +75,7 @@ def test_streams_for_chat_copy_too(
     assert ours == theirs and {params.lookup for params in asked} == copies
 
 
-@pytest.mark.parametrize("method", [Medusa(), EarlyExit(confidence=0)])
+@pytest.mark.parametrize("method", [Medusa(budget=5), EarlyExit(confidence=0)])
 def test_heads_without_streams_equal_generate(method: Any, tmp_path: Path) -> None:
     model = tiny.tiny("llama")
     with pytest.raises(NotSupported, match="train them beside|train it beside"):

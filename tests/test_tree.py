@@ -65,6 +65,17 @@ levels_lists = st.lists(
 )
 
 
+@given(levels_lists, st.integers(1, 40), st.floats(0, 1))
+def test_best_first_leaves_out_what_is_too_unlikely(levels, budget: int, least: float) -> None:
+    """What is drafted is the beginning of the whole tree, up to the first node below the limit."""
+    whole, some = (tree.best_first(tree.Levels(levels), budget, limit) for limit in (0.0, least))
+    joint: list[float] = []
+    for parent, prob in zip(whole.parents, whole.probs, strict=True):
+        joint.append(prob * (joint[parent] if parent >= 0 else 1.0))
+    count = next((i for i, p in enumerate(joint) if p < least), len(joint))
+    assert some == Draft(whole.tokens[:count], whole.parents[:count], whole.probs[:count])
+
+
 @given(levels_lists, st.integers(1, 40))
 def test_best_first_takes_the_likeliest_nodes(levels, budget: int) -> None:
     draft = tree.best_first(tree.Levels(levels), budget)

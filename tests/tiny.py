@@ -24,7 +24,7 @@ from specstream.decoding.loop import Run, decode
 from specstream.decoding.sampling import Picker
 from specstream.events import Step
 from specstream.model.introspection import Anatomy, dissect
-from specstream.params import Sampling, Streaming
+from specstream.params import NODES, Sampling, Streaming
 from specstream.target.model_target import ModelTarget, Variant
 
 # Where the models of the engine's tests are: SPECSTREAM_TEST_DEVICE=cuda runs these tests on a GPU.
@@ -136,8 +136,9 @@ def streaming_run(
     params: Streaming | None = None,
     eos: Sequence[int] = (),
 ) -> Run:
-    """Without pauses unless ``params`` say so: random streams gain nothing, and would hardly draft."""
+    """Without pauses and with full trees unless ``params`` say so: random streams gain nothing, and hardly draft."""
     params = (params or Streaming(streams="in-pass")).on(anatomy.device.type)
+    params = replace(params, budget=params.budget or NODES)
     target = ModelTarget(anatomy, adapter, Variant.of(params))
     params = replace(params, pause=0) if params.pause == Streaming().pause else params
     run = new_run(target, None, ids, sampling, eos)

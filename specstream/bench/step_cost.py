@@ -18,7 +18,7 @@ from specstream.decoding.interfaces import Drafter, never
 from specstream.decoding.loop import Run
 from specstream.engine import Engine
 from specstream.events import Draft, Step
-from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
+from specstream.params import NODES, Method, PromptLookup, Sampling, Standard, Streaming
 
 Kind = TypeVar("Kind", bound=Method)
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48)
@@ -263,7 +263,7 @@ def _options(
 def shape_of(method: Method) -> Shape:
     """The shape of the tree in a method's settings."""
     if isinstance(method, Streaming):
-        return Shape(method.nodes, method.width, method.depth)
+        return Shape(method.budget or NODES, method.width, method.depth)
     assert isinstance(method, PromptLookup)
     return Shape(method.nodes, 0, method.depth)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from specstream.hub.download import ModelError
 from specstream.model.hardware import computes_bfloat16
-from specstream.params import NODES, NODES_IN_TILES
+from specstream.params import NODES_IN_TILES
 
 if TYPE_CHECKING:
     import torch
@@ -109,4 +109,4 @@ def cheap_nodes(kind: torch.dtype, packed: bool) -> tuple[int, str]:
 
     if packed and kind == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False):
         return NODES_IN_TILES, "the processor multiplies sixteen rows of bfloat16 at a time (AMX)"
-    return NODES, "a small tree costs little more than one token on any hardware"
+    return 0, "every drafted token costs a little, so it is drafted only if it is likely enough"

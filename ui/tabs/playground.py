@@ -413,7 +413,7 @@ def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iter
             yield told | tab.view.running(view) | tab.busy()
     view.close(run.stop.is_set())
     info = engines.state.info
-    view.nodes, view.mismatched = (info.nodes, bool(mismatch(run.ask.task, info))) if info else (NODES, False)
+    view.nodes, view.mismatched = (info.nodes or NODES, bool(mismatch(run.ask.task, info))) if info else (NODES, False)
     last = Last(run.ask, view, info) if view.whole and view.speedup else None
     ended = tab.answered(run.ask, view) | {tab.status: render.status(view.words, view.tone)}
     yield ended | tab.view.ended(view) | tab.idle(again=last is not None) | {tab.last: last}

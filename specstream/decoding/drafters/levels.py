@@ -15,7 +15,7 @@ from specstream.tree import Candidates, Level, Levels
 
 
 class Pauses:
-    """Pauses drafting when the running mean of tokens per step falls ``below`` a limit, so that drafts don't pay.
+    """Pauses drafting when ``mean``, the running mean of tokens per step, falls ``below`` a limit: drafts don't pay.
 
     A pause doubles each time that the next step with a draft gains nothing either. It depends on accepted tokens only,
     never on a clock, so a run can be repeated.
@@ -23,9 +23,10 @@ class Pauses:
 
     SHARE = 0.2  # weight of the newest step in the mean
     FIRST, LONGEST = 4, 32  # steps of a pause
+    START = 2.6  # the mean before anything is seen
 
     def __init__(self, below: float) -> None:
-        self._below, self._mean = below, 2 * below
+        self._below, self.mean = below, max(2 * below, self.START)
         self._left, self._length = 0, self.FIRST
 
     def due(self) -> bool:
@@ -35,12 +36,12 @@ class Pauses:
 
     def saw(self, tokens: int) -> None:
         """Record a step with a draft that emitted ``tokens`` tokens."""
-        self._mean += self.SHARE * (tokens - self._mean)
-        if self._mean >= self._below:
+        self.mean += self.SHARE * (tokens - self.mean)
+        if self.mean >= self._below:
             self._length = self.FIRST
             return
         self._left, self._length = self._length, min(2 * self._length, self.LONGEST)
-        self._mean = self._below  # one good step is enough to continue
+        self.mean = self._below  # one good step is enough to continue
 
 
 class LevelDrafter(Drafter):
@@ -87,7 +88,9 @@ class LevelDrafter(Drafter):
         with self.passing(self._source.synchronize):
             logits = self._logits(self._row)
         found = self._candidates(logits[:depth])
-        return tree.full(found) if self._params.tree == "full" else tree.best_first(found, self._params.nodes)
+        if self._params.tree == "full":
+            return tree.full(found)
+        return tree.best_first(found, self._params.nodes, self._params.least(self._pauses.mean))
 
     def _candidates(self, logits: Tensor) -> Candidates:
         return Levels(likeliest(logits, self._params.width, self._ids))

@@ -51,5 +51,5 @@ class StreamingDrafter(LevelDrafter):
 
 def copying(params: Streaming) -> PromptLookup:
     """Settings for copies: one path, as long as the budget, after a match of at least ``lookup`` tokens."""
-    depth = min(params.budget, 16)
-    return PromptLookup(params.budget, depth, candidates=1, longest=params.lookup, shortest=params.lookup)
+    depth = min(params.nodes, 16)
+    return PromptLookup(params.nodes, depth, candidates=1, longest=params.lookup, shortest=params.lookup)
