@@ -383,7 +383,7 @@ def test_a_tree_of_unset_size_has_the_nodes_that_pay_for_their_rows() -> None:
         return drafter.propose(9).tokens
 
     poor, good, whole = drafted(0, accepted=1), drafted(0, accepted=3), drafted(14, accepted=3)
-    assert len(good) == 5 < len(poor) < len(whole) == 14
+    assert len(good) == 6 < len(poor) < len(whole) == 14
     assert whole[: len(poor)] == poor and poor[: len(good)] == good
 
 
