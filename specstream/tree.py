@@ -50,8 +50,8 @@ def attention_rows(parents: Sequence[int]) -> list[list[int]]:
 
 
 def best_first(candidates: Candidates, budget: int, least: float = 0.0) -> Draft:
-    """The ``budget`` likeliest nodes by joint probability, the product of the probabilities on the path, that are at
-    least as likely as ``least``. Not from the paper, which uses full trees.
+    """The ``budget`` likeliest nodes by joint probability (the product of the probabilities on the path), without those
+    below ``least``. Not from the paper, which uses full trees.
 
     The candidates form a k-ary tree, which is grown lazily.
     """
@@ -69,7 +69,7 @@ def best_first(candidates: Candidates, budget: int, least: float = 0.0) -> Draft
     while heap and len(tokens) < budget:
         joint, depth, rank, parent, above, level = heapq.heappop(heap)
         if -joint < least:
-            break  # the heap gives the likeliest first
+            break  # the heap returns the likeliest first
         token, prob = level[rank]
         tokens.append(token)
         parents.append(parent)
