@@ -1,6 +1,6 @@
 """Record the runs of the gallery, including the worst: each prompt with streams and standard decoding, measured here.
 
-python -m scripts.record_gallery [--out assets/gallery]
+python -m scripts.record_gallery [--out assets/gallery] [--adapter NAME]
 """
 
 import argparse
@@ -24,9 +24,6 @@ RUNS = (
      "name[Paper Moon], eatType[coffee shop], customer rating[3 out of 5], area[city centre], near[Tram Museum]"),
     ("03-two-restaurants", "A name that the model never saw", "e2e", "e2e",
      "name[Zxqv & Daughters], eatType[restaurant], food[French], priceRange[high], area[city centre]"),
-    ("12-tree-too-large", "The worst: a tree of 64 guesses costs more than it brings", "e2e", "e2e",
-     "name[Marlow & Rye], eatType[pub], food[English], priceRange[less than £20], customer rating[low], "
-     "area[riverside], familyFriendly[yes]"),
     ("04-sql-where", "A question turned into SQL", "sql", "sql",
      "CREATE TABLE harbours (harbour VARCHAR, country VARCHAR, ships INTEGER, opened VARCHAR)\n\n"
      "Which country has the harbour that was opened in 1921?"),
@@ -48,15 +45,21 @@ RUNS = (
     ("10-chat-explain", "Chat: an explanation", "chat", "chat", "Explain in three sentences why the sky is blue."),
     ("11-story", "A story: hard to guess", "chat", "chat",
      "Write the beginning of a story about a lighthouse keeper who had not spoken to anyone for a month."),
+    ("12-tree-too-large", "The worst: a draft of 64 tokens costs more than it brings", "chat", "chat",
+     "Explain in three sentences why the sky is blue."),
 )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ASSETS / "gallery")
-    out = parser.parse_args().out
+    parser.add_argument("--adapter", help="Only its runs.")
+    arguments = parser.parse_args()
+    out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     for adapter, runs in groupby(RUNS, key=lambda run: run[2]):
+        if arguments.adapter not in (None, adapter):
+            continue
         loaded = engine.load("smollm2-135m", adapter)
         loaded.refresh(wait=True)  # wait for compiled layers, so that all runs use the same ones
         for file, label, _, task, prompt in runs:

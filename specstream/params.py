@@ -224,7 +224,7 @@ class Streaming(LevelTree):
 
 @dataclass(frozen=True)
 class Medusa(LevelTree):
-    """Medusa heads: small layers on the last hidden state draft one depth each. They are trained for an adapter."""
+    """Medusa heads: small heads on the last hidden state draft one token each. They are trained beside an adapter."""
 
     name: ClassVar[str] = "medusa"
     label: ClassVar[str] = "Medusa heads"
@@ -244,7 +244,7 @@ class ChainTree(Treed):
 
 @dataclass(frozen=True)
 class EarlyExit(ChainTree):
-    """Early exit: the model's own first layers draft token by token. Their exit is trained for an adapter."""
+    """Early exit: the model's first layers draft one token at a time. The exit is trained beside an adapter."""
 
     name: ClassVar[str] = "early_exit"
     label: ClassVar[str] = "Early exit"
@@ -252,7 +252,7 @@ class EarlyExit(ChainTree):
 
 @dataclass(frozen=True)
 class DraftModel(ChainTree):
-    """Draft model: a second, smaller model with the same tokenizer drafts token by token. It needs no training."""
+    """Draft model: a second, smaller model with the same tokenizer drafts one token at a time. It needs no training."""
 
     name: ClassVar[str] = "draft_model"
     label: ClassVar[str] = "Draft model"
@@ -272,7 +272,7 @@ class DraftModel(ChainTree):
 
 @dataclass(frozen=True)
 class PromptLookup(Treed):
-    """Prompt lookup: the draft is what followed the last tokens where they occurred before. Needs no training."""
+    """Prompt lookup: drafts what followed the same words earlier in the text. Needs no training."""
 
     name: ClassVar[str] = "prompt_lookup"
     label: ClassVar[str] = "Prompt lookup"

@@ -24,14 +24,17 @@ from ui.access_rules import OPEN, Rules
 from ui.jobs.engine_host import Engines
 
 SLOW = 120_000  # milliseconds: a machine that trains beside the tests is slow
-LOOKS, QUIET = 1200, 3  # looks a tenth of a second apart; so many in a row must see nothing in progress
+QUIET = (
+    "asked.unanswered() ? (asked.calm = 0) : ++asked.calm > 6"  # so many looks in a row must see nothing in progress
+)
+EVERY = 20  # milliseconds between looks
 expect.set_options(timeout=SLOW)
 
 # Events that were sent and have no answer yet. The stream of answers does not show this: gradio's page opens another
 # one for an event that was answered before its number came, and that stays open until there is another event.
 COUNT_ASKED = """
 if (!window.asked) {
-  const asked = window.asked = {joining: 0, numbers: new Set(), answered: new Set()};
+  const asked = window.asked = {calm: 0, joining: 0, numbers: new Set(), answered: new Set()};
   asked.unanswered = () => asked.joining + asked.numbers.difference(asked.answered).size;
   const real = window.fetch;
   const listen = async body => {
@@ -104,13 +107,7 @@ def load(page: Page, address: str) -> None:
     page.add_init_script(COUNT_ASKED)
     with page.expect_request("**/queue/join**"):
         page.goto(address)
-    quiet = 0
-    for _ in range(LOOKS):
-        page.wait_for_timeout(100)
-        quiet = 0 if page.evaluate("asked.unanswered()") else quiet + 1
-        if quiet == QUIET:
-            return
-    raise TimeoutError(f"the page is never done with {page.evaluate('asked.unanswered()')}")
+    page.wait_for_function(QUIET, polling=EVERY)
 
 
 def noted(page: Page, url: str) -> list[str]:
@@ -181,3 +178,14 @@ def serious(page: Page) -> list[str]:
         if one["impact"] in ("serious", "critical")
         for node in one["nodes"]
     ]
+
+
+def serious_in_both_themes(page: Page) -> list[str]:
+    """What axe-core finds in the theme that the page has, and in the other one."""
+    found = serious(page)
+    page.add_style_tag(content="* { transition: none !important; }")  # no colour on its way to another
+    page.evaluate("document.body.classList.toggle('dark')")
+    settle(page)
+    found += serious(page)
+    page.evaluate("document.body.classList.toggle('dark')")
+    return found

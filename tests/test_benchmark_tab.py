@@ -15,10 +15,11 @@ from specstream import bench
 from specstream.params import METHODS
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
-from tests.browsing import MARKS, load, open_tab, overhear, serious, served, unfold, visit, window
+from tests.browsing import MARKS, load, open_tab, overhear, serious_in_both_themes, served, unfold, visit, window
 from tests.conftest import Pace
 from tests.test_figures import report as report
 from ui.access_rules import DEMO
+from ui.tabs.benchmark import PACES
 
 pytestmark = MARKS
 CHARTS_FIT = """() => [...document.querySelectorAll(".ss-plot")].filter((frame) => frame.offsetParent).every((frame) =>
@@ -72,9 +73,9 @@ def cells(page: Page, column: str) -> list[str]:
 def test_methods_are_measured_with_time_left_and_kept(browser: Browser, url: str, runlog: RunLog, pace: Pace) -> None:
     with visit(browser, url, "Benchmark") as page:
         expect(page.get_by_text("Not with the toy model").first).to_be_visible()
-        pace.factor = 20
         start(page)
         expect(page.get_by_role("progressbar")).to_be_visible()
+        pace.factor = 20
         expect(page.locator(".ss-progress")).to_have_text(re.compile(r"Run \d+ of 12, about \d+ \w+ left"))
         expect(page.get_by_role("button", name="Run benchmark")).to_be_disabled()
         pace.factor = 0.1
@@ -96,7 +97,7 @@ def test_methods_are_measured_with_time_left_and_kept(browser: Browser, url: str
 
 def test_cancel_keeps_what_is_complete(browser: Browser, url: str, pace: Pace) -> None:
     with visit(browser, url, "Benchmark") as page:
-        start(page, prompts=8, repeats=6)
+        start(page, prompts=8, repeats=2)
         expect(charts(page).first).to_be_visible()  # as they come: long before the end
         pace.factor = 100
         expect(page.get_by_role("button", name="Run benchmark")).to_be_disabled()
@@ -124,19 +125,19 @@ def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pac
     page = window(browser)  # a page that goes away says so on the console
     load(page, url)
     open_tab(page, "Benchmark")
-    pace.factor = 20
-    start(page, prompts=4, repeats=3)
+    pace.factor = 8
+    start(page, prompts=2, repeats=2)
     expect(page.locator(".ss-progress")).to_contain_text("left")
     page.reload()
     open_tab(page, "Benchmark")
-    expect(page.locator(".ss-progress")).to_contain_text(re.compile(r"Run \d+ of 72"))
+    expect(page.locator(".ss-progress")).to_contain_text(re.compile(r"Run \d+ of 24"))
     pace.factor = 0.1
     wait_until_done(page)
-    assert cells(page, "identical")[0] == "4/4"
+    assert cells(page, "identical")[0] == "2/2"
     page.reload()  # the run has ended, and the log has it
     open_tab(page, "Benchmark")
     expect(status(page)).to_have_text("Your last result, from the log.")
-    assert cells(page, "identical")[0] == "4/4"
+    assert cells(page, "identical")[0] == "2/2"
     page.close()
 
 
@@ -145,6 +146,7 @@ def test_the_machine_is_tuned_and_the_playground_takes_the_settings(
 ) -> None:
     for module in ("ui.html.results", "ui.tabs.benchmark"):  # on a busy machine the toy's gain may be lost in noise
         monkeypatch.setattr(f"{module}.fastest_tried", lambda tuned: tuned["settings"])
+    monkeypatch.setitem(PACES, "Quick, less exact", 4.0)
     with visit(browser, url, "Benchmark") as page:
         page.get_by_label("Prompts", exact=True).fill("4")
         unfold(page, "Tune for this machine")
@@ -212,8 +214,7 @@ def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: 
         expect(page.locator(".ss-grid").locator("visible=true").first).to_contain_text("2/2")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1280, "dark")])
 def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     browser: Browser, url: str, width: int, theme: str, runlog: RunLog
 ) -> None:
@@ -226,7 +227,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     page.get_by_role("option").last.click()  # the oldest: it has every chart
     expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(1)
     expect(charts(page)).to_have_count(5)
-    assert serious(page) == []
+    assert serious_in_both_themes(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     wide = "all => all.filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
     assert charts(page).evaluate_all(wide) == 0

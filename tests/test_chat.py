@@ -162,6 +162,7 @@ def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:
     stopped = tab.answered(ask, answer("Well, I", Reason.STOPPED))
     shown = stopped[tab.chat.turns]
     assert "stopped: not part of the conversation" in shown and "Well," in shown and shown.count("ss-tok") == 2
+    assert not stopped[tab.chat.again]["visible"]  # the turn before is not the last that is seen
     assert stopped[tab.prompt] == "Hi" and Chat.from_json(stopped[tab.chat.kept]) == BEFORE
     for reason, whole in ((Reason.STOPPED, False), (Reason.ERROR, False), (Reason.LENGTH, True), (Reason.EOS, True)):
         view = View(Feed("live"))

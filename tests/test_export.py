@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from scripts.record_gallery import RUNS
 from specstream.events import Agreement, Verdict
 from specstream.params import Streaming
 from ui import product
@@ -172,6 +173,13 @@ def test_the_gallery_has_a_page_a_picture_and_an_animation_for_every_run(tmp_pat
     for name in ("one", "two"):
         assert {file.name for file in (out / name).iterdir()} == {"index.html", "picture.png", "animation.webp"}
         assert f"https://x.example/g/{name}/picture.png" in (out / name / "index.html").read_text()
+
+
+def test_the_runs_of_the_gallery_are_recorded_the_worst_too() -> None:
+    files = sorted(gallery.RUNS.glob("*.json"))
+    assert [file.stem for file in files] == sorted(name for name, *_ in RUNS)
+    speedups = [recording.read(file).values["verdict"]["speedup"] for file in files]
+    assert min(speedups) < 1 < max(speedups) and sum(file.stat().st_size for file in files) < 600_000
 
 
 def test_a_gallery_of_nothing_says_so(tmp_path: Path) -> None:

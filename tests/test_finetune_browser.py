@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from scripts.ports import free_port
 from specstream.testing.toy import load_toy
 from specstream.training.jobs import Registry
-from tests.browsing import MARKS, noted, open_tab, serious, unfold, window
+from tests.browsing import MARKS, noted, open_tab, serious_in_both_themes, unfold, window
 from tests.trainings import put_training, rows, save_model
 from ui import access_rules, app
 from ui.jobs.engine_host import TOY, Engines, load
@@ -208,7 +208,7 @@ def test_a_training_survives_the_page_is_stopped_and_goes_on(browser: Browser, u
     expect(page.get_by_role("button", name="Delete it for good")).to_be_hidden()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Delete it for good").click()
-    expect(status(page)).to_have_text(re.compile("Nothing was trained yet"))
+    expect(status(page)).to_have_text(re.compile("Nothing has been trained yet"))
     assert not (home / "adapters" / "long").exists()
     page.close()
 
@@ -234,8 +234,7 @@ def test_what_was_trained_is_used_in_the_playground(page: Page, home: Path, tmp_
     expect(page.get_by_text("same text ✓").first).to_be_visible()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1280, "light")])
 def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     browser: Browser, url: str, home: Path, width: int, theme: str
 ) -> None:
@@ -255,7 +254,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(
     expect(page.get_by_role("heading", name="Streams for questions")).to_be_visible()
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(page.get_by_role("button", name="Delete it for good")).to_be_visible()
-    assert serious(page) == []
+    assert serious_in_both_themes(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     if folder := os.environ.get("SPECSTREAM_SHOTS"):
         page.screenshot(path=f"{folder}/finetune-{width}-{theme}.png", full_page=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.browsing import MARKS, load, served, window  # sets the environment of gradio
 
 # isort: split
+import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
@@ -62,7 +63,10 @@ def test_the_moving_picture_moves_and_is_small() -> None:
 class TestInABrowser:
     pytestmark = MARKS
 
-    def test_a_tab_is_taken_in_both_sizes_light_and_dark(self, tmp_path: Path, browser: Browser) -> None:
+    def test_a_tab_is_taken_in_both_sizes_light_and_dark(
+        self, tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pictures, "SETTLED", 100)  # nobody looks at these
         log = RunLog(tmp_path / "runs.db")
         with served(log) as url:
             page = window(browser, DESKTOP)

@@ -150,6 +150,7 @@ def test_where_two_texts_part(runlog: RunLog) -> None:
     assert "token 3 of the first run, token 2 of the second" in pair.difference(one, other)
     assert one.token_at(0) == 1 and one.token_at(6) == 4
     assert "same text, 6 characters" in pair.difference(one, one)
+    assert "from the first character on" in pair.difference(one, pair.Side(run.run, run.stats, ("x",)))
     html = pair.compared(one, other)
     assert '>abcd<mark class="ss-part">≠ef</mark>' in html and '>abcd<mark class="ss-part">≠X</mark>' in html
 

@@ -439,6 +439,25 @@ def test_compare_disables_what_the_model_cannot_run(engines: Engines) -> None:
     assert ticked == wished and back[tab.hint]["visible"] is False
 
 
+def test_every_letter_is_of_one_font() -> None:
+    """Gradio's semibold files lack most letters."""
+    faces = "".join(app.look()._font_css)
+    assert "SourceSansPro-Bold" in faces and "SourceSansPro-Regular" in faces and "SemiBold" not in faces
+
+
+def test_while_the_adapter_of_a_task_is_loaded_nothing_says_that_it_is_missing(engines: Engines) -> None:
+    with gr.Blocks():
+        tab = playground.layout(engines)
+    models = playground.ModelEvents(tab, engines)
+    assert models.suited("sql")[tab.suit.group]["visible"]  # the toy model has none for it
+    engines.state = replace(engines.state, loading=True, words="Loading the model")
+    assert not models.suited("sql")[tab.suit.group]["visible"]
+    said = models.changing("sql", engines.state)[tab.status]
+    assert "Loading the adapter for Questions to SQL" in said
+    waits = replace(engines.state, words="Waiting: 1 ahead of it")
+    assert "1 ahead of it" in models.changing("sql", waits)[tab.status]
+
+
 def test_compare_needs_a_method_and_a_prompt() -> None:
     with gr.Blocks():
         tab = compare.layout()

@@ -59,13 +59,13 @@ def test_a_tree_that_is_too_large_is_named_and_mended() -> None:
     slow = run(steps((1, 1.0), *[(2, 6.0)] * 6), PLAIN, budget=64)
     said = headline(slow)
     assert said.tone == "warn" and said.main == "Slower: 0.35× the speed of standard decoding"
-    assert said.below[0] == "64 guesses a pass made each pass 6.0× as dear."
+    assert said.below[0] == "64 drafted tokens a pass made each pass 6.0× as long."
     assert said.remedy and (said.remedy.label, said.remedy.budget) == ("Try 5", 5)
 
 
 def test_an_adapter_of_another_task_is_named_and_mended() -> None:
     slow = run(steps((1, 1.0), *[(1, 1.2)] * 12), PLAIN)
-    assert headline(slow).remedy is None and "Few guesses were right" in headline(slow).below[0]
+    assert headline(slow).remedy is None and "Few drafted tokens were accepted" in headline(slow).below[0]
     slow.mismatched = True
     said = headline(slow)
     assert "trained for another task" in said.below[0] and said.remedy and said.remedy.budget == 0

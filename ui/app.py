@@ -94,4 +94,10 @@ def look() -> gr.themes.Base:
         readable[f"button_primary_background_fill_hover{mode}"] = "*primary_800"
         readable[f"button_cancel_background_fill{mode}"] = "#b42318"
         readable[f"button_cancel_background_fill_hover{mode}"] = "#8f1a12"
-    return gr.themes.Default(primary_hue="teal", neutral_hue="slate").set(**readable)
+    # Gradio's semibold files lack most letters: bold ones stand in for them.
+    text, mono = (gr.themes.LocalFont(name, weights=(400, 700)) for name in ("Source Sans Pro", "IBM Plex Mono"))
+    fonts: dict[str, Any] = {
+        "font": [text, "system-ui", "sans-serif"],
+        "font_mono": [mono, "ui-monospace", "monospace"],
+    }
+    return gr.themes.Default(primary_hue="teal", neutral_hue="slate", **fonts).set(**readable)

@@ -27,8 +27,8 @@ from ..state.history import shorten
 from ..state.view import View
 from .handlers import QUIET, Updates
 
-NAME = "Go on from another word"
-HINT = "Click a guess or any token of the run above, then go on from there."
+NAME = "Continue from another word"
+HINT = "Click any token of the run above, in the text or in the tree, then continue from there."
 
 
 @dataclass
@@ -57,7 +57,8 @@ class Branch:
         begin, last = beginning(view, index, node, token)
         if not begin.strip():
             return {self.begin: ""}
-        return {self.begin: begin, self.button: gr.update(visible=True, value=f"Go on from “{shorten(last.strip())}”")}
+        words = f"Continue from “{shorten(last.strip())}”"
+        return {self.begin: begin, self.button: gr.update(visible=True, value=words)}
 
     def wire(self, view: gr.State, player: gr.HTML, engines: Engines | None, runlog: RunLog | None) -> None:
         """Follow clicks in the player. ``engines`` None: nothing can be run."""
@@ -158,6 +159,6 @@ def layout(view: View | None = None) -> Branch:
     """Lay out the panel."""
     with gr.Accordion(NAME, open=False, visible=view is not None) as fold:
         status = gr.HTML(render.status(HINT))
-        button = gr.Button("Go on", size="sm", scale=0, min_width=180, visible=False, variant="primary")
+        button = gr.Button("Continue", size="sm", scale=0, min_width=180, visible=False, variant="primary")
         shown = gr.HTML()
     return Branch(fold, gr.State(""), visitor.layout(), button, status, shown)

@@ -22,6 +22,7 @@ FETCH = "() => sessionStorage.getItem('specstream-chat') ?? ''"
 KEEP = "(text) => sessionStorage.setItem('specstream-chat', text)"
 # With a delay: the message must be in the box first.
 PRESS_RUN = "() => setTimeout(() => document.getElementById('run').click(), 150)"
+UNFOLD = "() => document.documentElement.classList.toggle('ss-draft-shown')"
 FOCUS = "() => setTimeout(() => document.querySelector('.ss-prompt textarea').focus(), 150)"
 
 
@@ -35,6 +36,7 @@ class ChatPanel:
     new: gr.Button
     again: gr.Button
     edit: gr.Button
+    draft: gr.Button  # shows the texts and the tree of the last answer, which a conversation folds away
     kept: gr.Textbox
 
     @property
@@ -56,7 +58,8 @@ class ChatPanel:
 
     def stopped(self, chat: Chat, message: str, steps: Sequence[Step]) -> Updates:
         """Its answer was interrupted: it is shown, but is not part of the conversation."""
-        return self.show(chat) | {self.turns: html.conversation(chat.turns, message, steps, stopped=True)}
+        seen = {self.turns: html.conversation(chat.turns, message, steps, stopped=True)}
+        return self.show(chat) | seen | self._last(False)  # those buttons are for the answer before
 
     def show(self, chat: Chat, steps: Sequence[Step] = ()) -> Updates:
         """All turns, with none in progress. ``steps`` are those of the last answer, if known."""
@@ -86,6 +89,7 @@ class ChatPanel:
             return shown | ({prompt: message} if message else {})
 
         self.new.click(lambda system: self.show(Chat(system=system)), self.system, self.outputs, queue=False, **QUIET)
+        self.draft.click(None, None, None, js=UNFOLD, api_visibility="private")
         shown = [*self.outputs, prompt]
         self.edit.click(back, self.kept, shown, queue=False, **QUIET).then(None, js=FOCUS, api_visibility="private")
         self.again.click(back, self.kept, shown, queue=False, **QUIET).then(
@@ -107,17 +111,14 @@ def layout() -> ChatPanel:
         with gr.Row():
             again = gr.Button("Answer again", size="sm", scale=0, min_width=130, visible=False)
             edit = gr.Button("Edit my last message", size="sm", scale=0, min_width=170, visible=False)
-        with gr.Row(elem_classes="ss-search"):
-            system = gr.Textbox(
-                label="System prompt, optional",
-                placeholder="how the model should answer",
-                lines=1,
-                max_lines=4,
-                scale=4,
-            )
+            draft = gr.Button("Show or hide the draft tree", size="sm", scale=0, min_width=190)
             new = gr.Button("New chat", size="sm", scale=0, min_width=110)
+        system = gr.Textbox(
+            label="System prompt, optional", placeholder="how the model should answer", lines=1, max_lines=4,
+            elem_classes="ss-inline",
+        )  # fmt: skip
     kept = gr.Textbox(visible="hidden", show_label=False)
-    return ChatPanel(group, turns, system, new, again, edit, kept)
+    return ChatPanel(group, turns, system, new, again, edit, draft, kept)
 
 
 def newer(kept: Chat, row: Mapping[str, Any]) -> Chat:

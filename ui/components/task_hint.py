@@ -40,10 +40,10 @@ class Suit:
         }
 
 
-def hint(task: str, info: EngineInfo | None) -> str:
-    """The same sentence as HTML, for a tab without the button."""
+def hint(task: str, info: EngineInfo | None) -> Any:
+    """The same sentence for a tab without the button; out of sight where all is well."""
     words = mismatch(task, info) if info else ""
-    return render.sentences([words] if words else [])
+    return gr.update(value=render.sentences([words] if words else []), visible=bool(words))
 
 
 def layout() -> Suit:

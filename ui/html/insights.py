@@ -114,36 +114,33 @@ FEWEST = 5  # guesses of a kind from which something can be told
 def calibration_words(found: Sequence[tuple[float, float, int]]) -> str:
     """One sentence on how well the drafts know how sure they may be, from the kind of guess that is commonest."""
     if not (enough := [one for one in found if one[2] >= FEWEST]):
-        return "Too few guesses were compared to tell."
+        return "Too few drafted tokens were compared to tell."
     said, right, count = max(enough, key=lambda one: one[2])
-    return f"When it says {said:.0%}, it is right {right:.0%} of the time ({count:,} guesses)."
+    return f"When it says {said:.0%}, it is right {right:.0%} of the time ({count:,} drafted tokens)."
 
 
 def calibration_html(stats: RunStats) -> str:
     """How sure the drafts were, and how often they were right."""
     found = stats.calibration
 
-    def cells(said: float, right: float, count: int) -> Iterable[str]:
-        return _heat(f"{said:.0%}", said), _heat(f"{right:.0%}", right), f"<td>{count:,}</td>"
-
-    rows = (("", cells(*one)) for one in found)
+    rows = ((f"{said:.0%}", (_heat(f"{right:.0%}", right), f"<td>{count:,}</td>")) for said, right, count in found)
     title = "How sure it was, and how often it was right"
-    return _card(title, calibration_words(found), _table(title, ("", "it said", "it was right", "guesses"), rows))
+    return _card(title, calibration_words(found), _table(title, ("it said", "it was right", "tokens"), rows))
 
 
 def waste_html(stats: RunStats) -> str:
     """Rows put through the model per token kept, split into what they were for."""
-    kept, dropped, streams = stats.decode_tokens, stats.rows - stats.decode_tokens, stats.stream_rows
+    written, dropped, streams = stats.decode_tokens, stats.rows - stats.decode_tokens, stats.stream_rows
     per_token = stats.rows_per_token or 0.0
-    parts = (("d1", "kept", kept), ("d0", "drafted in vain", dropped), ("d3", "stream rows (top layers only)", streams))
-    total = max(kept + dropped + streams, 1)
+    parts = (("d1", "written", written), ("d0", "in vain", dropped), ("d3", "stream rows (top layers only)", streams))
+    total = max(written + dropped + streams, 1)
     bar = "".join(
         f'<span class="ss-fill {colour}" style="width:{100 * n / total:.1f}%"></span>' for colour, _, n in parts
     )
     items = "".join(f'<li><span class="ss-key {c}"></span>{n:,} {name}</li>' for c, name, n in parts)
     words = (
-        f"{number(per_token)} rows computed per token kept. Standard decoding computes 1: the rest is the price of a "
-        "pass that checks many tokens at once, and pays off where a pass costs little more for more rows."
+        f"{number(per_token)} rows computed per token written. Standard decoding computes 1: the rest is the price of "
+        "a pass that checks many tokens at once, and pays off where a pass costs little more for more rows."
     )
     return _card(
         "Wasted work", words, f'<div class="ss-meter" aria-hidden="true">{bar}</div><ul class="ss-keys">{items}</ul>'
@@ -176,7 +173,7 @@ def _ideal_row(name: str, value: float | None, note: str, longest: float) -> str
     width = 100 * (value or 0) / longest
     return (
         f'<div><span>{name} <small>{note}</small></span><span class="ss-track"><span class="ss-fill d2" '
-        f'style="width:{width:.1f}%"></span></span><span class="ss-num">{number(value, 2, "×")}</span></div>'
+        f'style="width:{width:.1f}%"></span></span><span class="ss-num">{number(value, 1, "×")}</span></div>'
     )
 
 

@@ -43,7 +43,7 @@ def legend(depths: int) -> str:
     shown = min(depths, DEEPEST)
     for depth in range(1, shown + 1):
         deeper = "+" if depth == DEEPEST and depths > DEEPEST else ""
-        items.append(_swatch(depth, f"guessed {depth}{deeper} ahead"))
+        items.append(_swatch(depth, f"drafted {depth}{deeper} ahead"))
     items.append(f'<li class="ss-keys-hint">{KEYS}</li>')
     return f'<ul class="ss-legend" aria-label="Colours of tokens">{"".join(items)}</ul>'
 

@@ -141,15 +141,15 @@ def _advice(tuned: Mapping[str, Any], best: Mapping[str, Any] | None) -> tuple[s
 def _predicted(tuned: Mapping[str, Any]) -> str:
     found, given = tuned["predicted"], tuned["given"]
     return (
-        f"Predicted for {', '.join(settings(tuned))}: {found['speedup']:.2f} times as fast as standard decoding, "
+        f"Predicted for {', '.join(settings(tuned))}: {found['speedup']:.1f} times as fast as standard decoding, "
         f"{found['tokens_per_step']:.2f} tokens per step at {found['step_cost']:.2f} times the cost of a step. "
-        f"For your settings: {given['speedup']:.2f} times."
+        f"For your settings: {given['speedup']:.1f} times."
     )
 
 
 def _tried(trial: Mapping[str, Any]) -> str:
     same = f"{trial['identical']} of {counted(trial['total'], 'text')} the same as standard decoding's"
-    return f"Tried on other prompts: {trial['measured']:.2f} times as fast, {same}."
+    return f"Tried on other prompts: {trial['measured']:.1f} times as fast, {same}."
 
 
 def settings(tuned: Mapping[str, Any]) -> list[str]:

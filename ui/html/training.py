@@ -40,7 +40,7 @@ DONE = {
     State.RUNNING: "under way",
     State.STOPPING: "stopping",
 }
-NONE_YET = "Nothing was trained yet: choose what to train and press Train."
+NONE_YET = "Nothing has been trained yet: choose what to train and press Train."
 
 
 def duration(seconds: float) -> str:

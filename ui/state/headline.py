@@ -141,8 +141,10 @@ def _cause(view: View) -> tuple[str, Remedy | None]:
         return "The times scatter too much to tell why.", None
     budget = int((view.settings.get("method") or {}).get("budget", 0))
     if budget > view.nodes and cost > DEAR:
-        return f"{budget} guesses a pass made each pass {cost:.1f}× as dear.", Remedy(f"Try {view.nodes}", view.nodes)
+        words = f"{budget} drafted tokens a pass made each pass {cost:.1f}× as long."
+        return words, Remedy(f"Try {view.nodes}", view.nodes)
     if gain < FEW and view.mismatched:
-        return "Few guesses were right: the loaded adapter was trained for another task.", Remedy("Load its adapter")
-    few = "Few guesses were right: a" if gain < FEW else "A"
+        words = "Few drafted tokens were accepted: the loaded adapter was trained for another task."
+        return words, Remedy("Load its adapter")
+    few = "Few drafted tokens were accepted: a" if gain < FEW else "A"
     return f"{few} pass brought {gain:.1f} tokens and took as long as {cost:.1f} of standard decoding.", None

@@ -83,7 +83,7 @@ def _values(side: Side) -> Iterator[str]:
     yield number(stats.tokens_per_second)
     yield number(stats.rows_per_token)
     yield number(stats.seconds, 2)
-    yield number(run["speedup"], 2, "×")
+    yield number(run["speedup"], 1, "×")
     yield history.outcome(run)
 
 
@@ -121,6 +121,8 @@ def difference(one: Side, other: Side) -> str:
     if one.text == other.text:
         return f"Both runs wrote the same text, {len(one.text):,} characters."
     shared = len(commonprefix([one.text, other.text]))
+    if not shared:
+        return "The texts differ from the first character on."
     places = f"token {one.token_at(shared)} of the first run, token {other.token_at(shared)} of the second"
     return f"The first {shared:,} characters are the same; the texts part at {places}."
 

@@ -34,7 +34,7 @@ from ..state.methods import Offer
 from .playground import MOST_WAITING, Playground, examples, task_choices
 
 TAB = "benchmark"
-READY = "Choose prompts and methods and press Run benchmark. Standard decoding always runs: it is what counts as 1."
+READY = "Choose prompts and methods, then press Run benchmark. Speed-ups are relative to standard decoding."
 TUNABLE = (Streaming.name, PromptLookup.name)
 PACES = {"About a minute": 60.0, "Quick, less exact": 15.0}
 CHARTS = {
@@ -191,7 +191,7 @@ class BenchmarkTab:
         """The task for which the loaded adapter was trained, if there are prompts for it."""
         task = state.info.task if state.info else ""
         fits = any(e["task"] == task for e in examples())
-        return {self.form.task: task, self.form.hint: ""} if fits else {}
+        return {self.form.task: task, self.form.hint: gr.update(visible=False)} if fits else {}
 
     @property
     def depends(self) -> list[Any]:
@@ -264,7 +264,9 @@ def layout(engines: Engines) -> BenchmarkTab:
             tuned, pace, tune = _tuning_fields()
             earlier, upload = _earlier_fields(alone)
         with gr.Column(scale=2, min_width=320), gr.Group(elem_classes="ss-boxes"):
-            gr.Checkbox(True, label=Standard.label, info="Always runs, first.", interactive=False)
+            gr.Checkbox(
+                True, label=Standard.label, info="Always runs: the others are compared with it.", interactive=False
+            )
             methods = {name: controls.method_box(name) for name in METHODS if name != Standard.name}
             references = {
                 name: gr.Checkbox(
@@ -285,14 +287,14 @@ def _prompt_fields(rules: Rules) -> dict[str, Any]:
     with gr.Row():
         task = gr.Dropdown(
             tasks, value=known[0]["task"], label="Task", interactive=True, scale=2, min_width=240,
-            info="Its example prompts are used, or its columns of your file are read.",
+            info="Its example prompts are used, or your file.",
         )  # fmt: skip
         whole_one = {"minimum": 1, "precision": 0, "interactive": True, "min_width": 130}
-        hint = gr.HTML()
-        count = controls.Number(8, label="Prompts", maximum=1000, info="At most, from the first on.", **whole_one)
+        count = controls.Number(8, label="Prompts", maximum=1000, info="At most this many.", **whole_one)
         repeats = controls.Number(
-            1, label="Repeats", maximum=rules.most_repeats, info="Of each run; the median counts.", **whole_one
+            1, label="Repeats", maximum=rules.most_repeats, info="The median counts.", **whole_one
         )
+    hint = gr.HTML(visible=False)
     with gr.Accordion("Your own prompts: a file with the columns of the task, or Spec-Bench's questions",
                       open=False, visible=not rules.demo):  # fmt: skip
         file = gr.File(label="Prompts, a JSON object on each line", file_types=[".jsonl", ".json"], height=160)

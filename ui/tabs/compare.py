@@ -42,9 +42,9 @@ from .playground import (
     task_box,
 )
 
-READY = "Standard decoding always runs: it is what the others are compared with."
+READY = "Standard decoding always runs: the others are compared with it."
 SAME = "value => value"
-NOTHING_YET = "Each method is measured, one after the other, and seen writing; then all are raced at the measured pace."
+NOTHING_YET = "The methods are measured one after another; then they race at the measured pace."
 RUN, STOP = "Compare", "Stop"  # what the button says
 
 
@@ -97,8 +97,7 @@ class Compare:
     def available(self, state: State, offer: Offer, task: str, wished: Collection[str]) -> Updates:
         """The changes for a loaded model: methods that it can't run are disabled, with the reason."""
         boxes = {box: controls.method_update(name, offer, wished, said=False) for name, box in self.methods.items()}
-        words = task_hint.hint(task, state.info)
-        return boxes | {self.hint: gr.update(value=words, visible=bool(words))}
+        return boxes | {self.hint: task_hint.hint(task, state.info)}
 
     @property
     def depends(self) -> list[Any]:

@@ -25,8 +25,8 @@ TAB = "finetune"
 PACE = 2.0  # seconds between updates of an active training run
 INTRO = (
     "Teach a model to draft for itself: its streams are trained on examples of one task. The result is a small "
-    "adapter, and the model itself is not changed on disk. A training goes on when this page is closed. It shares this "
-    "machine with the Playground and gives way to it: while both work, each is slower."
+    "adapter, and the model itself is not changed on disk. Training continues when this page is closed. It shares "
+    "this machine with the Playground and yields to it: while both run, each is slower."
 )
 FETCH = "() => setTimeout(() => document.querySelector('#adapter-zip').click(), 200)"
 REFUSED = "ss-refused"

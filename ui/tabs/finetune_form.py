@@ -36,9 +36,9 @@ MODES = [
     ("Early exit: the first layers draft, beside an adapter", "exit"),
 ]
 MODE_WORDS = {
-    "shared": "The model learns to answer like the examples, and drafts best. Its texts change by that.",
-    "lossless": "Every text stays, word for word, what the model writes today. It first answers the prompts itself, "
-    "and its streams learn from these answers: that comes on top of the minutes.",
+    "shared": "The model learns to answer like the examples, and drafts best. This changes the texts that it writes.",
+    "lossless": "The model keeps writing the same texts, word for word. It first answers the prompts itself, and its "
+    "streams learn from these answers: this takes time beyond the minutes.",
     "medusa": "A head for each token ahead, to compare with streams. A copy of the adapter gets the heads.",
     "exit": "The first layers draft through a small map, to compare. A copy of the adapter gets the map.",
 }
@@ -53,7 +53,7 @@ STREAMS_ONLY = ("lora_rank", "start_rank", "pair_rank", "alpha")
 LEFT_OUT = {"medusa": (*STREAMS_ONLY, "layers", "exit_rank"), "exit": (*STREAMS_ONLY, "gamma")}  # without effect there
 PRESETS = {"quick": ("Quick", 5), "good": ("Good", 30), "thorough": ("Thorough", 120)}  # names and minutes
 PRESET = "good"
-PRESET_WORDS = "Quick shows whether it works, Good is worth using, Thorough is for an adapter that you keep."
+PRESET_WORDS = "Quick shows whether it works, Good is worth using, Thorough is for an adapter to keep."
 HERE = {"validate_every": 50, "probes": 4}  # defaults of the page that differ from the command line's
 WORDS = {  # simpler than those of the command line, which trains other things too
     "gamma": "How many tokens ahead the model drafts: a stream for each.",

@@ -184,7 +184,7 @@ def _gain(tale: Story) -> Lesson:
             f"The same {ours.tokens} tokens took {ours.steps + 1} passes instead of {theirs.steps + 1}: "
             f"{number(ours.tokens_per_step, 2)} tokens per step. Each frame in the text is one pass.",
             f"But a pass over more rows takes longer: a step cost {tale.cost:.2f} standard steps. What is left is "
-            f"{tale.speedup:.2f} times the speed of standard decoding, measured on {tale.where}.",
+            f"{tale.speedup:.1f} times the speed of standard decoding, measured on {tale.where}.",
         ),
         f'<h3>Where it gains little or nothing</h3><ul class="ss-limits">{items}</ul>',
     )

@@ -334,13 +334,26 @@ class ModelEvents:
             ) | self.ready(state)
 
     def load_fitting(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
+        """Load the adapter of a task. The model is read again with it, for an adapter is merged into its weights."""
         choice = self._engines.choice | {"adapter": task}
         for state in model_panel.request_load(self._engines, choice):
             yield (
                 self._tab.loaded(state, self._engines.offer, task, wish, prompt)
                 | self._tab.panel.show(choice)
-                | self.ready(state)
+                | (self.changing(task, state) if state.loading else self.ready(state))
             )
+
+    def changing(self, task: str, state: State) -> Updates:
+        """What is being done for a task that was chosen."""
+        waits = state.words.startswith("Waiting")
+        words = model_panel.progress(state) if waits else f"Loading the adapter for {TASKS[task].label}"
+        return {self._tab.status: render.status(words, "busy")}
+
+    def suited(self, task: str) -> Updates:
+        """What the choice of a task changes. Nothing is missing where its adapter is about to be loaded."""
+        state, tab = self._engines.state, self._tab
+        coming = state.loading or task_hint.loads_by_itself(task, state, self._engines.choice)
+        return tab.suit.updates(task, None if coming else state.info, bundled) | tab.chat.visible(task, state.info)
 
     def fit(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
         if task_hint.loads_by_itself(task, self._engines.state, self._engines.choice):
@@ -387,7 +400,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
     tab.task.input(models.fit, tab.chosen, form, concurrency_limit=None, **QUIET)
     tab.fit = models.fit
     fill_with_examples(tab.examples, tab)
-    tab.task.change(lambda task: tab.suited(task, engines.state.info), tab.task, form, queue=False, **QUIET)
+    tab.task.change(models.suited, tab.task, form, queue=False, **QUIET)
     visitor.wire(tab.key, demo)
     tab.chat.wire(demo, tab.prompt)
     demo.load(models.watch, tab.chosen, form, concurrency_limit=None, **QUIET).then(

@@ -138,8 +138,8 @@ class Opened:
         return self.view.ended(history.view(runlog, found)) | {
             self.run: found["id"],
             self.sheet: gr.update(elem_classes=[*SHEET, "ss-open"]),
-            self.hint: "",
-            self.pair: "",
+            self.hint: _said(""),
+            self.pair: _said(""),
             self.group: gr.update(visible=True),
             self.facts: render.facts(history.facts(found)),
             self.star: found["star"],
@@ -153,16 +153,20 @@ class Opened:
         """Two ticked runs side by side; with one ticked, what to do next."""
         if len(ticked) < 2:
             words = "Tick another run to compare the two." if ticked else ""
-            return {self.hint: render.status(words, "busy") if words else "", self.pair: ""}
+            return {self.hint: _said(render.status(words, "busy") if words else ""), self.pair: _said("")}
         one, other = (pair.side(runlog, run, who) for run in ticked)
-        opened = {self.hint: "", self.pair: pair.compared(one, other), self.group: gr.update(visible=False)}
+        opened = {
+            self.hint: _said(""),
+            self.pair: _said(pair.compared(one, other)),
+            self.group: gr.update(visible=False),
+        }
         return opened | {self.run: "", self.sheet: gr.update(elem_classes=[*SHEET, "ss-open"])}
 
     def closed(self) -> Updates:
         """Nothing is opened."""
         return {
-            self.group: gr.update(visible=False), self.run: "", self.sure: gr.update(visible=False), self.pair: "",
-            self.hint: render.status(CHOOSE), self.sheet: gr.update(elem_classes=SHEET),
+            self.group: gr.update(visible=False), self.run: "", self.sure: gr.update(visible=False),
+            self.pair: _said(""), self.hint: _said(render.status(CHOOSE)), self.sheet: gr.update(elem_classes=SHEET),
         }  # fmt: skip
 
 
@@ -180,6 +184,11 @@ def owner(key: str | None, own: bool) -> str | None:
     return (key or "") if own else None
 
 
+def _said(html: str) -> Any:
+    """Words where there are some; nothing takes no room."""
+    return gr.update(value=html, visible=bool(html))
+
+
 def _where(place: int, shown: int, total: int, narrowed: bool) -> str:
     if total:
         return f"Runs {place + 1} to {place + shown} of {total:,}."
@@ -188,7 +197,7 @@ def _where(place: int, shown: int, total: int, narrowed: bool) -> str:
 
 def layout() -> Sessions:
     """Lay out the tab, empty."""
-    missing = gr.HTML()
+    missing = gr.HTML(visible=False)
     with gr.Row(elem_classes="ss-sessions"):
         with gr.Column(scale=2, min_width=320, elem_classes="ss-list") as whole:
             listing = _listing(whole)
@@ -236,7 +245,7 @@ def _opened(sheet: gr.Column) -> Opened:
         everything = gr.Button("← All runs", size="sm", scale=0, min_width=110, visible=False)
         close = gr.Button("Close", size="sm", scale=0, min_width=90, elem_id="close-run")
     hint = gr.HTML(render.status(CHOOSE))
-    compared = gr.HTML(js_on_load=listed.KEEP_LOCAL)
+    compared = gr.HTML(js_on_load=listed.KEEP_LOCAL, visible=False)
     with gr.Column(visible=False, elem_id="opened-run") as group:
         view = run_panel.layout()
         with gr.Row(elem_classes="ss-search"):
@@ -287,7 +296,7 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
             told = _told(tab, lambda: one.compare(runlog, data["pair"], who))
         else:
             told = _told(tab, lambda: one.open(runlog, str(data["value"]), folder, who))
-        return {tab.missing: ""} | told
+        return {tab.missing: _said("")} | told
 
     def cleared(values: dict[Any, Any]) -> Updates:
         empty = {"starred": False, "since": None, "until": None}
@@ -390,7 +399,7 @@ def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | N
             shown = tab.opened.open(runlog, run, folder, who)
             shown |= {tab.listing.whole: gr.update(visible=False), tab.opened.everything: gr.update(visible=True)}
         except RunLogError as error:
-            shown = {tab.missing: render.status(str(error), "bad")}
+            shown = {tab.missing: _said(render.status(str(error), "bad"))}
         return {tabs: gr.update(selected=TAB)} | shown
 
     outputs = [tabs, tab.missing, tab.listing.whole, tab.opened.everything, *tab.opened.outputs]

@@ -1,12 +1,12 @@
-// A step in words: what it brought, where its time went, and every guess with both probabilities, its rank and why it lost.
+// A step in words: what it brought, where its time went, and every drafted token with both probabilities, its rank and why it lost.
 function caption(index) {
   const step = steps.method[index];
   if (!step) return "";
   if (!index) return "Step 0 reads the prompt and writes the first token.";
-  const kept = step.d.filter((node) => node[3] === "a").length;
-  const from = step.c ? "copied from the text before" : "guessed";
-  const guesses = step.d.length ? `${plural(step.d.length, "token")} ${from}, ${kept} kept. ` : "Nothing was guessed. ";
-  return `Step ${index}: ${guesses}${step.d.length ? "With the model's own" : "The model's own"}: ${plural(step.t.length, "token")} in one pass, ${took(step).toFixed(0)} ms.`;
+  const accepted = step.d.filter((node) => node[3] === "a").length;
+  const from = step.c ? "copied from the text before" : "drafted";
+  const draft = step.d.length ? `${plural(step.d.length, "token")} ${from}, ${accepted} accepted. ` : "Nothing was drafted. ";
+  return `Step ${index}: ${draft}${step.d.length ? "With the model's own" : "The model's own"}: ${plural(step.t.length, "token")} in one pass, ${took(step).toFixed(0)} ms.`;
 }
 
 const took = (step) => step.s.reduce((sum, ms) => sum + ms, 0);
@@ -40,7 +40,7 @@ function drawDetail(index) {
   part(".ss-more").classList.toggle("ss-none", !nodes.length);
   if (!nodes.length) return box.replaceChildren();
   const table = tag("table"), head = tag("tr"), body = tag("tbody");
-  for (const name of ["guessed token", "words ahead", "rank", "guessed with", "model gives", "what became of it"]) {
+  for (const name of ["drafted token", "words ahead", "rank", "drafted with", "model gives", "what became of it"]) {
     const cell = tag("th", "", name);
     cell.scope = "col";
     head.append(cell);
@@ -49,7 +49,7 @@ function drawDetail(index) {
   body.append(...order.map((node) => detailRow(step, node, nodes)));
   const own = step.t.findLast(([, depth]) => !depth);
   const chosen = own ? ` Chosen by the model in this step: ${quoted(own[0])} (${percent(own[2])}).` : "";
-  const title = tag("caption", "", `All ${plural(nodes.length, step.c ? "copied token" : "guessed token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
+  const title = tag("caption", "", `All ${plural(nodes.length, step.c ? "copied token" : "drafted token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
   const headRow = tag("thead");
   headRow.append(head);
   table.append(title, headRow, body);

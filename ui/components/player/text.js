@@ -72,11 +72,11 @@ function count(lane, to, ends) {
 
 function tokenHint(index, at) {
   const step = steps.method[index], [text, depth, probability] = step.t[at];
-  const origin = depth ? `guessed ${depth === 1 ? "one word" : `${depth} words`} ahead, kept` : "chosen by the model";
+  const origin = depth ? `drafted ${depth === 1 ? "one word" : `${depth} words`} ahead, accepted` : "chosen by the model";
   const nodes = family(step);
   const drafted = nodes.filter((node) => node.depth === at + 1 && reached(node, nodes)).sort((a, b) => a.rank - b.rank);
   const others = drafted.filter((node) => node.fate !== "accepted").map((node) => `${quoted(node.text)} ${percent(node.drafted)}`);
   const lines = [`${quoted(text)}, ${origin}`, `step ${index} · model's probability ${percent(probability)}`];
-  if (others.length) lines.push(`also guessed here: ${others.slice(0, 6).join("  ")}${others.length > 6 ? " …" : ""}`);
+  if (others.length) lines.push(`also drafted here: ${others.slice(0, 6).join("  ")}${others.length > 6 ? " …" : ""}`);
   return lines.join("\n");
 }

@@ -62,7 +62,7 @@ function drawTree(index) {
   svg.replaceWith(fresh);
   svg = fresh;
   tree.classList.toggle("ss-none", nodes.length === 0);
-  part(".ss-tree-title").textContent = nodes.length ? `Guesses of step ${index}` : "Guesses";
+  part(".ss-tree-title").textContent = nodes.length ? `Draft of step ${index}` : "Draft";
   tree.dataset.empty = step ? emptyWords(index) : tree.dataset.first;
   if (!nodes.length) return;
   const { at, high, edge } = (narrow.matches ? downwards : across)(nodes);
@@ -72,7 +72,7 @@ function drawTree(index) {
   extent = [Math.max(...at.map(([x]) => x)) + BOX + PAD, Math.max(at[-1][1], ...at.map(([, y]) => y)) + high / 2 + PAD];
   svg.setAttribute("viewBox", `0 0 ${extent[0]} ${extent[1]}`);
   const path = nodes.filter((node) => node.fate === "accepted");
-  svg.setAttribute("aria-label", `${plural(nodes.length, "guess", "guesses")} of step ${index}; kept: ${path.map((node) => visible(node.text)).join(" ") || "none"}`);
+  svg.setAttribute("aria-label", `${plural(nodes.length, "drafted token")} of step ${index}; accepted: ${path.map((node) => visible(node.text)).join(" ") || "none"}`);
   rove(group.querySelector(`[data-node="${path[0]?.index ?? 0}"]`));
   resize();
   const [x, y] = at[path.at(-1)?.index ?? -1];
@@ -81,10 +81,10 @@ function drawTree(index) {
 }
 
 function emptyWords(index) {
-  if (!index) return "Step 0 reads the prompt and writes the first token. Nothing was guessed before it.";
-  if (drafter === "standard") return "Standard decoding guesses nothing: each step is one pass of the model and one token.";
-  if (steps.method[index].e) return "Only one token was left to write, so nothing was guessed for this last step: the model wrote that token by itself.";
-  return "Nothing was guessed for this step: the model wrote one token by itself.";
+  if (!index) return "Step 0 reads the prompt and writes the first token. Nothing was drafted before it.";
+  if (drafter === "standard") return "Standard decoding drafts nothing: each step is one pass of the model and one token.";
+  if (steps.method[index].e) return "Only one token was left to write, so nothing was drafted for this last step: the model wrote that token by itself.";
+  return "Nothing was drafted for this step: the model wrote one token by itself.";
 }
 
 function resize() {
@@ -108,10 +108,10 @@ function setZoom(how, value) {
 
 function nodeHint(index, at) {
   const step = steps.method[index], nodes = family(step), node = nodes[at];
-  if (!node) return "the newest word of the text: the guesses continue from here";
+  if (!node) return "the newest word of the text: the draft continues from here";
   const model = node.target === null ? "" : ` · model's probability ${percent(node.target)}`;
   const place = node.siblings.length > 1 ? `, rank ${node.rank} of ${node.siblings.length}` : "";
-  return `${quoted(node.text)}, ${SAID[node.fate]}\nstep ${index} · depth ${node.depth}${place} · guessed with ${percent(node.drafted)}${model}\n${why(step, node, nodes)}`;
+  return `${quoted(node.text)}, ${SAID[node.fate]}\nstep ${index} · depth ${node.depth}${place} · drafted with ${percent(node.drafted)}${model}\n${why(step, node, nodes)}`;
 }
 
 // One of the nodes is reached by Tab; from there the arrows lead to its parent, its first child and its siblings.

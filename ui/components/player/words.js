@@ -2,7 +2,7 @@
 // Messages are JSON texts, see ui/state/feed.py. Text from the model only ever goes into textContent.
 const DEEPEST = 5;
 const FATE = { a: "accepted", r: "rejected", u: "unreached", p: "pruned" };
-const SAID = { accepted: "kept", rejected: "rejected", unreached: "never compared", pruned: "dropped early" };
+const SAID = { accepted: "accepted", rejected: "rejected", unreached: "not compared", pruned: "pruned" };
 const PHASES = ["draft", "draft_pass", "verify", "accept", "keep"];
 const part = (name) => element.querySelector(name);
 const steps = { method: [], baseline: [] };
@@ -48,14 +48,14 @@ const choice = (step, node) => step.t[node.depth - 1];
 
 function why(step, node, nodes) {
   if (node.fate === "accepted") return "the model chose it too";
-  if (node.fate === "pruned") return "dropped inside the pass, before the model scored it";
+  if (node.fate === "pruned") return "pruned inside the pass, before the model scored it";
   if (node.fate === "unreached") return unreached(node, nodes);
   const [text, , probability] = choice(step, node) ?? ["", 0, 0];
   return `the model chose ${quoted(text)}, to which it gives ${percent(probability)}`;
 }
 
 function unreached(node, nodes) {
-  let first = node; // on the way down, the first that was not kept
+  let first = node; // on the way down, the first that was not accepted
   while (first.parent >= 0 && nodes[first.parent].fate !== "accepted") first = nodes[first.parent];
   return first.fate === "unreached" ? "the text ended before it" : `${quoted(first.text)} before it lost`;
 }

@@ -46,7 +46,7 @@ function branch(index, stage) {
   const list = tag("ul", "ss-branch");
   for (const [[text, , said, fate, target], i] of childrenOf(index)) {
     const item = tag("li"), depth = Math.min(depthOf(i), 5);
-    const judged = { a: "✓ right", r: "✗ wrong", u: "not needed", p: "dropped early" }[fate];
+    const judged = { a: "✓ right", r: "✗ wrong", u: "not needed", p: "pruned" }[fate];
     const note = stage === 1 ? percent(said) : stage === 2 ? (target === null ? "not reached" : `model: ${percent(target)}`) : judged;
     const kind = stage < 2 || fate === "a" ? "d" + depth : "d0";
     item.append(word(text, `${kind} ${stage === 3 ? "fate-" + fate : ""}`, note), branch(i, stage));
