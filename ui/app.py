@@ -94,7 +94,7 @@ def look() -> gr.themes.Base:
         readable[f"button_primary_background_fill_hover{mode}"] = "*primary_800"
         readable[f"button_cancel_background_fill{mode}"] = "#b42318"
         readable[f"button_cancel_background_fill_hover{mode}"] = "#8f1a12"
-    # Gradio's semibold files lack most letters: bold ones stand in for them.
+    # Gradio's semibold files lack most letters; bold ones are used instead.
     text, mono = (gr.themes.LocalFont(name, weights=(400, 700)) for name in ("Source Sans Pro", "IBM Plex Mono"))
     fonts: dict[str, Any] = {
         "font": [text, "system-ui", "sans-serif"],

@@ -1,4 +1,4 @@
-"""Another way on: a run from any token of a run, or from a guess that was not kept, beside the run that it leaves."""
+"""Branching: a new run from any token of a run, or from a rejected guess, shown beside the original run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Branch:
         return {self.begin: begin, self.button: gr.update(visible=True, value=words)}
 
     def wire(self, view: gr.State, player: gr.HTML, engines: Engines | None, runlog: RunLog | None) -> None:
-        """Follow clicks in the player. ``engines`` None: nothing can be run."""
+        """React to clicks in the player. ``engines`` None: nothing can be run."""
         if engines is None:
             return
         if Context.root_block is not None:  # the page that is being built
@@ -105,7 +105,7 @@ class Branch:
 
 
 def beginning(view: View, index: int, node: int, token: int) -> tuple[str, str]:
-    """The text up to a token of a step, or up to a node of its tree with those above it; and the text of that one."""
+    """The text up to a token of a step, or up to a node of its tree including its ancestors; and that token's text."""
     index = min(max(index, 0), len(view.steps) - 1)
     step = view.steps[index]
     before = "".join(one.text for other in view.steps[:index] for one in other.tokens)
@@ -119,7 +119,7 @@ def beginning(view: View, index: int, node: int, token: int) -> tuple[str, str]:
 
 
 def asked(view: View, begin: str) -> RunRequest:
-    """What the first run asked for, with the beginning of its text given. Raises ValueError for settings of old."""
+    """The request of the first run, with the start of its text given. Raises ValueError for obsolete settings."""
     assert view.origin is not None, "a run of unknown origin"
     settings = view.origin.settings or {}
     sampling = dict(settings.get("sampling", {}))

@@ -59,7 +59,7 @@ class ChatPanel:
     def stopped(self, chat: Chat, message: str, steps: Sequence[Step]) -> Updates:
         """Its answer was interrupted: it is shown, but is not part of the conversation."""
         seen = {self.turns: html.conversation(chat.turns, message, steps, stopped=True)}
-        return self.show(chat) | seen | self._last(False)  # those buttons are for the answer before
+        return self.show(chat) | seen | self._last(False)  # those buttons belong to the previous answer
 
     def show(self, chat: Chat, steps: Sequence[Step] = ()) -> Updates:
         """All turns, with none in progress. ``steps`` are those of the last answer, if known."""

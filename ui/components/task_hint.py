@@ -41,7 +41,7 @@ class Suit:
 
 
 def hint(task: str, info: EngineInfo | None) -> Any:
-    """The same sentence for a tab without the button; out of sight where all is well."""
+    """The same sentence for a tab without the button; hidden if everything matches."""
     words = mismatch(task, info) if info else ""
     return gr.update(value=render.sentences([words] if words else []), visible=bool(words))
 

@@ -32,7 +32,7 @@ class AcceptanceMap:
 
 
 def acceptance_map(steps: Iterable[Step]) -> AcceptanceMap:
-    """Fold the steps of a run."""
+    """Fold the steps of a run in."""
     hits: Counter[tuple[int, int]] = Counter()
     reached: Counter[int] = Counter()
     for draft in (step.draft for step in steps):
@@ -45,7 +45,7 @@ def acceptance_map(steps: Iterable[Step]) -> AcceptanceMap:
 
 @dataclass(frozen=True)
 class Smaller:
-    """What a part of every drafted tree would have made of the steps of this run, at the same places in the text."""
+    """What a part of every drafted tree would have accepted in this run, at the same positions of the text."""
 
     tokens_per_step: float
     rows_per_step: float
@@ -92,7 +92,7 @@ def _heat(text: str, share: float) -> str:
 
 
 def map_html(found: AcceptanceMap) -> str:
-    """Rows are depths, columns ranks; a cell is the share of the steps that got there."""
+    """Rows are depths, columns ranks; a cell is the share of the steps that accepted there."""
     top = max(rank for _, rank in found.hits)
 
     def cell(depth: int, rank: int) -> str:
@@ -108,11 +108,11 @@ def map_html(found: AcceptanceMap) -> str:
     return _card("Acceptance by depth and rank", words, _table("Acceptance by depth and rank", head, rows))
 
 
-FEWEST = 5  # guesses of a kind from which something can be told
+FEWEST = 5  # fewest guesses of a kind for a statement
 
 
 def calibration_words(found: Sequence[tuple[float, float, int]]) -> str:
-    """One sentence on how well the drafts know how sure they may be, from the kind of guess that is commonest."""
+    """One sentence on how well calibrated the drafts are, from the most common kind of guess."""
     if not (enough := [one for one in found if one[2] >= FEWEST]):
         return "Too few drafted tokens were compared to tell."
     said, right, count = max(enough, key=lambda one: one[2])
@@ -120,7 +120,7 @@ def calibration_words(found: Sequence[tuple[float, float, int]]) -> str:
 
 
 def calibration_html(stats: RunStats) -> str:
-    """How sure the drafts were, and how often they were right."""
+    """The confidence of the drafts, and how often they were right."""
     found = stats.calibration
 
     rows = ((f"{said:.0%}", (_heat(f"{right:.0%}", right), f"<td>{count:,}</td>")) for said, right, count in found)
@@ -129,7 +129,7 @@ def calibration_html(stats: RunStats) -> str:
 
 
 def waste_html(stats: RunStats) -> str:
-    """Rows put through the model per token kept, split into what they were for."""
+    """Rows put through the model per token kept, split by purpose."""
     written, dropped, streams = stats.decode_tokens, stats.rows - stats.decode_tokens, stats.stream_rows
     per_token = stats.rows_per_token or 0.0
     parts = (("d1", "written", written), ("d0", "in vain", dropped), ("d3", "stream rows (top layers only)", streams))
@@ -148,7 +148,7 @@ def waste_html(stats: RunStats) -> str:
 
 
 def ideal_html(stats: RunStats, standard: RunStats, speedup: float | None) -> str:
-    """Three speed-ups: with free steps, with steps of their measured cost, and the measured one."""
+    """Three speed-ups: with steps at no extra cost, at their measured cost, and as measured."""
     tau, cost = stats.tokens_per_step, step_cost([standard], [stats])
     rows = [("if a step cost no more than a standard one", tau, "tokens per step")]
     if tau and cost and cost >= 1:

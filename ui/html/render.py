@@ -15,7 +15,7 @@ from specstream.stats import PHASES, RunStats, counted
 from ..theme import DEEPEST, depth_class
 
 NOTHING = "–"
-PATH = re.compile(r"[/~.]|[A-Za-z]:[/\\]")  # how the path of a folder begins, and no name of a model
+PATH = re.compile(r"[/~.]|[A-Za-z]:[/\\]")  # prefixes of folder paths, with which no model name begins
 LANES = {Lane.METHOD: "this run", Lane.BASELINE: "standard"}
 KEYS = "Ctrl-Enter runs, Esc stops, ← and → step"
 
@@ -28,17 +28,17 @@ WORDS = {
 
 
 def number(value: float | None, digits: int = 1, unit: str = "") -> str:
-    """A measured value for people, or a dash where nothing was measured."""
+    """A measured value for display, or a dash if nothing was measured."""
     return NOTHING if value is None else f"{value:,.{digits}f}{unit}"
 
 
 def status(text: str, tone: str = "plain") -> str:
-    """The one line that says what the page is doing. ``tone``: plain, busy, good, warn or bad."""
+    """The status line. ``tone``: plain, busy, good, warn or bad."""
     return f'<p class="ss-status ss-{escape(tone)}" role="status">{escape(text)}</p>'
 
 
 def legend(depths: int) -> str:
-    """What the colours of tokens mean, for trees of this many levels."""
+    """The legend of token colours, for trees of this many levels."""
     items = [_swatch(0, "chosen by the model")]
     shown = min(depths, DEEPEST)
     for depth in range(1, shown + 1):
@@ -85,7 +85,7 @@ def _tile(label: str, value: str, words: str) -> str:
 
 
 def acceptance(stats: RunStats, levels: int) -> str:
-    """Bars: of the drafted tokens that were compared at each depth, the share of steps that accepted one."""
+    """Bars: at each depth, the share of steps that accepted a token, of those that compared one."""
     rates = stats.acceptance_by_depth
     count = max(levels, len(rates), 1)
     rows = (_bar(d, rates[d - 1] if d <= len(rates) else None) for d in range(1, count + 1))
@@ -103,7 +103,7 @@ def _bar(depth: int, rate: float | None) -> str:
 
 
 def phases(lanes: Mapping[Lane, RunStats]) -> str:
-    """Bars: milliseconds of each phase for a token, of the method above standard decoding."""
+    """Bars: milliseconds per token in each phase, the method above standard decoding."""
     known = [(words, lanes[lane]) for lane, words in LANES.items() if lanes[lane].decode_tokens]
     if not known:
         return ""
@@ -128,7 +128,7 @@ def _phase_row(words: str, stats: RunStats, most: float) -> str:
 
 
 def model_card(info: EngineInfo, more: Iterable[tuple[str, str]] = ()) -> str:
-    """What is loaded, where it runs and why, ``more`` names and values, and what it can't do."""
+    """What is loaded, where it runs and why, ``more`` names and values, and the methods that it can't run."""
     adapter = f"{info.adapter}, {counted(info.gamma, 'stream')}" if info.gamma else "none (no streams)"
     size = f"{_millions(info.draft_parameters)} parameters, {info.draft_bytes / 1e6:,.0f} MB"
     draft_model = [("Draft model", f"{info.draft_model}, {size}")] if info.draft_bytes else []
@@ -152,7 +152,7 @@ def terms(model: str, licence: str, address: str) -> str:
 
 
 def memory_need(need: Need | None, free: int) -> str:
-    """What a model will take before it is loaded, and what is free (bytes)."""
+    """The memory that a model will take, before it is loaded, and what is free (bytes)."""
     there = f"{gigabytes(free)} are free."
     if need is None:
         return status(f"What this model needs is known once it is fetched. {there}")
@@ -170,7 +170,7 @@ def _millions(count: int) -> str:
 
 
 def model_name(model: str) -> str:
-    """A model's name; of a folder the last part of its path, which would not fit on a line."""
+    """A model's name; for a folder, the last part of its path, which would not fit on a line."""
     return model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] if PATH.match(model) else model
 
 
@@ -192,7 +192,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def tree_rows(draft: Draft) -> tuple[float, ...]:
-    """Tidy vertical places of a draft's nodes, in rows.
+    """Tidy vertical positions of a draft's nodes, in rows.
 
     Every leaf has a row of its own, a parent sits amid its children. Leaves are numbered in depth-first order, so edges
     never cross and no two nodes of one depth are less than a row apart.

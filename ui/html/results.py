@@ -20,14 +20,14 @@ Report = Mapping[str, Any]
 
 
 def task_label(name: str | None) -> str:
-    """The task in words."""
+    """A description of the task."""
     if name == SPEC_BENCH:
         return "Spec-Bench"
     return TASKS[name].label if name in TASKS else "Prompts as they are"
 
 
 def progress(words: str, done: float, total: float, left: float | None) -> str:
-    """A bar with its words; the time left where it is known."""
+    """A progress bar with its text; the time left if known."""
     share = round(100 * done / total) if total else 0
     rest = "" if left is None else f", about {duration(left)} left"
     return (
@@ -38,7 +38,7 @@ def progress(words: str, done: float, total: float, left: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it."""
+    """A duration in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min"
@@ -66,7 +66,7 @@ def _table(report: Report) -> str:
 
 
 def _by_category(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A sentence for each method, where the questions have categories."""
+    """A sentence for each method, if the questions have categories."""
     for row in rows[1:]:
         if found := row["by_category"]:
             parts = (f"{name} {_ratio(values['speedup'])}" for name, values in found.items())
@@ -74,7 +74,7 @@ def _by_category(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _calibrated(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A sentence for each method that says how sure it is; older results have none."""
+    """A sentence about the calibration of each method; older results have none."""
     for row in rows[1:]:
         if found := row.get("calibration"):
             yield f"{row['label']}: {calibration_words(found).replace('When it says', 'when it says')}"
@@ -97,12 +97,12 @@ def title(report: Report) -> str:
 
 
 def named(report: Report) -> str:
-    """What tells results apart: the name of a file, or the time."""
+    """What distinguishes results: the name of a file, or the time."""
     return str(report.get("name") or str(report["time_utc"])[:16].replace("T", " "))
 
 
 def measured(report: Report) -> str:
-    """On what it was measured, in one line."""
+    """The model and machine of a measurement, in one line."""
     adapter = f" + {model_name(report['adapter'])}" if report["adapter"] not in ("", "none") else ", no adapter"
     parts = [
         f"{model_name(report['model'])}{adapter}, {report['dtype']} on {report['device']}",
@@ -119,7 +119,7 @@ def measured(report: Report) -> str:
 
 
 def recommendation(tuned: Mapping[str, Any] | None) -> str:
-    """The settings that are fastest here, what was predicted of them, and what they brought."""
+    """The settings that are fastest here, with their predicted and measured speed-up."""
     if not tuned:
         return ""
     best = fastest_tried(tuned)
@@ -153,7 +153,7 @@ def _tried(trial: Mapping[str, Any]) -> str:
 
 
 def settings(tuned: Mapping[str, Any]) -> list[str]:
-    """The chosen settings that shape the tree, in the words of the form."""
+    """The chosen settings that shape the tree, with the labels of the form."""
     if tuned["method"] not in METHODS:
         return []
     shaping = [f for f in fields(METHODS[tuned["method"]]) if f.name in ("streams", "budget", "width", "depth")]

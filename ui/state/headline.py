@@ -1,6 +1,6 @@
-"""What a run comes to, in one line: how much faster, whether the text is the same, and in how many passes.
+"""The headline of a run: how much faster it was, whether the text is the same, and in how many passes.
 
-A run that is slower says why, and what mends it. Pure, no gradio.
+For a slower run it also says why, and what fixes it. Pure, no gradio.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from specstream.stats import RunStats, counted, step_cost
 from ..html.headline import Headline, Remedy
 from .view import View
 
-ALIKE = 0.05  # a ratio within this of 1 is no difference
-DEAR = 1.3  # standard steps: what a larger tree may cost before it is the cause of a slow run
-FEW = 1.5  # tokens a pass: fewer hardly pay for the guessing
-BUSY, FEWEST = 0.5, 8  # spread of the step times (90th less 10th percentile, by the median), and steps to tell it from
+ALIKE = 0.05  # a ratio this close to 1 counts as equal
+DEAR = 1.3  # in standard steps: a step cost above this makes the tree the cause of a slow run
+FEW = 1.5  # tokens per pass: fewer hardly pay for drafting
+BUSY, FEWEST = (
+    0.5,
+    8,
+)  # spread of the step times ((90th - 10th percentile) / median), and the fewest steps to measure it
 SAME = {
     Agreement.IDENTICAL: "same text ✓",
     Agreement.TIE: "nearly the same text ≈",
@@ -31,14 +34,14 @@ NOISY = "This machine is busy: the times scatter, so measure again."
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as standard decoding a run was: with the prompt pass, and writing only."""
+    """A run's speed-up over standard decoding: with the prompt pass, and without it."""
 
     whole: float
     writing: float | None
 
     @classmethod
     def of(cls, verdict: Verdict | None, stats: dict[Lane, RunStats]) -> Ratio | None:
-        """None where nothing was measured to compare with."""
+        """None if there is no measured baseline."""
         if verdict is None or not verdict.speedup:
             return None
         ours, standard = stats[Lane.METHOD].tokens_per_second, stats[Lane.BASELINE].tokens_per_second
@@ -66,21 +69,21 @@ def headline(view: View, again: Sequence[Ratio] = ()) -> Headline:
 
 
 def pace(ratio: float) -> str:
-    """A speed-up in words, to the digit that can be measured."""
+    """A speed-up in words, with as many digits as can be measured."""
     if abs(ratio - 1) <= ALIKE:
         return "As fast as standard decoding"
     return f"{ratio:.1f}× faster" if ratio > 1 else f"Slower: {ratio:.2g}× the speed of standard decoding"
 
 
 def passes(view: View) -> str:
-    """Passes of the model, the prompt's among them, and how many standard decoding needs for the same text."""
+    """The model's passes, including the prompt's, and how many standard decoding needs for the same text."""
     ours, standard = view.stats[Lane.METHOD], view.stats[Lane.BASELINE]
     needed = standard.steps + 1 if standard.tokens else ours.tokens
     return f"{_passes(ours.steps + 1)} instead of {needed:,}"
 
 
 def busy(steps: Sequence[Step]) -> bool:
-    """Do the times of standard decoding's steps, which are all alike, scatter?"""
+    """Whether the times of standard decoding's steps, which should be equal, scatter."""
     times = [step.total_seconds for step in steps[1:]]
     if len(times) < FEWEST:
         return False
@@ -116,7 +119,7 @@ def _said(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _measured(ratios: Sequence[Ratio]) -> str:
-    """What the ratio is of, and how sure it is."""
+    """What the ratio refers to, and how reliable it is."""
     writing = [ratio.writing for ratio in ratios if ratio.writing]
     beside = f"Prompt included; writing only, {statistics.median(writing):.1f}×." if writing else "Prompt included."
     if len(ratios) == 1:
@@ -126,7 +129,7 @@ def _measured(ratios: Sequence[Ratio]) -> str:
 
 
 def difference(verdict: Verdict) -> str:
-    """Where two texts part and why, in one plain sentence; nothing where they are the same."""
+    """Where and why two texts diverge, in one sentence; empty if they are the same."""
     at = f" from token {verdict.position + 1}" if verdict.position is not None else ""
     if verdict.agreement is Agreement.TIE:
         return f"The texts differ{at}: two words were equally likely."
@@ -134,7 +137,7 @@ def difference(verdict: Verdict) -> str:
 
 
 def _cause(view: View) -> tuple[str, Remedy | None]:
-    """Why a run was slower than standard decoding, and what mends it."""
+    """Why a run was slower than standard decoding, and what fixes it."""
     ours, standard = view.stats[Lane.METHOD], view.stats[Lane.BASELINE]
     cost, gain = step_cost([standard], [ours]), ours.tokens_per_step
     if not cost or not gain or cost < 1:

@@ -30,7 +30,7 @@ from ..state.view import View
 from ..theme import depth_class
 
 TAB = "howto"
-IN_THE_CODE = "In the code"  # a section of the metrics for those who read it
+IN_THE_CODE = "In the code"  # a section of the metrics for readers of the code
 METRICS = data_file("docs/metrics.md")
 PAPER = "https://arxiv.org/abs/2402.11131"
 PAPER_NAME = "Speculative Streaming: Fast LLM Inference without Auxiliary Models"
@@ -38,7 +38,7 @@ PAPER_NAME = "Speculative Streaming: Fast LLM Inference without Auxiliary Models
 
 @dataclass(frozen=True)
 class Story:
-    """What the pictures tell of: the steps of both lanes of a run (their prompt passes first), and their numbers."""
+    """The data of the pictures: the steps of both lanes of a run (their prompt passes first), and their numbers."""
 
     info: EngineInfo
     steps: list[Step]
@@ -49,7 +49,7 @@ class Story:
 
     @property
     def deepest(self) -> int:
-        """The step whose draft goes deepest, of several the one that was right most: most streams are at work there."""
+        """The step with the deepest draft, of several the one with most accepted: it uses the most streams."""
 
         def worth(index: int) -> tuple[int, int]:
             draft = self.steps[index].draft
@@ -73,7 +73,7 @@ class Story:
         return max(range(1, len(self.steps)), key=worth)
 
     def before(self, index: int) -> list[str]:
-        """The texts of all tokens that were there before a step; the last is the root of its tree."""
+        """The texts of all tokens before a step; the last is the root of its tree."""
         return [token.text for step in self.steps[:index] for token in step.tokens]
 
     @property
@@ -95,7 +95,7 @@ def story(recorded: Recording) -> Story:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A picture with its words. ``picture`` and ``more`` are HTML, ``words`` plain sentences."""
+    """A picture with its explanation. ``picture`` and ``more`` are HTML, ``words`` plain sentences."""
 
     title: str
     picture: str
@@ -191,7 +191,7 @@ def _gain(tale: Story) -> Lesson:
 
 
 def limits(tale: Story) -> Iterator[str]:
-    """Honest sentences, those about this run with its numbers."""
+    """Sentences about the limits of the method, with the numbers of this run."""
     ours, top = tale.stats[Lane.METHOD], top_layers(tale.info.stream_layers)
     rows, streams = (count / max(ours.steps, 1) for count in (ours.rows, ours.stream_rows))
     yield (
@@ -218,7 +218,7 @@ def limits(tale: Story) -> Iterator[str]:
 
 
 def _frames(steps: list[Step]) -> str:
-    """The text of the run, a frame for every pass, each token in the colour of its depth."""
+    """The text of the run, with a frame for every pass, and each token in the colour of its depth."""
     passes = ("".join(_token(token.text, token.depth) for token in step.tokens) for step in steps)
     frames = "".join(f'<li class="ss-frame">{tokens}</li>' for tokens in passes)
     return f'<ol class="ss-frames" aria-label="The text of the run, pass by pass">{frames}</ol>'
@@ -248,7 +248,7 @@ def _bar(name: str, what: str, value: float, longest: float, colour: str, digits
 
 
 def html(tale: Story) -> str:
-    """The five lessons as a list; each term is explained where it comes first."""
+    """The five lessons as a list; each term is explained at its first occurrence."""
     known: set[str] = set()
     return f'<ol class="ss-lessons">{"".join(_lesson(lesson, known) for lesson in lessons(tale))}</ol>'
 
@@ -265,7 +265,7 @@ def _lesson(lesson: Lesson, known: set[str]) -> str:
 
 
 def glossary() -> list[tuple[str, str]]:
-    """Titles and Markdown of the sections of docs/metrics.md. Links into the documentation become plain words."""
+    """Titles and Markdown of the sections of docs/metrics.md. Links into the documentation become plain text."""
     text = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", METRICS.read_text(encoding="utf-8"))
     first, *rest = re.split(r"(?m)^## ", text)
     sections = [("One run", first.split("\n", 1)[1].strip())]
@@ -275,7 +275,7 @@ def glossary() -> list[tuple[str, str]]:
 
 @dataclass
 class HowTo:
-    """The parts that change: the step that is walked through, and the button that takes it from the last run."""
+    """The parts that change: the walk-through, and the button that takes its step from the last run."""
 
     walk: gr.HTML
     mine: gr.Button

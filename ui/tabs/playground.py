@@ -41,23 +41,23 @@ from ..state.methods import Offer, mismatch
 from ..state.view import View
 
 PROMPTS = data_file("assets/prompts.json")
-RUN, STOP = "Run", "Stop"  # what the button says
+RUN, STOP = "Run", "Stop"  # labels of the button
 PRESS_RUN = "() => document.getElementById('run').click()"
-MOST_WAITING = 64  # runs that wait for the model at a time, told their place; more wait in gradio's own queue
+MOST_WAITING = 64  # most runs that wait for the model and are shown their place; more wait in gradio's own queue
 
 _numbers = count(1)
 
 
 @dataclass(frozen=True)
 class Last:
-    """The run that is shown, and what it asked for of which model: it can be measured again."""
+    """The displayed run, with its request and model, so that it can be measured again."""
 
     ask: RunRequest
     view: View
     info: EngineInfo | None
 
     def still(self, info: EngineInfo | None) -> bool:
-        """Is the same model loaded?"""
+        """Whether the same model is loaded."""
         return (
             info is not None
             and self.info is not None
@@ -75,7 +75,7 @@ class Playground:
     prompt: gr.Textbox
     task: gr.Dropdown
     method: gr.Dropdown
-    wish: gr.State  # the method that the visitor chose: it comes back with the next model that can run it
+    wish: gr.State  # the method that the visitor chose; it is selected again with the next model that can run it
     compare: gr.Checkbox
     run: gr.Button
     status: gr.HTML
@@ -99,17 +99,17 @@ class Playground:
 
     @property
     def form(self) -> list[Any]:
-        """What a newly loaded model or another task changes."""
+        """The components that a newly loaded model or another task updates."""
         parts = [*self.panel.outputs, *self.suit.outputs, self.chat.group]
         return [*parts, self.method, self.task, self.prompt, self.status]
 
     @property
     def chosen(self) -> list[Any]:
-        """What a newly loaded model is fitted to."""
+        """The inputs of the update for a newly loaded model."""
         return [self.task, self.wish, self.prompt]
 
     def ask(self, values: Mapping[Any, Any], info: EngineInfo | None) -> RunRequest:
-        """What the form asks for, of the model that is loaded. Raises ValueError with one sentence."""
+        """The request in the form, for the loaded model. Raises ValueError with one sentence."""
         prompt = values[self.prompt] or ""
         check_prompt(prompt)
         method, sampling = self.settings.parse(values, values[self.method])
@@ -124,7 +124,7 @@ class Playground:
         return {self.run: gr.update(value=STOP, variant="stop"), self.view.again: gr.update(interactive=False)}
 
     def asked(self, ask: RunRequest) -> Updates:
-        """A chat's message moves from the box into the conversation."""
+        """Move a chat's message from the box into the conversation."""
         return {self.prompt: ""} | self.chat.asked(ask.chat, ask.prompt) if ask.chat else {}
 
     def answering(self, ask: RunRequest, view: View) -> Updates:
@@ -132,8 +132,8 @@ class Playground:
         return self.chat.writing(ask.chat, ask.prompt, view.steps) if ask.chat else {}
 
     def answered(self, ask: RunRequest, view: View) -> Updates:
-        """A chat's turn is complete. Where it is not, because nothing was answered or the answer was broken off, the
-        message is back in the box: the model would take the fragment for all that it had to say."""
+        """A chat's turn is complete. If it is not, because nothing was answered or the answer was interrupted, the
+        message goes back into the box: the model would mistake the fragment for its complete answer."""
         if not ask.chat:
             return {}
         if view.text and view.whole:
@@ -141,11 +141,11 @@ class Playground:
         return self.chat.stopped(ask.chat, ask.prompt, view.steps) | {self.prompt: ask.prompt}
 
     def suited(self, task: str, info: EngineInfo | None) -> Updates:
-        """What the choice of a task changes."""
+        """The changes when a task is chosen."""
         return self.suit.updates(task, info, bundled) | self.chat.visible(task, info)
 
     def loaded(self, state: State, offer: Offer, task: str, wish: str, prompt: str = "") -> Updates:
-        """What a newly loaded model changes in the form, in which ``task`` is chosen and the method ``wish`` was."""
+        """The changes in the form for a newly loaded model; ``task`` is the chosen task, ``wish`` the wanted method."""
         updates = self.panel.updates(state)
         if state.loading:
             updates[self.status] = render.status(f"Loading the model: {model_panel.progress(state)}", "busy")
@@ -160,7 +160,7 @@ class Playground:
 
 
 def example_of(task: str, prompt: str) -> str:
-    """The example of another task, where the prompt is one that was shown, not the visitor's own; else nothing."""
+    """The example of another task, if the prompt is an example and not the visitor's own; else nothing."""
     known = {example["prompt"]: example["task"] for example in examples()}
     if known.get(prompt, task) == task:
         return ""
@@ -168,7 +168,7 @@ def example_of(task: str, prompt: str) -> str:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises ValueError for an empty prompt. Whether one is too long is for the model to say, which counts tokens."""
+    """Raises ValueError for an empty prompt. Whether one is too long, the model decides by counting tokens."""
     if not prompt.strip():
         raise ValueError("The prompt is empty: type some text or choose an example first.")
 
@@ -184,32 +184,32 @@ def task_choices() -> list[tuple[str, str]]:
 
 
 def shown_examples() -> list[dict[str, str]]:
-    """Those that are offered under the prompt, named by what they show; the others are the benchmark's."""
+    """The examples offered under the prompt, named by what they show; the others are for the benchmark."""
     return [example for example in examples() if "shows" in example]
 
 
 def prompt_box(prompt: str) -> gr.Textbox:
-    """Where a prompt is written, here and in Compare."""
+    """The prompt field, here and in Compare."""
     return gr.Textbox(
         prompt, label="Prompt", show_label=False, container=False, lines=2, max_lines=8, elem_classes="ss-prompt"
     )
 
 
 def task_box(task: str) -> gr.Dropdown:
-    """What the prompt is for, here and in Compare."""
+    """The task field, here and in Compare."""
     return gr.Dropdown(
         task_choices(), value=task, label="Task", interactive=True, min_width=140, scale=2, elem_classes="ss-inline"
     )
 
 
 def example_buttons() -> list[gr.Button]:
-    """A row of them."""
+    """A row of examples."""
     with gr.Row(elem_classes="ss-examples"):
         return [gr.Button(known["shows"], size="sm", min_width=60, scale=0) for known in shown_examples()]
 
 
 def fill_with_examples(buttons: list[gr.Button], tab: Playground) -> None:
-    """Each button fills an example's prompt and task in, in the browser; then the adapter of the task is loaded."""
+    """Each button fills in an example's prompt and task, in the browser; then the task's adapter is loaded."""
     for button, known in zip(buttons, shown_examples(), strict=True):
         values = f"() => {json.dumps([known['prompt'], known['task']], ensure_ascii=False)}"
         filled = button.click(None, None, [tab.prompt, tab.task], js=values, api_visibility="private")
@@ -244,7 +244,7 @@ def layout(engines: Engines) -> Playground:
 
 
 def drawer(engines: Engines) -> tuple[ModelPanel, Controls, gr.Checkbox]:
-    """Model and settings, folded away under the name of what is loaded."""
+    """Model and settings, folded under the name of what is loaded."""
 
     def more() -> tuple[Controls, gr.Checkbox]:
         gr.HTML('<h2 class="ss-heading">Settings of the run</h2>')
@@ -260,13 +260,13 @@ def drawer(engines: Engines) -> tuple[ModelPanel, Controls, gr.Checkbox]:
 
 
 class RunEvents:
-    """What the tab's events do with runs."""
+    """The handlers of events about runs."""
 
     def __init__(self, tab: Playground, engines: Engines, runlog: RunLog | None) -> None:
         self._tab, self._engines, self._runlog, self._jobs = tab, engines, runlog, Jobs()
 
     def run(self, values: dict[Any, Any], request: gr.Request) -> Iterator[Updates]:
-        if values[self._tab.run] == STOP:  # of a run that was found when the page was loaded again
+        if values[self._tab.run] == STOP:  # of a run that a reloaded page found
             yield {self._tab.status: gr.skip()}
             return
         try:
@@ -322,7 +322,7 @@ class RunEvents:
 
 
 class ModelEvents:
-    """What the tab's events do with the model."""
+    """The handlers of events about the model."""
 
     def __init__(self, tab: Playground, engines: Engines) -> None:
         self._tab, self._engines = tab, engines
@@ -334,7 +334,7 @@ class ModelEvents:
             ) | self.ready(state)
 
     def load_fitting(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
-        """Load the adapter of a task. The model is read again with it, for an adapter is merged into its weights."""
+        """Load the adapter of a task. This loads the model again, because the adapter is merged into its weights."""
         choice = self._engines.choice | {"adapter": task}
         for state in model_panel.request_load(self._engines, choice):
             yield (
@@ -344,13 +344,13 @@ class ModelEvents:
             )
 
     def changing(self, task: str, state: State) -> Updates:
-        """What is being done for a task that was chosen."""
+        """A message about the load for a chosen task."""
         waits = state.words.startswith("Waiting")
         words = model_panel.progress(state) if waits else f"Loading the adapter for {TASKS[task].label}"
         return {self._tab.status: render.status(words, "busy")}
 
     def suited(self, task: str) -> Updates:
-        """What the choice of a task changes. Nothing is missing where its adapter is about to be loaded."""
+        """The changes when a task is chosen, without a hint while its adapter is about to be loaded."""
         state, tab = self._engines.state, self._tab
         coming = state.loading or task_hint.loads_by_itself(task, state, self._engines.choice)
         return tab.suit.updates(task, None if coming else state.info, bundled) | tab.chat.visible(task, state.info)
@@ -362,7 +362,7 @@ class ModelEvents:
             yield self._tab.suited(task, self._engines.state.info)
 
     def wished(self, method: str, wish: str) -> str:
-        """A list that is left says its value too: one that stands in for a method that can't run is no wish."""
+        """Leaving the list reports its value too; a substitute for a method that can't run is not a choice."""
         return wish if method == self._engines.offer.fitting(wish) else method
 
     def ready(self, state: State) -> Updates:
@@ -412,10 +412,10 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
 
 
 def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iterator[Updates]:
-    """Watch a run and say what changes on the page. Closing the iterator is leaving: see ``Job.batches``."""
+    """Watch a run and yield the changes of the page. Closing the iterator means leaving: see ``Job.batches``."""
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
-    # The button is in every update: of two that arrive together gradio's page loses what the later one leaves out. And
-    # each has a dict of its own, for gradio takes the value out of it.
+    # The button is in every update: of two that arrive together, gradio's page loses what the later one omits. And
+    # each has a separate dict, because gradio removes the value from it.
     begun = tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone)} | tab.view.begun()
     yield begun | tab.view.running(view) | tab.busy()
     with closing(run.batches(session)) as batches:
@@ -433,7 +433,7 @@ def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iter
 
 
 def measured_again(tab: Playground, job: Again, view: View, session: str) -> Iterator[Updates]:
-    """Watch the further measurements of a run, and say what they come to together."""
+    """Watch the further measurements of a run, and yield their combined result."""
     found: list[Ratio] = []
     words = "Measuring again"
     yield tab.busy() | {tab.status: render.status(words, "busy")}
@@ -448,7 +448,7 @@ def measured_again(tab: Playground, job: Again, view: View, session: str) -> Ite
 
 
 def last_run(tab: Playground, runlog: RunLog | None, who: str, kept: Chat) -> Updates:
-    """What a page that is loaded again shows: the visitor's last run, from the log, and the conversation ``kept``."""
+    """What a reloaded page shows: the visitor's last run, from the log, and the conversation ``kept``."""
     try:
         found = runlog.runs(limit=1, visitor=who) if runlog is not None else []
         if runlog is None or not found:
@@ -464,7 +464,7 @@ def last_run(tab: Playground, runlog: RunLog | None, who: str, kept: Chat) -> Up
 
 
 def show_own_settings(tab: Playground, engines: Engines) -> None:
-    """What a method does, or why it can't run, and its settings are shown while it is chosen."""
+    """Show what the chosen method does, or why it can't run, and its settings."""
     owned = list(tab.settings.of_method())
 
     def chosen(name: str) -> list[Any]:

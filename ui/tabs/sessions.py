@@ -185,7 +185,7 @@ def owner(key: str | None, own: bool) -> str | None:
 
 
 def _said(html: str) -> Any:
-    """Words where there are some; nothing takes no room."""
+    """The text; hidden if it is empty."""
     return gr.update(value=html, visible=bool(html))
 
 
