@@ -26,6 +26,7 @@ from tests.test_golden import PROMPT, TEMPERATURES, Oracle
 
 FORMATS = ["float32", "float16", *(["bfloat16"] if computes_bfloat16("cpu") else [])]
 FORM = {"float16": cpu_linear.FLOAT16}
+OWN_FORWARD = {"opt", "gpt2"}  # what enters their first layer is more than the embedding
 STOCK_SUMS = {"gpt2"}  # its linear layers are of a kind that is not packed: PyTorch's own sums depend on the rows
 
 
@@ -114,6 +115,24 @@ def test_every_step_is_that_of_standard_decoding(family: str, kind: str, monkeyp
         steps = tiny.finish(run, twin)
         assert max(len(s.tokens) for s in steps) > 3 and max(len(s.draft) for s in steps) > 30
         assert twin.compared > 20
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_calling_the_layers_is_what_the_model_does(family: str) -> None:
+    """Families that add positions to the embedding, as OPT, or to what a layer is given, keep their own forward."""
+    anatomy, _ = ready(family, "float32")
+    draft = Draft((3, 4, 5), (-1, 0, 0), (1.0,) * 3)
+    found = []
+    for direct in (True, False):
+        target = ModelTarget(anatomy)
+        target.direct = direct
+        target.prefill(PROMPT)
+        assert target._calls is not None and target.cache is not None
+        assert target._calls.whole == (family not in OWN_FORWARD)
+        found.append(
+            [target.verify(7, draft), *(t for layer in target.cache.layers for t in (layer.keys, layer.values))]
+        )
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("deferred", [False, True])

@@ -19,7 +19,7 @@ from specstream.decoding.loop import Run
 from specstream.events import Draft, Fate, Origin, Step
 from specstream.model import cpu_linear
 from specstream.model.introspection import dissect
-from specstream.model.partial_forward import TopLayers
+from specstream.model.partial_forward import RecordedCalls
 from specstream.params import Medusa, Sampling, Streaming
 from specstream.stats import summarize
 from specstream.streams.stream_attention import PassLayout, Streams
@@ -244,13 +244,14 @@ def test_deferred_leaves_no_hooks_and_no_cache() -> None:
 
 def test_top_layers_alone_give_what_the_model_gives() -> None:
     anatomy, _ = tiny.model_with_adapter("qwen3")
-    top = TopLayers(anatomy, 2)
+    calls = RecordedCalls(anatomy)
     ids = torch.tensor([PROMPT], device=tiny.DEVICE)
-    with torch.no_grad(), top.recorded():
+    with torch.no_grad(), calls.recorded():
         states = anatomy.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
     mask = torch.ones(1, len(PROMPT), len(PROMPT), device=tiny.DEVICE).tril().bool()
     with torch.no_grad():
-        out = top.run(states[2], {"full_attention": mask}, torch.arange(len(PROMPT), device=tiny.DEVICE)[None], 0)
+        rows = calls.rows({"full_attention": mask}, torch.arange(len(PROMPT), device=tiny.DEVICE)[None], 0)
+        *_, out = calls.run(states[2], rows, range(2, len(anatomy.layers)))
         torch.testing.assert_close(anatomy.normed(out), states[-1], atol=1e-5, rtol=1e-4)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from specstream.decoding.encode import Tokenizer
 
+LONG = 16  # new tokens after which the window moves on: each move decodes once more
 MARK = "\ufffd"  # what an unfinished UTF-8 character decodes to
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte-fallback piece of SentencePiece vocabularies
 
@@ -16,9 +17,9 @@ class TextStream:
 
     It decodes a window of the newest tokens and gives out what is new. Held back is what later tokens can still
     change: a character whose last bytes are missing, a run of byte-fallback pieces (one wrong byte turns the whole run
-    into replacement marks), and an end that could be the start of a stop string. Once nothing is held back the window
-    moves on. It keeps the tokens of the last move as context, because many decoders treat the first token of a text
-    in a way of its own.
+    into replacement marks), and an end that could be the start of a stop string. Once it is long and nothing is held
+    back, the window moves on. It keeps the tokens since the last move as context, because many decoders treat the first
+    token of a text in a way of its own.
 
     A stop string is cut off with all that follows. One that is the name of a special token ends the text where that
     token comes.
@@ -45,7 +46,7 @@ class TextStream:
             return "", False
         new = pending[: len(pending) - self._begun(pending)]
         self._given += len(new)
-        if new and self._given == len(self._text):
+        if new and self._given == len(self._text) and len(self._ids) - self._context >= LONG:
             self._move_on()
         return new, False
 

@@ -84,7 +84,7 @@ class Run:
         with clock.phase("accept"):
             picks, texts = self._accept(draft, logits)
             scores = verify.Scores.of(logits, picks)
-            if scores.totals.isnan().any():
+            if not scores.finite():
                 raise NotFinite("The model's numbers are not finite any more: choose float32, or another model.")
             judged = verify.judge(draft, picks, scores, self.target.pruned)
             draft = replace(judged, texts=tuple(map(self.show, draft.tokens)))
@@ -121,7 +121,7 @@ class Run:
 
     @staticmethod
     def _tokens(draft: Draft, picks: list[verify.Pick], texts: list[str], scores: verify.Scores) -> tuple[Token, ...]:
-        values = scores.logprobs(range(len(picks)), [p.token for p in picks]).tolist()
+        values = scores.logprobs(range(len(picks)), [p.token for p in picks])
         depths = draft.depths()
         return tuple(
             Token(p.token, text, Origin.DRAFT, depths[p.node], p.node, value)

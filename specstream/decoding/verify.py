@@ -7,9 +7,10 @@ Where the picker knows of a draw, the ratio rule makes the choice (``specstream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -71,22 +72,32 @@ def _likeliest(logits: Tensor) -> Callable[[int], int]:
 
 class Scores(NamedTuple):
     """The target's logits ``[rows, vocab]``, the row of each pick, and the logarithm of its sum of exponentials
-    ``[picks]``."""
+    ``[picks]``. Arrays on a CPU, tensors elsewhere."""
 
-    logits: Tensor
+    logits: Any
     rows: list[int]
-    totals: Tensor
+    totals: Any
 
     @classmethod
     def of(cls, logits: Tensor, picks: Sequence[Pick]) -> Scores:
         """Row by row: how a sum over several rows is shared out to threads depends on their number."""
         rows = [pick.scored for pick in picks]
-        return cls(logits, rows, torch.cat([log_total(logits[row]) for row in rows]))
+        totals = torch.cat([log_total(logits[row]) for row in rows])
+        if logits.device.type != "cpu":
+            return cls(logits, rows, totals)
+        return cls(logits.numpy(), rows, totals.numpy())
 
-    def logprobs(self, picks: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Log-probabilities ``[n]`` of tokens, each at the row of one of the picks, given by its index."""
+    def finite(self) -> bool:
+        """Whether no logit of these rows is NaN."""
+        return not any(map(math.isnan, self.totals.tolist()))
+
+    def logprobs(self, picks: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """Log-probabilities of tokens, each at the row of one of the picks, given by its index."""
         index = list(picks)
-        return self.logits[[self.rows[i] for i in index], list(tokens)] - self.totals[index]
+        if not index:
+            return []
+        found = self.logits[[self.rows[i] for i in index], list(tokens)] - self.totals[index]
+        return cast(list[float], found.tolist())
 
 
 def judge(draft: Draft, picks: Sequence[Pick], scores: Scores, pruned: Collection[int] = ()) -> Draft:
@@ -94,11 +105,11 @@ def judge(draft: Draft, picks: Sequence[Pick], scores: Scores, pruned: Collectio
     order = {pick.row: i for i, pick in enumerate(picks)}
     taken = {pick.node for pick in picks}
     reached = [(node, order[p + 1]) for node, p in enumerate(draft.parents) if p + 1 in order]
-    values = scores.logprobs([i for _, i in reached], [draft.tokens[node] for node, _ in reached]).exp().tolist()
+    values = scores.logprobs([i for _, i in reached], [draft.tokens[node] for node, _ in reached])
     probs: list[float | None] = [None] * len(draft)
     fates = [Fate.PRUNED if node in pruned else Fate.UNREACHED for node in range(len(draft))]
     for (node, _), value in zip(reached, values, strict=True):
-        probs[node] = value
+        probs[node] = math.exp(value)
         if node not in pruned:
             fates[node] = Fate.ACCEPTED if node in taken else Fate.REJECTED
     return replace(draft, fate=tuple(fates), target_probs=tuple(probs))

@@ -67,9 +67,12 @@ class Anatomy:
             states = module(states)
         return states
 
-    def head_logits(self, states: Tensor, head: nn.Module | None = None) -> Tensor:
-        """Logits, float32 ``[..., vocab]``, of states after the final norm, by the LM head or a substitute for it."""
-        out = (head or self.head)(states).float()
+    def head_logits(self, states: Tensor, head: nn.Module | None = None, rows: int | None = None) -> Tensor:
+        """Logits, float32 ``[..., vocab]``, of states after the final norm, by the LM head or a substitute for it.
+
+        With ``rows``, only the logits of the first ones, though the head sees all.
+        """
+        out = (head or self.head)(states)[:rows].float()
         return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
 
     def linears(self, layer: int) -> dict[str, nn.Module]:

@@ -20,10 +20,12 @@ class Buffers:
     def __init__(self, layers: int, key: Tensor, value: Tensor, capacity: int) -> None:
         self.keys = key.new_zeros(layers, 1, key.shape[1], key.shape[3], capacity)
         self.values = value.new_zeros(layers, 1, value.shape[1], capacity, value.shape[3])
+        self.by_layer = list(zip(self.keys, self.values, strict=True))
 
     def reserve(self, capacity: int) -> None:
         more = capacity - self.keys.shape[-1]
         self.keys, self.values = pad(self.keys, (0, more)), pad(self.values, (0, 0, 0, more))
+        self.by_layer = list(zip(self.keys, self.values, strict=True))
 
     def move(self, start: int, sources: Tensor, layers: slice) -> None:
         """Copy the positions ``sources`` to those from ``start`` on."""
@@ -71,7 +73,7 @@ class Layer(CacheLayerMixin):
     def whole(self) -> tuple[Tensor, Tensor]:
         """Keys ``[1, heads, head_dim, capacity]`` and values ``[1, heads, capacity, head_dim]``."""
         assert self._buffers is not None
-        return self._buffers.keys[self._index], self._buffers.values[self._index]
+        return self._buffers.by_layer[self._index]
 
     @property
     def keys(self) -> Tensor | None:

@@ -6,6 +6,7 @@ only form that is correct for both eager and SDPA attention.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ Masks = dict[str, Tensor]  # by layer type, boolean [B, rows, keys]
 def tree_mask(rows: list[list[int]], prefix: int) -> Tensor:
     """Boolean ``[1, n, prefix + n]``: row i sees the prefix and the rows listed in ``rows[i]``."""
     n = len(rows)
-    mask = torch.zeros(1, n, prefix + n, dtype=torch.bool)
-    mask[:, :, :prefix] = True
-    for i, visible in enumerate(rows):
-        mask[0, i, [prefix + v for v in visible]] = True
+    own = [[False] * n for _ in rows]
+    for row, visible in zip(own, rows, strict=True):
+        for other in visible:
+            row[other] = True
+    mask = torch.ones(1, n, prefix + n, dtype=torch.bool)
+    mask[0, :, prefix:] = torch.tensor(own)
     return mask
 
 
@@ -48,16 +51,28 @@ def with_streams(mask: Tensor, nodes: Tensor, gamma: int) -> Tensor:
     Node rows never see a stream. Stream j of a node sees what its node sees, and streams 1..j of the same node.
     """
     batch, n, keys = mask.shape
-    carried = nodes.shape[1]
-    streams = carried * gamma
+    view = mask.gather(1, nodes[:, :, None].expand(-1, -1, keys))  # [B, S, k]
+    streams = nodes.shape[1] * gamma
     out = mask.new_zeros(batch, n + streams, keys + streams)
     out[:, :n, :keys] = mask
-    view = mask.gather(1, nodes[:, :, None].expand(-1, -1, keys))  # [B, S, k]
-    out[:, n:, :keys] = view.repeat_interleave(gamma, dim=1)
-    number = torch.arange(streams, device=mask.device)
-    node, stream = number // gamma, number % gamma
-    out[:, n:, keys:] = (node[:, None] == node) & (stream[:, None] >= stream)
+    out[:, n:] = of_streams(view, gamma)
     return out
+
+
+def of_streams(view: Tensor, gamma: int) -> Tensor:
+    """The stream rows of ``with_streams`` alone, boolean ``[B, S * gamma, k + S * gamma]``, of what the nodes see:
+    ``view`` ``[B, S, k]``."""
+    batch, carried, _ = view.shape
+    own = _beside(carried, gamma, view.device).expand(batch, -1, -1)
+    return torch.cat([view.repeat_interleave(gamma, dim=1), own], 2)
+
+
+@functools.lru_cache(maxsize=8)
+def _beside(nodes: int, gamma: int, device: torch.device) -> Tensor:
+    """Boolean ``[S * gamma, S * gamma]``: which streams a stream sees."""
+    number = torch.arange(nodes * gamma, device=device)
+    node, stream = number // gamma, number % gamma
+    return (node[:, None] == node) & (stream[:, None] >= stream)
 
 
 def additive(mask: Tensor, dtype: torch.dtype, keys: int = 0) -> Tensor:

@@ -1,4 +1,5 @@
-"""Rows of our own for the top layers of a stock model: what they see, where they stand, and a pass of them alone.
+"""Rows of our own for the layers of a stock model: what they see, where they stand, and passes that call the layers
+alone.
 
 A layer is called with the arguments that the model gives it, but for its rows' states, masks, positions and rotary
 tables. So there is no code per family here.
@@ -6,12 +7,14 @@ tables. So there is no code per family here.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from specstream.model.introspection import Anatomy, bind
 from specstream.model.masks import Masks, additive
@@ -43,7 +46,7 @@ class Rotations:
 
 
 class Rows:
-    """Rows put through the top layers: what each sees (``masks`` by layer type) and its position ``[B, rows]``.
+    """Rows put through some layers: what each sees (``masks`` by layer type) and its position ``[B, rows]``.
 
     ``keys`` is the number of keys that attention is given, where that is more than the masks cover.
     """
@@ -65,29 +68,49 @@ class Rows:
         return call
 
 
-class TopLayers:
-    """The top ``count`` layers of a model, run alone: once a pass was recorded, with its arguments but other rows.
+class RecordedCalls:
+    """How a model calls its layers, recorded in one pass of a run, to call them again for other rows.
 
-    ``instead`` are layers to run in their place: copies with other weights.
+    ``whole`` tells whether the layers, with the embedding before and the tail after them, are all that the pass was:
+    each was given the very tensor that the one before it returned, and no tensors but those that ``Rows`` arranges.
     """
 
-    def __init__(self, anatomy: Anatomy, count: int, instead: Sequence[nn.Module] = ()) -> None:
-        self._anatomy, self._first = anatomy, len(anatomy.layers) - count
-        self._layers = instead or anatomy.layers[self._first :]
+    OURS = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self._anatomy = anatomy
         self._calls: dict[int, dict[str, Any]] = {}
         self._rotations = Rotations()
+        self.whole = False
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """While open, a forward pass of the model is recorded."""
-        layers = list(enumerate(self._anatomy.layers))[self._first :]
-        hooks = [m.register_forward_hook(self._rotations.note, with_kwargs=True) for m in self._anatomy.rotaries]
-        hooks += [layer.register_forward_pre_hook(self._note(i), with_kwargs=True) for i, layer in layers]
+        """While open, a pass of the decoder is recorded."""
+        anatomy = self._anatomy
+        chain = [anatomy.model.get_input_embeddings(), *anatomy.layers, *anatomy.tail]
+        given: list[Any] = []
+        returned: list[Any] = []
+
+        def enters(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            given.append(args[0] if args else kwargs.get("hidden_states"))
+
+        def leaves(_module: nn.Module, _args: Any, out: Any) -> None:
+            returned.append(out[0] if isinstance(out, tuple) else out)
+
+        hooks = [m.register_forward_hook(self._rotations.note, with_kwargs=True) for m in anatomy.rotaries]
+        hooks += [
+            layer.register_forward_pre_hook(self._note(i), with_kwargs=True) for i, layer in enumerate(anatomy.layers)
+        ]
+        hooks += [m.register_forward_pre_hook(enters, with_kwargs=True) for m in chain[1:]]
+        hooks += [m.register_forward_hook(leaves) for m in chain]
+        hooks.append(anatomy.decoder.register_forward_hook(lambda _m, _args, out: given.append(out[0])))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+        linked = len(given) == len(returned) == len(chain) and all(map(operator.is_, given, returned))
+        self.whole = linked and not any(map(self._of_a_row, self._calls.values()))
 
     def _note(self, index: int) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -95,17 +118,26 @@ class TopLayers:
 
         return hook
 
-    def run(self, states: Tensor, masks: Masks, positions: Tensor, keys: int) -> Tensor:
-        """States ``[B, rows, hidden]`` at layer N - count to those after the last layer; the cache holds ``keys`` keys.
+    def _of_a_row(self, call: dict[str, Any]) -> bool:
+        """Whether a layer is given tensors that may be other ones for other rows, which we don't know how to make."""
+        others = {name: value for name, value in call.items() if name not in self.OURS}
+        return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(others))
 
-        The cache of these layers holds the rows afterwards: the caller drops them.
+    def rows(self, masks: Masks, positions: Tensor, keys: int) -> Rows:
+        """Rows for ``run``, of which the cache holds ``keys`` keys."""
+        return Rows(self._anatomy, masks, positions, self._rotations, keys)
+
+    def run(self, states: Tensor, rows: Rows, layers: range, instead: Sequence[nn.Module] = ()) -> Iterator[Tensor]:
+        """States ``[B, rows, hidden]`` after each of ``layers``, of those that enter the first one.
+
+        ``instead`` are layers to run in their place: copies with other weights. The cache of these layers holds the
+        rows afterwards: the caller drops them.
         """
-        rows = Rows(self._anatomy, masks, positions, self._rotations, keys)
-        for layer, (index, call) in zip(self._layers, self._calls.items(), strict=True):
-            call = rows.arrange(call, self._anatomy.layer_types[index])
-            out = layer(**call | {"hidden_states": states})
+        types = self._anatomy.layer_types
+        for index, layer in zip(layers, instead or self._anatomy.layers[layers.start : layers.stop], strict=True):
+            out = layer(**rows.arrange(self._calls[index], types[index]) | {"hidden_states": states})
             states = out[0] if isinstance(out, tuple) else out
-        return states
+            yield states
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from specstream.hub import download
 from specstream.installation import environment, python
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
-from specstream.model.introspection import Anatomy, dissect
+from specstream.model.introspection import Anatomy, bind, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
 from specstream.model.quantized import Int8Linear
 from specstream.target.self_test_cache import PACKAGE, digest
@@ -36,6 +36,7 @@ MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls o
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
 LIMIT = 600  # seconds that a build may take
 CACHE = "past_key_values"
+LEAN = {"memory_planning": True, "memory_pool": "intermediates"}  # of the compiler: one allocation a call
 COMPILED_IN = (  # files of the package
     "model/attention.py",
     "model/cpu_linear.py",
@@ -64,7 +65,7 @@ class CompiledLayer:
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get(CACHE)
-        if args or not isinstance(cache, TreeCache) or not self._fits(hidden_states, kwargs):
+        if args or not isinstance(cache, TreeCache) or not self._fits(hidden_states, cache, kwargs):
             return self._own(hidden_states, *args, **kwargs)
         rows = hidden_states.shape[1]
         layer = cache.layers[self._index]
@@ -73,14 +74,14 @@ class CompiledLayer:
         (out,) = self._run([hidden_states, *extras, *layer.whole(), slots, *self._weights])
         return (out,) if self._tuple else out
 
-    def _fits(self, states: Tensor, kwargs: dict[str, Any]) -> bool:
-        layer = kwargs[CACHE].layers[self._index]
+    def _fits(self, states: Tensor, cache: TreeCache, kwargs: dict[str, Any]) -> bool:
+        size = states.shape
         return (
-            LEAST <= states.shape[1] <= MOST_ROWS
-            and states.shape[0] == 1
+            LEAST <= size[1] <= MOST_ROWS
+            and size[0] == 1
             and states.dtype == self._dtype
-            and layer.is_initialized
-            and all(kwargs.get(name) == value for name, value in self._constants.items())
+            and cache.layers[self._index].is_initialized
+            and self._constants.items() <= kwargs.items()
         )
 
 
@@ -312,8 +313,8 @@ def _one_layer(folder: Path, dtype: torch.dtype, form: Format) -> Anatomy:
     return anatomy
 
 
-def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
-    """How the model calls its layer in a pass: its arguments, and whether a tuple comes back."""
+def _call(anatomy: Anatomy) -> tuple[dict[str, Any], bool]:
+    """How the layer is called in a pass: its arguments, and whether a tuple comes back."""
     from specstream.events import Draft
     from specstream.target.model_target import ModelTarget
 
@@ -328,7 +329,7 @@ def _call(anatomy: Anatomy) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
     target.verify(1, Draft((1,) * nodes, (-1,) * nodes, (1.0,) * nodes))
     hook.remove()
     args, kwargs, out = calls[-1]
-    return args, kwargs, isinstance(out, tuple)
+    return bind(layer, args, kwargs), isinstance(out, tuple)
 
 
 def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None:
@@ -337,9 +338,8 @@ def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None
 
     with torch.inference_mode():
         anatomy = _one_layer(folder, dtype, packing)
-        args, kwargs, is_tuple = _call(anatomy)
-    (states,) = args
-    cache = kwargs.pop(CACHE)
+        kwargs, is_tuple = _call(anatomy)
+    states, cache = kwargs.pop("hidden_states"), kwargs.pop(CACHE)
     extras = list(_extras(kwargs))
     constants = {n: v for n, v in kwargs.items() if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(v))}
     layer = anatomy.layers[0]
@@ -361,7 +361,7 @@ def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None
     shown = [{d: by_size[s] for d, s in enumerate(t.shape) if s in by_size} for t in given]
     dynamic = ({1: rows}, shown, {3: length}, {2: length}, {0: rows}, [None] * len(weights))
     _lower_operations()
-    with torch.no_grad():
+    with torch.no_grad(), inductor.config.patch(LEAN):
         program = torch.export.export(_Traced(layer, extras, constants), example, dynamic_shapes=dynamic, strict=False)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as made:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ from specstream.model.cpu_linear import LEAST
 from specstream.model.introspection import Anatomy, context_of
 from specstream.model.kv_cache import TreeCache
 from specstream.model.lora import LoRA
-from specstream.model.masks import Masks, causal_mask, layer_masks, model_masks, tree_mask, with_streams
-from specstream.model.partial_forward import TopLayers, ahead, run_below
+from specstream.model.masks import Masks, causal_mask, layer_masks, model_masks, of_streams, tree_mask
+from specstream.model.partial_forward import RecordedCalls, ahead, run_below
 from specstream.params import Streaming
 from specstream.streams.stream_attention import Carried, PassLayout, carry
 from specstream.tree import Candidates, attention_rows, pruned
@@ -85,7 +85,8 @@ class ModelTarget:
         self.pruned: Collection[int] = frozenset()
         self.length = 0  # committed positions in the cache
         self.cache: TreeCache | None = None
-        self._top: TopLayers | None = None
+        self.direct = True  # passes call the layers themselves where that is the same as the model's own forward
+        self._calls: RecordedCalls | None = None
         self._carried: Carried | None = None
         self._deferred_rows = 0
         self._states = torch.empty(0)  # of the last pass, after the final norm
@@ -96,7 +97,7 @@ class ModelTarget:
 
         Raises Stopped between two chunks of a long prompt once ``should_stop`` says so.
         """
-        self.cache, self.length = TreeCache(len(self.anatomy.layers)), 0
+        self.cache, self.length, self._calls = TreeCache(len(self.anatomy.layers)), 0, None
         chunks = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
         states = torch.empty(0)
         for chunk in chunks:
@@ -123,7 +124,7 @@ class ModelTarget:
         visible = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
         mask = tree_mask(visible, self.length)
         states = self._states = self._pass(rows + [root] * fill, positions, mask, range(len(rows)), draft)
-        logits = self.anatomy.head_logits(states)[: len(rows)]
+        logits = self.anatomy.head_logits(states, rows=len(rows))
         if not self.pruned:
             return logits  # a view: a copy of a whole vocabulary for every row takes as long as choosing from it
         return logits[[row for row in range(len(rows)) if row - 1 not in self.pruned]]
@@ -239,7 +240,7 @@ class ModelTarget:
 
     def release(self) -> None:
         """End the run and free its memory."""
-        self.cache = self._carried = self._top = None
+        self.cache = self._carried = self._calls = None
         self._states = torch.empty(0)
         self.length = self._deferred_rows = 0
 
@@ -265,19 +266,44 @@ class ModelTarget:
         masks = layer_masks(anatomy, mask.to(device), where, self.length)
         plan = PassLayout(masks, where, torch.tensor([list(nodes)], device=device), self.cache.capacity)
         self.pruned = frozenset()
-        noted = self._noted(plan, draft) if self.adapter and nodes else nullcontext()
-        with noted as carried, self._recorded() if carried else nullcontext():
+        pruning = bool(self.variant.prune and draft)
+        if draft is not None and self.direct and self._calls and self._calls.whole and not pruning:
+            states = self._through_layers(tokens, plan)
+        else:
+            states = self._by_the_model(tokens, plan, draft)
+        self.stream_rows, self._deferred_rows = self._deferred_rows, 0
+        if self._carried and not self.variant.deferred:
+            self._add_streams(self._carried, plan)
+        return states
+
+    def _through_layers(self, tokens: Sequence[int], plan: PassLayout) -> Tensor:
+        """A pass as the model makes it, without what its forward does in Python around the layers."""
+        anatomy, calls = self.anatomy, self._calls
+        assert calls is not None
+        rows = calls.rows(plan.masks, plan.positions, plan.keys)
+        states = anatomy.model.get_input_embeddings()(torch.tensor([list(tokens)], device=anatomy.device))
+        after = [states, *calls.run(states, rows, range(len(anatomy.layers)))]
+        if self.adapter:
+            self._carried = Carried()
+            self._carried.main = after[self._first][:, plan.nodes[0]]
+        return anatomy.normed(after[-1])[0]
+
+    def _by_the_model(self, tokens: Sequence[int], plan: PassLayout, draft: Draft | None) -> Tensor:
+        """A pass by the model's own forward. The first one of a run is recorded."""
+        anatomy = self.anatomy
+        noted = self._noted(plan, draft) if self.adapter and plan.nodes.numel() else nullcontext()
+        recorded: AbstractContextManager[None] = nullcontext()
+        if self._calls is None:
+            self._calls = RecordedCalls(anatomy)
+            recorded = self._calls.recorded()
+        with noted as self._carried, recorded:
             out = anatomy.decoder(
-                input_ids=torch.tensor([list(tokens)], device=device),
-                attention_mask=model_masks(anatomy, masks, self.cache.capacity),
-                position_ids=where,
+                input_ids=torch.tensor([list(tokens)], device=anatomy.device),
+                attention_mask=model_masks(anatomy, plan.masks, plan.keys),
+                position_ids=plan.positions,
                 past_key_values=self.cache,
                 use_cache=True,
             )
-        self._carried = carried
-        self.stream_rows, self._deferred_rows = self._deferred_rows, 0
-        if carried and not self.variant.deferred:
-            self._add_streams(carried, plan)
         return out.last_hidden_state[0]
 
     @contextmanager
@@ -334,16 +360,6 @@ class ModelTarget:
         logprobs = logits[above, list(draft.tokens)] - logits.logsumexp(-1)[above]
         return pruned(draft.parents, (logprobs >= math.log(self.variant.prune)).tolist())
 
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """While open, the first pass of a run is recorded, so that streams can go through the top layers alone."""
-        if self.adapter is None or self._top is not None:
-            yield
-            return
-        self._top = TopLayers(self.anatomy, len(self.anatomy.layers) - self._first, self.adapter.merged)
-        with self._top.recorded():
-            yield
-
     def _late_streams(self, main: Tensor) -> Tensor:
         """States ``[gamma, hidden]`` of the streams of the row kept last, from its state ``[1, 1, hidden]`` at layer
         N - N_s. What the row saw is just what the cache holds."""
@@ -361,20 +377,19 @@ class ModelTarget:
         ``main`` ``[1, S, hidden]`` are the rows' states at layer N - N_s, ``masks`` ``[1, S, keys]`` what each sees of
         the top layers' cache, ``positions`` ``[1, S]``. The cache holds the streams afterwards: the caller drops them.
         """
-        assert self.adapter is not None and self.cache is not None and self._top is not None, "no run"
+        assert self.adapter is not None and self.cache is not None and self._calls is not None, "no run"
         count, first = main.shape[1], self.anatomy.layers[self._first :]
         merged, streams = self.adapter.merged, self.adapter.streams
         held = next(iter(masks.values())).shape[2]
         rows = count * self.gamma
         self.cache.reserve(held + rows)
-        index = torch.arange(count, device=main.device)[None]
-        wider = {t: with_streams(m, index, self.gamma)[:, count:] for t, m in masks.items()}
+        wider = {t: of_streams(m, self.gamma) for t, m in masks.items()}
         lora = None if merged else self._stream_lora
         with lora.attached(self.anatomy) if lora else nullcontext(), streams.turned(merged or first, 0):
             start = streams.start(main).flatten(1, 2)
-            positions = ahead(positions, self.gamma, self.context)
-            out = self._top.run(start, wider, positions, self.cache.capacity)
-        return out[0].unflatten(0, (count, self.gamma))
+            placed = self._calls.rows(wider, ahead(positions, self.gamma, self.context), self.cache.capacity)
+            *_, last = self._calls.run(start, placed, range(self._first, len(self.anatomy.layers)), merged)
+        return last[0].unflatten(0, (count, self.gamma))
 
 
 class PlainTarget:

@@ -121,9 +121,11 @@ def _alone(anatomy: Anatomy, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor
 
 @torch.inference_mode()
 def exact(anatomy: Anatomy) -> bool:
-    """Whether a token has the same bits as a node of a tree as in standard decoding, on this machine."""
+    """Whether a token has the same bits as a node of a tree as in standard decoding by the model's own forward, on this
+    machine."""
     prompt, root, draft = _sample(anatomy)
     tree, plain = ModelTarget(anatomy), ModelTarget(anatomy)
+    plain.direct = False
     for target in (tree, plain):
         target.prefill(prompt)
     logits = tree.verify(root, draft)
