@@ -1,10 +1,10 @@
-"""Attention in which a row's numbers depend on nothing but its own past.
+"""Attention in which a row's result depends only on its own past.
 
 A token must get the same bits whether it is decoded alone or as a node of a draft tree. The library's attention sums
-over keys in an order that changes with their number and with where they lie in the cache. Here a key that a row does
-not see has a weight of exactly zero, and every sum over keys is one that zeros in between don't disturb.
+over keys in an order that changes with their number and with their indices in the cache. Here a masked key has a weight
+of exactly zero, and interleaved zeros do not change any sum over keys.
 
-It is registered with transformers' attention interface, so it serves every family that uses that interface.
+It is registered with transformers' attention interface, so it works for every family that uses that interface.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "specstream"
-FACTORS, VALUES = 18, 20  # bits behind the point: products of two factors, or of a weight and a value, keep to 2**-36
-# and 2**-43, so sums below 2**17 and 2**10 are exact in float64, whatever their order
+# Fractional bits. Products of two factors are multiples of 2**-36, those of a weight and a value of 2**-43, so sums
+# below 2**17 and 2**10 are exact in float64, whatever their order.
+FACTORS, VALUES = 18, 20
 _prompt: ContextVar[bool] = ContextVar("prompt", default=False)
 
 
 @contextmanager
 def prompt_pass() -> Iterator[None]:
-    """While open, rows are those of a prompt: every method reads them in the same passes, so that they may be read by
-    the library's attention, which is faster for many rows."""
+    """A context for the rows of a prompt. All methods read them in the same passes, so the library's attention may be
+    used, which is faster for many rows."""
     token = _prompt.set(True)
     try:
         yield
@@ -48,10 +49,10 @@ def attend(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as of transformers' ``AttentionInterface``: ``[B, rows, heads, head_dim]``, and no weights.
+    """Attention for transformers' ``AttentionInterface``: returns ``[B, rows, heads, head_dim]``, and no weights.
 
     ``query`` is ``[B, heads, rows, head_dim]``; ``key`` and ``value`` are ``[B, kv_heads, keys, head_dim]``. The mask
-    ``[B, 1, rows, keys]`` is added to the scores, so it holds a window too. ``s_aux`` ``[heads]`` are attention sinks.
+    ``[B, 1, rows, keys]`` is added to the scores, so it includes a sliding window. ``s_aux`` ``[heads]`` are sinks.
     """
     shared, scale = key.shape[1], query.shape[-1] ** -0.5 if scaling is None else scaling
     grouped = query.unflatten(1, (shared, -1))  # [B, kv_heads, group, rows, head_dim]
@@ -76,9 +77,11 @@ def _by_the_library(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
 def _multiplied(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """By matrix multiplication, in whatever order its sums are: on a grid in float64 all orders give the same."""
+    """By matmuls, in whatever order they sum: on a fixed-point grid in float64 all orders give the same result."""
     rows = query.flatten(2, 3)
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # sums over the head's dimensions: one order
+    if (
+        query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    ):  # sums over the head dimension: always in the same order
         scores = torch.matmul(rows, key.transpose(-1, -2)).float()
     else:
         scores = torch.matmul(_on_grid(rows, FACTORS), _on_grid(key, FACTORS).transpose(-1, -2)).float()
@@ -89,17 +92,17 @@ def _multiplied(
 
 
 def _on_grid(x: Tensor, bits: int) -> Tensor:
-    """``x`` in float64, rounded to multiples of 2**-bits; on MPS, which has no float64, as it is in float32."""
+    """``x`` in float64, rounded to multiples of 2**-bits; unrounded float32 on MPS, which has no float64."""
     if x.device.type == "mps":
         return x.float()
-    shift = 1.5 * 2.0 ** (52 - bits)  # so large that the sum has no room for smaller digits
+    shift = 1.5 * 2.0 ** (52 - bits)  # so large that the sum can't represent smaller digits
     return (x.double() + shift) - shift
 
 
 def _looped(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """As sums for a compiler to make loops of: key after key in float32, with the head's dimensions side by side."""
+    """As sums that a compiler turns into loops: one key at a time in float32, vectorised over the head dimension."""
     hold = torch.ops.specstream.hold
     rows = hold(query.float() * scale)
     scores = (rows[..., None] * key.float().transpose(-1, -2)[:, :, None, None]).sum(-2)  # [B, kv, group, rows, keys]
@@ -108,9 +111,9 @@ def _looped(
 
 
 def _weights(scores: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The weights of a softmax before division, and their sum ``[..., 1]``; all float32.
+    """Unnormalised softmax weights, and their sum ``[..., 1]``; all float32.
 
-    Weights are rounded to multiples of 2**-23: the largest is 1, and sums of them in float64 are exact in any order.
+    Weights are rounded to multiples of 2**-23 and at most 1, so their sums in float64 are exact in any order.
     """
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -128,13 +131,13 @@ def _weights(scores: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, eager_mask)
 if not hasattr(torch.ops.specstream, "hold"):
-    torch.library.define("specstream::hold", "(Tensor x) -> Tensor")  # keeps a compiler from computing x again
+    torch.library.define("specstream::hold", "(Tensor x) -> Tensor")  # keeps a compiler from recomputing x
     torch.library.impl("specstream::hold", "CompositeExplicitAutograd", lambda x: x.clone())
     torch.library.register_fake("specstream::hold", lambda x: torch.empty_like(x).contiguous())
 
 
 def install(model: PreTrainedModel) -> bool:
-    """Let a model attend by ``attend``. False where its family does not use the attention interface."""
+    """Make a model use ``attend``. Returns False if its family does not use the attention interface."""
     if not model._can_set_attn_implementation():
         return False
     model.set_attn_implementation(NAME)
@@ -143,7 +146,7 @@ def install(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def using(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """While open, a model attends by another implementation."""
+    """A context in which a model uses another attention implementation."""
     before = model.config._attn_implementation
     if implementation == before:
         yield

@@ -1,9 +1,9 @@
-"""Linear layers with their weights packed once for the few rows of a decoding pass, on a CPU.
+"""Linear layers on a CPU, with weights packed once for the few rows of a decoding pass.
 
-PyTorch's default matmul is slow for one to thirty rows. Three layouts: oneDNN's, in float32 or in bfloat16 where the
-processor computes in it, or in int8 (``quantized``), and FBGEMM's of float16, which computes in float32 and
-reads half as many bytes. Layers that read the same rows (queries, keys and values; gate and up) become one matmul.
-Every kind of decoding gains; the figures are in the log of experiments.
+PyTorch's default matmul is slow for one to thirty rows. There are these layouts: oneDNN's, in float32, in bfloat16 if
+the processor supports it, or in int8 (``quantized``); and FBGEMM's for float16, which computes in float32 and reads
+half as many bytes. Layers that read the same rows (queries, keys and values; gate and up) become one matmul.
+All decoding methods gain; docs/experiments.md has the figures.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
 from specstream.model.quantized import Int8Linear
 
-ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
+ROWS = 16  # number of rows for which oneDNN chooses the layout; it works for other numbers too
 
-WORST = 0.02  # int8: a linear layer whose outputs it changes by more than this share of them stays as it is
-TRIED = 8  # layers that are looked at for it
+WORST = 0.02  # int8: a linear layer whose outputs would change by more than this share is not quantised
+TRIED = 8  # decoder layers in which this is measured
 
-LEAST = 4  # rows of a pass: one row alone is slower than four, and a matmul of one row rounds otherwise than of more
+LEAST = 4  # fewest rows of a pass: a single row is slower than four, and its matmul rounds differently
 
 
 @dataclass(frozen=True)
 class Format:
-    """What the weights of linear layers are packed in: "native", their own number format; "float16"; or "int8".
+    """The format in which linear weights are packed: "native", their own number format; "float16"; or "int8".
 
-    For int8, ``kept`` are the linear layers of every decoder layer, by path, that stay in their own number format, and
-    ``inputs`` the largest magnitude of every input channel ``[in]``, by decoder layer and path.
+    For int8, ``kept`` are the paths of the linear layers that stay in their own number format in every decoder layer,
+    and ``inputs`` the largest magnitude of every input channel ``[in]``, by decoder layer and path.
     """
 
     name: str = "native"
@@ -57,7 +57,7 @@ NATIVE, FLOAT16 = Format(), Format("float16")
 class PackedLinear(nn.Module):
     """``y = W x + b`` like the ``nn.Linear`` that it replaces, by oneDNN, in the weights' own number format.
 
-    Its weights can no longer be read or moved. Every row gets the same bits whatever rows are beside it.
+    Its weights can no longer be read or moved. A row's result has the same bits whatever other rows are computed.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -71,7 +71,7 @@ class PackedLinear(nn.Module):
         if torch.compiler.is_exporting():
             flat = torch.ops.specstream.linear(x.flatten(0, -2), self.packed, self.bias)
             return flat.view(*x.shape[:-1], self.out_features)
-        if x.dtype != self.dtype:  # a check in float32
+        if x.dtype != self.dtype:  # float32 weights, for a check
             return self._unpacked(x)
         if x.numel() == self.in_features:  # a single row
             several = x.reshape(1, -1).expand(LEAST, -1)
@@ -84,7 +84,7 @@ class PackedLinear(nn.Module):
 
 
 class HalfLinear(nn.Module):
-    """The same by FBGEMM: float32 rows, and weights rounded to float16, which are half as many bytes to read."""
+    """The same by FBGEMM: float32 rows, and weights rounded to float16, which halves the bytes to read."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class HalfLinear(nn.Module):
         return cast(Tensor, _fbgemm(x, self.packed))
 
 
-# Without Python's checks for fake tensors. Absent from builds without oneDNN or FBGEMM: ``works`` finds out.
+# Bypasses Python's checks for fake tensors. Missing in builds without oneDNN or FBGEMM, which ``works`` detects.
 _onednn: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
 _onednn = getattr(_onednn, "_op", None)
 _fbgemm: Any = torch.ops.quantized.linear_dynamic_fp16.default._op
@@ -107,7 +107,7 @@ torch.library.register_fake("specstream::linear", lambda x, packed, bias: x.new_
 
 
 def packed_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
-    """A packed layer in place of a linear one. With ``half`` its weights are rounded to float16."""
+    """A packed layer that replaces a linear one. With ``half`` its weights are rounded to float16."""
     bias = None if linear.bias is None else linear.bias.detach()
     return (HalfLinear if half else PackedLinear)(linear.weight.detach(), bias)
 
@@ -125,10 +125,10 @@ class PackedPart(nn.Module):
 
 
 class Shared:
-    """The matmul of several linear layers. The first that is called with some rows computes it, the others take their
-    part.
+    """The joint matmul of several linear layers. The first layer called with some rows computes it; the others take
+    their parts.
 
-    Each takes it once: called again, a layer computes it again, so rows changed in place are never missed.
+    Each part can be taken once: a layer that is called again recomputes it, so rows changed in place are never missed.
     """
 
     def __init__(self, linear: nn.Module, parts: int) -> None:
@@ -138,7 +138,7 @@ class Shared:
         self._taken: set[int] = set()
 
     def of(self, x: Tensor, part: int) -> Tensor:
-        """The whole result ``[..., all outputs]`` for these very rows."""
+        """The whole result ``[..., all outputs]`` for exactly these rows."""
         if self._rows is not x or part in self._taken:
             self._rows, self._out, self._taken = x, self.linear(x), set()
         out = cast(Tensor, self._out)
@@ -150,7 +150,7 @@ class Shared:
 
 @torch.inference_mode()
 def works(half: bool = False, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this build of PyTorch has the packed matmul for weights of a ``dtype`` and computes it correctly."""
+    """Whether this build of PyTorch has the packed matmul for weights of this ``dtype``, and it is correct."""
     linear, x = nn.Linear(48, 64, dtype=dtype), torch.randn(1, 3, 48, dtype=dtype)
     rounding = 1e-2 if half else max(1e-4, 3 * torch.finfo(dtype).eps)
     try:
@@ -160,15 +160,15 @@ def works(half: bool = False, dtype: torch.dtype = torch.float32) -> bool:
 
 
 def suits(anatomy: Anatomy, half: bool = False) -> bool:
-    """Whether packing helps this model: not where the processor would only emulate its dtype."""
+    """Whether packing helps this model; it doesn't if the processor only emulates its dtype."""
     native = anatomy.dtype == torch.float32 or (anatomy.dtype == torch.bfloat16 and computes_bfloat16("cpu"))
     return anatomy.device.type == "cpu" and native and works(half, anatomy.dtype)
 
 
 def pack(anatomy: Anatomy, form: Format = NATIVE) -> Anatomy:
-    """Pack every linear layer of the decoder and the head, in place, where that helps; else change nothing.
+    """Pack every linear layer of the decoder and the head, in place, if that helps; else change nothing.
 
-    Norms are made one call each. To be called last: weights can't be changed afterwards. Of "int8" the head has none.
+    Each norm becomes a single call. Call this last: weights can't be changed afterwards. The head is never in int8.
     """
     if not suits(anatomy, form.half):
         return anatomy
@@ -183,9 +183,9 @@ def pack(anatomy: Anatomy, form: Format = NATIVE) -> Anatomy:
 
 
 def merged_copies(anatomy: Anatomy, lora: LoRA, form: Format = NATIVE) -> list[nn.Module]:
-    """Copies of the layers that a LoRA changes, with it merged and packed where that helps, for rows that it acts on.
+    """Copies of the layers that a LoRA changes, for the rows it acts on: with LoRA merged, and packed if that helps.
 
-    To be called before ``pack``. Their weights take as much memory again as those of the layers.
+    Call this before ``pack``. The copies take as much memory as the layers themselves.
     """
     own = list(anatomy.layers[lora.first :])
     adapted = range(lora.first, len(anatomy.layers))
@@ -205,10 +205,10 @@ def merged_copies(anatomy: Anatomy, lora: LoRA, form: Format = NATIVE) -> list[n
 
 
 def calibrated(anatomy: Anatomy, samples: Sequence[Tensor]) -> Format:
-    """The int8 format for a model, from the inputs of its linear layers in these texts, token ids ``[1, tokens]``.
+    """The int8 format for a model, from the inputs of its linear layers on these texts, token ids ``[1, tokens]``.
 
-    To be called before ``pack``. A linear layer whose outputs int8 changes by more than ``WORST`` is kept, on average
-    over ``TRIED`` decoder layers: the same ones in all of them, so that these stay of one structure.
+    Call this before ``pack``. A linear layer is not quantised if int8 changes its outputs by more than ``WORST`` on
+    average over ``TRIED`` decoder layers. The choice is the same for all decoder layers, which thus keep one structure.
     """
     if not suits(anatomy):
         return NATIVE
@@ -231,7 +231,7 @@ def calibrated(anatomy: Anatomy, samples: Sequence[Tensor]) -> Format:
 
 
 def format_of(anatomy: Anatomy) -> Format:
-    """What the layers are packed in, "native" also where they are not, without ``inputs``."""
+    """The format in which the layers are packed, without ``inputs``; "native" also if they are not packed."""
     kinds: dict[str, nn.Module] = {}
     for path, module in anatomy.layers[0].named_modules():
         kinds[path] = module.shared.linear if isinstance(module, PackedPart) else module
@@ -244,15 +244,15 @@ def format_of(anatomy: Anatomy) -> Format:
 
 @torch.inference_mode()
 def _one_call(norm: nn.Module) -> None:
-    """Let a norm that computes PyTorch's ``rms_norm`` call just that: families spell it out in seven operations."""
+    """Replace a norm that is equivalent to PyTorch's ``rms_norm`` by that call; families use seven operations."""
     weight, own = getattr(norm, "weight", None), vars(norm)
     eps = own.get("variance_epsilon", own.get("eps"))
     if not type(norm).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or eps is None:
         return
     one = partial(_rms_norm, norm, eps)
     x = torch.randn(2, 3, *weight.shape, dtype=weight.dtype)
-    rounding = max(1e-5, 2 * torch.finfo(weight.dtype).eps)  # they round in other steps
-    with suppress(Exception):  # a foreign module may want other inputs: it stays as it is
+    rounding = max(1e-5, 2 * torch.finfo(weight.dtype).eps)  # they round at different steps
+    with suppress(Exception):  # a foreign module may need other inputs: leave it unchanged
         if torch.allclose(norm(x), one(x), rtol=rounding, atol=rounding / 10):
             setattr(norm, "forward", one)  # noqa: B010
 
@@ -264,7 +264,7 @@ def _rms_norm(norm: nn.Module, eps: float, x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def round_weights(anatomy: Anatomy) -> None:
-    """Round what ``pack`` packs to float16, in place: a stock model then computes with the values of a packed one."""
+    """Round the weights that ``pack`` packs to float16, in place, so that a stock model has a packed one's values."""
     for module in (m for layer in anatomy.layers for m in layer.modules() if isinstance(m, nn.Linear)):
         module.weight.copy_(module.weight.half())
     if isinstance(anatomy.head, nn.Linear):  # it may be tied to the embedding, which is not rounded
@@ -274,7 +274,7 @@ def round_weights(anatomy: Anatomy) -> None:
 
 
 class Owner(NamedTuple):
-    """A module and the name of a linear layer in it, which lies at ``path`` in the decoder layer number ``layer``."""
+    """A module and the name of a linear layer in it, whose path in the decoder layer ``layer`` is ``path``."""
 
     module: nn.Module
     name: str
@@ -297,15 +297,15 @@ def _owners(layer: nn.Module, index: int) -> list[Owner]:
 
 
 def _groups(anatomy: Anatomy, layers: Sequence[int]) -> list[list[Owner]]:
-    """The linear layers of these decoder layers; those of one module that read the same tensor together.
+    """The linear layers of these decoder layers, grouped if they are in one module and read the same tensor.
 
-    That is seen on a token, in the first decoder layer of every structure.
+    This is found by running one token through the first decoder layer of every structure.
     """
     owners = [_owners(layer, i) for i, layer in enumerate(anatomy.layers)]
     structures = [(type(layer), *(o.path for o in of)) for layer, of in zip(anatomy.layers, owners, strict=True)]
     alike = {i: structures.index(structures[i]) for i in layers}
     shown = [owner for i in sorted(set(alike.values())) for owner in owners[i]]
-    read: dict[int, Tensor] = {}  # held, so that no two have one id
+    read: dict[int, Tensor] = {}  # referenced, so that ids are not reused
     with suppress(_Enough):
         _read_by(anatomy, shown, [torch.zeros(1, 1, dtype=torch.long)], read.__setitem__, max(alike.values()))
     reads = {(o.layer, o.path): id(read[i]) if i in read else -i for i, o in enumerate(shown)}
@@ -316,11 +316,11 @@ def _groups(anatomy: Anatomy, layers: Sequence[int]) -> list[list[Owner]]:
 
 
 class _Enough(Exception):
-    """Ends a pass of which the rest is not needed."""
+    """Ends a pass whose rest is not needed."""
 
 
 def _inputs(anatomy: Anatomy, groups: Sequence[Sequence[Owner]], samples: Sequence[Tensor]) -> list[Tensor]:
-    """The rows ``[n, in]`` that the linear layers of each group read in these texts."""
+    """The rows ``[n, in]`` that the linear layers of each group read on these texts."""
     rows = [[torch.empty(0, owners[0].linear.in_features, dtype=anatomy.dtype)] for owners in groups]
     firsts = [owners[0] for owners in groups]
     _read_by(anatomy, firsts, samples, lambda index, x: rows[index].append(x.flatten(0, -2).clone()))
@@ -335,7 +335,7 @@ def _read_by(
     take: Callable[[int, Tensor], None],
     last: int | None = None,
 ) -> None:
-    """Let the model read texts, and ``take`` what each of these linear layers reads.
+    """Run texts through the model, and call ``take`` with the input of each of these linear layers.
 
     Raises _Enough after the decoder layer ``last``.
     """
@@ -361,7 +361,7 @@ def _enough(*_: Any) -> None:
 
 @torch.inference_mode()
 def _pack_layers(anatomy: Anatomy, form: Format, first: int = 0) -> None:
-    """Replace the linear layers of the decoder layers from ``first`` on; those of a group by one matmul."""
+    """Replace the linear layers of the decoder layers from ``first`` on; each group becomes one matmul."""
     for owners in _groups(anatomy, range(first, len(anatomy.layers))):
         weight, bias = _joined(owners)
         if form.name == "int8" and not any(owner.path in form.kept for owner in owners):

@@ -1,4 +1,4 @@
-"""The key-value cache of one run: buffers that grow in blocks, accepted rows moved in place."""
+"""The key-value cache of one run: buffers grow in blocks, and accepted rows are moved in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-BLOCK = 64  # capacity grows by so many positions: passes keep their shape for as long
+BLOCK = 64  # capacity grows by this many positions; in between, passes keep their shape
 
 
 class Buffers:
@@ -28,16 +28,17 @@ class Buffers:
         self.by_layer = list(zip(self.keys, self.values, strict=True))
 
     def move(self, start: int, sources: Tensor, layers: slice) -> None:
-        """Copy the positions ``sources`` to those from ``start`` on."""
+        """Copy the positions ``sources`` to the positions from ``start`` on."""
         end = start + len(sources)
         self.keys[layers, ..., start:end] = self.keys[layers].index_select(4, sources)
         self.values[layers, ..., start:end, :] = self.values[layers].index_select(3, sources)
 
 
 class Layer(CacheLayerMixin):
-    """One layer of a TreeCache. Attention is given the whole buffers: its mask says what is seen.
+    """One layer of a TreeCache. Attention gets the whole buffers, with a mask for the unused part.
 
-    Full length for sliding-window layers too: a window cache drops tokens that a rejected draft must give back.
+    Sliding-window layers have the full length too: a window cache would evict tokens that are needed again after a
+    rejected draft.
     """
 
     is_sliding = False
@@ -55,7 +56,7 @@ class Layer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values ``[1, heads, rows, head_dim]``; gives the whole buffers in that form."""
+        """Append keys and values ``[1, heads, rows, head_dim]``. Returns the whole buffers in that layout."""
         start = self.append(key_states.shape[2])
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
@@ -65,7 +66,7 @@ class Layer(CacheLayerMixin):
         return keys.transpose(2, 3), values
 
     def append(self, rows: int) -> int:
-        """Count in rows that are written elsewhere; gives the position of the first."""
+        """Count rows that are written elsewhere. Returns the position of the first."""
         start, self.length = self.length, self.length + rows
         assert self.length <= self._cache.capacity, "rows without room: reserve it before the pass"
         return start
@@ -104,8 +105,7 @@ class Layer(CacheLayerMixin):
 
 
 class TreeCache(Cache):
-    """A cache whose every layer can be cut back to an accepted path. ``capacity`` is the number of keys that a mask
-    covers."""
+    """A cache that can be cut back to an accepted path. ``capacity`` is the number of keys that masks must cover."""
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[Layer(self, i) for i in range(layers)])
@@ -114,14 +114,14 @@ class TreeCache(Cache):
         self._slots: tuple[tuple[int, int], Tensor] | None = None
 
     def buffers(self, key: Tensor, value: Tensor) -> Buffers:
-        """Room for layers whose keys and values have the shapes of ``key`` and ``value``."""
+        """Allocate buffers for layers whose keys and values have the shapes of ``key`` and ``value``."""
         shape = (key.shape[1], key.shape[3], value.shape[1], value.shape[3])
         if shape not in self._buffers:
             self._buffers[shape] = Buffers(len(self.layers), key, value, self.capacity)
         return self._buffers[shape]
 
     def reserve(self, length: int) -> None:
-        """Have room for ``length`` positions in every layer."""
+        """Make sure that every layer has space for ``length`` positions."""
         if length > self.capacity:
             self.capacity = -(-length // BLOCK) * BLOCK
             for buffers in self._buffers.values():
@@ -136,7 +136,7 @@ class TreeCache(Cache):
     def keep(self, prefix: int, rows: Sequence[int], layers: slice = slice(None)) -> None:
         """Keep the first ``prefix`` positions and, after them, ``rows`` (counted from ``prefix``); drop the rest.
 
-        Of some layers, whatever their length: the top layers hold other rows than the rest after a pass.
+        Applies to the given layers, whatever their length: after a pass the top layers hold different rows.
         """
         if list(rows) != list(range(len(rows))):
             for buffers in self._buffers.values():

@@ -1,7 +1,7 @@
-"""Linear layers in int8 on a CPU: a scale for each output of the weights and for each row, sums in integers.
+"""Linear layers in int8 on a CPU: one scale per output of the weights and one per row, with integer sums.
 
-Such sums are exact, so a row's result never depends on the rows beside it. Inputs of some channels are far larger than
-the rest: their size is moved into the weights first (SmoothQuant, Xiao et al. 2023), as a few texts show it.
+Such sums are exact, so a row's result never depends on other rows. Inputs of some channels are far larger than the
+rest: their scale, measured on a few texts, is first moved into the weights (SmoothQuant, Xiao et al. 2023).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from specstream.model.hardware import ABSENT
 
-TOP, MIDDLE = 127, 128  # the largest whole number, and what stands for zero in an unsigned byte
-SHARE = 0.45  # exponent of the inputs' size in the smoothing, of the weights' one minus that
-TINY = 1e-20  # a row smaller than that is zero
-ROWS = 16  # rows that oneDNN's layout is chosen for; it serves other numbers as well
+TOP, MIDDLE = 127, 128  # the largest integer, and the zero point of an unsigned byte
+SHARE = 0.45  # smoothing: exponent of the inputs' magnitude; that of the weights' is one minus this
+TINY = 1e-20  # a row with a smaller scale is treated as zero
+ROWS = 16  # number of rows for which oneDNN chooses the layout; it works for other numbers too
 
-# What a model reads to show the size of its inputs: prose, a conversation, facts, code and a query.
+# Texts that calibrate the magnitude of the inputs: prose, a conversation, facts, code and a query.
 TEXTS = (
     "The river rises in the hills and runs south past three small towns. In spring the water is high, and people walk "
     "along its banks. A boat leaves the quay at nine every morning; it takes an hour to the lake.",
@@ -39,16 +39,16 @@ torch.library.register_fake(
     "specstream::linear_int8",
     lambda x, unit, middle, packed, scale, zero: x.new_empty(x.shape[0], packed.shape[1], dtype=torch.float32),
 )
-# Without Python's checks for fake tensors. Absent from builds without oneDNN: ``works`` finds out.
+# Bypasses Python's checks for fake tensors. Missing in builds without oneDNN, which ``works`` detects.
 _qlinear: Any = getattr(getattr(torch.ops.onednn, "qlinear_pointwise", None), "default", None)
 _qlinear = getattr(_qlinear, "_op", None)
 
 
 class Int8Linear(nn.Module):
-    """``y = W x + b`` like the ``nn.Linear`` that it replaces, with W and x rounded to 255 steps, by oneDNN.
+    """``y = W x + b`` like the ``nn.Linear`` that it replaces, with W and x quantised to 255 levels, by oneDNN.
 
-    ``inputs`` ``[in]`` is the largest magnitude of each input channel as they come; without it, channels are left as
-    they are. Its weights can no longer be read or moved. Every row gets the same bits whatever rows are beside it.
+    ``inputs`` ``[in]`` is the largest magnitude of each input channel; without it, channels are not smoothed. The
+    weights can no longer be read or moved. A row's result has the same bits whatever other rows are computed.
     """
 
     TENSORS = ("packed", "scale", "zero", "smooth", "unit", "middle", "bias")
@@ -76,7 +76,7 @@ class Int8Linear(nn.Module):
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _matmul(self, rows: Tensor) -> Tensor:
-        """The matmul of unsigned bytes ``[rows, in]``: for signed ones oneDNN has no fast kernel."""
+        """The matmul of unsigned bytes ``[rows, in]``; oneDNN has no fast kernel for signed ones."""
         if torch.compiler.is_exporting():
             return cast(
                 Tensor,
@@ -91,7 +91,7 @@ class Int8Linear(nn.Module):
 
 
 def _smoothing(weight: Tensor, inputs: Tensor) -> Tensor:
-    """What to divide each input channel by, and to multiply the weights of it with ``[in]``."""
+    """The factors ``[in]`` by which input channels are divided and their weights multiplied."""
     return inputs.clamp_min(1e-5) ** SHARE / weight.abs().amax(0).clamp_min(1e-5) ** (1 - SHARE)
 
 
@@ -100,7 +100,7 @@ def _smoothing(weight: Tensor, inputs: Tensor) -> Tensor:
 def works() -> bool:
     """Whether this processor sums products of bytes exactly, and this build of PyTorch has that matmul.
 
-    Processors without instructions for it (VNNI) add pairs of products in 16 bits, which large ones overflow.
+    Processors without the instructions (VNNI) add pairs of products in 16 bits, which can overflow.
     """
     weight = torch.full((64, 128), -1.0)
     weight[::2] = 1.0
@@ -115,7 +115,7 @@ def works() -> bool:
 
 @torch.inference_mode()
 def error(linear: Int8Linear, weight: Tensor, rows: Tensor) -> float:
-    """What rounding adds to the outputs of these rows ``[n, in]``, as a share of their size."""
+    """The quantisation error of the outputs for these rows ``[n, in]``, relative to their magnitude."""
     rows, weight = rows.float(), weight.float()
     bias = 0 if linear.bias is None else linear.bias
     want = rows @ weight.T
@@ -123,6 +123,6 @@ def error(linear: Int8Linear, weight: Tensor, rows: Tensor) -> float:
 
 
 def samples(tokenizer: Any, context: int, texts: Sequence[str] = TEXTS) -> tuple[Tensor, ...]:
-    """Token ids ``[1, tokens]`` of the texts that come with the program."""
+    """Token ids ``[1, tokens]`` of the calibration texts."""
     ids = (tokenizer(text, return_tensors="pt").input_ids[:, :context] for text in texts)
     return tuple(i for i in ids if i.numel())

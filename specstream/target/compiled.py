@@ -1,9 +1,9 @@
-"""The decoder layer as one compiled function, called once a layer: a third of a pass is small operations otherwise.
+"""The decoder layer as one compiled function, since small operations otherwise take a third of a pass.
 
 A model's own layer is traced with its weights as arguments, so that one small library serves every layer, every adapter
-and every process on this machine. It is built by a C++ compiler in a process of its own, kept in the cache folder, and
-never needed: without it the layer's own Python code runs. The compiled layer keeps the promise of
-``specstream.model.attention``: its loops give a row the same bits whatever rows are beside it.
+and every process on this machine. A C++ compiler builds it in a separate process; it is stored in the cache folder, and
+is optional: without it the layer's own Python code runs. The compiled layer keeps the guarantee of
+``specstream.model.attention``: a row's result has the same bits whatever other rows are computed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from specstream.model.kv_cache import BLOCK, TreeCache
 from specstream.model.quantized import Int8Linear
 from specstream.target.self_test_cache import PACKAGE, digest
 
-MOST_ROWS = 128  # of a pass; prompts longer than that are left to the matmuls of the Python code
-EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model has
-LIMIT = 600  # seconds that a build may take
+MOST_ROWS = 128  # of a pass; longer prompts are faster with the matmuls of the Python code
+EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model is likely to have
+LIMIT = 600  # time limit of a build in seconds
 CACHE = "past_key_values"
-LEAN = {"memory_planning": True, "memory_pool": "intermediates"}  # of the compiler: one allocation a call
-COMPILED_IN = (  # files of the package
+LEAN = {"memory_planning": True, "memory_pool": "intermediates"}  # compiler options: one allocation per call
+COMPILED_IN = (  # source files that are part of a library's cache key
     "model/attention.py",
     "model/cpu_linear.py",
     "model/quantized.py",
@@ -53,7 +53,7 @@ class NotCompiled(RuntimeError):
 
 
 class CompiledLayer:
-    """Stands in for the ``forward`` of one decoder layer, where a call is of the kind that was compiled."""
+    """Replaces the ``forward`` of one decoder layer for calls of the kind that was compiled."""
 
     def __init__(self, run: Callable[..., list[Tensor]], form: dict[str, Any], layer: nn.Module, index: int) -> None:
         self._run, self._index, self._own = run, index, layer.forward
@@ -86,7 +86,7 @@ class CompiledLayer:
 
 
 def places(layer: nn.Module) -> list[Place]:
-    """Where the tensors of a packed layer are, in an order that is the same for all layers of one structure."""
+    """The places of a packed layer's tensors, in an order that is the same for all layers of one structure."""
     found: list[Place] = []
     shared: set[int] = set()
     for module in layer.modules():
@@ -104,7 +104,7 @@ def places(layer: nn.Module) -> list[Place]:
 
 
 def shapes(layer: nn.Module) -> list[list[int]]:
-    """The shapes of a layer's tensors, to tell whether it is of the structure that was compiled."""
+    """The shapes of a layer's tensors, which show whether it has the structure that was compiled."""
     return [list(getattr(module, name).shape) for module, name in places(layer)]
 
 
@@ -112,7 +112,7 @@ def shapes(layer: nn.Module) -> list[list[int]]:
 
 
 def can_compile(anatomy: Anatomy) -> bool:
-    """Whether the layers of this model are of a kind to compile: on a CPU, packed in their own format or in int8."""
+    """Whether the layers of this model can be compiled: on a CPU, packed in their own format or in int8."""
     return (
         anatomy.device.type == "cpu"
         and isinstance(anatomy.head, PackedLinear)
@@ -121,7 +121,7 @@ def can_compile(anatomy: Anatomy) -> bool:
 
 
 def kept(anatomy: Anatomy) -> Path:
-    """Where the library for a model on this machine lies, or would lie."""
+    """The folder of the library for a model on this machine, whether or not it exists."""
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
     code = [(PACKAGE / name).read_text(encoding="utf-8") for name in COMPILED_IN]
@@ -129,25 +129,25 @@ def kept(anatomy: Anatomy) -> Path:
 
 
 def _words(form: Format) -> str:
-    """What of a format decides on a layer's structure."""
+    """The parts of a format that determine a layer's structure."""
     return " ".join([form.name, *sorted(form.kept)])
 
 
 def is_kept(anatomy: Anatomy) -> bool:
-    """Whether there is a library for a model on this machine."""
+    """Whether the library for a model exists on this machine."""
     return (kept(anatomy) / "form.json").is_file()
 
 
 def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], None]:
-    """Let the layers, and ``copies`` of the last ones, run compiled by the library that is kept for them.
+    """Make the layers, and ``copies`` of the last ones, run compiled with their stored library.
 
-    Gives what takes it back. Raises NotCompiled for a damaged library.
+    Returns a function that undoes this. Raises NotCompiled for a damaged library.
     """
     folder = kept(anatomy)
     try:
         form = json.loads((folder / "form.json").read_text(encoding="utf-8"))
         run = torch._C._aoti.AOTIModelPackageLoader(str(folder / "layer.pt2"), "model", False, 1, -1).boxed_run
-    except Exception as error:  # a file that was cut off, a library of another system
+    except Exception as error:  # a truncated file, or a library of another system
         raise NotCompiled(f"The compiled layers in {folder} can't be loaded: delete that folder.") from error
     first = len(anatomy.layers) - len(copies)
     layers = [*enumerate(anatomy.layers), *enumerate(copies, first)]
@@ -163,17 +163,17 @@ def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], N
 
 
 def works(compiler: str) -> bool:
-    """Whether there is a compiler by this name that runs."""
+    """Whether a compiler with this name is installed and runs."""
     with suppress(OSError):
         return subprocess.run([*compiler.split(), "--version"], capture_output=True, check=False).returncode == 0
     return False
 
 
 class Layers:
-    """The compiled layers of one loaded model: built in the background, then put in place by ``use``.
+    """The compiled layers of one loaded model: built in the background, then swapped in by ``use``.
 
-    ``copies`` are merged copies of the last layers, ``source`` is the folder of the model, and ``check`` says what is
-    wrong with the model as it is, None if nothing. ``words`` says how things stand, in one sentence for a user.
+    ``copies`` are merged copies of the last layers, ``source`` is the folder of the model, and ``check`` returns what
+    is wrong with the model in its current state, or None. ``words`` is a sentence for the user about the current state.
     """
 
     def __init__(
@@ -189,10 +189,10 @@ class Layers:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  of the build, for as long as it may write there
         self.ready = False
         self._possible = possible and can_compile(anatomy)
-        self.words = "" if self._possible else "The layers of this model are not of a kind to compile."
+        self.words = "" if self._possible else "The layers of this model can't be compiled."
 
     def start(self) -> None:
-        """Begin to build the library in a process of its own, where none is kept: a quarter of a minute on one core."""
+        """Start to build the library in a separate process, unless it exists: a quarter of a minute on one core."""
         if not self._possible or self._build or is_kept(self._anatomy):
             return
         compiler = os.environ.get("CXX") or "g++"
@@ -211,9 +211,9 @@ class Layers:
         self.words = "Faster passes are being built in the background, once for this machine (about 15 s)."
 
     def use(self, wait: bool = False) -> bool:
-        """Put the library in place if it is there, or, with ``wait``, once it is. Only between runs.
+        """Swap the library in if it has been built; with ``wait``, wait for it. Call this only between runs.
 
-        It is checked, and taken out again if the check fails.
+        It is checked, and removed again if the check fails.
         """
         if self.ready or not self._possible:
             return self.ready
@@ -226,7 +226,7 @@ class Layers:
         return self.ready
 
     def _ended(self, wait: bool) -> bool:
-        """Whether the build is over and gave a library."""
+        """Whether the build has finished and produced a library."""
         assert self._build is not None
         if not wait and self._build.poll() is None:
             return False
@@ -262,7 +262,7 @@ class Layers:
 
 
 class _TracedCache:
-    """A cache that is only arguments of the traced function."""
+    """A cache that consists of arguments of the traced function."""
 
     def __init__(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         self._keys, self._values, self._slots = keys, values, slots
@@ -274,11 +274,11 @@ class _TracedCache:
 
 
 class _Traced(nn.Module):
-    """A layer as a function of its states, what its rows see and where they are, the cache, and its weights."""
+    """A layer as a function of its states, masks, positions, cache and weights."""
 
     def __init__(self, layer: nn.Module, extras: Sequence[Extra], constants: dict[str, Any]) -> None:
         super().__init__()
-        # Kept out of the module's own tensors: these would be constants.
+        # Not registered as the module's own tensors, which would become constants.
         object.__setattr__(self, "_layer", [layer, places(layer), extras, constants])
 
     def forward(
@@ -298,7 +298,7 @@ class _Traced(nn.Module):
 
 
 def _one_layer(folder: Path, dtype: torch.dtype, form: Format) -> Anatomy:
-    """A model of one layer, with random weights, that is otherwise as the one in ``folder``."""
+    """A model with one layer and random weights, otherwise like the one in ``folder``."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -314,7 +314,7 @@ def _one_layer(folder: Path, dtype: torch.dtype, form: Format) -> Anatomy:
 
 
 def _call(anatomy: Anatomy) -> tuple[dict[str, Any], bool]:
-    """How the layer is called in a pass: its arguments, and whether a tuple comes back."""
+    """How the layer is called in a pass: its arguments, and whether it returns a tuple."""
     from specstream.events import Draft
     from specstream.target.model_target import ModelTarget
 
@@ -333,7 +333,7 @@ def _call(anatomy: Anatomy) -> tuple[dict[str, Any], bool]:
 
 
 def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None:
-    """Trace and compile the layer of a model, and put the library into ``out``."""
+    """Trace and compile the layer of a model, and write the library to ``out``."""
     import torch._inductor as inductor
 
     with torch.inference_mode():
@@ -381,7 +381,7 @@ def _extras(kwargs: dict[str, Any]) -> Iterator[Extra]:
 
 
 def _lower_operations() -> None:
-    """Tell the compiler what our operations are: oneDNN's matmuls, and a tensor that is to be kept."""
+    """Register our operations with the compiler: oneDNN's matmuls, and a tensor that must be materialised."""
     from torch._inductor import ir, mkldnn_ir
     from torch._inductor.lowering import register_lowering
 
@@ -391,7 +391,7 @@ def _lower_operations() -> None:
 
     @register_lowering(torch.ops.specstream.linear_int8.default, type_promotion_kind=None)
     def linear_int8(x: Any, unit: Any, middle: Any, packed: Any, scale: Any, zero: Any) -> Any:
-        bias: Any = None  # added after the scale of each row
+        bias: Any = None  # added after applying the scale of each row
         made = mkldnn_ir.QLinearPointwisePT2E.create(
             x, unit, middle, packed, scale, zero, bias, 1.0, 0, torch.float32, "none", [], ""
         )
