@@ -40,7 +40,7 @@ class Loading:
 
     def engine(self, task_name: str | None = None) -> Engine:
         """Load the model. Adapter ``auto`` means the bundled adapter of the task, if there is one."""
-        with nothing_thrown_away():
+        with no_garbage_collection():
             engine = self._loaded(task_name)
         for words in engine.info.notes:
             note(words)
@@ -69,14 +69,14 @@ class Loading:
 
 
 @contextmanager
-def nothing_thrown_away() -> Iterator[None]:
-    """While open, Python does not look for garbage. Libraries and models make a million objects that all stay: to look
-    through them again and again takes a fifth of the start."""
+def no_garbage_collection() -> Iterator[None]:
+    """A context without garbage collection. Libraries and models create a million objects that all stay alive;
+    scanning them repeatedly takes a fifth of the start."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()  # these two count them as old without a look
+        gc.freeze()  # these two calls move them to the oldest generation without a scan
         gc.unfreeze()
         gc.enable()
 

@@ -1,4 +1,4 @@
-"""Token ids to text as they come: only what later tokens can't change, and no further than a stop string."""
+"""Streaming detokenisation: emits only text that later tokens can't change, and nothing beyond a stop string."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Sequence
 
 from specstream.decoding.encode import Tokenizer
 
-LONG = 16  # new tokens after which the window moves on: each move decodes once more
-MARK = "\ufffd"  # what an unfinished UTF-8 character decodes to
-BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte-fallback piece of SentencePiece vocabularies
+LONG = 16  # new tokens after which the window advances, which takes one more decoding
+MARK = "\ufffd"  # the decoding of an incomplete UTF-8 character
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte-fallback token of SentencePiece vocabularies
 
 
 class TextStream:
-    """Incremental detokeniser of one run: what it gives out, joined, is the decoding of all tokens at once.
+    """Incremental detokeniser of one run: its outputs, joined, equal the decoding of all tokens at once.
 
-    It decodes a window of the newest tokens and gives out what is new. Held back is what later tokens can still
-    change: a character whose last bytes are missing, a run of byte-fallback pieces (one wrong byte turns the whole run
-    into replacement marks), and an end that could be the start of a stop string. Once it is long and nothing is held
-    back, the window moves on. It keeps the tokens since the last move as context, because many decoders treat the first
-    token of a text in a way of its own.
+    It decodes a window of the newest tokens and emits the new text. It holds back text that later tokens can still
+    change: a character whose last bytes are missing, a run of byte-fallback tokens (one wrong byte turns the whole run
+    into replacement characters), and an end that could be the start of a stop string. When the window is long and
+    nothing is held back, it advances. It keeps the tokens since the last advance as context, because many decoders
+    treat the first token of a text specially.
 
-    A stop string is cut off with all that follows. One that is the name of a special token ends the text where that
-    token comes.
+    A stop string is cut off with everything after it. If it is the name of a special token, the text ends at that
+    token.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._piece = getattr(tokenizer, "convert_ids_to_tokens", str)
-        self._ids: list[int] = []  # the window; its first ``context`` tokens are given out
+        self._ids: list[int] = []  # the window; its first ``context`` tokens have been emitted
         self._context = 0
         self._text = ""  # the decoding of the window
-        self._given = 0  # characters of it that are given out
+        self._given = 0  # number of its characters that have been emitted
 
     def push(self, token: int) -> tuple[str, bool]:
-        """Add a token. Returns the text that it releases, and whether a stop string is complete (it is cut off)."""
+        """Add a token. Returns the text that it releases, and whether a stop string, which is cut off, is complete."""
         self._ids.append(token)
         before, self._text = self._text, self._decode(self._ids)
         if self._text == before:
@@ -51,7 +51,7 @@ class TextStream:
         return new, False
 
     def flush(self) -> str:
-        """What was held back, at the end of a run, up to a stop string."""
+        """The text held back at the end of a run, up to a stop string."""
         pending = self._pending(self._text)
         self._given = len(self._text)
         return pending[: self._cut(pending)]
@@ -60,12 +60,12 @@ class TextStream:
         return text[self._given :]
 
     def _cut(self, text: str) -> int | None:
-        """Where the stop string begins that is complete first."""
+        """The index at which the stop string that completes first begins."""
         found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
         return min(found)[1] if found else None
 
     def _begun(self, text: str) -> int:
-        """How many characters at the end could be the start of a stop string."""
+        """The number of characters at the end that could be the start of a stop string."""
         starts = (s[:n] for s in self._stop for n in range(1, min(len(s), len(text) + 1)))
         return max((len(start) for start in starts if text.endswith(start)), default=0)
 
@@ -76,7 +76,7 @@ class TextStream:
         self._given = len(self._text)
 
     def _silent(self, token: int) -> tuple[str, bool]:
-        """What a token gives that adds no text. A special one is not kept: it is no context for those to come."""
+        """The result for a token that adds no text. A special token is not kept, as it is no context for later ones."""
         name = "" if self._decode([token]) else token_text(self._tokenizer, token).strip()
         if name:
             self._ids.pop()
@@ -88,5 +88,5 @@ class TextStream:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """One token for display in a tree: special tokens by name, bytes of unfinished characters as they come."""
+    """One token for display in a tree: special tokens by name, incomplete characters as their bytes."""
     return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))

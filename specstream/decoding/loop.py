@@ -35,7 +35,7 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def move(self, phase: str, other: str, seconds: float) -> None:
-        """Count a part of a phase as another one."""
+        """Move a part of one phase's time to another."""
         if seconds:
             self.seconds[phase] -= seconds
             self.seconds[other] = seconds
@@ -43,7 +43,7 @@ class Clock:
 
 @dataclass
 class Run:
-    """One run: committed ids and how it ends. ``show`` gives the display text of a drafted token."""
+    """One run: its committed ids and how it ends. ``show`` returns the display text of a drafted token."""
 
     target: Target
     drafter: Drafter
@@ -57,14 +57,14 @@ class Run:
     reason: Reason | None = None
 
     def prompt_pass(self, should_stop: Callable[[], bool]) -> Step:
-        """Step 0: the prompt through the model, and the first token."""
+        """Step 0: run the prompt through the model and emit the first token."""
         clock = Clock(self.target.synchronize)
         with clock.phase("verify"):
             logits = self.target.prefill(self.ids, should_stop)
         return self._finish_step(clock, Draft(), logits, rows=len(self.ids), keep=False)
 
     def step(self) -> Step:
-        """One pass over the newest token and a draft, and what came of it."""
+        """One pass over the newest token and a draft, and its outcome."""
         clock = Clock(self.target.synchronize)
         with clock.phase("draft"):
             before = self.drafter.busy
@@ -76,7 +76,7 @@ class Run:
         return self._finish_step(clock, draft, logits, rows=1 + len(draft), keep=True)
 
     def _room(self) -> int:
-        """Deepest useful draft: a step emits at most depth + 1 tokens, and no position may pass the context."""
+        """The deepest useful draft: a step emits at most depth + 1 tokens, within the limits of length and context."""
         left = self.picker.sampling.max_new_tokens - self.emitted
         return max(0, min(left - 1, self.target.context - len(self.ids)))
 
@@ -85,7 +85,7 @@ class Run:
             picks, texts = self._accept(draft, logits)
             scores = verify.Scores.of(logits, picks)
             if not scores.finite():
-                raise NotFinite("The model's numbers are not finite any more: choose float32, or another model.")
+                raise NotFinite("The model computed NaN or infinity: choose float32, or another model.")
             judged = verify.judge(draft, picks, scores, self.target.pruned)
             draft = replace(judged, texts=tuple(map(self.show, draft.tokens)))
             tokens = self._tokens(draft, picks, texts, scores)
@@ -132,7 +132,7 @@ class Run:
 
 
 def decode(run: Run, should_stop: Callable[[], bool]) -> Generator[Step | Finished, None, None]:
-    """Run to the end, a Step per pass and one Finished. The cache is freed however the run ends."""
+    """Run to the end: one Step per pass, then Finished. The cache is freed however the run ends."""
     try:
         yield run.prompt_pass(should_stop)
         while run.reason is None and not should_stop():

@@ -1,4 +1,4 @@
-"""The denominator of a softmax: what a step needs of it for a few tokens of a large vocabulary."""
+"""The denominator of a softmax, which is all that a step needs for a few tokens of a large vocabulary."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def log_total(logits: Tensor) -> Tensor:
-    """Logarithm of the sum of exponentials ``[..., 1]`` of logits ``[..., vocab]``; NaN where one of them is NaN.
+    """Log-sum-exp ``[..., 1]`` of logits ``[..., vocab]``; NaN if any of them is NaN.
 
-    In three passes over the row, which take a third of the time of ``log_softmax`` or ``logsumexp``; on a CPU by numpy,
-    which begins sooner.
+    It takes three passes over the row, a third of the time of ``log_softmax`` or ``logsumexp``; on a CPU by numpy,
+    which has less overhead.
     """
     if logits.device.type != "cpu":
         highest = logits.amax(-1, keepdim=True)

@@ -1,8 +1,8 @@
 """Verification: the only place where tokens are accepted.
 
-Rule: at each row take the target's own choice. If a child carries that token, go there, else stop; the last choice is
+Rule: at each row take the target's own choice. If a child carries that token, move there, else stop; the last choice is
 the next root. The tokens are those of standard decoding whatever was drafted, chain or tree, at any temperature.
-Where the picker knows of a draw, the ratio rule makes the choice (``specstream.decoding.sampling``).
+For sampled drafts, the picker chooses by the ratio rule (``specstream.decoding.sampling``).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from specstream.events import Draft, Fate
 
 
 class Pick(NamedTuple):
-    """The target's token at one row, and the node of the draft that carries it (-1: none does).
+    """The target's token at one row, and the node of the draft that carries it (-1: none).
 
-    ``scored`` is the index of the row in the logits, which leave out pruned nodes.
+    ``scored`` is the index of the row in the logits, which have no rows for pruned nodes.
     """
 
     token: int
@@ -38,8 +38,9 @@ def walk(
 ) -> Iterator[Pick]:
     """The target's tokens along the accepted path, one at a time, down to the first that no child carries.
 
-    ``logits`` ``[rows, vocab]`` are those of the pass (row 0 the root) without its ``pruned`` nodes, ``prefix`` the
-    committed ids with the root. Lazy: a consumer that stops (EOS, limit) leaves the rest of the path unjudged.
+    ``logits`` ``[rows, vocab]`` are those of the pass (row 0 is the root) without its ``pruned`` nodes; ``prefix`` are
+    the committed ids including the root. Lazy: if the consumer stops (EOS, limit), the rest of the path is not
+    evaluated.
     """
     below = tree.children(draft)
     scored = (row for row in range(len(draft) + 1) if row - 1 not in pruned)
@@ -59,10 +60,10 @@ def walk(
 
 
 def _likeliest(logits: Tensor) -> Callable[[int], int]:
-    """What gives the argmax of a row of ``logits`` ``[rows, vocab]``, the first of several.
+    """A function that returns the argmax of a row of ``logits`` ``[rows, vocab]``, the first if there are several.
 
-    On a CPU by numpy, which takes a fifth of PyTorch's time, and only of rows that are asked for; elsewhere of all at
-    once, for each answer means waiting for the device.
+    On a CPU by numpy, which takes a fifth of PyTorch's time, and only for requested rows; elsewhere for all rows at
+    once, since every result means waiting for the device.
     """
     if logits.device.type != "cpu":
         return cast(list[int], logits.argmax(-1).tolist()).__getitem__
@@ -80,7 +81,7 @@ class Scores(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, picks: Sequence[Pick]) -> Scores:
-        """Row by row: how a sum over several rows is shared out to threads depends on their number."""
+        """Row by row, because the way a sum over several rows is split between threads depends on their number."""
         rows = [pick.scored for pick in picks]
         totals = torch.cat([log_total(logits[row]) for row in rows])
         if logits.device.type != "cpu":
@@ -92,7 +93,7 @@ class Scores(NamedTuple):
         return not any(map(math.isnan, self.totals.tolist()))
 
     def logprobs(self, picks: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """Log-probabilities of tokens, each at the row of one of the picks, given by its index."""
+        """Log-probabilities of tokens, each at the row of the pick with the given index."""
         index = list(picks)
         if not index:
             return []
@@ -101,7 +102,7 @@ class Scores(NamedTuple):
 
 
 def judge(draft: Draft, picks: Sequence[Pick], scores: Scores, pruned: Collection[int] = ()) -> Draft:
-    """The draft with every node's fate and, where its parent was reached, the target's probability of its token."""
+    """The draft with every node's fate and, if its parent was reached, the target's probability of its token."""
     order = {pick.row: i for i, pick in enumerate(picks)}
     taken = {pick.node for pick in picks}
     reached = [(node, order[p + 1]) for node, p in enumerate(draft.parents) if p + 1 in order]

@@ -70,7 +70,7 @@ class Anatomy:
     def head_logits(self, states: Tensor, head: nn.Module | None = None, rows: int | None = None) -> Tensor:
         """Logits, float32 ``[..., vocab]``, of states after the final norm, by the LM head or a substitute for it.
 
-        With ``rows``, only the logits of the first ones, though the head sees all.
+        With ``rows``, only the logits of the first ``rows`` rows, although the head computes all.
         """
         out = (head or self.head)(states)[:rows].float()
         return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap

@@ -60,8 +60,8 @@ def with_streams(mask: Tensor, nodes: Tensor, gamma: int) -> Tensor:
 
 
 def of_streams(view: Tensor, gamma: int) -> Tensor:
-    """The stream rows of ``with_streams`` alone, boolean ``[B, S * gamma, k + S * gamma]``, of what the nodes see:
-    ``view`` ``[B, S, k]``."""
+    """Only the stream rows of ``with_streams``, boolean ``[B, S * gamma, k + S * gamma]``; ``view`` ``[B, S, k]`` is
+    what the nodes see."""
     batch, carried, _ = view.shape
     own = _beside(carried, gamma, view.device).expand(batch, -1, -1)
     return torch.cat([view.repeat_interleave(gamma, dim=1), own], 2)
@@ -69,7 +69,7 @@ def of_streams(view: Tensor, gamma: int) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _beside(nodes: int, gamma: int, device: torch.device) -> Tensor:
-    """Boolean ``[S * gamma, S * gamma]``: which streams a stream sees."""
+    """Boolean ``[S * gamma, S * gamma]``: which streams each stream sees."""
     number = torch.arange(nodes * gamma, device=device)
     node, stream = number // gamma, number % gamma
     return (node[:, None] == node) & (stream[:, None] >= stream)

@@ -1,8 +1,7 @@
-"""Rows of our own for the layers of a stock model: what they see, where they stand, and passes that call the layers
-alone.
+"""Extra rows for the layers of a stock model: their masks and positions, and passes that call the layers directly.
 
-A layer is called with the arguments that the model gives it, but for its rows' states, masks, positions and rotary
-tables. So there is no code per family here.
+A layer is called with the arguments that the model gives it, except for states, masks, positions and rotary tables. So
+there is no code per family here.
 """
 
 from __future__ import annotations
@@ -23,32 +22,32 @@ from specstream.model.masks import Masks, additive
 def ahead(positions: Tensor, gamma: int, context: int) -> Tensor:
     """Positions ``[B, S * gamma]`` of the streams of rows at ``positions`` ``[B, S]``: stream j is j positions ahead.
 
-    No position is past the context: some families look positions up in a table.
+    Positions are limited to the context, since some families look them up in a table.
     """
     steps = torch.arange(1, gamma + 1, device=positions.device)
     return (positions[:, :, None] + steps).flatten(1).clamp_max(context - 1)
 
 
 class Rotations:
-    """Rotary tables at positions of our choice: the model's own module is called again."""
+    """Rotary tables at arbitrary positions, by calling the model's own module again."""
 
     def __init__(self) -> None:
         self._calls: dict[int, tuple[nn.Module, dict[str, Any], Any]] = {}
 
     def note(self, module: nn.Module, args: Any, kwargs: Any, table: Any) -> None:
-        """The hook after a rotary module. The table is held too, so that its id stays its own."""
+        """The hook after a rotary module. It holds a reference to the table, so that its id is not reused."""
         self._calls[id(table[0])] = module, bind(module, args, kwargs), table
 
     def at(self, table: Any, positions: Tensor) -> Any:
-        """What the module that made ``table`` gives for ``positions`` ``[B, rows]``."""
+        """The table for ``positions`` ``[B, rows]``, by the module that made ``table``."""
         module, call, _ = self._calls[id(table[0])]
         return module.forward(**call | {"position_ids": positions})
 
 
 class Rows:
-    """Rows put through some layers: what each sees (``masks`` by layer type) and its position ``[B, rows]``.
+    """Rows for some layers: what each sees (``masks`` by layer type) and its position ``[B, rows]``.
 
-    ``keys`` is the number of keys that attention is given, where that is more than the masks cover.
+    ``keys`` is the number of keys given to attention, if that is more than the masks cover.
     """
 
     def __init__(self, anatomy: Anatomy, masks: Masks, positions: Tensor, rotations: Rotations, keys: int = 0) -> None:
@@ -57,7 +56,7 @@ class Rows:
         self._tables: dict[int, Any] = {}
 
     def arrange(self, call: dict[str, Any], layer_type: str) -> dict[str, Any]:
-        """The arguments of a layer's call, with these rows' masks and positions in place of those it had."""
+        """The arguments of a layer's call, with masks and positions replaced by those of these rows."""
         call = call | {"attention_mask": self._masks[layer_type]}
         if call.get("position_ids") is not None:
             call["position_ids"] = self._positions
@@ -71,8 +70,8 @@ class Rows:
 class RecordedCalls:
     """How a model calls its layers, recorded in one pass of a run, to call them again for other rows.
 
-    ``whole`` tells whether the layers, with the embedding before and the tail after them, are all that the pass was:
-    each was given the very tensor that the one before it returned, and no tensors but those that ``Rows`` arranges.
+    ``whole``: the pass consists only of the embedding, the layers and the tail. Each of these received exactly the
+    tensor that its predecessor returned, and no tensors other than those that ``Rows`` arranges.
     """
 
     OURS = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
@@ -85,7 +84,7 @@ class RecordedCalls:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """While open, a pass of the decoder is recorded."""
+        """A context that records a pass of the decoder."""
         anatomy = self._anatomy
         chain = [anatomy.model.get_input_embeddings(), *anatomy.layers, *anatomy.tail]
         given: list[Any] = []
@@ -119,19 +118,19 @@ class RecordedCalls:
         return hook
 
     def _of_a_row(self, call: dict[str, Any]) -> bool:
-        """Whether a layer is given tensors that may be other ones for other rows, which we don't know how to make."""
+        """Whether a layer gets other tensors that may depend on its rows, which we can't reproduce."""
         others = {name: value for name, value in call.items() if name not in self.OURS}
         return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(others))
 
     def rows(self, masks: Masks, positions: Tensor, keys: int) -> Rows:
-        """Rows for ``run``, of which the cache holds ``keys`` keys."""
+        """Rows for ``run``, with a cache of ``keys`` keys."""
         return Rows(self._anatomy, masks, positions, self._rotations, keys)
 
     def run(self, states: Tensor, rows: Rows, layers: range, instead: Sequence[nn.Module] = ()) -> Iterator[Tensor]:
-        """States ``[B, rows, hidden]`` after each of ``layers``, of those that enter the first one.
+        """Yields the states ``[B, rows, hidden]`` after each of ``layers``, given those that enter the first.
 
-        ``instead`` are layers to run in their place: copies with other weights. The cache of these layers holds the
-        rows afterwards: the caller drops them.
+        ``instead`` are layers to run in their place: copies with other weights. Afterwards the cache of these layers
+        also holds the rows; the caller must drop them.
         """
         types = self._anatomy.layer_types
         for index, layer in zip(layers, instead or self._anatomy.layers[layers.start : layers.stop], strict=True):
@@ -142,16 +141,16 @@ class RecordedCalls:
 
 @contextmanager
 def starting_at(anatomy: Anatomy, layer: int, states: Tensor) -> Iterator[None]:
-    """While open, a forward pass begins at a layer with ``states`` ``[B, n, hidden]``; those below do nothing.
+    """A context in which a forward pass starts at a layer, with ``states`` ``[B, n, hidden]``; layers below do nothing.
 
-    For what the model does before its layers and between them and its output there is no code here: it runs as it is.
+    Everything that the model does before its layers and after them runs unchanged.
     """
 
     def put(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:
         return (), bind(module, args, kwargs) | {"hidden_states": states}
 
     def nothing(hidden_states: Any, *_: Any, **__: Any) -> tuple[Any]:
-        return (hidden_states,)  # a tuple as some families expect it; what is in it is replaced at ``layer``
+        return (hidden_states,)  # a tuple, as some families expect; its contents are replaced at ``layer``
 
     skipped = anatomy.layers[:layer]
     hook = anatomy.layers[layer].register_forward_pre_hook(put, with_kwargs=True)
@@ -161,12 +160,12 @@ def starting_at(anatomy: Anatomy, layer: int, states: Tensor) -> Iterator[None]:
         yield
     finally:
         for module in skipped:
-            vars(module).pop("forward", None)  # the class's own is seen again
+            vars(module).pop("forward", None)  # uncovers the class's own method
         hook.remove()
 
 
 class _Reached(Exception):
-    """A forward pass has come to the layer where it was to end; ``states`` are what that layer was given."""
+    """A forward pass has reached the layer where it should end; ``states`` are that layer's inputs."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__("reached")
@@ -174,10 +173,10 @@ class _Reached(Exception):
 
 
 def run_below(anatomy: Anatomy, layer: int, **call: Any) -> Tensor:
-    """States ``[B, n, hidden]`` as they enter a layer, by the model's own forward with the arguments ``call``.
+    """The input states ``[B, n, hidden]`` of a layer, by the model's own forward with the arguments ``call``.
 
-    The forward is left there by an exception: what comes before the first layer differs by family (scaled embeddings,
-    learned positions), so it can't be called piece by piece.
+    An exception ends the forward there: what precedes the first layer differs by family (scaled embeddings, learned
+    positions), so it can't be called piece by piece.
     """
 
     def leave(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -29,12 +29,12 @@ from specstream.streams.stream_attention import Carried, PassLayout, carry
 from specstream.tree import Candidates, attention_rows, pruned
 
 CHUNK = 512  # prompt rows per pass: bounds the size of the mask
-TILE = 16  # rows of a pass off the CPU come in multiples of it: libraries choose another kernel for another number
+TILE = 16  # on accelerators, passes have a multiple of this many rows: libraries choose kernels by the number of rows
 NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done its work, so that a clock reads true."""
+    """Wait until the device has finished its work, so that times are correct."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -43,10 +43,10 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Variant:
-    """How a target streams.
+    """How a target computes streams.
 
-    ``deferred``: streams of the accepted row alone, computed after ``keep``; else those of every row, right after its
-    pass (the paper). ``prune`` is the early-exit probability below which a node is dropped with all below it; 0 keeps
+    ``deferred``: only the streams of the accepted row, after ``keep``; else those of every row, right after its pass
+    (the paper). ``prune`` is the early-exit probability below which a node is dropped with its descendants; 0 keeps
     all.
     """
 
@@ -55,15 +55,15 @@ class Variant:
 
     @classmethod
     def of(cls, params: Streaming) -> Variant:
-        """As settled settings of the method have it."""
+        """The variant that a method's settings in force ask for."""
         return cls(params.streams == "deferred", params.prune)
 
 
 class ModelTarget:
-    """A stock Hugging Face causal LM. With ``streams`` it drafts by those of its adapter; with ``heads``, by these.
+    """A stock Hugging Face causal LM. With ``streams`` it computes those of its adapter; with ``heads``, their logits.
 
-    State belongs to one run: ``prefill`` begins it, ``release`` ends it. Raises ValueError for a variant that prunes
-    with an adapter that has no early exit.
+    State belongs to one run, from ``prefill`` to ``release``. Raises ValueError for a variant that prunes if the
+    adapter has no early exit.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ModelTarget:
         self.pruned: Collection[int] = frozenset()
         self.length = 0  # committed positions in the cache
         self.cache: TreeCache | None = None
-        self.direct = True  # passes call the layers themselves where that is the same as the model's own forward
+        self.direct = True  # call the layers directly in passes where this equals the model's own forward
         self._calls: RecordedCalls | None = None
         self._carried: Carried | None = None
         self._deferred_rows = 0
@@ -93,9 +93,9 @@ class ModelTarget:
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
-        """Put the prompt through the model. Returns the logits of its last row, float32 ``[1, vocab]``.
+        """Run the prompt through the model. Returns the logits of its last row, float32 ``[1, vocab]``.
 
-        Raises Stopped between two chunks of a long prompt once ``should_stop`` says so.
+        Raises Stopped between two chunks of a long prompt once ``should_stop`` returns True.
         """
         self.cache, self.length, self._calls = TreeCache(len(self.anatomy.layers)), 0, None
         chunks = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
@@ -116,29 +116,29 @@ class ModelTarget:
     def verify(self, root: int, draft: Draft) -> Tensor:
         """One pass over the root and the draft's nodes.
 
-        Returns logits, float32 ``[1 + nodes, vocab]``, without those of ``pruned`` nodes.
+        Returns logits, float32 ``[1 + nodes, vocab]``, without rows for ``pruned`` nodes.
         """
         rows = [root, *draft.tokens]
-        fill = self._padded(len(rows)) - len(rows)  # rows that nobody asks for, as other roots
+        fill = self._padded(len(rows)) - len(rows)  # padding rows: further roots, whose results are not used
         positions = [self.length, *(self.length + d for d in draft.depths()), *[self.length] * fill]
         visible = attention_rows(draft.parents) + [[len(rows) + i] for i in range(fill)]
         mask = tree_mask(visible, self.length)
         states = self._states = self._pass(rows + [root] * fill, positions, mask, range(len(rows)), draft)
         logits = self.anatomy.head_logits(states, rows=len(rows))
         if not self.pruned:
-            return logits  # a view: a copy of a whole vocabulary for every row takes as long as choosing from it
+            return logits  # a view: copying the logits of every row would take as long as choosing from them
         return logits[[row for row in range(len(rows)) if row - 1 not in self.pruned]]
 
     def _padded(self, rows: int) -> int:
-        """How many rows a pass of so many has."""
+        """The number of rows of a pass after padding."""
         return max(rows, LEAST) if self.anatomy.device.type == "cpu" else -(-rows // TILE) * TILE
 
     @torch.inference_mode()
     def stream_logits(self, row: int) -> Tensor:
         """Logits of the streams of a row of the last pass (of the prompt pass: 0), float32 ``[gamma, drafted]``.
 
-        Computed for the one accepted row, after verification: the head over every node's streams would cost more than
-        it gives. Deferred streams can be had after ``keep`` only, of the last row that was kept.
+        Computed only for the accepted row, after verification: the head over every node's streams would cost more than
+        it gains. Deferred streams are available only after ``keep``, for the last row kept.
         """
         assert self.adapter is not None and self._carried is not None, "no pass with streams yet"
         index = self._carried.index(row)
@@ -150,12 +150,12 @@ class ModelTarget:
 
     @property
     def stream_ids(self) -> Tensor | None:
-        """The tokens that streams can draft, None for all."""
+        """The ids of the tokens that streams can draft; None: all."""
         return self.adapter.vocabulary if self.adapter else None
 
     @property
     def stream_pairs(self) -> Callable[[Tensor, int, int], Candidates] | None:
-        """What weighs a stream's tokens by the one above, None where the adapter has no pair map."""
+        """The pair map, which scores a stream's tokens given their parent; None if the adapter has none."""
         return self._weighed if self.adapter and self.adapter.pairs else None
 
     @torch.inference_mode()
@@ -172,13 +172,13 @@ class ModelTarget:
 
     @property
     def medusa_ids(self) -> Tensor | None:
-        """The tokens that Medusa heads can draft, None for all."""
+        """The ids of the tokens that Medusa heads can draft; None: all."""
         return self.heads.medusa.vocabulary if self.heads.medusa else None
 
     @contextmanager
     def early_exit(self) -> Iterator[Callable[[int], Tensor]]:
-        """While open, gives what puts a token after the text, and after those before it, through the first layers, and
-        returns the exit's logits ``[1, vocab]``. Their keys and values follow the cache's, and are dropped in the end.
+        """A context that yields a function: it appends a token to the text and to the tokens before it, runs it through
+        the first layers, and returns the exit's logits ``[1, vocab]``. Their keys and values are dropped at the end.
         """
         exit, cache = self.heads.exit, self.cache
         assert exit is not None and cache is not None, "no exit, or no run"
@@ -194,7 +194,7 @@ class ModelTarget:
             cache.keep(self.length, [], slice(exit.card.layers))
 
     def _first_layers(self, layers: int, token: int, position: int) -> Tensor:
-        """State ``[1, hidden]`` after the first ``layers`` layers of one row that sees all of their cache."""
+        """State ``[1, hidden]`` after the first ``layers`` layers of one row that attends to all of their cache."""
         assert self.cache is not None, "no run"
         self.cache.reserve(position + 1)
         where = torch.tensor([[position]], device=self.anatomy.device)
@@ -219,18 +219,18 @@ class ModelTarget:
         carried = self._carried
         if carried is None or carried.rows is None:
             self.cache.keep(self.length, rows)
-        else:  # the top layers never had the pruned rows
+        else:  # pruned rows never reached the top layers
             self.cache.keep(self.length, rows, slice(self._first))
             self.cache.keep(self.length, [carried.index(r) for r in rows], slice(self._first, None))
         self.length += len(rows)
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids the model can read and score."""
+        """The number of token ids that the model can read and score."""
         return int(self.anatomy.model.get_input_embeddings().num_embeddings)
 
     def rewind(self, length: int) -> None:
-        """Forget the committed positions from ``length`` on."""
+        """Discard the committed positions from ``length`` on."""
         assert self.cache is not None, "no run"
         self.cache.keep(length, [])
         self.length = length
@@ -258,7 +258,7 @@ class ModelTarget:
         nodes: Sequence[int],
         draft: Draft | None = None,
     ) -> Tensor:
-        """States ``[n, hidden]`` after the final norm; those of pruned rows mean nothing."""
+        """States ``[n, hidden]`` after the final norm; those of pruned rows are meaningless."""
         assert self.cache is not None, "no run"
         device, anatomy = self.anatomy.device, self.anatomy
         self.cache.reserve(self.length + len(tokens))
@@ -277,7 +277,7 @@ class ModelTarget:
         return states
 
     def _through_layers(self, tokens: Sequence[int], plan: PassLayout) -> Tensor:
-        """A pass as the model makes it, without what its forward does in Python around the layers."""
+        """A pass equal to the model's own, without the Python code of its forward around the layers."""
         anatomy, calls = self.anatomy, self._calls
         assert calls is not None
         rows = calls.rows(plan.masks, plan.positions, plan.keys)
@@ -289,7 +289,7 @@ class ModelTarget:
         return anatomy.normed(after[-1])[0]
 
     def _by_the_model(self, tokens: Sequence[int], plan: PassLayout, draft: Draft | None) -> Tensor:
-        """A pass by the model's own forward. The first one of a run is recorded."""
+        """A pass by the model's own forward. The first pass of a run is recorded."""
         anatomy = self.anatomy
         noted = self._noted(plan, draft) if self.adapter and plan.nodes.numel() else nullcontext()
         recorded: AbstractContextManager[None] = nullcontext()
@@ -308,7 +308,7 @@ class ModelTarget:
 
     @contextmanager
     def _noted(self, plan: PassLayout, draft: Draft | None) -> Iterator[Carried]:
-        """While open, a pass notes the states at layer N - N_s from which its rows' streams begin, and prunes."""
+        """A context in which a pass records the states at layer N - N_s, from which streams start, and prunes."""
         assert self.adapter is not None
         if self.variant.prune and draft:
             prune = lambda states: self._survivors(states, draft)  # noqa: E731
@@ -328,8 +328,8 @@ class ModelTarget:
             hook.remove()
 
     def _add_streams(self, carried: Carried, plan: PassLayout) -> None:
-        """The streams of all rows that carry some, in the top layers and after the pass itself: no token's numbers
-        depend on whether there are streams."""
+        """Compute the streams of all rows that carry them, through the top layers after the pass itself, so that no
+        token's numbers depend on whether there are streams."""
         assert self.cache is not None
         kept = plan if carried.rows is None else plan.narrowed(carried.rows)
         keys = {t: m.gather(1, kept.nodes[:, :, None].expand(-1, -1, m.shape[2])) for t, m in kept.masks.items()}
@@ -340,19 +340,19 @@ class ModelTarget:
 
     @property
     def _stream_lora(self) -> LoRA | None:
-        """What acts on stream rows only; in shared mode LoRA is merged into the weights."""
+        """The LoRA that acts on stream rows only; in shared mode LoRA is merged into the weights."""
         assert self.adapter is not None
         return self.adapter.lora if self.adapter.card.mode == "lossless" else None
 
     def _survivors(self, states: Tensor, draft: Draft) -> list[int]:
-        """Rows that go on, from states ``[1, n, hidden]`` at layer N - N_s: all but the pruned nodes, and of these and
-        the padding as many as a pass needs."""
+        """The rows that enter the top layers, from states ``[1, n, hidden]`` at layer N - N_s: all but the pruned
+        nodes, plus as many pruned or padding rows as a pass needs."""
         self.pruned = self._unlikely(states, draft)
         order = sorted(range(states.shape[1]), key=lambda row: row - 1 in self.pruned or row > len(draft))
         return sorted(order[: self._padded(len(draft) + 1 - len(self.pruned))])
 
     def _unlikely(self, states: Tensor, draft: Draft) -> frozenset[int]:
-        """The nodes that the early exit finds too unlikely after their parent, and those below them."""
+        """The nodes that the early exit finds too unlikely after their parent, and their descendants."""
         assert self.adapter is not None
         rows = sorted({p + 1 for p in draft.parents})  # leaves need no early exit
         logits = self.adapter.logits(self.anatomy, self.adapter.streams.exit_states(states[0, rows]))
@@ -362,7 +362,7 @@ class ModelTarget:
 
     def _late_streams(self, main: Tensor) -> Tensor:
         """States ``[gamma, hidden]`` of the streams of the row kept last, from its state ``[1, 1, hidden]`` at layer
-        N - N_s. What the row saw is just what the cache holds."""
+        N - N_s. The cache holds exactly what that row attended to."""
         assert self.cache is not None
         where = torch.tensor([[self.length - 1]], device=main.device)
         row = layer_masks(self.anatomy, causal_mask(1, self.length - 1).to(main.device), where, self.length - 1)
@@ -372,10 +372,11 @@ class ModelTarget:
         return states
 
     def _stream_states(self, main: Tensor, masks: Masks, positions: Tensor) -> Tensor:
-        """States ``[S, gamma, hidden]`` of the streams of S rows after the last layer, by a pass of the top ones.
+        """States ``[S, gamma, hidden]`` of the streams of S rows after the last layer, by a pass of the top layers.
 
         ``main`` ``[1, S, hidden]`` are the rows' states at layer N - N_s, ``masks`` ``[1, S, keys]`` what each sees of
-        the top layers' cache, ``positions`` ``[1, S]``. The cache holds the streams afterwards: the caller drops them.
+        the top layers' cache, ``positions`` ``[1, S]``. Afterwards the cache holds the streams; the caller must drop
+        them.
         """
         assert self.adapter is not None and self.cache is not None and self._calls is not None, "no run"
         count, first = main.shape[1], self.anatomy.layers[self._first :]
@@ -393,7 +394,7 @@ class ModelTarget:
 
 
 class PlainTarget:
-    """Standard decoding only, for models that can't verify a tree: the model's own cache and masks."""
+    """Standard decoding only, for models that can't verify trees: the model's own cache and masks."""
 
     gamma = 0
     stream_rows = 0
@@ -427,8 +428,8 @@ class PlainTarget:
 
     def _pass(self, tokens: Sequence[int]) -> Tensor:
         self._ids += tokens
-        ids = list(tokens) if self._state else self._ids  # a model that gives no state back is shown the whole text
+        ids = list(tokens) if self._state else self._ids  # a model that returns no state reads the whole text again
         out = self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=True, **self._state)
-        names = ("past_key_values", "cache_params", "state")  # recurrent models name their state otherwise
+        names = ("past_key_values", "cache_params", "state")  # recurrent models have another name for their state
         self._state = {n: out[n] for n in names if getattr(out, n, None) is not None}
         return out.logits[0, -1:].float()

@@ -19,21 +19,21 @@ from specstream.streams.stream_attention import PassLayout, carry
 from specstream.target.model_target import ModelTarget, Variant
 
 log = logging.getLogger(__name__)
-# Logit difference (root mean square) that rounding explains, as a share of the logits' spread. A wrong mask or position
-# changes logits by about their spread.
+# The root-mean-square logit difference that rounding explains, as a share of the logits' standard deviation. A wrong
+# mask or position changes logits by about one standard deviation.
 TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
 HALF_TOLERANCE = 0.3
-INT8_TOLERANCE = 1.2  # a row rounded to 255 steps turns the least difference into one of its own size
+INT8_TOLERANCE = 1.2  # quantising a row to 255 levels amplifies the smallest difference to one level
 PARENTS = (-1, -1, 0, 0, 1, 2)
 PATH = (0, 1, 4)  # rows of an accepted path: the root, node 0, and its second child, node 3
 PROMPT, NODES = 6, len(PARENTS)
 
 
 def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
-    """Why this model can't verify trees, in one sentence, or None when its node logits equal its path logits."""
+    """Why this model can't verify trees, in one sentence; None if its node logits equal its path logits."""
     try:
         gap = worst_gap(anatomy, adapter)
-    except Exception as error:  # any failure of foreign model code means the same to us: standard decoding only
+    except Exception as error:  # any failure of foreign model code has the same consequence: standard decoding only
         log.info("the self-test failed", exc_info=True)
         return f"This model can't verify draft trees ({type(error).__name__} in the self-test): standard decoding only."
     if math.isnan(gap):
@@ -48,9 +48,9 @@ def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
 
 @torch.inference_mode()
 def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
-    """Largest gap, in spreads of the logits: of node logits in a tree pass from logits of each path alone, of
-    the logits that we make of the last layer's states, for the streams, from the model's own, and of streams from those
-    that the pass itself carries. NaN if any is."""
+    """The largest difference, in standard deviations of the logits, between: node logits in a tree pass and logits of
+    each path alone; our logits from the last layer's states and the model's own; streams computed separately and
+    streams carried by the pass itself. NaN if any is."""
     prompt, root, draft = _sample(anatomy)
     target = ModelTarget(anatomy, adapter, Variant() if adapter else None)
     target.prefill(prompt)
@@ -65,7 +65,8 @@ def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
 
 
 def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: int, draft: Draft) -> float:
-    """Of the streams of an accepted path from those that a single pass over the same text carries, as in training."""
+    """The difference between the streams of an accepted path and those carried by a single pass over the same text, as
+    in training."""
     target = ModelTarget(anatomy, adapter, Variant(deferred=True))
     target.prefill(prompt)
     target.verify(root, draft)
@@ -89,7 +90,7 @@ def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: in
 
 
 def _sample(anatomy: Anatomy) -> tuple[list[int], int, Draft]:
-    """A prompt, the root after it, and a tree below that."""
+    """A prompt, the root after it, and a tree below the root."""
     vocab = anatomy.model.get_input_embeddings().num_embeddings
     tokens = torch.randint(vocab, (PROMPT + 1 + NODES,), generator=torch.Generator().manual_seed(0)).tolist()
     return tokens[:PROMPT], tokens[PROMPT], Draft(tuple(tokens[PROMPT + 1 :]), PARENTS, (1.0,) * NODES)
@@ -104,7 +105,7 @@ def _paths(drafted: Sequence[int]) -> list[list[int]]:
 
 def _alone(anatomy: Anatomy, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     """Logits ``[texts, vocab]`` after each text, and the last layer's states there ``[texts, hidden]``, by the model's
-    own forward with the library's attention. Shorter texts are padded on the right, where no row looks."""
+    own forward with transformers' attention. Shorter texts are padded on the right, where no row attends."""
     longest = max(map(len, texts))
     ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=anatomy.device)
     noted: list[Tensor] = []
@@ -121,8 +122,8 @@ def _alone(anatomy: Anatomy, texts: Sequence[list[int]]) -> tuple[Tensor, Tensor
 
 @torch.inference_mode()
 def exact(anatomy: Anatomy) -> bool:
-    """Whether a token has the same bits as a node of a tree as in standard decoding by the model's own forward, on this
-    machine."""
+    """Whether a token has the same bits as a node of a tree and in standard decoding by the model's own forward, on
+    this machine."""
     prompt, root, draft = _sample(anatomy)
     tree, plain = ModelTarget(anatomy), ModelTarget(anatomy)
     plain.direct = False
@@ -141,6 +142,7 @@ def exact(anatomy: Anatomy) -> bool:
 
 
 def _gap(got: Tensor, want: Tensor) -> float:
-    """Root mean square of the differences, in standard deviations of ``want``. The largest one would grow with the
-    vocabulary: rounding of Gemma's 262,144 logits in bfloat16 is 0.09 by this, 0.33 at most; a wrong mask gives 2."""
+    """Root mean square of the differences, in standard deviations of ``want``. (The maximum would grow with the
+    vocabulary: rounding Gemma's 262,144 logits to bfloat16 gives 0.09 here, but a maximum of 0.33; a wrong mask gives
+    2.)"""
     return float((got - want).square().mean().sqrt() / want.std().clamp_min(1e-6))
