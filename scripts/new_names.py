@@ -1,9 +1,9 @@
-"""Prompts of the task e2e with names and values that the data doesn't have: a model that only ever saw a few dozen
+"""Prompts of the task e2e with names and values that are not in the data: a model that has seen only a few dozen
 restaurants drafts badly for others.
 
 python -m scripts.new_names e2e/train.jsonl mixed.jsonl --count 4000 --seed 0
-Writes every different prompt of the data, then COUNT of them with other names; some with other values too, or put in
-plain words. They have no references: train on them with --targets self.
+Writes every distinct prompt of the data, then COUNT of them with other names; some also with other values, or in plain
+words. They have no references: train on them with --targets self.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 
 from specstream.data.datasets import read_rows
 
-# What names are made of; those of the patterns below by their letter.
+# The parts of names; single letters are used in the patterns below.
 WORDS = {
     "a": (
         "Amber Ancient Ashen Autumn Black Blue Brass Bright Broken Coastal Copper Corner Crimson Crooked Crystal "
@@ -49,7 +49,7 @@ WORDS = {
         "Fountain Gallery Gardens Gate Hall Harbour Hospital Hotel Library Market Mill Monument Museum Observatory "
         "Palace Park Pier Quay School Square Stadium Station Theatre Tower Zoo"
     ),
-    # The first and the last syllable of invented words.
+    # First and last syllables of invented words.
     "first": (
         "Al Bel Bor Cal Cor Dal Del El Fen For Gal Hel Il Jar Kel Lan Lor Mar Mel Nor Or Pel Quin Ros Sal Tam Tor Ul "
         "Val Win Yar Zan"
@@ -62,7 +62,7 @@ WORDS = {
 PATTERNS = ("The {a} {b}", "{a} {b}", "The {b}", "{p}'s", "{p}'s {b}", "{b} & {c}", "The {b} and {c}", "Café {q}",
             "{q} House", "Taste of {q}", "Bar {p}", "{q}", "{a} {b} Inn", "{p}'s Kitchen", "{s}", "The {s}", "{s}'s",
             "{s} & {b}", "{b} Street {r}", "{s} {r}", "The {a} {s}")  # fmt: skip
-# Values that the data doesn't have, by what they belong to.
+# Values that are not in the data, by attribute.
 VALUES = {
     "eatType": ("bar", "bistro", "café", "diner", "tea room", "wine bar", "takeaway", "bakery"),
     "food": ("American", "German", "Greek", "Korean", "Lebanese", "Mexican", "Moroccan", "Polish", "Portuguese",
@@ -83,7 +83,7 @@ SAID = {
 
 
 def word(kind: str, rng: random.Random) -> str:
-    """One of ``WORDS``."""
+    """A random word of a kind in ``WORDS``."""
     return rng.choice(WORDS[kind].split())
 
 
@@ -95,7 +95,7 @@ def name(rng: random.Random) -> str:
 
 
 def place(rng: random.Random) -> str:
-    """What it may be near to: another restaurant, or a sight."""
+    """A place to be near: another restaurant, or a sight."""
     if rng.random() < 0.5:
         return name(rng)
     first = rng.choice(" ".join(WORDS[letter] for letter in "abq").split())
@@ -103,8 +103,8 @@ def place(rng: random.Random) -> str:
 
 
 def changed(meaning: str, rng: random.Random) -> str:
-    """A meaning representation with another name, another place that it is near to, and now and then another value;
-    some in plain words."""
+    """A meaning representation with another name, another place nearby, and sometimes another value; some in plain
+    words."""
 
     def other(found: re.Match[str]) -> str:
         what, value = found.groups()
