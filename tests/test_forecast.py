@@ -18,7 +18,7 @@ def test_a_training_is_announced_with_its_rows_and_an_hours() -> None:
     assert "about 2,400 rows in 10 minutes" in words and "with an hour's" in words
     assert "hour" not in forecast.announced("e2e", 2.0, 8, 60)
     assert "Earlier training runs" not in forecast.announced("e2e", 60.0, 8, 1)
-    assert "Earlier training runs" not in forecast.announced("code", 2.0, 8, 10)  # nobody trained it yet
+    assert "Earlier training runs" not in forecast.announced("code", 2.0, 8, 10)  # no curve from nothing is known
 
 
 def test_an_hour_is_told_from_what_was_reached() -> None:

@@ -120,8 +120,19 @@ QUESTIONS = (
     "Write a short invitation to a birthday party.",
     "Give me five tips for a job interview.",
 )
+CODE = (
+    "Write a Python function that checks whether two lists have an item in common.",
+    "Write a shell one-liner to show the five largest folders.",
+    "Write a Python function that returns the third power of a number.",
+)
 # Prompts of our own, and the least tokens per step with 32 nodes that the adapter must give on them.
-TASKS = {"e2e": (facts(12), 2.4), "sql": (SQL, 2.5), "dialogsum": (DIALOGUES, 1.6), "chat": (QUESTIONS, 1.5)}
+TASKS = {
+    "e2e": (facts(12), 2.4),
+    "sql": (SQL, 2.5),
+    "dialogsum": (DIALOGUES, 1.6),
+    "chat": (QUESTIONS, 1.5),
+    "code": (CODE, 1.8),
+}
 BUNDLED = bundled("smollm2-135m")
 
 

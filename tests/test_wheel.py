@@ -87,7 +87,7 @@ def test_processes_of_an_installed_program_find_it(installed: Path, elsewhere: d
     )
     done = subprocess.run([installed / "python", "-P", "-c", code], **elsewhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("4 ") and str(installed.parent) in done.stdout
+    assert done.stdout.startswith("5 ") and str(installed.parent) in done.stdout
 
 
 @pytest.fixture
