@@ -120,7 +120,7 @@ def check(model: str, device: str, dtype: str) -> None:
     wanted, there = need(model, device, dtype), free(device)
     if wanted and wanted.weights > there:
         raise ModelError(
-            f"The model {model} needs {gigabytes(wanted.weights)} and {gigabytes(there)} are free: unload the present "
+            f"The model {model} needs {gigabytes(wanted.weights)} and {gigabytes(there)} are free: unload the current "
             "model first, or choose a smaller one or half precision."
         )
 
