@@ -72,6 +72,11 @@ TEXTS = {
         "Repeat this ten times: the quick brown fox jumps over the lazy dog.",
         "Give me advice for each of these: " + ", ".join(f"question number {i} at a job interview" for i in range(75)),
     ),
+    "code": (
+        "Write a Python function that checks whether two lists have an item in common.",
+        "Write a shell one-liner to show the five largest folders.",
+        "Write a Python class for a bank account, with a docstring in every method.",
+    ),
 }
 
 Record = dict[str, Any]

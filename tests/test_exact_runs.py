@@ -73,6 +73,7 @@ def test_shards_share_the_models_and_none_is_done_twice() -> None:
     parts = [exact_runs.GROUPS[i::3] for i in range(3)]
     assert sorted(g.name for part in parts for g in part) == sorted(g.name for g in exact_runs.GROUPS)
     assert Group("tiny", "llama", "float32") in exact_runs.GROUPS
+    assert {g.part for g in exact_runs.GROUPS if g.model == exact_runs.REAL} == set(exact_runs.TEXTS)
 
 
 @pytest.mark.parametrize("words", ["2/2", "1", "a/b", "-1/2"])
