@@ -25,7 +25,7 @@ from specstream.bench.results import suite
 from specstream.bench.tables import cost_table, differences, table, tuning_table
 from specstream.data.tasks import copy_after
 from specstream.data.tasks import task as task_named
-from specstream.params import Medusa, Standard, Streaming
+from specstream.params import MOST_NODES, Medusa, Standard, Streaming
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 README = PAGE.parent.parent / "README.md"
@@ -196,7 +196,7 @@ def chapter(result: Report, title: str) -> Iterator[str]:
     """The conditions of a measurement, and its table of methods."""
     row, most = result["rows"][0], result["sampling"]["max_new_tokens"]
     budgets = [r["settings"]["budget"] for r in result["rows"] if r["settings"].get("tree") == "best-first"]
-    trees = f" trees of at most {budgets[0]} nodes," if budgets else ""
+    trees = f" trees of at most {budgets[0] or MOST_NODES} nodes," if budgets else ""
     yield f"\n## {title}\n\n{row['prompts']} prompts, {result['repeats']} repeats, up to {most} tokens,{trees}"
     yield f"adapter {result['adapter']}, commit `{result['commit']}`.\n"
     yield from table(result["rows"])

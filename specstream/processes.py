@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -27,6 +28,19 @@ def join(device: str) -> None:
         from accelerate import PartialState
 
         PartialState(**({"cpu": True} if device == "cpu" else {}))
+        leave_at_exit()
+
+
+def leave_at_exit() -> None:
+    """Disconnect when this process exits: one whose connection is still open then may abort in its last moment, and
+    the launcher would stop the others."""
+    from torch import distributed
+
+    def leave() -> None:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def shared(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:

@@ -126,8 +126,8 @@ FAILURES = {
         "There is no public dataset a/b",
     ),
     "gated": (datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset"), "is gated"),
-    "no parts": (ValueError("Config name is missing.\nPlease pick one among: ['one', 'two']"), "hub:a/b:PART ('one'"),
-    "wrong part": (ValueError("BuilderConfig 'x' not found. Available: ['one']"), "hub:a/b:PART ('one')"),
+    "no parts": (ValueError("Config name is missing.\nPlease pick one among: ['one', 'two']"), "hub:a/b:CONFIG ('one'"),
+    "wrong part": (ValueError("BuilderConfig 'x' not found. Available: ['one']"), "hub:a/b:CONFIG ('one')"),
     "anything": (OSError("disk full\nand more"), "can't be loaded (disk full)"),
     "broken off": (ConnectionError("reset"), "can't be reached"),
 }

@@ -213,5 +213,5 @@ def test_held_out_rows_are_spread_and_keep_together() -> None:
     rest, held = hold_out(list("aabbccdd"), 2)
     assert (rest, held) == (list("bbdd"), list("ac"))
     assert hold_out(DATA, 0) == (DATA, [])
-    with pytest.raises(DataError, match="3 rows can't be held out of 2 different ones"):
+    with pytest.raises(DataError, match="3 rows can't be held out of 2 distinct ones"):
         hold_out(["a", "b", "b"], 3)

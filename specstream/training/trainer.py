@@ -22,6 +22,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from specstream import processes
 from specstream.adapters import readme, weights
 from specstream.adapters.card import AdapterError, Card, read_card, write_card
 from specstream.adapters.weights import Adapter, Drafting
@@ -76,6 +77,8 @@ class Trainer:
         set_seed(config.seed)
         cpu = anatomy.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.chosen_precision(anatomy.device.type))
+        if self.accelerator.num_processes > 1:
+            processes.leave_at_exit()
         self._plain_model = trainee or StreamModel(
             anatomy, Adapter(anatomy, card, vocabulary), config.tuned_layers, config.cache
         )
