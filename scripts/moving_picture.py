@@ -1,4 +1,4 @@
-"""The animation in README.md: the two texts of the page, playing at the measured pace.
+"""The animation in README.md: the two texts of the page, playing its recorded run slowed down.
 
     python -m scripts.moving_picture [--out docs/images/race.webp]
 

@@ -2,7 +2,8 @@
 // messages' entrance. What plays by itself pauses under the pointer, and stands still where less motion is asked for.
 const speed = part(".ss-speed"), playButton = part(".ss-play"), tip = part(".ss-tip"), box = part(".ss-player");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
-const LOOPS = 3, REST = 2500, LONGEST = 8000; // of the recording; milliseconds between two, and that a run is replayed for
+const LOOPS = 3, REST = 2500; // of the recording; milliseconds between two
+const SHORTEST = 2500, LONGEST = 8000; // milliseconds that the recording is shown for at least, and a run at most
 let run = null, done = false, follow = true, cursor = -1, timer = 0, ownPace = true;
 let replay = null; // what plays: {moment, seen, byItself, loops}
 
@@ -274,6 +275,7 @@ watch("value", () => receive(props.value));
 show(-1);
 receive(props.value);
 if (part(".ss-badge").textContent.startsWith("Recording") && !calm.matches) {
-  setPace(0.5);
+  const longest = Math.max(ends("method").at(-1), ends("baseline").at(-1) ?? 0);
+  setPace([0.5, 0.25].find((pace) => longest / pace >= SHORTEST) ?? 0.125);
   play(true, LOOPS);
 }

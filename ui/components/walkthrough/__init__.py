@@ -42,11 +42,11 @@ def message(view: View, told: str) -> str:
 def telling(steps: list[Step]) -> int | None:
     """A step that is easy to follow: it accepted several whole words and rejected something, in a small tree."""
 
-    def worth(index: int) -> tuple[int, int]:
+    def worth(index: int) -> tuple[bool, int, int]:
         step = steps[index]
         fates, words = step.draft.fate, sum(token.text[:1] == " " for token in step.tokens)
-        both = min(fates.count(Fate.ACCEPTED), 3) + 2 * (Fate.REJECTED in fates)
-        return both + words, -len(fates)
+        accepted = fates.count(Fate.ACCEPTED)
+        return accepted > 0 and Fate.REJECTED in fates, min(accepted, 3) + words, -len(fates)
 
     with_drafts = [i for i in range(1, len(steps)) if len(steps[i].draft)]
     return max(with_drafts, key=worth) if with_drafts else None
