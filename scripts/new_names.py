@@ -73,6 +73,7 @@ VALUES = {
 }  # fmt: skip
 OTHER_VALUE = 0.15  # share of the values that are replaced
 PLAIN = 0.2  # share of the prompts in plain words
+ATTRIBUTE = re.compile(r"\b([a-zA-Z ]+)\[([^\]]*)\]")  # of a meaning representation: what, and its value in brackets
 SAID = {
     "food": "{} food",
     "priceRange": "{} prices",
@@ -114,7 +115,7 @@ def changed(meaning: str, rng: random.Random) -> str:
             value = rng.choice(VALUES[what])
         return f"{what}[{value}]"
 
-    text = re.sub(r"\b([a-z]+(?:Type|Range|Friendly)?(?: rating)?)\[([^\]]*)\]", other, meaning)
+    text = ATTRIBUTE.sub(other, meaning)
     return in_words(text) if rng.random() < PLAIN else text
 
 
@@ -127,7 +128,7 @@ def in_words(meaning: str) -> str:
             value = "" if value == "yes" else "not "
         return SAID.get(what, "{}").format(value)
 
-    return re.sub(r"\b([a-zA-Z ]+)\[([^\]]*)\]", said, meaning)
+    return ATTRIBUTE.sub(said, meaning)
 
 
 @click.command(help=__doc__.splitlines()[0], context_settings={"help_option_names": ["-h", "--help"]})

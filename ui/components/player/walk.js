@@ -74,6 +74,7 @@ function play(byItself = false, loops = 1) {
   timer = setTimeout(tick, 0);
 }
 
+const duration = () => Math.max(...["method", "baseline"].map((lane) => ends(lane).at(-1) ?? 0));
 const held = () => replay.byItself && (box.matches(":hover") || !box.offsetParent);
 
 function tick() {
@@ -81,7 +82,7 @@ function tick() {
   if (!held()) replay.moment += (now - replay.seen) * pace;
   replay.seen = now;
   const method = ends("method"), baseline = ends("baseline"), { moment } = replay;
-  const total = Math.max(method.at(-1) ?? 0, baseline.at(-1) ?? 0);
+  const total = duration();
   const to = Math.max(countUntil(method, moment), 0), other = countUntil(baseline, moment);
   if (moment >= total) return finish();
   if (to !== cursor) show(to, { baseline: other });
@@ -133,8 +134,7 @@ function setPace(pace) {
 }
 
 function replayRun() {
-  const total = Math.max(ends("method").at(-1), ends("baseline").at(-1) ?? 0);
-  setPace([1, 2, 4].find((pace) => total / pace <= LONGEST) ?? 8);
+  setPace([1, 2, 4].find((pace) => duration() / pace <= LONGEST) ?? 8);
   play(true);
 }
 
@@ -275,7 +275,6 @@ watch("value", () => receive(props.value));
 show(-1);
 receive(props.value);
 if (part(".ss-badge").textContent.startsWith("Recording") && !calm.matches) {
-  const longest = Math.max(ends("method").at(-1), ends("baseline").at(-1) ?? 0);
-  setPace([0.5, 0.25].find((pace) => longest / pace >= SHORTEST) ?? 0.125);
+  setPace([0.5, 0.25].find((pace) => duration() / pace >= SHORTEST) ?? 0.125);
   play(true, LOOPS);
 }
