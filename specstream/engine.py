@@ -306,7 +306,7 @@ def _info(loaded: Loaded, placement: Placement) -> EngineInfo:
     network, parts, pair = loaded.network, loaded.parts, loaded.pair
     card = loaded.adapter.card if loaded.adapter else None
     unavailable = _unavailable(loaded)
-    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts))
+    nodes, nodes_reason = devices.cheap_nodes(network.dtype, loading.is_packed(parts), loaded.form.half)
     return EngineInfo(
         model="",
         source=loaded.source.origin,

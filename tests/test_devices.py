@@ -100,6 +100,11 @@ def test_more_nodes_are_drafted_where_a_matmul_takes_sixteen_rows_at_a_time(
     assert found == nodes and ("AMX" in reason) == (nodes == 12)
 
 
+def test_float16_drafts_what_fits_into_six_rows() -> None:
+    found, reason = devices.cheap_nodes(torch.float32, True, half=True)
+    assert found == 5 and "six rows" in reason
+
+
 def test_float16_on_a_processor_is_loaded_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_linear, "works", lambda half: True)
     assert devices.loaded_in(torch.float16, "cpu") == (torch.float32, True)

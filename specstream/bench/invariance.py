@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specstream.bench.provenance import heading as machine_heading
-from specstream.model import attention, cpu_linear
+from specstream.model import attention, cpu_linear, native
 from specstream.model.cpu_linear import LEAST
+from specstream.model.half_linear import FbgemmLinear, HalfLinear
 from specstream.model.hardware import ABSENT, computes_bfloat16
 from specstream.model.kv_cache import BLOCK
 from specstream.target.model_target import TILE
@@ -131,9 +132,11 @@ def _linears(device: str) -> Iterator[Operation]:
         yield from _packed(BFLOAT16, computes_bfloat16("cpu") and cpu_linear.works(dtype=BFLOAT16))
         yield from _packed(FLOAT32, cpu_linear.works())
         used = "matmuls in float16" if cpu_linear.works(half=True) else ""
-        yield _linear(
-            "FBGEMM float16 matmul, 1 to 64 rows", used, cpu_linear.HalfLinear, FLOAT32, device, (1, *SEVERAL)
-        )
+        built = native.library() is not None
+        for make, by, possible in ((HalfLinear, "our", built), (FbgemmLinear, "FBGEMM", cpu_linear.works(half=True))):
+            words = used if built == (make is HalfLinear) else ""
+            if possible:
+                yield _linear(f"{by} float16 matmul, 1 to 64 rows", words, make, FLOAT32, device, (1, *SEVERAL))
     for dtype in (BFLOAT16, FLOAT16, FLOAT32) if device != "cpu" else (BFLOAT16, FLOAT32):
         name = f"PyTorch's {_name(dtype)} matmul"
         yield _linear(f"{name}, 2 to 64 rows", "", _pytorch, dtype, device, SEVERAL)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from specstream.model import native
+
 NAME = "specstream"
 # Fractional bits. Products of two factors are multiples of 2**-36, those of a weight and a value of 2**-43, so sums
 # below 2**17 and 2**10 are exact in float64, whatever their order.
@@ -61,11 +63,29 @@ def attend(
     plain = softcap is None and s_aux is None and query.device.type == "cpu"
     if plain and _prompt.get() and not torch.compiler.is_exporting():
         return _by_the_library(query, key, value, attention_mask, scale), None
+    if _native_suits(query, key, value):
+        s_aux = None if s_aux is None else s_aux.float()
+        made = torch.ops.specstream.attend(
+            query, key.transpose(-1, -2), value, attention_mask, scale, softcap or 0.0, s_aux
+        )
+        return made.view(1, query.shape[2], query.shape[1], -1), None
     if torch.compiler.is_exporting():
         out = _looped(grouped, key, value, mask, scale, softcap, sinks)
     else:
         out = _multiplied(grouped, key, value, mask, scale, softcap, sinks)
     return out.to(query.dtype).permute(0, 3, 1, 2, 4).flatten(2, 3), None
+
+
+def _native_suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the function in C++ can be used: in float32, without gradients, on a processor for which it was built."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.float32
+        and (torch.compiler.is_exporting() or torch.is_inference_mode_enabled())
+        and query.shape[0] == 1
+        and key.shape[2] % native.LANES == value.shape[3] % native.LANES == 0
+        and native.library() is not None
+    )
 
 
 def _by_the_library(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -1,9 +1,9 @@
 """Linear layers on a CPU, with weights packed once for the few rows of a decoding pass.
 
 PyTorch's default matmul is slow for one to thirty rows. There are these layouts: oneDNN's, in float32, in bfloat16 if
-the processor supports it, or in int8 (``quantized``); and FBGEMM's for float16, which computes in float32 and reads
-half as many bytes. Layers that read the same rows (queries, keys and values; gate and up) become one matmul.
-All decoding methods gain; docs/experiments.md has the figures.
+the processor supports it, or in int8 (``quantized``); and float16 weights with float32 arithmetic (``half_linear``).
+Layers that read the same rows (queries, keys and values; gate and up) become one matmul. All decoding methods gain;
+docs/experiments.md has the figures.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.model import quantized
+from specstream.model.half_linear import FbgemmLinear, HalfLinear, half_linear
 from specstream.model.hardware import ABSENT, computes_bfloat16
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
@@ -83,23 +84,9 @@ class PackedLinear(nn.Module):
         return nn.functional.linear(x, self.packed.to_dense().to(x.dtype), bias)
 
 
-class HalfLinear(nn.Module):
-    """The same by FBGEMM: float32 rows, and weights rounded to float16, which halves the bytes to read."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]``."""
-        return cast(Tensor, _fbgemm(x, self.packed))
-
-
-# Bypasses Python's checks for fake tensors. Missing in builds without oneDNN or FBGEMM, which ``works`` detects.
+# Bypasses Python's checks for fake tensors. Missing in builds without oneDNN, which ``works`` detects.
 _onednn: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
 _onednn = getattr(_onednn, "_op", None)
-_fbgemm: Any = torch.ops.quantized.linear_dynamic_fp16.default._op
 
 
 torch.library.define("specstream::linear", "(Tensor x, Tensor packed, Tensor? bias) -> Tensor")  # for a compiler
@@ -109,7 +96,7 @@ torch.library.register_fake("specstream::linear", lambda x, packed, bias: x.new_
 def packed_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
     """A packed layer that replaces a linear one. With ``half`` its weights are rounded to float16."""
     bias = None if linear.bias is None else linear.bias.detach()
-    return (HalfLinear if half else PackedLinear)(linear.weight.detach(), bias)
+    return (half_linear if half else PackedLinear)(linear.weight.detach(), bias)
 
 
 class PackedPart(nn.Module):
@@ -235,7 +222,7 @@ def format_of(anatomy: Anatomy) -> Format:
     kinds: dict[str, nn.Module] = {}
     for path, module in anatomy.layers[0].named_modules():
         kinds[path] = module.shared.linear if isinstance(module, PackedPart) else module
-    if any(isinstance(m, HalfLinear) for m in kinds.values()):
+    if any(isinstance(m, HalfLinear | FbgemmLinear) for m in kinds.values()):
         return FLOAT16
     if not any(isinstance(m, Int8Linear) for m in kinds.values()):
         return NATIVE
@@ -367,7 +354,7 @@ def _pack_layers(anatomy: Anatomy, form: Format, first: int = 0) -> None:
         if form.name == "int8" and not any(owner.path in form.kept for owner in owners):
             _replace(owners, Int8Linear(weight, bias, form.inputs.get((owners[0].layer, owners[0].path))))
         else:
-            _replace(owners, (HalfLinear if form.half else PackedLinear)(weight, bias))
+            _replace(owners, (half_linear if form.half else PackedLinear)(weight, bias))
 
 
 def _joined(owners: Sequence[Owner]) -> tuple[Tensor, Tensor | None]:

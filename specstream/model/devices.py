@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from specstream.hub.download import ModelError
 from specstream.model.hardware import computes_bfloat16
-from specstream.params import NODES_IN_TILES
+from specstream.params import NODES, NODES_IN_TILES
 
 if TYPE_CHECKING:
     import torch
@@ -100,13 +100,15 @@ def packs(kind: torch.dtype, device: str) -> bool:
     return device == "cpu" and kind == torch.float16 and cpu_linear.works(half=True)
 
 
-def cheap_nodes(kind: torch.dtype, packed: bool) -> tuple[int, str]:
-    """How many drafted nodes a pass verifies at little extra cost, and the reason.
+def cheap_nodes(kind: torch.dtype, packed: bool, half: bool = False) -> tuple[int, str]:
+    """How many drafted nodes a pass verifies at little extra cost, and the reason; 0: as many as are likely enough.
 
-    ``kind`` is the model's dtype, ``packed`` whether its weights are packed for a CPU.
+    ``kind`` is the model's dtype, ``packed`` whether its weights are packed for a CPU, ``half`` whether in float16.
     """
     import torch
 
+    if half:
+        return NODES, "with weights in float16 the processor multiplies six rows at a time"
     if packed and kind == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False):
         return NODES_IN_TILES, "the processor multiplies sixteen rows of bfloat16 at a time (AMX)"
     return 0, "every drafted token costs a little, so it is drafted only if it is likely enough"

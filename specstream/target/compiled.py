@@ -9,13 +9,11 @@ is optional: without it the layer's own Python code runs. The compiled layer kee
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,9 @@ from torch.utils import _pytree as pytree
 
 from specstream.hub import download
 from specstream.installation import environment, python
-from specstream.model import attention
+from specstream.model import attention, compiler, native
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
+from specstream.model.half_linear import HalfLinear
 from specstream.model.introspection import Anatomy, bind, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
 from specstream.model.quantized import Int8Linear
@@ -36,10 +35,17 @@ MOST_ROWS = 128  # of a pass; longer prompts are faster with the matmuls of the 
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model is likely to have
 LIMIT = 600  # time limit of a build in seconds
 CACHE = "past_key_values"
-LEAN = {"memory_planning": True, "memory_pool": "intermediates"}  # compiler options: one allocation per call
+OPTIONS = {  # of the compiler: one allocation per call, and how our functions in C++ are called
+    "memory_planning": True,
+    "memory_pool": "intermediates",
+    "aot_inductor.custom_ops_to_c_shims": native.SHIMS,
+}
 COMPILED_IN = (  # source files that are part of a library's cache key
     "model/attention.py",
     "model/cpu_linear.py",
+    "model/half_linear.py",
+    "model/native.py",
+    "model/native.cpp",
     "model/quantized.py",
     "model/kv_cache.py",
     "target/compiled.py",
@@ -93,7 +99,7 @@ def places(layer: nn.Module) -> list[Place]:
         if isinstance(module, PackedPart) and id(module.shared) not in shared:
             shared.add(id(module.shared))
             module = module.shared.linear
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear | HalfLinear):
             found += [(module, name) for name in ("packed", "bias") if getattr(module, name) is not None]
         if isinstance(module, Int8Linear):
             found += [(module, name) for name in Int8Linear.TENSORS if getattr(module, name) is not None]
@@ -112,10 +118,10 @@ def shapes(layer: nn.Module) -> list[list[int]]:
 
 
 def can_compile(anatomy: Anatomy) -> bool:
-    """Whether the layers of this model can be compiled: on a CPU, packed in their own format or in int8."""
+    """Whether the layers of this model can be compiled: on a CPU, with packed weights."""
     return (
         anatomy.device.type == "cpu"
-        and isinstance(anatomy.head, PackedLinear)
+        and isinstance(anatomy.head, PackedLinear | HalfLinear)
         and anatomy.model.config._attn_implementation == attention.NAME
     )
 
@@ -162,13 +168,6 @@ def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], N
     return detach
 
 
-def works(compiler: str) -> bool:
-    """Whether a compiler with this name is installed and runs."""
-    with suppress(OSError):
-        return subprocess.run([*compiler.split(), "--version"], capture_output=True, check=False).returncode == 0
-    return False
-
-
 class Layers:
     """The compiled layers of one loaded model: built in the background, then swapped in by ``use``.
 
@@ -195,9 +194,8 @@ class Layers:
         """Start to build the library in a separate process, unless it exists: a quarter of a minute on one core."""
         if not self._possible or self._build or is_kept(self._anatomy):
             return
-        compiler = os.environ.get("CXX") or "g++"
-        if not works(compiler):
-            self._refuse(f"there is no C++ compiler ({compiler}; Debian: apt install g++)")
+        if not compiler.works(compiler.command()):
+            self._refuse(f"there is no C++ compiler ({compiler.command()}; Debian: apt install g++)")
             return
         words = [str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))]
         words += _words(format_of(self._anatomy)).split()
@@ -307,7 +305,7 @@ def _one_layer(folder: Path, dtype: torch.dtype, form: Format) -> Anatomy:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:1]
     anatomy = dissect(AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
-    assert suits(anatomy)
+    assert suits(anatomy, form.half)
     anatomy = pack(anatomy, form)
     attention.install(anatomy.model)
     return anatomy
@@ -361,7 +359,7 @@ def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None
     shown = [{d: by_size[s] for d, s in enumerate(t.shape) if s in by_size} for t in given]
     dynamic = ({1: rows}, shown, {3: length}, {2: length}, {0: rows}, [None] * len(weights))
     _lower_operations()
-    with torch.no_grad(), inductor.config.patch(LEAN):
+    with torch.no_grad(), inductor.config.patch(OPTIONS):
         program = torch.export.export(_Traced(layer, extras, constants), example, dynamic_shapes=dynamic, strict=False)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as made:
@@ -383,7 +381,10 @@ def _extras(kwargs: dict[str, Any]) -> Iterator[Extra]:
 def _lower_operations() -> None:
     """Register our operations with the compiler: oneDNN's matmuls, and a tensor that must be materialised."""
     from torch._inductor import ir, mkldnn_ir
-    from torch._inductor.lowering import register_lowering
+    from torch._inductor.lowering import make_fallback, register_lowering, require_contiguous
+
+    for operation in native.SHIMS:
+        make_fallback(operation, require_contiguous)
 
     @register_lowering(torch.ops.specstream.linear.default)
     def linear(x: Any, packed: Any, bias: Any) -> Any:

@@ -22,7 +22,8 @@ from specstream.adapters.weights import Adapter
 from specstream.hub import catalogue
 from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.model import attention
-from specstream.model.cpu_linear import Format, HalfLinear, PackedLinear, calibrated, pack, packed_linear, suits
+from specstream.model.cpu_linear import Format, PackedLinear, calibrated, pack, packed_linear, suits
+from specstream.model.half_linear import FbgemmLinear, HalfLinear
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
 from specstream.target import self_test
@@ -116,7 +117,7 @@ def packed_up(parts: Anatomy, adapter: Adapter | None, beside: Heads, form: Form
 
 def is_packed(parts: Anatomy | None) -> bool:
     """Whether a model's weights are packed."""
-    return parts is not None and isinstance(parts.head, PackedLinear | HalfLinear)
+    return parts is not None and isinstance(parts.head, PackedLinear | HalfLinear | FbgemmLinear)
 
 
 def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:

@@ -1,0 +1,126 @@
+"""C++ functions for passes in float32 with float16 weights, which a compiler builds once for the processor at hand.
+
+PyTorch's own float16 matmul (FBGEMM) takes twice as long for the few rows of a pass, and loops that a compiler makes of
+attention wait for one sum after the other. ``native.cpp`` has both. Without a compiler everything works, but slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import platform
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specstream.hub import download
+from specstream.model import compiler
+
+log = logging.getLogger(__name__)
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+LIMIT = 120  # time limit of a build in seconds
+LANES = 8  # the number of keys and the dimension of values must be multiples of this
+
+torch.library.define("specstream::linear_half", "(Tensor x, Tensor packed, SymInt outputs) -> Tensor")
+torch.library.register_fake("specstream::linear_half", lambda x, packed, outputs: x.new_empty(x.shape[0], outputs))
+torch.library.define(
+    "specstream::attend",
+    "(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale, float softcap, Tensor? sinks) -> Tensor",
+)
+torch.library.register_fake(
+    "specstream::attend",
+    lambda query, keys, values, *_: query.new_empty(query.shape[2], query.shape[1] * values.shape[3]),
+)
+_HANDLE = "AtenTensorHandle"
+# How compiled layers call the functions; see native.cpp.
+SHIMS = {
+    torch.ops.specstream.linear_half.default: [
+        f"AOTITorchError aoti_torch_cpu_linear_half({_HANDLE}, {_HANDLE}, int64_t, {_HANDLE}*)"
+    ],
+    torch.ops.specstream.attend.default: [
+        f"AOTITorchError aoti_torch_cpu_attend({', '.join([_HANDLE] * 4)}, double, double, {_HANDLE}*, {_HANDLE}*)"
+    ],
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The functions, built on first use; None if that is impossible here."""
+    file = _file()
+    try:
+        if file.is_file():
+            with suppress(OSError):  # a damaged file, which is replaced
+                return _loaded(file)
+        _build(file)
+        return _loaded(file)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("functions in C++ could not be built: %s", getattr(error, "stderr", None) or error)
+        return None
+
+
+def _loaded(file: Path) -> ctypes.CDLL:
+    """The functions of a library. Raises OSError for a damaged file."""
+    found = ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)  # global: compiled layers call its functions by name
+    pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    found.specstream_linear_half.argtypes = [pointer, size, size, pointer, size, pointer]
+    found.specstream_attend.argtypes = [*[pointer] * 5, ctypes.POINTER(size), real, real, pointer]
+    found.specstream_linear_half.restype = found.specstream_attend.restype = None
+    return found
+
+
+def linear_half() -> Any:
+    """The C function ``specstream_linear_half``; None if it can't be built here."""
+    found = library()
+    return None if found is None else found.specstream_linear_half
+
+
+@torch.library.impl("specstream::attend", "CPU")
+def _attend(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float, sinks: Tensor | None
+) -> Tensor:
+    """Attention of ``query`` ``[1, heads, rows, dim]`` to ``keys`` ``[1, shared, dim, keys]`` and ``values``
+    ``[1, shared, keys, value_dim]``: ``[rows, heads * value_dim]``. All are float32; ``softcap`` 0 is none."""
+    found = library()
+    assert found is not None
+    given = [t.contiguous() for t in (query, keys, values, mask)]
+    _, heads, rows, dim = query.shape
+    sizes = (ctypes.c_int64 * 6)(heads, keys.shape[1], rows, dim, values.shape[3], keys.shape[3])
+    sunk = None if sinks is None else sinks.contiguous()
+    out = query.new_empty(rows, heads * values.shape[3])
+    pointers = [*(t.data_ptr() for t in given), None if sunk is None else sunk.data_ptr()]
+    found.specstream_attend(*pointers, sizes, scale, softcap, out.data_ptr())
+    return out
+
+
+def _file() -> Path:
+    """The file of the built library for this processor and version."""
+    told = [SOURCE.read_text(encoding="utf-8"), *FLAGS, platform.machine(), torch.__version__, _processor()]
+    return download.home() / "compiled" / f"native-{hashlib.sha256(repr(told).encode()).hexdigest()[:20]}.so"
+
+
+def _processor() -> str:
+    """The capabilities of the processor, on which -march=native depends."""
+    with suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        return "".join(line for line in first if line.startswith(("flags", "model")))
+    return platform.processor()
+
+
+def _build(file: Path) -> None:
+    """Compile the library. Raises OSError or SubprocessError if that is impossible."""
+    installed = Path(torch.__file__).parent
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as made:
+        built = Path(made) / file.name
+        words = [*compiler.command().split(), *FLAGS, f"-I{installed / 'include'}", str(SOURCE), "-o", str(built)]
+        words += [f"-L{installed / 'lib'}", "-ltorch_cpu"]
+        subprocess.run(words, check=True, capture_output=True, text=True, timeout=LIMIT)
+        built.replace(file)

@@ -1,0 +1,144 @@
+"""The functions in C++: their numbers, the bits of a row beside others, and compiled layers that call them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from specstream.model import attention, cpu_linear, half_linear, native
+from specstream.model.half_linear import FbgemmLinear, HalfLinear
+from specstream.params import Sampling
+from specstream.target import compiled, self_test
+from specstream.target.model_target import ModelTarget, Variant
+from tests import tiny
+from tests.test_exact import Twin, bushy_run, ready
+from tests.test_quantized import next_logits, save
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the functions in C++ can't be built here")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 48), (17, 5), (960, 576), (1, 1)])
+def test_a_half_linear_layer_is_the_product_with_rounded_weights(outputs: int, inputs: int, bias: bool) -> None:
+    weight, offset = torch.randn(outputs, inputs), torch.randn(outputs) if bias else None
+    linear = HalfLinear(weight, offset)
+    for shape in ((1, inputs), (3, 1, inputs), (70, inputs), (2, 7, inputs)):
+        x = torch.randn(shape)
+        want = torch.nn.functional.linear(
+            x.double(), weight.half().double(), None if offset is None else offset.double()
+        )
+        made = linear(x)
+        assert made.shape == (*shape[:-1], outputs) and made.dtype == torch.float32
+        assert torch.allclose(made.double(), want, atol=1e-5 * inputs**0.5, rtol=1e-5)
+
+
+def test_a_row_has_the_same_bits_beside_any_others() -> None:
+    linear, rows = HalfLinear(torch.randn(100, 77)), torch.randn(31, 77)
+    whole = linear(rows)
+    for count in range(1, 14):
+        for start in range(31 - count + 1):
+            assert torch.equal(linear(rows[start : start + count]), whole[start : start + count])
+
+
+def test_weights_beyond_float16_stay_finite_and_rows_need_not_be_contiguous() -> None:
+    linear = HalfLinear(torch.tensor([[1e6, -1e6], [1.0, 2.0]]))
+    assert linear(torch.tensor([[1.0, 0.0]])).tolist() == [[65504.0, 1.0]]
+    x = torch.randn(6, 8).t()
+    linear = HalfLinear(torch.randn(5, 6))
+    assert torch.equal(linear(x), linear(x.contiguous()))
+
+
+def attended(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, softcap: float | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    with torch.inference_mode():
+        out, _ = attention.attend(torch.nn.Module(), query, keys, values, mask, softcap=softcap, s_aux=sinks)
+    return out
+
+
+def example(keys: int, seen: float = 0.6, dim: int = 24, value_dim: int = 40) -> tuple[Tensor, ...]:
+    """Random queries of six heads, and keys and values of two, with a mask that hides many."""
+    mask = torch.where(torch.rand(1, 1, 5, keys) < seen, 0.0, torch.finfo(torch.float32).min)
+    mask[..., 0] = 0
+    return torch.randn(1, 6, 5, dim), torch.randn(1, 2, keys, dim), torch.randn(1, 2, keys, value_dim), mask
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("keys", [8, 64, 104, 256])
+def test_attention_is_the_one_in_float64(
+    keys: int, sinks: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, sunk = example(keys), torch.randn(6) if sinks else None
+    own = attended(*given, softcap, sunk)
+    monkeypatch.setattr(attention, "_native_suits", lambda *_: False)
+    assert torch.allclose(own, attended(*given, softcap, sunk), atol=1e-5)
+    assert own.shape == (1, 5, 6, 40)
+
+
+def test_what_a_mask_hides_changes_no_bit_wherever_it_lies() -> None:
+    query, keys, values, _ = example(40)
+    hidden = torch.finfo(torch.float32).min
+    want = attended(query, keys, values, torch.zeros(1, 1, 5, 40))
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        place = torch.randperm(168, generator=random)[:40].sort().values
+        more_keys, more_values = torch.randn(1, 2, 168, 24) * 9, torch.randn(1, 2, 168, 40) * 9
+        more_keys[:, :, place], more_values[:, :, place] = keys, values
+        mask = torch.full((1, 1, 5, 168), hidden)
+        mask[..., place] = 0
+        assert torch.equal(attended(query, more_keys, more_values, mask), want)
+        assert torch.equal(attended(query[:, :, 2:3], more_keys, more_values, mask[:, :, 2:3]), want[:, 2:3])
+
+
+def test_gradients_and_batches_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: pytest.fail("called"))
+    query, keys, values, mask = example(64)
+    attention.attend(torch.nn.Module(), query.requires_grad_(), keys, values, mask)[0].sum().backward()
+    assert query.grad is not None
+    two = [t.detach().expand(2, *t.shape[1:]) for t in (query, keys, values, mask)]
+    assert attended(*two).shape == (2, 5, 6, 40)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_compiled_layers_call_them_and_stay_exact(family: str, tmp_path: Path) -> None:
+    anatomy, adapter = ready(family, "float16", gamma=4, mode="lossless")
+    assert compiled.can_compile(anatomy)
+    want = next_logits(anatomy)
+    save(tiny.tiny(family), tmp_path / "model")
+    compiled._build(tmp_path / "model", torch.float32, out := tmp_path / "library", cpu_linear.format_of(anatomy))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "kept", lambda _: out)
+        compiled.attach(anatomy, adapter.merged or ())
+    replaced = [layer for layer in anatomy.layers if isinstance(vars(layer).get("forward"), compiled.CompiledLayer)]
+    assert replaced
+    assert self_test.failure(anatomy, None) is None and self_test.exact(anatomy)
+    assert torch.allclose(next_logits(anatomy), want, atol=1e-4)
+    for seed in range(3):
+        run = bushy_run(anatomy, adapter, Variant(True), Sampling(max_new_tokens=30, temperature=0.7, seed=seed), seed)
+        twin = Twin(run, ModelTarget(anatomy))
+        tiny.finish(run, twin)
+        assert twin.compared > 10
+
+
+def test_without_a_compiler_pytorch_s_matmul_is_used(tmp_path: Path) -> None:
+    code = (
+        "import torch; from specstream.model import native, half_linear; assert native.library() is None;"
+        "print(type(half_linear.half_linear(torch.ones(16, 8))).__name__)"
+    )
+    env = os.environ | {"CXX": "/bin/false", "SPECSTREAM_HOME": str(tmp_path)}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == FbgemmLinear.__name__
+
+
+def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_file", lambda: tmp_path / "broken.so")
+    (tmp_path / "broken.so").write_bytes(b"no library")
+    assert native.library.__wrapped__() is not None
+    assert isinstance(half_linear.half_linear(torch.ones(16, 8)), HalfLinear)
