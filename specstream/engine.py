@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
+from specstream import native
 from specstream.adapters.card import AdapterError
 from specstream.adapters.find import bundled, find_adapter
 from specstream.adapters.heads import Heads
@@ -379,6 +380,7 @@ def _layers(loaded: Loaded) -> Layers | None:
     parts, streams, passed = loaded.parts, loaded.streams, loaded.passed
     if parts is None or loaded.reason or os.environ.get(NO_COMPILER) == "1":
         return None
+    native.library(build=False)  # the functions in C++, if the process that compiles layers has built them before
 
     def check() -> str | None:
         if passed.recall("compiled") is not None:
@@ -400,7 +402,9 @@ def _linear_layers(loaded: Loaded) -> str:
     """The library that computes the linear layers."""
     if not loading.is_packed(loaded.parts):
         return "PyTorch"
-    return "FBGEMM, packed" if loaded.form.half else "oneDNN, packed"
+    if loaded.form.half:
+        return "FBGEMM, packed" if native.library() is None else "C++ for this processor, packed"
+    return "oneDNN, packed"
 
 
 def _unavailable(loaded: Loaded) -> dict[str, str]:

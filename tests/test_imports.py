@@ -22,7 +22,7 @@ LAYERS = (
     ("specstream.events", "specstream.params", "specstream.installation"),
     ("specstream.tree", "specstream.stats", "specstream.info"),
     ("specstream.hub", "specstream.runlog", "specstream.processes"),
-    ("specstream.data",),
+    ("specstream.data", "specstream.native"),
     ("specstream.decoding", "specstream.model"),
     ("specstream.streams",),
     ("specstream.adapters",),

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.model import attention, cpu_linear, half_linear, native
+from specstream import native
+from specstream.decoding.softmax import log_total
+from specstream.model import attention, cpu_linear, half_linear
 from specstream.model.half_linear import FbgemmLinear, HalfLinear
 from specstream.params import Sampling
 from specstream.target import compiled, self_test
@@ -127,10 +129,26 @@ def test_compiled_layers_call_them_and_stay_exact(family: str, tmp_path: Path) -
         assert twin.compared > 10
 
 
+def test_the_denominator_of_a_softmax_is_that_of_float64() -> None:
+    assert native.library() is native.loaded()
+    for size in (1, 7, 8, 33, 49152):
+        row = torch.randn(size) * 9
+        assert torch.allclose(log_total(row), row.double().logsumexp(-1, keepdim=True).float(), atol=2e-6, rtol=2e-6)
+    row[5] = float("nan")
+    assert log_total(row).isnan().all()
+
+
+def test_functions_that_were_not_asked_for_are_not_built(tmp_path: Path) -> None:
+    code = "from specstream import native; assert native.loaded() is native.library(build=False) is None"
+    env = os.environ | {"SPECSTREAM_HOME": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+    assert not list(tmp_path.rglob("*.so"))
+
+
 def test_without_a_compiler_pytorch_s_matmul_is_used(tmp_path: Path) -> None:
     code = (
-        "import torch; from specstream.model import native, half_linear; assert native.library() is None;"
-        "print(type(half_linear.half_linear(torch.ones(16, 8))).__name__)"
+        "from specstream import native; from specstream.model.half_linear import half_linear; import torch;"
+        "assert native.library() is None; print(type(half_linear(torch.ones(16, 8))).__name__)"
     )
     env = os.environ | {"CXX": "/bin/false", "SPECSTREAM_HOME": str(tmp_path)}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
@@ -140,5 +158,5 @@ def test_without_a_compiler_pytorch_s_matmul_is_used(tmp_path: Path) -> None:
 def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_file", lambda: tmp_path / "broken.so")
     (tmp_path / "broken.so").write_bytes(b"no library")
-    assert native.library.__wrapped__() is not None
+    assert native._library.__wrapped__() is not None
     assert isinstance(half_linear.half_linear(torch.ones(16, 8)), HalfLinear)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from specstream import native
 from specstream.bench.provenance import heading as machine_heading
-from specstream.model import attention, cpu_linear, native
+from specstream.model import attention, cpu_linear
 from specstream.model.cpu_linear import LEAST
 from specstream.model.half_linear import FbgemmLinear, HalfLinear
 from specstream.model.hardware import ABSENT, computes_bfloat16

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from specstream.model import native
+from specstream import native
 
 NAME = "specstream"
 # Fractional bits. Products of two factors are multiples of 2**-36, those of a weight and a value of 2**-43, so sums

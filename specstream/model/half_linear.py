@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specstream.model import native
+from specstream import native
 
 PANEL = 16  # outputs whose weights lie together
 LARGEST = torch.finfo(torch.float16).max

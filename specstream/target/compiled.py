@@ -21,14 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from specstream import native
 from specstream.hub import download
 from specstream.installation import environment, python
-from specstream.model import attention, compiler, native
+from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
 from specstream.model.half_linear import HalfLinear
 from specstream.model.introspection import Anatomy, bind, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
 from specstream.model.quantized import Int8Linear
+from specstream.native import compiler
 from specstream.target.self_test_cache import PACKAGE, digest
 
 MOST_ROWS = 128  # of a pass; longer prompts are faster with the matmuls of the Python code
@@ -44,8 +46,8 @@ COMPILED_IN = (  # source files that are part of a library's cache key
     "model/attention.py",
     "model/cpu_linear.py",
     "model/half_linear.py",
-    "model/native.py",
-    "model/native.cpp",
+    "native/__init__.py",
+    "native/functions.cpp",
     "model/quantized.py",
     "model/kv_cache.py",
     "target/compiled.py",
@@ -406,4 +408,5 @@ def _lower_operations() -> None:
 if __name__ == "__main__":
     _folder, _dtype, _out, _name, *_kept = sys.argv[1:]
     _form = Format(_name, kept=frozenset(_kept))
+    native.library()
     _build(Path(_folder), getattr(torch, _dtype.removeprefix("torch.")), Path(_out), _form)

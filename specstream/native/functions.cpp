@@ -1,4 +1,4 @@
-// Matmuls and attention for the few rows of a pass, in float32 with float16 weights; native.py builds them.
+// Matmuls and attention for the few rows of a pass, in float32 with float16 weights, and a softmax's denominator.
 //
 // Every sum runs in an order that doesn't depend on other rows, or on where a row's keys lie among masked ones. So a
 // row's result doesn't either.
@@ -98,6 +98,13 @@ __m256 capped(__m256 score, float softcap) {
   return _mm256_loadu_ps(each);
 }
 
+float highest_of(__m256 lanes) {
+  float each[kLanes], most = -INFINITY;
+  _mm256_storeu_ps(each, lanes);
+  for (const float e : each) most = e > most ? e : most;
+  return most;
+}
+
 // Scores [capacity] of one query; -inf where the mask hides the key. Returns the highest.
 float scores_of(const Sizes& n, const float* query, const float* keys, const float* mask, float* scores) {
   for (int64_t from = 0; from < n.capacity; from += kBlock) {
@@ -116,10 +123,7 @@ float scores_of(const Sizes& n, const float* query, const float* keys, const flo
     highest = _mm256_max_ps(highest, score);
     _mm256_storeu_ps(scores + k, score);
   }
-  float each[kLanes], most = -INFINITY;
-  _mm256_storeu_ps(each, highest);
-  for (const float e : each) most = e > most ? e : most;
-  return most;
+  return highest_of(highest);
 }
 
 // Turns scores into weights, unnormalised, and returns their sum. They are multiples of 2^-24, so it is exact.
@@ -212,7 +216,30 @@ void specstream_attend(const float* query, const float* keys, const float* value
   }
 }
 
-// The same two for compiled layers, which find them by these names.
+// log(sum(exp(x))) of count numbers; NaN if one of them is.
+float specstream_log_total(const float* x, int64_t count) {
+  const int64_t whole = count / kLanes * kLanes;
+  __m256 most = _mm256_set1_ps(-INFINITY), sums[4];
+  for (__m256& sum : sums) sum = _mm256_setzero_ps();
+  for (int64_t i = 0; i < whole; i += kLanes) most = _mm256_max_ps(_mm256_loadu_ps(x + i), most);
+  float highest = highest_of(most);
+  for (int64_t i = whole; i < count; ++i) highest = x[i] > highest ? x[i] : highest;
+  const __m256 below = _mm256_set1_ps(highest);
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    __m256& sum = sums[i / kLanes % 4];
+    sum = _mm256_add_ps(sum, Sleef_expf8_u10avx2(_mm256_sub_ps(_mm256_loadu_ps(x + i), below)));
+  }
+  double total = 0;
+  for (int64_t i = whole; i < count; ++i) total += std::exp(x[i] - highest);
+  for (const __m256& sum : sums) {
+    float each[kLanes];
+    _mm256_storeu_ps(each, sum);
+    for (const float e : each) total += e;
+  }
+  return static_cast<float>(std::log(total) + highest);
+}
+
+// The first two for compiled layers, which find them by these names.
 
 AOTITorchError aoti_torch_cpu_linear_half(AtenTensorHandle x, AtenTensorHandle packed, int64_t outputs,
                                           AtenTensorHandle* out) {

@@ -1,7 +1,8 @@
-"""C++ functions for passes in float32 with float16 weights, which a compiler builds once for the processor at hand.
+"""C++ functions for decoding on a CPU, which a compiler builds once for the processor at hand.
 
-PyTorch's own float16 matmul (FBGEMM) takes twice as long for the few rows of a pass, and loops that a compiler makes of
-attention wait for one sum after the other. ``native.cpp`` has both. Without a compiler everything works, but slower.
+They are for passes in float32 with float16 weights: PyTorch's own float16 matmul (FBGEMM) takes twice as long for few
+rows, and loops that a compiler makes of attention wait for one sum after the other. And for a step's log-probabilities
+in every format. ``functions.cpp`` has them. Without a compiler everything works, but slower.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor
 
 from specstream.hub import download
-from specstream.model import compiler
+from specstream.native import compiler
 
 log = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = Path(__file__).with_name("functions.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 LIMIT = 120  # time limit of a build in seconds
 LANES = 8  # the number of keys and the dimension of values must be multiples of this
@@ -40,7 +41,7 @@ torch.library.register_fake(
     lambda query, keys, values, *_: query.new_empty(query.shape[2], query.shape[1] * values.shape[3]),
 )
 _HANDLE = "AtenTensorHandle"
-# How compiled layers call the functions; see native.cpp.
+# How compiled layers call the functions; see functions.cpp.
 SHIMS = {
     torch.ops.specstream.linear_half.default: [
         f"AOTITorchError aoti_torch_cpu_linear_half({_HANDLE}, {_HANDLE}, int64_t, {_HANDLE}*)"
@@ -51,28 +52,38 @@ SHIMS = {
 }
 
 
+def library(build: bool = True) -> ctypes.CDLL | None:
+    """The functions, from now on also ``loaded()``; None if they can't be built here, or only exist with ``build``."""
+    return _library() if build or _file().is_file() else None
+
+
+def loaded() -> ctypes.CDLL | None:
+    """The functions if this process has called ``library``, so that they don't change in the middle of a run."""
+    return _library() if _library.cache_info().currsize else None
+
+
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The functions, built on first use; None if that is impossible here."""
+def _library() -> ctypes.CDLL | None:
     file = _file()
     try:
         if file.is_file():
             with suppress(OSError):  # a damaged file, which is replaced
-                return _loaded(file)
+                return _open(file)
         _build(file)
-        return _loaded(file)
+        return _open(file)
     except (OSError, subprocess.SubprocessError) as error:
         log.info("functions in C++ could not be built: %s", getattr(error, "stderr", None) or error)
         return None
 
 
-def _loaded(file: Path) -> ctypes.CDLL:
+def _open(file: Path) -> ctypes.CDLL:
     """The functions of a library. Raises OSError for a damaged file."""
     found = ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)  # global: compiled layers call its functions by name
     pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     found.specstream_linear_half.argtypes = [pointer, size, size, pointer, size, pointer]
     found.specstream_attend.argtypes = [*[pointer] * 5, ctypes.POINTER(size), real, real, pointer]
     found.specstream_linear_half.restype = found.specstream_attend.restype = None
+    found.specstream_log_total.argtypes, found.specstream_log_total.restype = [pointer, size], ctypes.c_float
     return found
 
 
@@ -100,6 +111,7 @@ def _attend(
     return out
 
 
+@functools.cache
 def _file() -> Path:
     """The file of the built library for this processor and version."""
     told = [SOURCE.read_text(encoding="utf-8"), *FLAGS, platform.machine(), torch.__version__, _processor()]
