@@ -79,7 +79,7 @@ def test_attention_is_the_one_in_float64(
 ) -> None:
     given, sunk = example(keys), torch.randn(6) if sinks else None
     own = attended(*given, softcap, sunk)
-    monkeypatch.setattr(attention, "_native_suits", lambda *_: False)
+    monkeypatch.setattr(attention, "native_suits", lambda *_: False)
     assert torch.allclose(own, attended(*given, softcap, sunk), atol=1e-5)
     assert own.shape == (1, 5, 6, 40)
 

@@ -63,7 +63,7 @@ def attend(
     plain = softcap is None and s_aux is None and query.device.type == "cpu"
     if plain and _prompt.get() and not torch.compiler.is_exporting():
         return _by_the_library(query, key, value, attention_mask, scale), None
-    if _native_suits(query, key, value):
+    if _by_native(query, key, value):
         s_aux = None if s_aux is None else s_aux.float()
         made = torch.ops.specstream.attend(
             query, key.transpose(-1, -2), value, attention_mask, scale, softcap or 0.0, s_aux
@@ -76,15 +76,19 @@ def attend(
     return out.to(query.dtype).permute(0, 3, 1, 2, 4).flatten(2, 3), None
 
 
-def _native_suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the function in C++ can be used: in float32, without gradients, on a processor for which it was built."""
+def native_suits(dtype: torch.dtype, value_dim: int) -> bool:
+    """Whether the function in C++ can be used for values ``[..., value_dim]`` of this dtype on this processor."""
+    return dtype == torch.float32 and value_dim % native.LANES == 0 and native.library() is not None
+
+
+def _by_native(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the function in C++ is used: on a CPU, for one text, without gradients."""
     return (
         query.device.type == "cpu"
-        and query.dtype == torch.float32
         and (torch.compiler.is_exporting() or torch.is_inference_mode_enabled())
         and query.shape[0] == 1
-        and key.shape[2] % native.LANES == value.shape[3] % native.LANES == 0
-        and native.library() is not None
+        and key.shape[2] % native.LANES == 0
+        and native_suits(query.dtype, value.shape[3])
     )
 
 

@@ -361,7 +361,8 @@ def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None
     shown = [{d: by_size[s] for d, s in enumerate(t.shape) if s in by_size} for t in given]
     dynamic = ({1: rows}, shown, {3: length}, {2: length}, {0: rows}, [None] * len(weights))
     _lower_operations()
-    with torch.no_grad(), inductor.config.patch(OPTIONS):
+    small = attention.native_suits(states.dtype, values.shape[3])  # what is left are loops too small to share
+    with torch.no_grad(), inductor.config.patch(OPTIONS | ({"cpp.threads": 1} if small else {})):
         program = torch.export.export(_Traced(layer, extras, constants), example, dynamic_shapes=dynamic, strict=False)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as made:
