@@ -12,7 +12,8 @@ import click
 import torch
 
 from specstream.bench.provenance import heading
-from specstream.hub.catalogue import load_model, resolve
+from specstream.hub.catalogue import resolve
+from specstream.model.pretrained import load_model
 
 
 @click.command(help=__doc__.splitlines()[0])
