@@ -75,7 +75,7 @@ def train_command(task: str, data: str | None, out: Path | None, resume: bool, *
     trained = train_adapter(request, config)
     if not processes.is_first():
         return
-    for line in summary(request.out, trained.card, config.mode):
+    for line in summary(request.out, trained, config.mode):
         click.echo(line)
     if trained.finished and trained.prompts and processes.count() == 1 and config.mode in ("shared", "lossless"):
         click.echo(timed(request, trained.prompts))

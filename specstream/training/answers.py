@@ -40,9 +40,9 @@ def note(words: str) -> None:
 
 @dataclass(frozen=True)
 class AnswersRequest:
-    """Which answers to write. ``own_prompts`` prompts written by the model are added to ``limit`` prompts of ``data``,
-    evenly spread over it (0: all). ``start`` is an adapter whose LoRA tunes the model. ``batch_tokens`` is the size of a
-    batch; 0: what suits the device."""
+    """Which answers to write. ``own_prompts`` prompts written by the model are added to ``limit`` prompts of ``data``
+    (0: all), evenly spread over it. ``start`` is an adapter whose LoRA tunes the model. ``batch_tokens`` is the size of
+    a batch; 0: what suits the device."""
 
     model: str
     task: str
