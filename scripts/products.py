@@ -3,7 +3,7 @@
 python -m scripts.products [--repeats 15]
 
 Random weights of its shapes, separate for every layer, so that they are read from memory as in a model. The
-implementations take turns.
+implementations take turns. Those that this processor lacks are left out.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 import torch
 from torch import Tensor, nn
 
 from specstream.bench.provenance import heading
+from specstream.model import quantized
 from specstream.model.cpu_linear import packed_linear
 from specstream.model.quantized import Int8Linear
 
@@ -37,7 +38,7 @@ def eight_bits(linear: nn.Linear) -> Product:
 def matmul_of_bytes(linear: nn.Linear) -> Product:
     """The matmul of our int8 format without quantising its rows, which compiled layers fuse with other work."""
     made = Int8Linear(linear.weight)
-    return lambda x: made._product(x[0].to(torch.uint8))
+    return lambda x: made._matmul(x[0].to(torch.uint8))
 
 
 KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Product]]] = {
@@ -53,13 +54,24 @@ KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Product]]] = {
 
 
 @torch.inference_mode()
-def milliseconds(repeats: int) -> dict[tuple[str, int], float]:
-    """Milliseconds by kind and number of rows: medians for each shape, summed over a pass."""
+def works(name: str) -> bool:
+    """Whether this processor, and this build of PyTorch, has an implementation."""
+    dtype, make = KINDS[name]
+    if name.startswith("int8, oneDNN") and not quantized.works():  # there is one, but its sums overflow
+        return False
+    try:
+        make(nn.Linear(64, 32, bias=False))(torch.randn(1, 3, 64).to(dtype))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+@torch.inference_mode()
+def milliseconds(names: Sequence[str], repeats: int) -> dict[tuple[str, int], float]:
+    """Milliseconds by implementation and number of rows: medians for each shape, summed over a pass."""
     total: dict[tuple[str, int], float] = defaultdict(float)
     for out, width, count in SHAPES:
-        made = {
-            name: [make(nn.Linear(width, out, bias=False)) for _ in range(count)] for name, (_, make) in KINDS.items()
-        }
+        made = {name: [KINDS[name][1](nn.Linear(width, out, bias=False)) for _ in range(count)] for name in names}
         for rows in ROWS:
             seconds = defaultdict(list)
             for _ in range(repeats):
@@ -77,7 +89,7 @@ def milliseconds(repeats: int) -> dict[tuple[str, int], float]:
 def table(total: dict[tuple[str, int], float]) -> Iterator[str]:
     yield f"| matmul, ms by rows | {' | '.join(map(str, ROWS))} |"
     yield "|---" * (1 + len(ROWS)) + "|"
-    for name in KINDS:
+    for name in dict.fromkeys(name for name, _ in total):
         yield f"| {name} | {' | '.join(f'{total[name, rows]:.1f}' for rows in ROWS)} |"
 
 
@@ -85,7 +97,10 @@ def table(total: dict[tuple[str, int], float]) -> Iterator[str]:
 @click.option("--repeats", default=15, show_default=True)
 def main(repeats: int) -> None:
     print(heading(f"{torch.get_num_threads()} threads"), end="\n\n")
-    print("\n".join(table(milliseconds(repeats))))
+    names = [name for name in KINDS if works(name)]
+    print("\n".join(table(milliseconds(names, repeats))))
+    if lacking := [name for name in KINDS if name not in names]:
+        print(f"\nNot on this processor: {'; '.join(lacking)}.")
 
 
 if __name__ == "__main__":
