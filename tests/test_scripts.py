@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
 
 from scripts import container, llama_cpp, new_names, products
+from scripts.formats import available
 from specstream.data.datasets import task_rows
 from specstream.data.tasks import task
 
@@ -67,6 +70,21 @@ def test_the_matmuls_are_timed_and_shown_by_rows(monkeypatch: pytest.MonkeyPatch
     assert set(total) == {("plain", 1), ("plain", 4)} and min(total.values()) > 0
     total = {("plain", 1): 1.26, ("plain", 4): 30.0}
     assert list(products.table(total))[2:] == ["| plain | 1.3 | 30.0 |"]
+
+
+def test_a_number_format_that_the_processor_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("specstream.model.quantized.works", lambda: False)  # no VNNI
+    assert available(["float32", "int8", "float32"]) == ["float32"]
+    assert "int8 is left out: int8 is for processors with VNNI" in capsys.readouterr().err
+    with pytest.raises(click.ClickException, match="No number format is left"):
+        available(["int8", "int3"])
+
+
+def test_without_llama_cpp_the_comparison_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited forever for the answer of a process that had ended."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = CliRunner().invoke(llama_cpp.main, ["--gguf", __file__, "--task", "e2e", "--data", __file__])
+    assert done.exit_code == 1 and "pip install xllamacpp" in done.output
 
 
 def test_rates_beside_llama_cpp_are_compared_prompt_by_prompt() -> None:
