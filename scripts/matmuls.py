@@ -1,6 +1,6 @@
 """Time of all linear layers of one pass of SmolLM2 135M, by matmul implementation and number of rows.
 
-python -m scripts.products [--repeats 15]
+python -m scripts.matmuls [--repeats 15]
 
 Random weights of its shapes, separate for every layer, so that they are read from memory as in a model. The
 implementations take turns. Those that this processor lacks are left out.
@@ -25,23 +25,23 @@ from specstream.model.quantized import Int8Linear
 LAYERS = 30
 SHAPES = [(960, 576, LAYERS), (576, 576, LAYERS), (3072, 576, LAYERS), (576, 1536, LAYERS), (49152, 576, 1)]
 ROWS = (1, 2, 4, 6, 8, 16, 32)
-Product = Callable[[Tensor], object]
+Matmul = Callable[[Tensor], object]
 
 
-def eight_bits(linear: nn.Linear) -> Product:
+def eight_bits(linear: nn.Linear) -> Matmul:
     """PyTorch's matmul of bfloat16 rows and int8 weights, with one scale per output."""
     scale = linear.weight.abs().amax(1) / 127
     weight = (linear.weight / scale[:, None]).round().to(torch.int8)
     return lambda x: torch._weight_int8pack_mm(x[0], weight, scale.bfloat16())
 
 
-def matmul_of_bytes(linear: nn.Linear) -> Product:
+def matmul_of_bytes(linear: nn.Linear) -> Matmul:
     """The matmul of our int8 format without quantising its rows, which compiled layers fuse with other work."""
     made = Int8Linear(linear.weight)
     return lambda x: made._matmul(x[0].to(torch.uint8))
 
 
-KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Product]]] = {
+KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Matmul]]] = {
     "float32, PyTorch": (torch.float32, lambda linear: linear),
     "float32, oneDNN packed": (torch.float32, packed_linear),
     "float16, FBGEMM packed": (torch.float32, lambda linear: packed_linear(linear, half=True)),
@@ -75,11 +75,11 @@ def milliseconds(names: Sequence[str], repeats: int) -> dict[tuple[str, int], fl
         for rows in ROWS:
             seconds = defaultdict(list)
             for _ in range(repeats):
-                for name, products in made.items():
+                for name, matmuls in made.items():
                     x = torch.randn(1, rows, width, dtype=KINDS[name][0])
                     started = time.perf_counter()
-                    for product in products:
-                        product(x)
+                    for matmul in matmuls:
+                        matmul(x)
                     seconds[name].append(time.perf_counter() - started)
             for name, times in seconds.items():
                 total[name, rows] += 1000 * statistics.median(times)
