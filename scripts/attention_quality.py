@@ -18,7 +18,8 @@ from specstream.bench.provenance import heading
 from specstream.decoding.encode import chat_prompt, encode
 from specstream.engine import NO_COMPILER, Engine, load
 from specstream.events import Draft
-from specstream.hub.catalogue import load_model, resolve
+from specstream.hub.catalogue import resolve
+from specstream.model.pretrained import load_model
 from specstream.params import Standard
 
 QUESTIONS = (

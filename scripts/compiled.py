@@ -12,11 +12,12 @@ import click
 import torch
 
 from specstream.bench.provenance import heading
-from specstream.hub.catalogue import load_model, resolve
+from specstream.hub.catalogue import resolve
+from specstream.model.pretrained import load_model
 
 
 @click.command(help=__doc__.splitlines()[0])
-@click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--tokens", default=48, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 def main(dtype: str, tokens: int, repeats: int) -> None:

@@ -2,10 +2,10 @@
 
 python -m scripts.exact_runs --out RUNS.jsonl [--runs 10000] [--shard 0/2] [--compiled] [--seconds 200]
 
-It uses tiny random models of every family, and the default model with each of its adapters, in every number format. A
-case is a prompt with sampling settings; each method runs once per case, with its own random tree. Runs already in
-RUNS.jsonl are not repeated, so the work can be spread over hours and, with --shard, over processes with a file each.
---show FILE ... only summarises. The exit status is 1 if a token differs.
+It uses tiny random models of every family, and the default model with each of its adapters, in every number format that
+the processor has. A case is a prompt with sampling settings; each method runs once per case, with its own random tree.
+Runs already in RUNS.jsonl are not repeated, so the work can be spread over hours and, with --shard, over processes with
+a file each. --show FILE ... only summarises. The exit status is 1 if a token differs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 
+from scripts.formats import available
 from specstream.adapters import weights
 from specstream.adapters.find import bundled
 from specstream.engine import NO_COMPILER, Engine, load
@@ -293,7 +294,9 @@ def main(out: Path | None, shard: str, only: str, show: tuple[Path, ...], **opti
         if out is None:
             raise click.UsageError("Give --out RUNS.jsonl, or --show RUNS.jsonl.")
         os.environ[NO_COMPILER] = "0" if options["compiled"] else "1"
-        groups = [group for group in GROUPS if only in group.name][part::parts]
+        wanted = [group for group in GROUPS if only in group.name]
+        formats = available([group.dtype for group in wanted], options["device"]) if wanted else []
+        groups = [group for group in wanted if group.dtype in formats][part::parts]
         if not groups:
             raise click.BadParameter(f"No model's name contains {only!r}, or there are fewer than {parts} of them.")
         options["runs"] = -(-options["runs"] // parts)

@@ -10,7 +10,7 @@ the amount of computation per token; our runs stop at the end of the text.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import multiprocessing
 import statistics
@@ -24,6 +24,7 @@ from typing import Any
 import click
 import torch
 
+from scripts.formats import available
 from specstream.bench.prompts import read_prompts
 from specstream.bench.provenance import described, heading
 from specstream.bench.results import suite
@@ -43,10 +44,14 @@ def llama(file: str, tokens: int) -> Rate:
     here, there = multiprocessing.Pipe()
     call = (there, file, tokens, torch.get_num_threads())
     multiprocessing.get_context("spawn").Process(target=serve, args=call, daemon=True).start()
+    there.close()  # so that its end is noticed here
 
     def rate(prompt: str) -> float:
-        here.send(prompt)
-        return float(here.recv())
+        try:
+            here.send(prompt)
+            return float(here.recv())
+        except (EOFError, OSError):
+            raise click.ClickException("The process with llama.cpp has ended: its error is above.") from None
 
     return rate
 
@@ -135,7 +140,9 @@ def loaded(task: str, dtype: str) -> Engine:
     "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the rates to this file."
 )
 def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str, file: Path | None) -> None:
-    engines = [loaded(task, name) for name in dtype.split(",")]
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise click.ClickException("llama.cpp is not installed: pip install xllamacpp.")
+    engines = [loaded(task, name) for name in available(dtype.split(","))]
     ours = [Ways(engine, tokens) for engine in engines]
     ways: dict[str, Rate] = {LLAMA: llama(gguf, tokens)}
     for engine, of in zip(engines, ours, strict=True):

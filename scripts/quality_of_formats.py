@@ -2,9 +2,10 @@
 
 python -m scripts.quality_of_formats --data DIR [--limit 20] [--distances 12] [--tokens 48] [--tasks e2e,sql]
 
-DIR holds TASK/dev.jsonl with the held-out rows of each task. Distances are the mean KL divergence, in nats, from
-float32's distributions to the format's, on float32's own greedy answers to the chat prompts, and the share of tokens on
-which both agree. Texts are those of standard decoding; streaming writes the same.
+Formats that this processor lacks are left out. DIR holds TASK/dev.jsonl with the held-out rows of each task. Distances
+are the mean KL divergence, in nats, from float32's distributions to the format's, on float32's own greedy answers to
+the chat prompts, and the share of tokens on which both agree. Texts are those of standard decoding; streaming writes
+the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import click
 import torch
 from torch import Tensor
 
+from scripts.formats import available
 from specstream import engine
 from specstream.bench import evaluation
 from specstream.bench.provenance import heading
@@ -74,18 +76,19 @@ def evaluated(loaded: engine.Engine, name: str, data: Path, limit: int) -> list[
 @click.option("--tasks", default="e2e,sql", show_default=True)
 @click.option("--formats", default="bfloat16,int8", show_default=True)
 def main(data: Path, limit: int, prompts: int, tokens: int, tasks: str, formats: str) -> None:
+    chosen = available(formats.split(","))
     print(heading(MODEL, f"{torch.get_num_threads()} threads"))
     if prompts:
         exact = engine.load(MODEL, "none", device="cpu", dtype="float32")
         rows = task_rows(str(data / "chat" / "dev.jsonl"), "", task("chat"), prompts, answers=False)
         texts = texts_of(exact, [str(row.columns["prompt"]) for row in rows], tokens)
         print("| format | KL to float32, nats | same choice |\n|---|---|---|")
-        for dtype in formats.split(","):
+        for dtype in chosen:
             far, same = distances(exact, engine.load(MODEL, "none", device="cpu", dtype=dtype), texts)
             print(f"| {dtype} | {far:.4f} | {same:.1%} |", flush=True)
     print("\n| task | format | quality | tokens per step | same text streamed |\n|---|---|---|---|---|")
     for name in filter(None, tasks.split(",")):
-        for dtype in formats.split(","):
+        for dtype in chosen:
             cells = evaluated(engine.load(MODEL, name, device="cpu", dtype=dtype), name, data, limit)
             print(f"| {' | '.join([name, dtype, *cells])} |", flush=True)
 

@@ -8,7 +8,7 @@ from specstream.decoding.sampling import Picker
 from specstream.decoding.verify import walk
 from specstream.engine import Engine
 from specstream.events import Agreement, Draft, Event, Started, Step, Verdict
-from specstream.hub.catalogue import out_of_memory
+from specstream.model.memory import out_of_memory
 from specstream.params import Method, Standard, method
 
 

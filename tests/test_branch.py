@@ -9,7 +9,7 @@ from specstream.params import Sampling, Streaming
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from ui.components import branch, guess
-from ui.jobs import looks
+from ui.jobs import lens
 from ui.jobs.engine_host import Engines
 from ui.jobs.runs import RunJob, RunRequest
 from ui.state import history, recording
@@ -51,7 +51,7 @@ def test_a_branch_begins_as_it_was_told_and_is_linked_to_its_run(tmp_path: Path)
     assert (further.prefix, further.parent) == (begin + "X", again.log_id)
     logged = history.view(runlog, row)
     assert logged.origin is not None
-    ids = looks.prompt_ids(load_toy(pace=0), logged.origin)
+    ids = lens.prompt_ids(load_toy(pace=0), logged.origin)
     assert bytes(ids).decode().endswith(begin)
     assert "branch" not in history.flat(row["settings"]) and "after" not in history.flat(row["settings"])
 

@@ -96,6 +96,14 @@ BAD = {
         ["train", "--task", "e2e", "--data", "DATA", "--progress", "DATA"],
         "--data and --progress name the same file",
     ),
+    "training temperature NaN": (
+        ["train", "--task", "e2e", "--data", "DATA", "--temperatures", "nan"],
+        "Temperature must",
+    ),
+    "answers' temperature": (
+        ["answers", "--task", "chat", "--out", "x.jsonl", "--temperatures", "-1"],
+        "Temperature must",
+    ),
     "prompt of half a character": (["generate", "--prompt", "a \ud800 b"], "is not valid text: character 3 is half"),
     "chat of half a character": (["generate", "--task", "chat", "--prompt", "\udcff"], "is not valid text"),
     "log in memory": (["runs", "list", "--db", ":memory:"], "keeps nothing"),
@@ -406,3 +414,13 @@ def test_a_command_imports_neither_the_other_commands_nor_what_only_a_run_needs(
     for args, absent in ((["runs", "--help"], {"specstream.cli.train"}), (["--help"], set())):
         out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True).stdout
         assert "Usage:" in out and not (heavy | absent) & set(out.splitlines())
+
+
+def test_options_of_own_answers_have_one_definition() -> None:
+    answers, train = ({o.name: o for o in cli.find_command(name).params} for name in ("answers", "train"))
+    for name in ("model", "temperatures", "own_prompts", "max_length", "max_answer", "limit"):
+        assert answers[name].to_info_dict() == train[name].to_info_dict()
+    twice = cli.find_command("answers").make_context(
+        "answers", ["--task", "chat", "--out", "x", "--temperatures", "0", "--temperatures", "0"]
+    )
+    assert twice.params["temperatures"] == (0.0,)

@@ -33,10 +33,11 @@ from specstream.decoding.loop import decode
 from specstream.decoding.sampling import Picker
 from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
-from specstream.hub.catalogue import load_model, resolve
+from specstream.hub.catalogue import resolve
 from specstream.model import cpu_linear
 from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import UnsupportedModel, context_of, dissect
+from specstream.model.pretrained import load_model
 from specstream.params import METHODS, MOST_NODES, NODES, LevelTree, PromptLookup, Sampling, Standard, Streaming, method
 from specstream.session import run_session
 from specstream.stats import speedup, summarize

@@ -124,8 +124,7 @@ def test_calling_the_layers_is_what_the_model_does(family: str) -> None:
     draft = Draft((3, 4, 5), (-1, 0, 0), (1.0,) * 3)
     found = []
     for direct in (True, False):
-        target = ModelTarget(anatomy)
-        target.direct = direct
+        target = ModelTarget(anatomy, direct=direct)
         target.prefill(PROMPT)
         assert target._calls is not None and target.cache is not None
         assert target._calls.whole == (family not in OWN_FORWARD)

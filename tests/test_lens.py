@@ -19,7 +19,7 @@ from specstream.testing.toy import load_toy
 from tests import tiny
 from ui.components import lens as component
 from ui.html import lens as html
-from ui.jobs import looks
+from ui.jobs import lens as job
 from ui.state import recording
 
 SAMPLING = Sampling(max_new_tokens=12)
@@ -80,8 +80,8 @@ def test_a_model_without_streams_and_a_text_of_one_token_are_refused() -> None:
 def test_another_model_does_not_answer_for_the_one_that_ran() -> None:
     engine, view = load_toy(pace=0), recording.load().view()
     assert view.origin is not None
-    with pytest.raises(looks.OtherModel, match="smollm2-135m with adapter e2e"):
-        looks.same_model(engine.info, view.origin)
+    with pytest.raises(job.OtherModel, match="smollm2-135m with adapter e2e"):
+        job.same_model(engine.info, view.origin)
 
 
 def test_what_came_true_is_marked_and_markup_is_text() -> None:

@@ -16,6 +16,7 @@ from specstream.adapters.find import BUNDLED, bundled
 from specstream.events import Agreement
 from specstream.hub import catalogue
 from specstream.model.introspection import dissect
+from specstream.model.pretrained import load_model
 from specstream.params import Sampling, Standard, Streaming
 from specstream.session import run_session, token_ids
 from specstream.stats import summarize
@@ -58,7 +59,7 @@ def loaded() -> Any:
 def tuned() -> Any:
     """The same tuned model, put together without our engine: base weights plus the adapter's LoRA."""
     source = catalogue.resolve("smollm2-135m")
-    network, _ = catalogue.load_model(source, "cpu", torch.float32)
+    network, _ = load_model(source, "cpu", torch.float32)
     anatomy = dissect(network)
     weights.load(ADAPTER, anatomy).main_lora.merge(anatomy)
     network.generation_config.eos_token_id = None
@@ -192,7 +193,7 @@ def test_without_adapter_streaming_is_unavailable_and_standard_is_the_base_model
         next(base.generate("Hello", Streaming(), Sampling()))
     prompt = base.prompt("chat", "Name three colours.")
     ids = token_ids(list(base.generate(prompt, Standard(), Sampling(max_new_tokens=24, ignore_eos=True))))
-    network, tokenizer = catalogue.load_model(catalogue.resolve("smollm2-135m"), "cpu", torch.float32)
+    network, tokenizer = load_model(catalogue.resolve("smollm2-135m"), "cpu", torch.float32)
     network.generation_config.eos_token_id = None
     assert ids == tiny.generate_ids(
         network, tokenizer(prompt, add_special_tokens=False).input_ids, Sampling(max_new_tokens=24)

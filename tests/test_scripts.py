@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
 
-from scripts import container, llama_cpp, new_names, products
+from scripts import container, llama_cpp, matmuls, new_names
+from scripts.formats import available
 from specstream.data.datasets import task_rows
 from specstream.data.tasks import task
-from specstream.model import cpu_linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 
 
-@pytest.mark.parametrize("name", [name for name in products.KINDS if "alone" not in name])
-def test_every_product_is_that_of_the_linear_map(name: str) -> None:
-    dtype, make = products.KINDS[name]
+@pytest.mark.parametrize("name", [name for name in matmuls.KINDS if "alone" not in name])
+def test_every_matmul_is_that_of_the_linear_layer(name: str) -> None:
+    dtype, make = matmuls.KINDS[name]
     half = name.startswith("float16")
-    if "packed" in name and not cpu_linear.works(half=half, dtype=dtype):
-        pytest.skip("this processor or PyTorch has no such product")
+    if not matmuls.works(name):
+        pytest.skip("this processor or PyTorch has no such matmul")
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 32, bias=False), torch.randn(1, 3, 64)
     with torch.inference_mode():
@@ -34,14 +36,55 @@ def test_every_product_is_that_of_the_linear_map(name: str) -> None:
     assert (got - want).abs().max() < limit * want.abs().max()
 
 
-def test_the_products_are_timed_and_shown_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SHAPES", [(32, 16, 2), (48, 16, 1)])
-    monkeypatch.setattr(products, "ROWS", (1, 4))
-    monkeypatch.setattr(products, "KINDS", {"plain": (torch.float32, lambda linear: linear)})
-    total = products.milliseconds(repeats=3)
+def absent(linear: nn.Linear) -> nn.Linear:
+    raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")
+
+
+def test_a_matmul_that_the_processor_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"plain": (torch.float32, lambda linear: linear), "bfloat16, oneDNN packed": (torch.bfloat16, absent)}
+    monkeypatch.setattr(matmuls, "SHAPES", [(32, 16, 2)])
+    monkeypatch.setattr(matmuls, "ROWS", (1, 4))
+    monkeypatch.setattr(matmuls, "KINDS", kinds | {"int8, oneDNN packed": (torch.float32, lambda linear: linear)})
+    monkeypatch.setattr(matmuls.quantized, "works", lambda: False)  # no VNNI
+    done = CliRunner().invoke(matmuls.main, ["--repeats", "1"])
+    assert done.exit_code == 0, done.output
+    assert "| plain |" in done.output and "| int8" not in done.output and "| bfloat16" not in done.output
+    assert "Not on this processor: bfloat16, oneDNN packed; int8, oneDNN packed." in done.output
+
+
+def test_the_matmul_of_bytes_is_that_of_our_format() -> None:
+    """It is timed where its sums are exact, and calls a private method, so a new name would be noticed there only."""
+    linear, x = nn.Linear(64, 32, bias=False), torch.randint(0, 3, (1, 3, 64)).float()
+    try:
+        got = matmuls.matmul_of_bytes(linear)(x)
+    except (RuntimeError, NotImplementedError):
+        pytest.skip("this build of PyTorch has no matmul of bytes")
+    assert isinstance(got, torch.Tensor) and got.shape[-1] == 32
+
+
+def test_the_matmuls_are_timed_and_shown_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmuls, "SHAPES", [(32, 16, 2), (48, 16, 1)])
+    monkeypatch.setattr(matmuls, "ROWS", (1, 4))
+    monkeypatch.setattr(matmuls, "KINDS", {"plain": (torch.float32, lambda linear: linear)})
+    total = matmuls.milliseconds(["plain"], repeats=3)
     assert set(total) == {("plain", 1), ("plain", 4)} and min(total.values()) > 0
     total = {("plain", 1): 1.26, ("plain", 4): 30.0}
-    assert list(products.table(total))[2:] == ["| plain | 1.3 | 30.0 |"]
+    assert list(matmuls.table(total))[2:] == ["| plain | 1.3 | 30.0 |"]
+
+
+def test_a_number_format_that_the_processor_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("specstream.model.quantized.works", lambda: False)  # no VNNI
+    assert available(["float32", "int8", "float32"]) == ["float32"]
+    assert "int8 is left out: int8 is for processors with VNNI" in capsys.readouterr().err
+    with pytest.raises(click.ClickException, match="No number format is left"):
+        available(["int8", "int3"])
+
+
+def test_without_llama_cpp_the_comparison_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited forever for the answer of a process that had ended."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = CliRunner().invoke(llama_cpp.main, ["--gguf", __file__, "--task", "e2e", "--data", __file__])
+    assert done.exit_code == 1 and "pip install xllamacpp" in done.output
 
 
 def test_rates_beside_llama_cpp_are_compared_prompt_by_prompt() -> None:

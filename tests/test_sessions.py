@@ -34,7 +34,7 @@ from specstream.runlog import RunLog, RunLogError
 from specstream.session import run_session
 from specstream.testing.toy import load_toy
 from ui.access_rules import DEMO
-from ui.state import history, pair
+from ui.state import history, two_runs
 from ui.tabs import sessions
 from ui.tabs import sessions_list as listing
 from ui.tabs.sessions import PAGE, Sessions
@@ -133,25 +133,25 @@ def test_an_interrupted_run_opens_as_far_as_it_got(tab: Sessions, runlog: RunLog
 
 
 def test_two_runs_are_compared(runlog: RunLog) -> None:
-    one = pair.side(runlog, log_run(runlog, "name[A<b>]", Streaming(budget=4), tokens=20))
-    other = pair.side(runlog, log_run(runlog, "name[B]", Streaming(budget=9), tokens=12))
-    rows = {name: (left, right) for name, left, right in pair.rows(one, other)}
+    one = two_runs.side(runlog, log_run(runlog, "name[A<b>]", Streaming(budget=4), tokens=20))
+    other = two_runs.side(runlog, log_run(runlog, "name[B]", Streaming(budget=9), tokens=12))
+    rows = {name: (left, right) for name, left, right in two_runs.rows(one, other)}
     assert rows["Prompt"] == ("name[A<b>]", "name[B]") and rows["Tokens"] == ("20", "12")
     assert rows["Setting: budget"] == ("4", "9") and "Setting: seed" not in rows
-    assert "seed 0" in pair.alike(one, other) and "budget" not in pair.alike(one, other)
-    html = pair.compared(one, other)
+    assert "seed 0" in two_runs.alike(one, other) and "budget" not in two_runs.alike(one, other)
+    html = two_runs.compared(one, other)
     assert "≠ Prompt" in html and "≠ Model" not in html and "<b>" not in html and "A&lt;b&gt;" in html
 
 
 def test_where_two_texts_part(runlog: RunLog) -> None:
-    run = pair.side(runlog, log_run(runlog, "x"))
-    one, other = (pair.Side(run.run, run.stats, texts) for texts in (("ab", "cd", "ef"), ("abc", "dX")))
-    assert "first 4 characters" in pair.difference(one, other)
-    assert "token 3 of the first run, token 2 of the second" in pair.difference(one, other)
+    run = two_runs.side(runlog, log_run(runlog, "x"))
+    one, other = (two_runs.Side(run.run, run.stats, texts) for texts in (("ab", "cd", "ef"), ("abc", "dX")))
+    assert "first 4 characters" in two_runs.difference(one, other)
+    assert "token 3 of the first run, token 2 of the second" in two_runs.difference(one, other)
     assert one.token_at(0) == 1 and one.token_at(6) == 4
-    assert "same text, 6 characters" in pair.difference(one, one)
-    assert "from the first character on" in pair.difference(one, pair.Side(run.run, run.stats, ("x",)))
-    html = pair.compared(one, other)
+    assert "same text, 6 characters" in two_runs.difference(one, one)
+    assert "from the first character on" in two_runs.difference(one, two_runs.Side(run.run, run.stats, ("x",)))
+    html = two_runs.compared(one, other)
     assert '>abcd<mark class="ss-part">≠ef</mark>' in html and '>abcd<mark class="ss-part">≠X</mark>' in html
 
 

@@ -33,10 +33,10 @@ from tests.test_ui_headline import PLAIN, run, steps
 from ui import app
 from ui.components import race
 from ui.jobs import job
-from ui.jobs.again import TIMES, Again
 from ui.jobs.comparisons import Contest, Entry, Lap
 from ui.jobs.engine_host import Busy, Engines, NotLoaded, Stopped
 from ui.jobs.job import Jobs
+from ui.jobs.measure_again import TIMES, MeasureAgain
 from ui.jobs.runs import RunJob, RunRequest
 from ui.state.feed import Feed
 from ui.state.headline import Ratio, headline
@@ -344,7 +344,7 @@ def test_the_button_beside_a_slow_run_mends_its_cause(engines: Engines) -> None:
 
 
 def test_a_run_is_measured_again_without_a_log(engines: Engines) -> None:
-    found = [item for batch in Again(engines, None, ask(tokens=8)).batches() for item in batch]
+    found = [item for batch in MeasureAgain(engines, None, ask(tokens=8)).batches() for item in batch]
     ratios = [item for item in found if isinstance(item, Ratio)]
     assert len(ratios) == TIMES and all(ratio.whole > 0 and ratio.writing for ratio in ratios)
 

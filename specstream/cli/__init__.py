@@ -93,7 +93,7 @@ def _close_output() -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    from specstream.hub.catalogue import out_of_memory
+    from specstream.model.memory import out_of_memory
 
     if out_of_memory(error):
         return "there is not enough memory for this: choose a smaller model, a shorter prompt or fewer tokens."

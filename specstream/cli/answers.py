@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from specstream import processes
+from specstream.cli import options
 from specstream.data.tasks import NAMES
 
 
 @click.command("answers")
-@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
+@options.MODEL
 @click.option("--task", required=True, help=f"{NAMES}.")
 @click.option(
     "--out",
@@ -21,26 +22,9 @@ from specstream.data.tasks import NAMES
     help="The JSONL file to write; answers already in it are kept.",
 )
 @click.option("--data", help="Prompts to answer: a JSONL file with the task's columns, or hub:NAME.")
-@click.option(
-    "--own-prompts",
-    "count",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="How many prompts the model should write; for code, how many instructions to assemble from parts.",
-)
-@click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="Rows of --data to use; 0 is all.")
-@click.option(
-    "--temperatures",
-    type=click.FloatRange(0, 10),
-    multiple=True,
-    default=[0.0],
-    show_default=True,
-    help="Every prompt is answered at each temperature; may be given several times.",
-)
+@options.limit_option()
+@options.own_answer_options
 @click.option("--start", type=click.Path(path_type=Path), help="An adapter that tunes the model.")
-@click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest prompt in tokens.")
-@click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest answer.")
 @click.option(
     "--batch-tokens",
     type=click.IntRange(0),
@@ -53,8 +37,8 @@ from specstream.data.tasks import NAMES
 def answers_command(**values: Any) -> None:
     """Have a model answer prompts, for `train --answers`. Run again, it continues; `accelerate launch` splits the
     work."""
-    from specstream.training.answers import Plan, write_answers
+    from specstream.training.answers import AnswersRequest, write_answers
 
-    words = write_answers(Plan(**values))
+    words = write_answers(AnswersRequest(**values))
     if processes.is_first():
         click.echo(words)

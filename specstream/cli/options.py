@@ -81,8 +81,9 @@ def no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
+MODEL = click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
 MODEL_OPTIONS = (
-    click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder."),
+    MODEL,
     click.option(
         "--adapter",
         default="auto",
@@ -154,6 +155,42 @@ def _form(f: Field[Any]) -> Any:
     """The type of a field's option."""
     choices = f.metadata.get("choices")
     return click.Choice(choices) if choices else type(f.default)
+
+
+def _temperature(_context: click.Context, _option: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
+    """The temperatures that Sampling accepts, without repetitions. Raises ValueError."""
+    return tuple(dict.fromkeys(Sampling(temperature=value).temperature for value in values))
+
+
+OWN_ANSWER_OPTIONS = (
+    click.option(
+        "--own-prompts",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="How many prompts the model should write; for code, how many instructions to assemble from parts.",
+    ),
+    click.option(
+        "--temperatures",
+        type=float,
+        multiple=True,
+        default=[0.0],
+        show_default=True,
+        callback=_temperature,
+        help="The model answers every prompt at each temperature; may be given several times.",
+    ),
+    click.option(
+        "--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest row of data in tokens."
+    ),
+    click.option(
+        "--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest own answer in tokens."
+    ),
+)
+
+
+def own_answer_options(command: Command) -> Command:
+    """The options of answers, and prompts, that the model writes itself."""
+    return together(*OWN_ANSWER_OPTIONS)(command)
 
 
 def method_options(command: Command) -> Command:

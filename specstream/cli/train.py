@@ -16,7 +16,7 @@ from specstream.training.config import Config
 
 
 @click.command("train")
-@click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
+@options.MODEL
 @click.option("--task", required=True, help=f"{NAMES}.")
 @click.option("--data", help="A JSONL file with the task's columns, or hub:NAME (default: the task's public dataset).")
 @click.option("--dev", help="A JSONL file, or hub:NAME, for validation; the best adapter is then kept.")
@@ -39,33 +39,11 @@ from specstream.training.config import Config
     help="What the streams learn to predict: the data's references, or the model's own answers.",
 )
 @click.option(
-    "--temperatures",
-    type=float,
-    multiple=True,
-    default=[0.0],
-    show_default=True,
-    help="Temperature of the model's own answers; may be given several times.",
-)
-@click.option(
-    "--own-prompts",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="How many prompts the model should write.",
-)
-@click.option(
     "--answers", type=click.Path(path_type=Path), help="A file written by `answers`, to train on instead of --data."
 )
+@options.own_answer_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Longest row in tokens.")
-@click.option("--max-answer", type=click.IntRange(1), default=192, show_default=True, help="Longest own answer.")
-@click.option(
-    "--limit",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Rows of --data to use, evenly spread; 0 is all.",
-)
+@options.limit_option()
 @click.option(
     "--hold-out",
     type=click.IntRange(-1),
@@ -97,7 +75,7 @@ def train_command(task: str, data: str | None, out: Path | None, resume: bool, *
     trained = train_adapter(request, config)
     if not processes.is_first():
         return
-    for line in summary(request.out, trained.card, config.mode):
+    for line in summary(request.out, trained, config.mode):
         click.echo(line)
     if trained.finished and trained.prompts and processes.count() == 1 and config.mode in ("shared", "lossless"):
         click.echo(timed(request, trained.prompts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from specstream.decoding import stop_strings
 from specstream.decoding.encode import Tokenizer
 
 LONG = 16  # new tokens after which the window advances, which takes one more decoding
@@ -40,11 +41,11 @@ class TextStream:
         if self._text == before:
             return self._silent(token)
         pending = self._pending(self._text.rstrip(MARK))
-        if (cut := self._cut(pending)) is not None:
-            return pending[:cut], True
+        if (at := stop_strings.cut(pending, self._stop)) is not None:
+            return pending[:at], True
         if BYTE.fullmatch(self._piece(token) or ""):
             return "", False
-        new = pending[: len(pending) - self._begun(pending)]
+        new = pending[: len(pending) - stop_strings.begun(pending, self._stop)]
         self._given += len(new)
         if new and self._given == len(self._text) and len(self._ids) - self._context >= LONG:
             self._move_on()
@@ -54,20 +55,10 @@ class TextStream:
         """The text held back at the end of a run, up to a stop string."""
         pending = self._pending(self._text)
         self._given = len(self._text)
-        return pending[: self._cut(pending)]
+        return pending[: stop_strings.cut(pending, self._stop)]
 
     def _pending(self, text: str) -> str:
         return text[self._given :]
-
-    def _cut(self, text: str) -> int | None:
-        """The index at which the stop string that completes first begins."""
-        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
-        return min(found)[1] if found else None
-
-    def _begun(self, text: str) -> int:
-        """The number of characters at the end that could be the start of a stop string."""
-        starts = (s[:n] for s in self._stop for n in range(1, min(len(s), len(text) + 1)))
-        return max((len(start) for start in starts if text.endswith(start)), default=0)
 
     def _move_on(self) -> None:
         del self._ids[: self._context]

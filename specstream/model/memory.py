@@ -125,6 +125,14 @@ def check(model: str, device: str, dtype: str) -> None:
         )
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a failed allocation. PyTorch has an exception for this on a GPU, but not on a CPU."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    )
+
+
 def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count < 1e10 else f"{count / 1e9:.0f} GB"
 

@@ -25,6 +25,7 @@ from specstream.model import attention
 from specstream.model.cpu_linear import Format, PackedLinear, calibrated, pack, packed_linear, suits
 from specstream.model.half_linear import FbgemmLinear, HalfLinear
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
+from specstream.model.pretrained import load_model
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
 from specstream.target import self_test
 from specstream.target.self_test_cache import SelfTestCache
@@ -56,7 +57,7 @@ def fetch(
     """The model with this name, its tokenizer, and where it came from. Raises ModelError."""
     source = catalogue.resolve(name, progress)
     progress(words, None)
-    return *catalogue.load_model(source, device, dtype), source
+    return *load_model(source, device, dtype), source
 
 
 def parts_of(network: PreTrainedModel) -> Anatomy:

@@ -62,8 +62,8 @@ class Variant:
 class ModelTarget:
     """A stock Hugging Face causal LM. With ``streams`` it computes those of its adapter; with ``heads``, their logits.
 
-    State belongs to one run, from ``prefill`` to ``release``. Raises ValueError for a variant that prunes if the
-    adapter has no early exit.
+    State belongs to one run, from ``prefill`` to ``release``. With ``direct``, passes call the layers directly where
+    this equals the model's own forward. Raises ValueError for a variant that prunes if the adapter has no early exit.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class ModelTarget:
         adapter: Adapter | None = None,
         streams: Variant | None = None,
         heads: Heads | None = None,
+        direct: bool = True,
     ) -> None:
         if streams and streams.prune and adapter and not adapter.streams.exit_rank:
             raise ValueError(NO_EXIT)
@@ -85,7 +86,7 @@ class ModelTarget:
         self.pruned: Collection[int] = frozenset()
         self.length = 0  # committed positions in the cache
         self.cache: TreeCache | None = None
-        self.direct = True  # call the layers directly in passes where this equals the model's own forward
+        self.direct = direct
         self._calls: RecordedCalls | None = None
         self._carried: Carried | None = None
         self._deferred_rows = 0

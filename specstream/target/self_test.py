@@ -125,8 +125,7 @@ def exact(anatomy: Anatomy) -> bool:
     """Whether a token has the same bits as a node of a tree and in standard decoding by the model's own forward, on
     this machine."""
     prompt, root, draft = _sample(anatomy)
-    tree, plain = ModelTarget(anatomy), ModelTarget(anatomy)
-    plain.direct = False
+    tree, plain = ModelTarget(anatomy), ModelTarget(anatomy, direct=False)
     for target in (tree, plain):
         target.prefill(prompt)
     logits = tree.verify(root, draft)

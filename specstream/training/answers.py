@@ -39,16 +39,16 @@ def note(words: str) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which answers to write. ``count`` prompts written by the model are added to the first ``limit`` (0: all) prompts
-    of ``data``. ``start`` is an adapter whose LoRA tunes the model. ``batch_tokens`` is the size of a batch; 0: what
-    suits the device."""
+class AnswersRequest:
+    """Which answers to write. ``own_prompts`` prompts written by the model are added to ``limit`` prompts of ``data``
+    (0: all), evenly spread over it. ``start`` is an adapter whose LoRA tunes the model. ``batch_tokens`` is the size of
+    a batch; 0: what suits the device."""
 
     model: str
     task: str
     out: Path
     data: str | None = None
-    count: int = 0
+    own_prompts: int = 0
     limit: int = 0
     temperatures: tuple[float, ...] = (0.0,)
     max_length: int = 512
@@ -59,31 +59,33 @@ class Plan:
     dtype: str = "auto"
 
 
-def write_answers(plan: Plan) -> str:
+def write_answers(request: AnswersRequest) -> str:
     """Write the answers that are not in the file yet. Returns a sentence about the result. Raises DataError."""
-    chosen = task(plan.task)
-    if not plan.data and not plan.count:
+    chosen = task(request.task)
+    if not request.data and not request.own_prompts:
         raise DataError("Nothing to answer: give --data FILE.jsonl, or --own-prompts N.")
-    if plan.out.is_dir() or not plan.out.parent.is_dir():
-        raise DataError(f"{plan.out} can't be a file of answers: give a file in an existing folder.")
-    where, _ = devices.choose_device(plan.device)
+    if request.out.is_dir() or not request.out.parent.is_dir():
+        raise DataError(f"{request.out} can't be a file of answers: give a file in an existing folder.")
+    where, _ = devices.choose_device(request.device)
     processes.join(where)
-    dtype, _ = devices.loaded_in(devices.choose_dtype(plan.dtype, where)[0], where)
-    network, tokenizer, _ = loading.fetch(plan.model, where, dtype)
+    dtype, _ = devices.loaded_in(devices.choose_dtype(request.dtype, where)[0], where)
+    network, tokenizer, _ = loading.fetch(request.model, where, dtype)
     anatomy = loading.parts_of(network)
-    longest = anatomy.context - plan.max_answer
+    longest = anatomy.context - request.max_answer
     if longest < 1:
-        raise DataError(no_room(plan.max_answer, anatomy.context))
+        raise DataError(no_room(request.max_answer, anatomy.context))
     texts: list[str] = []
-    if plan.data:
-        texts = read_prompts(plan.data, chosen, tokenizer, min(plan.max_length, longest), note=note)
-        texts = spread(texts, plan.limit or len(texts))
-    start = find_adapter(str(plan.start), plan.model) if plan.start else None
-    writer = AnswerWriter(chosen, anatomy, tokenizer, plan.max_answer, plan.temperatures, start, room=plan.batch_tokens)
+    if request.data:
+        texts = read_prompts(request.data, chosen, tokenizer, min(request.max_length, longest), note=note)
+        texts = spread(texts, request.limit or len(texts))
+    start = find_adapter(str(request.start), request.model) if request.start else None
+    writer = AnswerWriter(
+        chosen, anatomy, tokenizer, request.max_answer, request.temperatures, start, room=request.batch_tokens
+    )
     began = time.monotonic()
-    examples = writer(texts, plan.out, plan.count)
+    examples = writer(texts, request.out, request.own_prompts)
     seconds, tokens = time.monotonic() - began, sum(len(e.response) for e in examples)
-    return f"{len(examples):,} distinct answers, {tokens:,} tokens, in {plan.out}; {seconds / 60:.0f} minutes."
+    return f"{len(examples):,} distinct answers, {tokens:,} tokens, in {request.out}; {seconds / 60:.0f} minutes."
 
 
 def no_room(answer: int, context: int) -> str:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,9 +90,11 @@ class TrainingRequest:
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of training: the card, whether its budget is used up, and some held-out prompts."""
+    """The result of training: the card of the best adapter, the progress at the end (``trainer.TrainerState``), whether
+    the budget is used up, and some held-out prompts."""
 
     card: Card
+    progress: dict[str, Any]
     finished: bool
     prompts: tuple[str, ...] = ()
 
@@ -136,7 +138,9 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
         trainer.start_from(request.start)
     note(_expectation(examples, trainer))
     if config.minutes and not request.resume and len(examples) >= 2 * config.batch and not trainee:
-        note(forecast.announced(chosen.name, trainer.seconds_per_step(examples), config.batch, config.minutes))
+        start = forecast.Stage.of(read_card(request.start)) if request.start else None
+        speed = trainer.seconds_per_step(examples)
+        note(forecast.announced(chosen.name, config.gamma, speed, config.batch, config.minutes, start))
     watch(
         {
             "kind": "begin",
@@ -153,7 +157,7 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
     if not trainer.finished:
         note("stopped before the end; a checkpoint is saved: continue with --resume.")
     prompts = tuple(tokenizer.decode(e.prompt) for e in spread(held_out, TRIED)) if held_out else ()
-    return Trained(card, trainer.finished, prompts)
+    return Trained(card, asdict(trainer.progress), trainer.finished, prompts)
 
 
 def _needed(request: TrainingRequest, config: Config) -> str:
@@ -278,18 +282,18 @@ def default_data(task_name: str) -> str:
     return f"hub:{hub}"
 
 
-def summary(out: Path, card: Card, mode: str) -> list[str]:
+def summary(out: Path, trained: Trained, mode: str) -> list[str]:
     """The result of training in a mode and what to do next, as lines for the user."""
+    card, progress = trained.card, trained.progress
     made = card.heads.get(mode, card)
     name = "" if made is card else f" --method {METHOD_OF[mode]}"
-    progress = made.training["progress"]
     step = progress["best_step"] or progress["step"]
     what = "Adapter" if made is card else "Heads"
     lines = [f"{what} saved in {out}: step {step} of {progress['step']}, {progress['seconds'] / 60:.0f} minutes."]
     if "tokens_per_step" in made.metrics:
         found = made.metrics["tokens_per_step"]
         lines.append(f"Tokens per step on held-out prompts, {BUDGET} nodes: {found:.2f} (standard decoding: 1).")
-        lines.append(forecast.an_hour(card.task, found, progress["examples"], progress["seconds"]))
+        lines.append(forecast.an_hour(forecast.Stage.of(card, progress), progress) if made is card else "")
     lines = [line for line in lines if line]
     return [*lines, f"Try it: python -m specstream generate --adapter {out} --task {card.task}{name} --prompt TEXT"]
 

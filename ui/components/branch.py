@@ -20,7 +20,7 @@ from specstream.stats import counted
 from ..html import render
 from ..jobs import visitor
 from ..jobs.engine_host import Engines
-from ..jobs.looks import same_model
+from ..jobs.lens import same_model
 from ..jobs.runs import RunJob, RunRequest
 from ..state.feed import Feed
 from ..state.history import shorten

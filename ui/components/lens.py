@@ -12,7 +12,7 @@ import gradio as gr
 from ..html import lens as html
 from ..html import render
 from ..jobs.engine_host import Engines
-from ..jobs.looks import Look, Looked, Place
+from ..jobs.lens import Look, Looked, Place
 from ..state.messages import Notice
 from ..state.view import View, root_text
 from .handlers import QUIET, Updates

@@ -29,9 +29,9 @@ from ..components.run_panel import RunView
 from ..components.task_hint import Suit, bundled
 from ..html import render
 from ..jobs import visitor
-from ..jobs.again import TIMES, Again
 from ..jobs.engine_host import Busy, Engines, State
 from ..jobs.job import Jobs
+from ..jobs.measure_again import TIMES, MeasureAgain
 from ..jobs.runs import RunJob, RunRequest
 from ..state import history, recording
 from ..state.feed import Feed
@@ -297,7 +297,7 @@ class RunEvents:
         if last is None or not last.still(self._engines.state.info):
             yield {self._tab.status: render.status("Another model is loaded now: run the prompt again first.", "bad")}
             return
-        job = Again(self._engines, None, last.ask, who := visitor.name(key, request))
+        job = MeasureAgain(self._engines, None, last.ask, who := visitor.name(key, request))
         self._jobs.put(who, str(request.session_hash), job)
         yield from measured_again(self._tab, job, last.view, str(request.session_hash))
 
@@ -432,7 +432,7 @@ def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iter
     yield ended | tab.view.ended(view) | tab.idle(again=last is not None) | {tab.last: last}
 
 
-def measured_again(tab: Playground, job: Again, view: View, session: str) -> Iterator[Updates]:
+def measured_again(tab: Playground, job: MeasureAgain, view: View, session: str) -> Iterator[Updates]:
     """Watch the further measurements of a run, and yield their combined result."""
     found: list[Ratio] = []
     words = "Measuring again"

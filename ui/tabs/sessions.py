@@ -18,7 +18,7 @@ from ..files import downloads
 from ..html import render
 from ..jobs import visitor
 from ..jobs.engine_host import Engines
-from ..state import history, pair
+from ..state import history, two_runs
 from . import sessions_list as listed
 
 TAB = "sessions"
@@ -154,10 +154,10 @@ class Opened:
         if len(ticked) < 2:
             words = "Tick another run to compare the two." if ticked else ""
             return {self.hint: _said(render.status(words, "busy") if words else ""), self.pair: _said("")}
-        one, other = (pair.side(runlog, run, who) for run in ticked)
+        one, other = (two_runs.side(runlog, run, who) for run in ticked)
         opened = {
             self.hint: _said(""),
-            self.pair: _said(pair.compared(one, other)),
+            self.pair: _said(two_runs.compared(one, other)),
             self.group: gr.update(visible=False),
         }
         return opened | {self.run: "", self.sheet: gr.update(elem_classes=[*SHEET, "ss-open"])}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the page starts without torch
 TIMES = 4
 
 
-class Again(RunJob):
+class MeasureAgain(RunJob):
     """Runs the method and standard decoding alternately, ``TIMES`` times. Its items are notices and one Ratio per time.
 
     Nothing is logged, because the text is that of the previous run.
