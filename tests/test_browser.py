@@ -307,6 +307,7 @@ def test_the_logged_session_opens_and_can_be_walked(page: Page, tmp_path: Path) 
     page.locator(".ss-runs button").filter(has_text="Walrus Corner").first.click()
     logged = page.locator(".ss-player").nth(1)
     expect(logged).to_have_attribute("data-state", "done")
+    hides_its_helpers(page)
     assert logged.locator(".ss-method").inner_text() == text
     logged.get_by_role("slider", name="Step").focus()
     page.keyboard.press("Home")
@@ -548,6 +549,7 @@ def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url
     assert sorted(re.findall("first|second|third", " ".join(lanes.all_inner_texts())))[0] == "first"
     expect(page.locator(".ss-plot .js-plotly-plot").locator("visible=true")).to_be_visible()
     assert page.evaluate(RACE_AND_SHOW_THE_END) == ["racing", "over"]
+    hides_its_helpers(page)
     assert lanes.locator(".ss-text").all_inner_texts() == texts
     with page.expect_download() as download:
         page.get_by_role("button", name="Page (HTML)").locator("visible=true").click()
@@ -561,6 +563,14 @@ def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url
     expect(logged.locator(".ss-badge")).to_have_text(re.compile("^From the log"))
     assert logged.locator(".ss-method").inner_text() == texts[0]
     linked.close()
+
+
+def hides_its_helpers(page: Page) -> None:
+    """The fields and the link behind the buttons that share are out of sight, also where the row came later."""
+    row = page.locator(".ss-share").locator("visible=true")
+    expect(row.get_by_role("button", name="Copy text")).to_be_visible()
+    for helper in (page.get_by_role("button", name="Download", exact=True), page.locator(".ss-hidden")):
+        expect(helper.locator("visible=true")).to_have_count(0)
 
 
 def shows_without_network(browser: Browser, file: Path, texts: list[str], url: str) -> None:
@@ -584,9 +594,9 @@ def test_the_gallery_works_from_plain_files(browser: Browser, tmp_path: Path) ->
     page.goto((tmp_path / "index.html").as_uri())
     expect(page.locator("img")).to_have_js_property("naturalWidth", 1200)
     assert serious(page) == []
-    page.get_by_role("link", name="Marlow").click()
+    page.get_by_role("link", name="Paper Moon").click()
     expect(page.locator(".ss-player")).to_have_attribute("data-state", "done")
-    expect(page.locator(".ss-method").first).to_contain_text("Marlow")  # it plays by itself
+    expect(page.locator(".ss-method").first).to_contain_text("Paper Moon")  # it plays by itself
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert serious(page) == []
     page.get_by_role("link", name="All runs").click()

@@ -166,7 +166,7 @@ def test_the_hint_names_bad_rows_and_counts_good_ones(tab: FineTune, values, reg
     told = tab.form.expected(values(file=str(bad)), registry)
     words = told[tab.form.hint]
     assert told[tab.form.good]["visible"] and told[tab.form.good]["label"] == "Train on the 3 good rows"
-    assert "9 of 12 rows can&#x27;t be used: nothing was begun." in words
+    assert "9 of 12 rows can&#x27;t be used." in words
     assert "Line 4: the column &#x27;context&#x27; is missing or empty." in words and "4 more rows" in words
     few = tmp_path / "few.jsonl"
     few.write_text(rows(1))

@@ -147,7 +147,7 @@ def test_a_form_that_is_corrected_is_refused_no_longer(page: Page) -> None:
 
 def test_bad_files_are_told_before_anything_starts(page: Page, home: Path) -> None:
     upload(page, home / "bad.jsonl")
-    expect(page.get_by_text("2 of 4 rows can't be used: nothing was begun.")).to_be_visible()
+    expect(page.get_by_text("2 of 4 rows can't be used.")).to_be_visible()
     expect(page.get_by_text("Line 3: the column 'context' is missing or empty.")).to_be_visible()
     expect(page.get_by_text("Line 4: not valid JSON")).to_be_visible()
     expect(page.get_by_label("Train on the 2 good rows")).to_be_visible()

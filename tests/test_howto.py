@@ -158,6 +158,15 @@ def test_the_step_to_walk_through_accepts_and_rejects() -> None:
     assert walkthrough.message(View(Feed("")), "told") == "" and walkthrough.telling([]) is None
 
 
+def test_the_sliders_begin_with_what_the_run_came_to() -> None:
+    view = recording.load().view()
+    found = json.loads(walkthrough.message(view, "told"))
+    tokens = sum(found["rate"] ** n for n in range(found["depth"] + 1))
+    assert tokens == pytest.approx(view.stats[Lane.METHOD].tokens_per_step, abs=0.1)
+    assert walkthrough.even_rate(1.0, 5) == pytest.approx(0, abs=1e-3)
+    assert walkthrough.even_rate(6.0, 5) == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [(" the", "the"), ("", "(end)"), ("<|im_end|>", "(end)"), ("\n", "⏎"), (" ", "␣"), ("<b>", "<b>")],

@@ -15,6 +15,7 @@ import pytest
 
 from tests.browsing import (
     MARKS,
+    SLOW,
     load,
     open_tab,
     serious,
@@ -330,6 +331,46 @@ def test_both_texts_and_the_button_are_above_the_fold(browser: Browser, url: str
             for lane in ("standard decoding", "the run"):
                 expect(page.get_by_label(f"Text of {lane}", exact=True).first).to_be_in_viewport(ratio=1)
             expect(page.get_by_role("button", name="Run", exact=True)).to_be_in_viewport(ratio=1)
+
+
+def test_on_a_phone_the_fixed_button_covers_nothing(browser: Browser, url: str) -> None:
+    with visit(browser, url, "Playground", width=390) as page:
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        last = page.locator("footer button").locator("visible=true").last.bounding_box()
+        bar = page.locator(".ss-runbar").locator("visible=true").bounding_box()
+        assert last and bar and last["y"] + last["height"] <= bar["y"]
+        expect(page.locator("footer .divider").locator("visible=true")).to_have_count(0)  # nothing stands before it
+
+
+# Everything that moved without the visitor's doing, and by how much: what browsers call layout shift.
+MOVED = """
+window.moved = [];
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) {
+    const where = entry.sources.map((source) => (source.node?.className ?? source.node?.nodeName) + " "
+      + [source.previousRect, source.currentRect].map((box) => `${box.y} ${box.height}`).join(" to "));
+    window.moved.push([entry.value, ...where]);
+  }
+}).observe({ type: "layout-shift", buffered: true });
+"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_nothing_jumps_while_a_slow_machine_loads_the_page_or_runs(
+    browser: Browser, url: str, width: int, height: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(SLOW)
+    page.add_init_script(MOVED)
+    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
+    load(page, url)
+    expect(page.get_by_text("Model: toy")).to_be_visible()
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(player(page).locator(".ss-badge")).to_be_hidden()
+    expect(player(page)).to_have_attribute("data-state", "done")
+    moved = page.evaluate("window.moved")
+    page.close()
+    assert sum(value for value, *_ in moved) < 0.05, moved
 
 
 def test_run_is_within_ten_tabs_and_closes_what_it_passes(browser: Browser, url: str) -> None:

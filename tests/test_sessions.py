@@ -84,6 +84,9 @@ def test_runs_are_paged_searched_and_opened(tab: Sessions, runlog: RunLog, tmp_p
     assert listed(tab, runlog) == ids[:1:-1] and listed(tab, runlog, PAGE) == ids[1::-1]
     assert first[list_.following]["interactive"] and not first[list_.previous]["interactive"]
     assert second[list_.previous]["interactive"] and not second[list_.following]["interactive"]
+    assert (
+        first[list_.following]["visible"] and not list_.following.visible
+    )  # there are pages only where they are needed
     assert list_.page(runlog, values, 10_000)[list_.place] == PAGE  # past the end: the last page
     assert listed(tab, runlog, search="walrus") == [ids[3]]
     opened = tab.opened.open(runlog, ids[3], tmp_path)

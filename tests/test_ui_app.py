@@ -270,6 +270,52 @@ def test_a_failed_load_keeps_the_old_engine_and_says_why(engines: Engines) -> No
     assert finished(items(RunJob(both, None, ask(tokens=3))), Lane.METHOD)
 
 
+class Counted:
+    """A toy engine that notes its runs; the first ones of a real model are slower than the rest."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.engine, self.ran, self.fails = load_toy(0), [], fails  # type: ignore[var-annotated]
+        self.generate, self.engine.generate = self.engine.generate, self.noted  # type: ignore[method-assign]
+
+    def noted(self, prompt: str, method: Any, *rest: Any) -> Any:
+        self.ran.append(method.name)
+        if self.fails:
+            raise RuntimeError("out of memory")
+        return self.generate(prompt, method, *rest)
+
+
+def ready(known: Counted) -> Engines:
+    engines = Engines(CHOICE, lambda progress, **choice: known.engine)
+    engines.load()
+    assert list(engines.watch(0.01))[-1].info
+    return engines
+
+
+def test_a_loaded_model_is_warm_before_the_first_run_is_measured(runlog: RunLog) -> None:
+    known = Counted()
+    engines = ready(known)
+    assert known.ran == ["streaming", "standard"]  # what a run measures, in its order
+    items(RunJob(engines, runlog, ask(tokens=3)))
+    assert known.ran == ["streaming", "standard"] * 2 and runlog.count() == 1
+
+
+def test_newly_swapped_in_layers_are_warm_before_the_run_that_found_them() -> None:
+    known = Counted()
+    engines = ready(known)
+    known.ran.clear()
+    known.engine.refresh = lambda wait=False: setattr(  # type: ignore[method-assign]
+        known.engine, "info", replace(known.engine.info, compiled=True)
+    )
+    for _ in range(2):
+        with engines.lend(threading.Event(), print):
+            assert known.ran == ["streaming", "standard"]
+
+
+def test_a_warm_up_that_fails_leaves_the_model_loaded() -> None:
+    engines = ready(Counted(fails=True))
+    assert engines.state.words == "Ready" and not engines.state.error
+
+
 def test_only_one_load_at_a_time_and_a_run_waits_for_it() -> None:
     gate = threading.Event()
 

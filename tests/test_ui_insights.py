@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import gradio as gr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +16,10 @@ from ui.charts import runs
 from ui.components import race
 from ui.html import insights
 from ui.jobs.comparisons import Entry
+from ui.jobs.engine_host import Engines
 from ui.state import recording
 from ui.state.feed import Feed
+from ui.tabs import compare, playground
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 
@@ -120,10 +123,18 @@ def test_a_run_without_drafts_has_no_insights() -> None:
     assert insights.panel([step], {lane: summarize([step]) for lane in Lane}, None) == ""
 
 
-def test_the_recorded_run_is_one_of_our_prompts_and_whole() -> None:
+def test_what_plays_on_arrival_is_in_the_box_and_the_first_example() -> None:
+    recorded, first = recording.load().values, playground.shown_examples()[0]
+    assert [recorded[name] for name in ("prompt", "task", "label")] == [first["prompt"], first["task"], first["label"]]
+    with gr.Blocks():
+        tab = playground.layout(Engines({"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}))
+        assert tab.prompt.value == compare.layout().prompt.value == first["prompt"]
+        assert tab.task.value == first["task"] and tab.examples[0].value == first["shows"]
+    assert not set("[]{}") & set(first["prompt"])  # plain words: a stranger takes anything else for code
+
+
+def test_the_recorded_run_is_whole() -> None:
     recorded = recording.load()
-    prompts = json.loads((recording.FILE.parent / "prompts.json").read_text(encoding="utf-8"))
-    assert recorded.values["prompt"] in [entry["prompt"] for entry in prompts]
     view = recorded.view()
     assert view.feed.note.startswith("Recording: ") and "Nothing is computed now" in view.feed.note
     assert view.verdict and view.verdict.agreement is Agreement.IDENTICAL and view.speedup

@@ -41,6 +41,8 @@ FETCH = """() => setTimeout(() => {
   document.querySelector("#%s").click();
   document.querySelectorAll(".ss-said-shared").forEach((said) => (said.textContent = ""));
 }, 200)"""  # once the link is on the page
+# In a column that is shown later, gradio shows the hidden parts too: the class keeps them out of sight.
+HIDDEN: dict[str, Any] = {"visible": "hidden", "elem_classes": "ss-hidden"}
 Page = Callable[[Any, Story, str | None], str]
 _numbers = count(1)
 
@@ -123,7 +125,7 @@ def layout(story: Story | None = None) -> Share:
         link = gr.Button("Copy link", size="sm", scale=0, min_width=90, visible=bool(story and story.run))
         makes = {form: gr.Button(label, size="sm", scale=0, min_width=90) for form, label in FORMS.items()}
         gr.HTML('<span class="ss-said-shared" role="status"></span>', min_width=100)
-    words = gr.Textbox(story.words if story else "", visible="hidden", show_label=False)
-    run = gr.Textbox(story.run if story else "", visible="hidden", show_label=False)
-    file = gr.DownloadButton(visible="hidden", elem_id=f"shared-{next(_numbers)}")
+    words = gr.Textbox(story.words if story else "", show_label=False, **HIDDEN)
+    run = gr.Textbox(story.run if story else "", show_label=False, **HIDDEN)
+    file = gr.DownloadButton(elem_id=f"shared-{next(_numbers)}", **HIDDEN)
     return Share(row, words, run, copy, link, makes, file)

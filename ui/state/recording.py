@@ -45,7 +45,7 @@ class Recording:
         view.looks = {int(step): look for step, look in known.get("looks", {}).items()}
         asked = {name: known[name] for name in ("prompt", "task", "method", "processor")}
         view.origin = of_info(self.info, **asked, when=known["recorded"], settings=known.get("settings", {}))
-        view.words, view.tone = "This is a recorded run: press Play to watch it, or Run to make your own.", "plain"
+        view.words, view.tone = "A recorded run: press Run to make your own.", "plain"
         return view
 
 

@@ -42,7 +42,7 @@ from .playground import (
     task_box,
 )
 
-READY = "Standard decoding always runs: the others are compared with it."
+READY = "Standard decoding runs too, to compare with."
 SAME = "value => value"
 NOTHING_YET = "The methods are measured one after another; then they race at the measured pace."
 RUN, STOP = "Compare", "Stop"  # what the button says
@@ -168,11 +168,11 @@ def layout() -> Compare:
     track = gr.HTML(
         html_template=race.text("race.html"), js_on_load=race.text("race.js"), apply_default_css=False
     )  # fmt: skip
+    shared = share.layout()
     with gr.Column(visible=False) as results:
         table = gr.HTML()
         gr.HTML('<h2 class="ss-heading">Tokens over time</h2>')
         chart = gr.Plot(label="Tokens over time", show_label=False, container=False, elem_classes="ss-plot")
-        shared = share.layout()
     return Compare(
         prompt, task, hint, methods, wished, settings, run, status, line, track, results, table, chart,
         gr.State(None), shared, visitor.layout(), buttons,
@@ -250,6 +250,7 @@ def stream(tab: Compare, job: Contest, session: str) -> Iterator[Updates]:
         tab.race: progress.live.message(),
         tab.headline: lines.headline(lines.Headline("busy", "Measuring", (), (READY,))),
         tab.results: gr.update(visible=False),
+        **tab.share.show(None),
     }
     with closing(job.batches(session)) as batches:
         for batch in batches:

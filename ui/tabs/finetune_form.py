@@ -206,7 +206,7 @@ class BadRows(ValueError):
 
     def __init__(self, checked: CheckedFile) -> None:
         total = checked.rows + checked.bad
-        super().__init__(f"{checked.bad:,} of {counted(total, 'row')} can't be used: nothing was begun.")
+        super().__init__(f"{checked.bad:,} of {counted(total, 'row')} can't be used.")
         self.checked = checked
 
 

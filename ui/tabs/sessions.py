@@ -23,7 +23,7 @@ from . import sessions_list as listed
 
 TAB = "sessions"
 PAGE = 15  # runs on a page of the list
-EMPTY = "No runs yet: each run of the Playground is kept here."
+EMPTY = "No runs yet: press Run in the Playground, and every run is kept here."
 NO_LOG = "Runs are not logged here: the terminal said why when the page was started."
 CHOOSE = "Choose a run to walk through it, or tick two to compare them."
 FETCH = "() => setTimeout(() => document.querySelector('#log-copy').click(), 200)"  # once the link is on the page
@@ -82,8 +82,8 @@ class Listing:
             self.table: listed.runs(found),
             self.clear: gr.update(visible=narrowed),
             self.place: place,
-            self.previous: gr.update(interactive=place > 0),
-            self.following: gr.update(interactive=place + PAGE < total),
+            self.previous: gr.update(interactive=place > 0, visible=total > PAGE),
+            self.following: gr.update(interactive=place + PAGE < total, visible=total > PAGE),
             self.where: render.status(_where(place, len(found), total, narrowed)),
         } | self._known(runlog, wanted)
 
@@ -221,8 +221,8 @@ def _listing(whole: gr.Column) -> Listing:
         refresh = gr.Button("Refresh", size="sm", scale=0, min_width=90)
     table = gr.HTML(listed.runs([]), js_on_load=listed.KEEP_LOCAL + listed.TICKS, elem_id="runs")
     with gr.Row():
-        previous = gr.Button("Previous page", size="sm", interactive=False, min_width=120)
-        following = gr.Button("Next page", size="sm", interactive=False, min_width=120)
+        previous = gr.Button("Previous page", size="sm", interactive=False, visible=False, min_width=120)
+        following = gr.Button("Next page", size="sm", interactive=False, visible=False, min_width=120)
     with gr.Accordion("Download these runs", open=False):
         labels = {"jsonl": "These runs as JSON lines", "csv": "These runs as CSV", "db": "Download the database"}
         exports = {form: gr.Button(label, size="sm", min_width=200) for form, label in labels.items()}

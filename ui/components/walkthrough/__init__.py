@@ -2,7 +2,8 @@
 
 The script reads ``{before, root, nodes, tokens, passes, cost, depth, rate, told}`` as JSON text: ``nodes`` and
 ``tokens`` as of ``ui.state.feed``, ``before`` the text that was there, ``cost`` of a step in standard steps, ``depth``
-how many tokens ahead are guessed, ``rate`` how often a guess is right, and ``told`` which run this is.
+how many tokens ahead are guessed, ``rate`` of right guesses that gives the run's tokens per step, ``told`` which run
+this is.
 """
 
 from __future__ import annotations
@@ -29,14 +30,23 @@ def message(view: View, told: str) -> str:
         return ""
     step, stats = step_values(view.steps[index]), view.stats[Lane.METHOD]
     before = "".join(token.text for one in view.steps[:index] for token in one.tokens)
-    compared, right = sum(stats.reached_depth.values()), sum(stats.accepted_depth.values())
+    depth = max((max(s.draft.depths(), default=0) for s in view.steps), default=1)
     cost = step_cost([view.stats[Lane.BASELINE]], [stats])
     return encode({
         "before": before[-SHOWN:], "root": root_text(view.steps, index), "nodes": step["d"], "tokens": step["t"],
         "cost": round(max(cost, 1.0), 2) if cost else 1.3, "measured": bool(cost and cost >= 1),
-        "depth": max((max(s.draft.depths(), default=0) for s in view.steps), default=1),
-        "rate": round(right / compared, 2) if compared else 0.5, "told": told,
+        "depth": depth, "rate": round(even_rate(stats.tokens_per_step or 1.0, depth), 2), "told": told,
     })  # fmt: skip
+
+
+def even_rate(tokens: float, depth: int) -> float:
+    """How often a guess is right, if every one is equally likely to be and a step brings so many ``tokens`` with
+    ``depth`` guesses in a row. The share of right guesses among those compared is higher: many drafts end sooner."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**n for n in range(depth + 1)) < tokens else (low, middle)
+    return high
 
 
 def telling(steps: list[Step]) -> int | None:
