@@ -328,7 +328,10 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(
                 f"{part!r} in {text!r} is not a setting: write NAME:setting=value, as in streaming:budget=12."
             )
-        values[setting.strip().replace("-", "_")] = _plain(value.strip())
+        key = setting.strip().replace("-", "_")
+        if key in values:
+            raise ValueError(f"{text!r} gives {key} twice: give it once.")
+        values[key] = _plain(value.strip())
     return name, values
 
 

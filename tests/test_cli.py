@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from specstream import cli
+from specstream import __version__, cli
 from specstream.adapters import weights
+from specstream.cli import options
 from specstream.events import Lane
 from specstream.params import METHODS, Sampling, Streaming
 from specstream.runlog import RunLog
@@ -106,6 +107,29 @@ BAD = {
     ),
     "prompt of half a character": (["generate", "--prompt", "a \ud800 b"], "is not valid text: character 3 is half"),
     "chat of half a character": (["generate", "--task", "chat", "--prompt", "\udcff"], "is not valid text"),
+    "a setting given twice": (
+        ["generate", "--prompt", "a", "--method", "streaming:budget=1:budget=2"],
+        "gives budget twice",
+    ),
+    "no methods": (["bench", "--task", "e2e", "--data", "DATA", "--methods", ", ,"], "--methods names no method"),
+    "settings of transformers": (["bench", "--task", "e2e", "--data", "DATA", "--methods", "hf:top=3"], "hf takes no"),
+    "settings of all": (["bench", "--task", "e2e", "--data", "DATA", "--methods", "all:budget=3"], "all takes no"),
+    "bench on a dataset of the Hub": (["bench", "--task", "e2e", "--data", "hub:x"], "reads a file, not hub:x"),
+    "cost without end": (["cost", "--seconds", "nan"], "nan is not a number"),
+    "tuning without runs": (["cost", "--tune", "--task", "e2e", "--data", "DATA", "--repeats", "0"], "--repeats"),
+    "answers into the data": (["answers", "--task", "e2e", "--out", "DATA", "--data", "DATA"], "would be overwritten"),
+    "answers into own prompts": (
+        ["answers", "--task", "chat", "--out", "own-prompts.jsonl", "--own-prompts", "3"],
+        "would be overwritten",
+    ),
+    "own prompts into the data": (
+        ["answers", "--task", "e2e", "--out", "x.jsonl", "--own-prompts", "3", "--data", "own-prompts.jsonl"],
+        "would be overwritten",
+    ),
+    "the toy is trained": (["train", "--model", "toy", "--task", "e2e", "--data", "DATA"], "a script without weights"),
+    "output below a file": (["generate", "--prompt", "a", "--json", "DATA/x.json"], "is not a folder"),
+    "missing log": (["runs", "list", "--db", "no/such.db"], "There is no log"),
+    "run of half a character": (["runs", "show", "\udcff"], "There is no run"),
     "log in memory": (["runs", "list", "--db", ":memory:"], "keeps nothing"),
     "unknown run": (["runs", "show", "NOPE"], "There is no run"),
 }
@@ -115,9 +139,75 @@ BAD = {
 def test_bad_input_gives_one_line(name, toy_engine, data, capsys) -> None:
     args, words = BAD[name]
     (result := data.with_name("result.json")).write_text('{"task": "e2e", "prompts": [], "method": "x"}')
-    before, files = data.read_text(), {"DATA": str(data), "RESULT": str(result)}
-    assert words in fails([files.get(a, a) for a in args], capsys)
+    before = data.read_text()
+    given = [a.replace("DATA", str(data)).replace("RESULT", str(result)) for a in args]
+    assert words in fails(given, capsys)
     assert data.read_text() == before
+
+
+UNREAD = {
+    "setting": ["generate", "--prompt", "a", "--budget", "-3"],
+    "task": ["generate", "--task", "poems", "--data", "DATA"],
+    "row": ["bench", "--task", "e2e", "--data", "BROKEN"],
+    "folder as data": ["cost", "--task", "e2e", "--data", "FOLDER"],
+    "missing data": ["evaluate", "--task", "e2e", "--data", "missing.jsonl"],
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_is_wrong_without_a_model_is_said_before_it_is_loaded(name, data, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("specstream.engine.load", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    (broken := data.with_name("broken.jsonl")).write_text("{\n")
+    files = {"DATA": str(data), "BROKEN": str(broken), "FOLDER": str(data.parent)}
+    assert "something went wrong" not in fails([files.get(a, a) for a in UNREAD[name]], capsys)
+
+
+def test_the_same_option_may_be_within_the_limits_of_some_methods_only() -> None:
+    options.check_settings({"depth": 16, "drafts": None, "width": 8})
+    with pytest.raises(ValueError, match="Width"):
+        options.check_settings({"width": 99})
+
+
+@pytest.mark.parametrize("command", ["bench", "evaluate", "invariance"])
+def test_a_result_is_not_lost_if_its_file_can_not_be_written(command, toy_engine, data, monkeypatch, capsys) -> None:
+    """The disk may fill up while hours are measured."""
+
+    def full(file: Path, results: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("specstream.cli.output.write_lines", full)
+    asked = ["--task", "e2e", "--data", str(data), "--limit", "1", "--max-new-tokens", "4"]
+    repeats = ["--repeats", "1"] if command == "bench" else []
+    if command == "invariance":
+        monkeypatch.setattr("specstream.bench.invariance.findings", lambda where: iter([]))
+        asked = []
+    file = data.with_name("full.json")
+    assert run([command, *asked, *repeats, "--json", str(file)]) == 1
+    out = capsys.readouterr()
+    assert f"error: {file}: No space left on device." in out.err
+    assert isinstance(json.loads(out.out.splitlines()[-1]), dict)
+
+
+def test_filters_of_the_log_take_anything(log: RunLog, capsys) -> None:
+    """The last day that there is, a limit beyond SQLite's integers, half a character."""
+    db = ["--db", str(log.path)]
+    assert run(["runs", "list", *db, "--until", "9999-12-31", "--limit", str(10**30)]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    for option in ("--method", "--model", "--search"):
+        assert run(["runs", "list", *db, option, "\udcff"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_version(capsys) -> None:
+    assert run(["--version"]) == 0 and capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_commands_are_described_in_whole_sentences(monkeypatch, capsys) -> None:
+    """The list of commands cuts off what does not fit its line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for args in ([], ["adapters"], ["runs"], ["models"]):
+        run([*args, "--help"])
+        assert "..." not in capsys.readouterr().out.split("Commands:")[1]
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "nobody/nothing-like-this", "../x", "a b"])

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import click
 
+import specstream
 from specstream.cli.output import one_line
 
 # Each is defined as NAME_command in the module NAME.
@@ -35,6 +36,7 @@ def find_command(name: str) -> click.Command:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(specstream.__version__, message="%(version)s")
 def cli() -> None:
     """Speculative Streaming: one language model drafts for itself and verifies its own drafts."""
 
@@ -101,8 +103,8 @@ def _unexpected(error: Exception) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     return " ".join(str(error).split()) or type(error).__name__
 
 

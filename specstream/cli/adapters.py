@@ -11,7 +11,7 @@ from specstream.cli.output import note, one_line
 
 @click.group("adapters")
 def adapters_command() -> None:
-    """Trained streams: list, push to and pull from the Hugging Face Hub."""
+    """Trained adapters: list, push, pull."""
 
 
 @adapters_command.command("list")
@@ -40,7 +40,10 @@ def adapters_list() -> None:
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Create a private repository.")
 def adapters_push(folder: Path, repo_id: str, private: bool) -> None:
-    """Upload an adapter: its weights, card and README.md, nothing else from the folder."""
+    """Upload an adapter to the Hugging Face Hub.
+
+    Only its weights, card and README.md are uploaded, nothing else from the folder.
+    """
     from specstream.adapters.hub import push
 
     click.echo(push(folder, repo_id, private))
@@ -49,7 +52,10 @@ def adapters_push(folder: Path, repo_id: str, private: bool) -> None:
 @adapters_command.command("pull")
 @click.argument("repo_id", metavar="OWNER/NAME")
 def adapters_pull(repo_id: str) -> None:
-    """Download an adapter, so that it loads without a network."""
+    """Download an adapter from the Hugging Face Hub.
+
+    It then loads without a network.
+    """
     from specstream.adapters.hub import HUB, fetch
 
     folder = fetch(repo_id)

@@ -22,7 +22,6 @@ from specstream.data.tasks import NAMES
     help="The JSONL file to write; answers already in it are kept.",
 )
 @click.option("--data", help="Prompts to answer: a JSONL file with the task's columns, or hub:NAME.")
-@options.limit_option()
 @options.own_answer_options
 @click.option("--start", type=click.Path(path_type=Path), help="An adapter that tunes the model.")
 @click.option(

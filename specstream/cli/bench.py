@@ -12,7 +12,7 @@ import click
 from specstream import processes
 from specstream.cli import options
 from specstream.cli.options import Loading, adapter_task, chosen_methods
-from specstream.cli.output import check_writable, note, progress, progress_done, to_json, write_lines
+from specstream.cli.output import check_readable, check_writable, note, progress, progress_done, saved, to_json
 from specstream.params import METHODS, Method, Sampling
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ EVERYTHING = "all"  # among the names of methods
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A JSONL file of prompts.")
 @options.task_option("or spec-bench for its questions.", required=True)
 @options.limit_option(40, "Rows of --data to use (for spec-bench, per category); 0 is all.")
-@click.option("--repeats", default=3, show_default=True, help="Runs of each method on each prompt; the median counts.")
+@options.repeats_option("Runs of each method on each prompt; the median counts.")
 @click.option(
     "--memory", is_flag=True, help="Also measure each method's memory, in a process that loads only that method."
 )
@@ -58,11 +58,13 @@ def bench_command(
     json_file: Path | None,
     **settings: Any,
 ) -> None:
-    """Time methods against standard decoding, interleaved on the same prompts."""
-    if repeats < 1:
-        raise ValueError("--repeats must be at least 1.")
-    names = list(dict.fromkeys(n.strip() for n in methods.split(",") if n.strip()))
+    """Time methods against standard decoding on the same prompts.
+
+    They are interleaved: on every prompt each method runs in turn, so that a slower minute slows all of them.
+    """
+    names = _named(methods)
     chosen_methods([n for n in names if n != EVERYTHING], settings)  # reject bad names before the model is loaded
+    check_readable(data, task_name)
     check_writable(json_file, data=data)
     engine = loading.engine(adapter_task(task_name))
     names, chosen = _expanded(names, settings, engine.info, assistant)
@@ -84,6 +86,19 @@ def bench_command(
         report["processes"] = processes.count()
         note(f"{processes.count()} processes ran at once: tokens per step are valid, times and speed-ups are not.")
     publish(report, json_file, [*bench.table(results), *bench.categories(results), *bench.differences(results)])
+
+
+def _named(methods: str) -> list[str]:
+    """The names in ``--methods``. Raises ValueError for none, and for settings of names that have none."""
+    from specstream.bench.tables import REFERENCES
+
+    names = list(dict.fromkeys(n.strip() for n in methods.split(",") if n.strip()))
+    if not names:
+        raise ValueError(f"--methods names no method: choose some of {', '.join((*METHODS, *REFERENCES, EVERYTHING))}.")
+    for name in names:
+        if (plain := name.split(":")[0].strip()) != name and plain in (*REFERENCES, EVERYTHING):
+            raise ValueError(f"{plain} takes no settings of its own: write {plain}.")
+    return names
 
 
 def _expanded(
@@ -140,13 +155,12 @@ def _measure_memory(
 
 def publish(report: dict[str, Any], json_file: Path | None, lines: list[str]) -> None:
     """Write a result to its file, the log and standard output; the file first, because the output may be a pipe that
-    is closed early."""
-    if json_file:
-        write_lines(json_file, iter([report]))
-    _log(report)
-    for line in lines:
-        click.echo(line)
-    click.echo(to_json(report))
+    is closed early. If the file can't be written, the result is still logged and printed."""
+    with saved(json_file, report):
+        _log(report)
+        for line in lines:
+            click.echo(line)
+        click.echo(to_json(report))
 
 
 def _log(report: dict[str, Any]) -> None:

@@ -10,13 +10,20 @@ import click
 from specstream.cli import options
 from specstream.cli.bench import publish
 from specstream.cli.options import Loading, adapter_task, chosen_method
-from specstream.cli.output import check_writable
+from specstream.cli.output import check_readable, check_writable
 from specstream.params import Method, Sampling, Streaming
 
 
 @click.command("cost")
 @options.model_options
-@click.option("--seconds", type=click.FloatRange(0), default=60.0, show_default=True, help="How long to measure.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 86_400),
+    default=60.0,
+    show_default=True,
+    callback=options.a_number,
+    help="How long to measure.",
+)
 @click.option("--data", type=click.Path(path_type=Path), help="A JSONL file of prompts to continue.")
 @options.task_option("or spec-bench for its questions.")
 @options.limit_option(16)
@@ -24,7 +31,7 @@ from specstream.params import Method, Sampling, Streaming
     "--tune", is_flag=True, help="Choose the tree for this machine on half of --data, and test it on the rest."
 )
 @click.option("--method", "method_name", default="streaming", show_default=True, help="The method to tune.")
-@click.option("--repeats", default=3, show_default=True, help="Runs on each prompt when the choice is tested.")
+@options.repeats_option("Runs on each prompt when the choice is tested.")
 @options.json_option()
 @options.sampling_options
 @options.method_options
@@ -41,12 +48,16 @@ def cost_command(
     json_file: Path | None,
     **settings: Any,
 ) -> None:
-    """Measure the time of a step by its number of drafted nodes, and choose the tree that suits this machine."""
+    """Measure the time of a step by the size of its tree.
+
+    With --tune, also choose the tree that suits this machine.
+    """
     from specstream.bench import described, read_cases, step_cost, tables
     from specstream.bench.tune import first_turns, tried
 
     chosen = chosen_method(method_name, settings)
     _check(data, task_name, tune, chosen)
+    check_readable(data, task_name)
     check_writable(json_file, data=data)
     engine = loading.engine(adapter_task(task_name))
     if tune and chosen.name in engine.info.unavailable:

@@ -11,7 +11,7 @@ import click
 from specstream import processes
 from specstream.cli import options
 from specstream.cli.options import Loading, chosen_method
-from specstream.cli.output import check_apart, check_writable, write_lines
+from specstream.cli.output import check_apart, check_readable, check_writable, saved
 from specstream.params import Sampling
 
 
@@ -43,11 +43,12 @@ def evaluate_command(json_file: Path | None, against: Path | None, **chosen: Any
     result = _evaluate(json_file, **chosen) if data else evaluation.read_result(Path(str(json_file)))
     if not processes.is_first():
         return
-    for line in evaluation.result_lines(result):
-        click.echo(line)
-    if other:
-        for line in evaluation.comparison_lines(evaluation.compare(result, other), str(against)):
+    with saved(json_file if data else None, result, printed=False):
+        for line in evaluation.result_lines(result):
             click.echo(line)
+        if other:
+            for line in evaluation.comparison_lines(evaluation.compare(result, other), str(against)):
+                click.echo(line)
 
 
 def _evaluate(
@@ -68,12 +69,11 @@ def _evaluate(
 
     evaluation.scorer(task(task_name))  # raises before the model is loaded
     chosen = chosen_method(method_name, settings) if method_name else None
+    options.check_settings(settings)
+    check_readable(data, task_name, hub=True)
     check_writable(json_file, data=data)
     engine = loading.engine(task_name)
     items = evaluation.read_items(engine, data, split, task(task_name), limit)
     chosen = chosen or chosen_method(engine.default_method().name, settings)
     with tqdm(total=len(items), unit="prompt", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
-        result = evaluation.evaluate(engine, items, task_name, chosen, sampling, lambda: bar.update() and None)
-    if processes.is_first():
-        write_lines(json_file, iter([result]))
-    return result
+        return evaluation.evaluate(engine, items, task_name, chosen, sampling, lambda: bar.update() and None)

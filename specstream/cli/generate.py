@@ -10,7 +10,7 @@ import click
 
 from specstream.cli import options
 from specstream.cli.options import Loading, chosen_method
-from specstream.cli.output import check_writable, harmless, note, write_lines
+from specstream.cli.output import check_readable, check_writable, harmless, note, write_lines
 from specstream.params import Method, Sampling
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ def generate_command(
     json_file: Path | None,
     **settings: Any,
 ) -> None:
-    """Write a continuation of a prompt, or of every prompt of a file."""
+    """Continue a prompt, or every prompt of a file."""
     _need_one(prompt, data, task_name)
     chosen = chosen_method(method_name, settings) if method_name else None
+    options.check_settings(settings)
+    check_readable(data, task_name)
     check_writable(json_file, data=data)
     engine = loading.engine(task_name)
     prompts = _prompts(engine, prompt, data, task_name, limit)

@@ -7,14 +7,17 @@ from pathlib import Path
 import click
 
 from specstream.cli import options
-from specstream.cli.output import check_writable, write_lines
+from specstream.cli.output import check_writable, saved
 
 
 @click.command("invariance")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @options.json_option()
 def invariance_command(device: str, json_file: Path | None) -> None:
-    """Print which operations on this machine give a row the same bits whatever rows are computed beside it."""
+    """Check which operations give the same bits in any pass.
+
+    Prints which operations on this machine give a row the same bits whatever rows are computed beside it.
+    """
     from specstream.bench import invariance
     from specstream.bench.provenance import machine
     from specstream.model.devices import choose_device
@@ -24,6 +27,6 @@ def invariance_command(device: str, json_file: Path | None) -> None:
     click.echo(invariance.heading(where) + "\n")
     found = list(invariance.findings(where))
     report = {"machine": machine(), "device": where, "operations": invariance.report(found)}
-    write_lines(json_file, iter([report]))
-    for line in (*invariance.table(found), "", invariance.verdict(found)):
-        click.echo(line)
+    with saved(json_file, report, printed=False):
+        for line in (*invariance.table(found), "", invariance.verdict(found)):
+            click.echo(line)

@@ -157,12 +157,52 @@ def _form(f: Field[Any]) -> Any:
     return click.Choice(choices) if choices else type(f.default)
 
 
+def method_options(command: Command) -> Command:
+    """One option per setting of any method, None if not given, because methods that share a setting differ in its
+    default."""
+    owners: dict[str, dict[str, Field[Any]]] = {}  # setting: the field of every method that has it
+    for name, kind in METHODS.items():
+        for f in fields(kind):
+            owners.setdefault(f.name, {})[name] = f
+    return together(*(_shared_option(name, found) for name, found in owners.items()))(command)
+
+
+def _shared_option(name: str, owners: dict[str, Field[Any]]) -> Decorator:
+    first, *_ = owners.values()
+    defaults = ", ".join(f"{owner}: {f.default}" for owner, f in owners.items())
+    return click.option(
+        _flag(name), name, type=_form(first), default=None, help=f"{first.metadata['help']} ({defaults})"
+    )
+
+
+def json_option(words: str = "Write the result as one JSON object.") -> Decorator:
+    return click.option("--json", "json_file", type=click.Path(path_type=Path), help=words)
+
+
+def repeats_option(words: str) -> Decorator:
+    return click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help=words)
+
+
+def a_number(_context: click.Context, option: click.Parameter, value: float) -> float:
+    """Refuse NaN, which a range lets pass. Raises BadParameter."""
+    if value != value:
+        raise click.BadParameter("nan is not a number.", param=option)
+    return value
+
+
+def limit_option(
+    default: int = 0, words: str = "How many rows of --data to use, from its start; 0 is all."
+) -> Decorator:
+    return click.option("--limit", type=click.IntRange(0), default=default, show_default=True, help=words)
+
+
 def _temperature(_context: click.Context, _option: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
     """The temperatures that Sampling accepts, without repetitions. Raises ValueError."""
     return tuple(dict.fromkeys(Sampling(temperature=value).temperature for value in values))
 
 
 OWN_ANSWER_OPTIONS = (
+    limit_option(words="How many rows of --data to use, evenly spread over it; 0 is all."),
     click.option(
         "--own-prompts",
         type=click.IntRange(0),
@@ -189,34 +229,8 @@ OWN_ANSWER_OPTIONS = (
 
 
 def own_answer_options(command: Command) -> Command:
-    """The options of answers, and prompts, that the model writes itself."""
+    """The options of data, and of answers and prompts that the model writes itself."""
     return together(*OWN_ANSWER_OPTIONS)(command)
-
-
-def method_options(command: Command) -> Command:
-    """One option per setting of any method, None if not given, because methods that share a setting differ in its
-    default."""
-    owners: dict[str, dict[str, Field[Any]]] = {}  # setting: the field of every method that has it
-    for name, kind in METHODS.items():
-        for f in fields(kind):
-            owners.setdefault(f.name, {})[name] = f
-    return together(*(_shared_option(name, found) for name, found in owners.items()))(command)
-
-
-def _shared_option(name: str, owners: dict[str, Field[Any]]) -> Decorator:
-    first, *_ = owners.values()
-    defaults = ", ".join(f"{owner}: {f.default}" for owner, f in owners.items())
-    return click.option(
-        _flag(name), name, type=_form(first), default=None, help=f"{first.metadata['help']} ({defaults})"
-    )
-
-
-def json_option(words: str = "Write the result as one JSON object.") -> Decorator:
-    return click.option("--json", "json_file", type=click.Path(path_type=Path), help=words)
-
-
-def limit_option(default: int = 0, words: str = "Rows of --data to use; 0 is all.") -> Decorator:
-    return click.option("--limit", type=click.IntRange(0), default=default, show_default=True, help=words)
 
 
 def task_option(also: str = "", required: bool = False) -> Decorator:
@@ -236,6 +250,24 @@ def chosen_method(text: str, values: dict[str, Any]) -> Method:
     name, _ = parse(text)
     given = pick(METHODS[name], values) if name in METHODS else {}
     return configure(text, {k: v for k, v in given.items() if v is not None})[0]
+
+
+def check_settings(values: dict[str, Any]) -> None:
+    """Check settings while the method is still unknown. Raises ValueError for a value that no method takes."""
+    for name, value in values.items():
+        owners = [kind for kind in METHODS.values() if value is not None and name in {f.name for f in fields(kind)}]
+        refused = [words for kind in owners if (words := _refusal(kind, name, value))]
+        if owners and len(refused) == len(owners):
+            raise ValueError(refused[0])
+
+
+def _refusal(kind: type, name: str, value: Any) -> str:
+    """Why a method does not take a setting; empty if it does."""
+    try:
+        kind(**{name: value})
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def chosen_methods(names: Collection[str], values: dict[str, Any]) -> list[Method]:

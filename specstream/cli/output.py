@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,39 @@ def write_lines(file: Path | None, results: Iterator[dict[str, Any]]) -> None:
             out.flush()
 
 
+@contextmanager
+def saved(file: Path | None, result: dict[str, Any], printed: bool = True) -> Iterator[None]:
+    """Write a result to its file, then run a block that prints it. If the file can't be written, that is raised after
+    the block, and the result is printed as JSON unless the block has ``printed`` it, so that no work is lost."""
+    problem = None
+    try:
+        write_lines(file, iter([result]))
+    except OSError as error:
+        problem = OSError(error.errno, error.strerror, str(file))
+    yield
+    if problem:
+        if not printed:
+            click.echo(to_json(result))
+        raise problem
+
+
+def check_readable(data: Path | str | None, task_name: str | None, hub: bool = False) -> None:
+    """Reject, before a model is loaded, an unknown task, and a file without readable rows. ``hub``: datasets of the Hub
+    may be named. Raises ValueError."""
+    from specstream.bench.tables import SPEC_BENCH
+    from specstream.data.datasets import HUB, read_rows
+    from specstream.data.tasks import task
+
+    if task_name is not None and (hub or task_name != SPEC_BENCH):
+        task(task_name)
+    if data is None or (hub and str(data).startswith(HUB)):
+        return
+    if str(data).startswith(HUB):
+        raise ValueError(f"This command reads a file, not {data}: give --data FILE.jsonl.")
+    if not Path(data).is_fifo() and not Path(data).is_char_device():  # what comes from a pipe can be read only once
+        next(read_rows(Path(data)), None)
+
+
 def check_writable(file: Path | None, **read: Path | str | None) -> None:
     """Reject, before the work starts, an output that can't be written or that is one of the files to ``read``.
 
@@ -71,6 +105,8 @@ def check_writable(file: Path | None, **read: Path | str | None) -> None:
         return
     check_apart("--json", file, **read)
     if not file.parent.is_dir():
+        if file.parent.exists():
+            raise ValueError(f"{file.parent} is not a folder, so {file} can't be written: choose another file.")
         raise ValueError(f"The folder {file.parent} of the output file does not exist: create it first.")
     with file.open("a", encoding="utf-8"):
         pass

@@ -38,18 +38,26 @@ def filter_options(command: Command) -> Command:
 
 
 def _open_log(db: Path | None) -> RunLog:
-    from specstream.runlog import RunLog
+    """The log. Raises RunLogError for a file that does not exist: a mistyped name would create an empty log."""
+    from specstream.runlog import RunLog, RunLogError
 
+    if db is not None and db.name != ":memory:" and not db.exists():
+        raise RunLogError(f"There is no log {db}: check the name, or omit --db for the log of this user.")
     return RunLog(db)
 
 
 @runs_command.command("list")
 @db_option
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--sort", default="newest", show_default=True, help="oldest, speed-up, tokens, tokens per second, ...")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many runs to list.")
+@click.option(
+    "--sort",
+    default="newest",
+    show_default=True,
+    help="newest, oldest, speed-up, tokens per second, tokens per step or tokens.",
+)
 @filter_options
 def runs_list(db: Path | None, limit: int, sort: str, **filters: Any) -> None:
-    """List runs, one per line: the newest, or those that match the filters."""
+    """List the newest runs, or those that match the filters."""
     log = _open_log(db)
     for run in log.runs(limit=limit, sort=sort, **filters):
         speed = f"{run['speedup']:.2f}x" if run["speedup"] else "-"
@@ -69,12 +77,18 @@ def runs_show(run_id: str, db: Path | None) -> None:
 
 @runs_command.command("export")
 @click.argument("run_id", metavar="ID|all")
-@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="jsonl: with every step; csv: one row per run.",
+)
 @db_option
 @filter_options
 def runs_export(run_id: str, form: str, db: Path | None, **filters: Any) -> None:
-    """Write a run, or all that match the filters, to standard output: JSONL with every step, or CSV with one row per
-    run."""
+    """Write one run, or all that match the filters, to standard output."""
     from specstream.runlog import write_jsonl, write_runs_csv
 
     log = _open_log(db)

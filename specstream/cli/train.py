@@ -43,7 +43,6 @@ from specstream.training.config import Config
 )
 @options.own_answer_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@options.limit_option()
 @click.option(
     "--hold-out",
     type=click.IntRange(-1),
@@ -58,7 +57,10 @@ from specstream.training.config import Config
 )
 @options.params_options(Config)
 def train_command(task: str, data: str | None, out: Path | None, resume: bool, **values: Any) -> None:
-    """Train streams (and, in shared mode, the model's LoRA) on a task; or heads beside an adapter, for comparison."""
+    """Train an adapter on a task, or heads beside one.
+
+    An adapter is streams and, in shared mode, a LoRA of the model. Medusa heads and early exits are for comparison.
+    """
     from specstream.training.command import TrainingRequest, default_data, summary, timed, train_adapter
 
     config = Config(**options.pick(Config, values))

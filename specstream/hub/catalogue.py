@@ -143,10 +143,17 @@ def here(name: str) -> ModelSource | None:
     if entry is None and (folder := download.folder_named(name)):
         return _folder(folder)
     if entry is None:
+        _refuse_scripted(name)
         _refuse_file(name)
     hub_id = entry.hub_id if entry else _hub_id(name)
     kept = download.kept(download.home() / "models" / name) if entry else None  # first, so that a model never changes
     return kept or download.hub_cached(hub_id)
+
+
+def _refuse_scripted(name: str) -> None:
+    """Raise ModelError if the name is that of the toy model."""
+    if name == TOY:
+        raise ModelError(f"The model {TOY} is a script without weights, for the page and for decoding: {_choices()}.")
 
 
 def _refuse_file(name: str) -> None:

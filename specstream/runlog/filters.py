@@ -46,15 +46,16 @@ class Filter:
         if self.visitor is not None:
             yield "visitor = ?", [self.visitor]
         if self.method:
-            yield "method = ?", [self.method]
+            yield "method = ?", [clean(self.method)]
         if self.model:
-            yield "model = ?", [self.model]
+            yield "model = ?", [clean(self.model)]
         if self.starred:
             yield "star = 1", []
         if self.since and self.since.strip():
             yield "started_utc >= ?", [day(self.since).isoformat()]
         if self.until and self.until.strip():
-            yield "started_utc < ?", [(day(self.until) + timedelta(days=1)).isoformat()]
+            last = min(day(self.until), date.max - timedelta(days=1))
+            yield "started_utc < ?", [(last + timedelta(days=1)).isoformat()]
         if self.search and self.search.strip():
             match = _match(re.findall(r"\w+", clean(self.search)))
             yield "number in (select rowid from runs_fts where runs_fts match ?)", [match]

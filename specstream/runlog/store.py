@@ -22,6 +22,7 @@ LISTED = (
     "error, note, star"
 )
 LAST = "~"  # sorts after every character of an id
+LARGEST = 2**63 - 1  # the largest integer of SQLite
 MEASURED = (
     "method", "prompts", "tokens", "steps", "seconds", "tokens_per_second", "tokens_per_step", "speedup", "identical",
     "total",
@@ -92,7 +93,7 @@ class RunLog:
         where, values = Filter(**filters).where()
         sql = f"select {LISTED} from runs where {where} order by {order(sort)} limit ? offset ?"
         with self.file.connect() as db:
-            found = db.query(sql, [*values, max(0, limit), max(0, offset)])
+            found = db.query(sql, [*values, min(max(0, limit), LARGEST), min(max(0, offset), LARGEST)])
             return [row | {"star": bool(row["star"])} for row in found]
 
     def count(self, **filters: Any) -> int:
@@ -189,7 +190,7 @@ class RunLog:
 
 
 def _find(db: Database, run: str, visitor: str | None = None) -> dict[str, Any]:
-    wanted = run.strip().upper()
+    wanted = serialization.clean(run).strip().upper()
     where, values = Filter(visitor=visitor).where()
     sql = f"select * from runs where id >= ? and id < ? and ? <> '' and {where} limit 2"
     found = list(db.query(sql, [wanted, wanted + LAST, wanted, *values]))

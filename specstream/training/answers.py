@@ -29,6 +29,7 @@ from specstream.training.batches import DataError, Example, read_prompts, spread
 from specstream.training.self_distillation import answer_all, own_prompts
 
 Phase = Callable[[str, float], None]
+OWN_PROMPTS = "own-prompts.jsonl"  # prompts that the model wrote, beside its answers
 CODE = "code"  # the task whose instructions are assembled from parts
 
 
@@ -66,6 +67,9 @@ def write_answers(request: AnswersRequest) -> str:
         raise DataError("Nothing to answer: give --data FILE.jsonl, or --own-prompts N.")
     if request.out.is_dir() or not request.out.parent.is_dir():
         raise DataError(f"{request.out} can't be a file of answers: give a file in an existing folder.")
+    check_unread(request.out, request.data)
+    if request.own_prompts and chosen.name != CODE:
+        check_unread(request.out.with_name(OWN_PROMPTS), request.data, str(request.out))
     where, _ = devices.choose_device(request.device)
     processes.join(where)
     dtype, _ = devices.loaded_in(devices.choose_dtype(request.dtype, where)[0], where)
@@ -86,6 +90,13 @@ def write_answers(request: AnswersRequest) -> str:
     examples = writer(texts, request.out, request.own_prompts)
     seconds, tokens = time.monotonic() - began, sum(len(e.response) for e in examples)
     return f"{len(examples):,} distinct answers, {tokens:,} tokens, in {request.out}; {seconds / 60:.0f} minutes."
+
+
+def check_unread(written: Path, *read: str | None) -> None:
+    """Raise DataError if answers or prompts would be ``written`` to one of the files that are ``read``."""
+    for name in read:
+        if name and Path(name).resolve() == written.resolve():
+            raise DataError(f"{name} would be overwritten with the model's own texts: rename it, or change --out.")
 
 
 def no_room(answer: int, context: int) -> str:
@@ -129,7 +140,7 @@ class AnswerWriter:
         answers."""
         if self.task.name == CODE:
             return instructions()[:count]
-        file = beside.with_name("own-prompts.jsonl")
+        file = beside.with_name(OWN_PROMPTS)
         have = [text for row in whole_rows(file) if isinstance(text := row.get("prompt"), str)]
         if len(have) >= count:
             return have[:count]

@@ -32,7 +32,7 @@ from specstream.model.introspection import Anatomy
 from specstream.params import EarlyExit, Medusa, Sampling
 from specstream.target import loading
 from specstream.training import forecast
-from specstream.training.answers import AnswerWriter, in_bfloat16, no_room, note
+from specstream.training.answers import CODE, OWN_PROMPTS, AnswerWriter, check_unread, in_bfloat16, no_room, note
 from specstream.training.batches import (
     DataError,
     Example,
@@ -54,7 +54,7 @@ TRIED, TRIED_TOKENS = 3, 64  # held-out prompts on which a finished adapter is t
 HELD_OUT = 64  # rows used for validation
 TYPICAL = 192  # assumed tokens per row, for estimating memory before the data is read
 MOST_KEPT_BACK = 32  # most prompts that are held out by default
-HELD_OUT_FILE = "answers-dev.jsonl"
+ANSWERS_FILE, HELD_OUT_FILE = "answers.jsonl", "answers-dev.jsonl"
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
     for name in (request.data, request.dev, request.answers and str(request.answers)):
         if name and not name.startswith(datasets.HUB) and not Path(name).is_fifo():  # a pipe can be read only once
             next(datasets.read_rows(Path(name)), None)  # report a bad path before the model is loaded
+    for written in _own_files(request):
+        check_unread(request.out / written, request.data, request.dev)
     request = replace(request, start=_start(request, config))
     _make(request.out)
     where, _ = devices.choose_device(request.device)
@@ -158,6 +160,16 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
         note("stopped before the end; a checkpoint is saved: continue with --resume.")
     prompts = tuple(tokenizer.decode(e.prompt) for e in spread(held_out, TRIED)) if held_out else ()
     return Trained(card, asdict(trainer.progress), trainer.finished, prompts)
+
+
+def _own_files(request: TrainingRequest) -> Iterator[str]:
+    """The names of the files in ``out`` into which the model's own answers and prompts are written."""
+    if request.answers or request.targets == "self":
+        yield HELD_OUT_FILE
+    if request.targets == "self" and not request.answers:
+        yield ANSWERS_FILE
+        if request.own_prompts and request.task != CODE:
+            yield OWN_PROMPTS
 
 
 def _needed(request: TrainingRequest, config: Config) -> str:
@@ -390,7 +402,7 @@ def _own_examples(request: TrainingRequest, chosen: Task, make: AnswerWriter) ->
         asked = _held_out_prompts(request, chosen, make.anatomy, make.tokenizer)
     else:
         texts, asked = hold_out(texts, _kept_back(request, texts))
-    examples = make(texts, request.out / "answers.jsonl", request.own_prompts)
+    examples = make(texts, request.out / ANSWERS_FILE, request.own_prompts)
     return examples, make(asked, request.out / HELD_OUT_FILE) if asked else []
 
 
