@@ -17,9 +17,11 @@ import click
 import torch
 from torch import Tensor, nn
 
+from specstream import native
 from specstream.bench.provenance import heading
 from specstream.model import quantized
 from specstream.model.cpu_linear import packed_linear
+from specstream.model.half_linear import FbgemmLinear, HalfLinear
 from specstream.model.quantized import Int8Linear
 
 LAYERS = 30
@@ -44,7 +46,8 @@ def matmul_of_bytes(linear: nn.Linear) -> Matmul:
 KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Matmul]]] = {
     "float32, PyTorch": (torch.float32, lambda linear: linear),
     "float32, oneDNN packed": (torch.float32, packed_linear),
-    "float16, FBGEMM packed": (torch.float32, lambda linear: packed_linear(linear, half=True)),
+    "float16, FBGEMM packed": (torch.float32, lambda linear: FbgemmLinear(linear.weight)),
+    "float16, our C++": (torch.float32, lambda linear: HalfLinear(linear.weight)),
     "bfloat16, PyTorch": (torch.bfloat16, lambda linear: linear.bfloat16()),
     "bfloat16, oneDNN packed": (torch.bfloat16, lambda linear: packed_linear(linear.bfloat16())),
     "int8 weights, bfloat16 rows": (torch.bfloat16, eight_bits),
@@ -58,6 +61,8 @@ def works(name: str) -> bool:
     """Whether this processor, and this build of PyTorch, has an implementation."""
     dtype, make = KINDS[name]
     if name.startswith("int8, oneDNN") and not quantized.works():  # there is one, but its sums overflow
+        return False
+    if name == "float16, our C++" and native.library() is None:
         return False
     try:
         make(nn.Linear(64, 32, bias=False))(torch.randn(1, 3, 64).to(dtype))

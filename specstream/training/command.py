@@ -140,9 +140,7 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
         trainer.start_from(request.start)
     note(_expectation(examples, trainer))
     if config.minutes and not request.resume and len(examples) >= 2 * config.batch and not trainee:
-        start = forecast.Stage.of(read_card(request.start)) if request.start else None
-        speed = trainer.seconds_per_step(examples)
-        note(forecast.announced(chosen.name, config.gamma, speed, config.batch, config.minutes, start))
+        note(_forecast(request, config, trainer.seconds_per_step(examples)))
     watch(
         {
             "kind": "begin",
@@ -160,6 +158,12 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
         note("stopped before the end; a checkpoint is saved: continue with --resume.")
     prompts = tuple(tokenizer.decode(e.prompt) for e in spread(held_out, TRIED)) if held_out else ()
     return Trained(card, asdict(trainer.progress), trainer.finished, prompts)
+
+
+def _forecast(request: TrainingRequest, config: Config, seconds: float) -> str:
+    """What training is likely to reach at ``seconds`` per step."""
+    start = forecast.Stage.of(read_card(request.start)) if request.start else None
+    return forecast.announced(request.task, config.gamma, seconds, config.batch, config.minutes, start)
 
 
 def _own_files(request: TrainingRequest) -> Iterator[str]:
