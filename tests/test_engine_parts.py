@@ -42,7 +42,6 @@ from specstream.params import METHODS, MOST_NODES, NODES, LevelTree, PromptLooku
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
 from specstream.target import self_test
-from specstream.target.loading import is_packed
 from specstream.target.model_target import PlainTarget, Variant
 from specstream.testing import toy
 from tests import tiny
@@ -476,7 +475,7 @@ def test_packed_weights_compute_the_same(family: str, mode: str, half: bool) -> 
             linear.weight.data = linear.weight.data.half().float()
     want = tiny.ids_of(tiny.finish(tiny.streaming_run(anatomy, adapter, ids, sampling)))
     smaller = cpu_linear.pack(anatomy, cpu_linear.FLOAT16 if half else cpu_linear.NATIVE)
-    assert is_packed(smaller) and cpu_linear.format_of(smaller).half == half
+    assert isinstance(smaller.head, type(cpu_linear.packed_linear(torch.nn.Linear(8, 16), half)))
     assert not any(isinstance(m, torch.nn.Linear) for m in smaller.model.modules())
     run = tiny.streaming_run(smaller, adapter, ids, sampling)
     assert tiny.ids_of(tiny.finish(run)) == want == tiny.generate_ids(smaller.model, ids, sampling)
