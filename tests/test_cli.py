@@ -15,7 +15,7 @@ import torch
 
 from specstream import __version__, cli
 from specstream.adapters import weights
-from specstream.cli import options
+from specstream.cli import options, output
 from specstream.events import Lane
 from specstream.params import METHODS, Sampling, Streaming
 from specstream.runlog import RunLog
@@ -173,7 +173,8 @@ def test_a_result_is_not_lost_if_its_file_can_not_be_written(command, toy_engine
     """The disk may fill up while hours are measured."""
 
     def full(file: Path, results: Any) -> None:
-        raise OSError(28, "No space left on device")
+        with output._naming(file):
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("specstream.cli.output.write_lines", full)
     asked = ["--task", "e2e", "--data", str(data), "--limit", "1", "--max-new-tokens", "4"]
@@ -458,7 +459,7 @@ def test_output_that_can_not_be_written(args: list[str], log: RunLog) -> None:
     with open("/dev/full", "w") as full:
         process = specstream(*args, stdout=full)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and errors.decode() == "error: [Errno 28] No space left on device\n"
+    assert process.returncode == 1 and errors.decode() == "error: No space left on device.\n"
     command = f"exec {sys.executable} -m specstream {' '.join(args)} >&-"
     closed = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, check=False)
     assert (closed.returncode, closed.stderr) == (0, b"")

@@ -57,10 +57,21 @@ def write_lines(file: Path | None, results: Iterator[dict[str, Any]]) -> None:
             pass
         return
     # backslashreplace escapes a lone surrogate exactly as JSON does.
-    with click.open_file(str(file), "w", encoding="utf-8", errors="backslashreplace") as out:
+    with _naming(file), click.open_file(str(file), "w", encoding="utf-8", errors="backslashreplace") as out:
         for result in results:
             out.write(json.dumps(result, ensure_ascii=False) + "\n")
             out.flush()
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """A context whose OSErrors name the file that is written: those of a full disk don't."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 @contextmanager
@@ -71,7 +82,7 @@ def saved(file: Path | None, result: dict[str, Any], printed: bool = True) -> It
     try:
         write_lines(file, iter([result]))
     except OSError as error:
-        problem = OSError(error.errno, error.strerror, str(file))
+        problem = error
     yield
     if problem:
         if not printed:
