@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,23 @@ def test_the_container_gets_what_the_program_needs_and_no_more() -> None:
     assert {"app.py", "requirements.txt", "assets/style.css", "docs/metrics.md", "ui/app.py"} <= set(sent)
     assert [name for name in sent if name.startswith(("tests/", "docs/images/", ".ci/"))] == []
     assert container.ignored("a/b/__pycache__/c.pyc", ["**/__pycache__"])
+
+
+SCRIPTS = sorted(file.stem for file in (Path(__file__).parents[1] / "scripts").glob("*.py"))
+SHARED = {"browser", "formats", "ports"}  # by several scripts
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_can_be_started_as_its_docstring_says(name: str) -> None:
+    """What it imports is there, and so are the options that it names. (The numbers need the model, and time.)"""
+    if name == "browser" or "chromium" in (Path(__file__).parents[1] / "scripts" / f"{name}.py").read_text(
+        encoding="utf-8"
+    ):
+        pytest.importorskip("playwright")
+    script = importlib.import_module(f"scripts.{name}")
+    if name in SHARED:
+        return
+    words, text = str(script.__doc__), Path(str(script.__file__)).read_text(encoding="utf-8")
+    assert f"python -m scripts.{name}" in words and '__name__ == "__main__"' in text
+    own = words.split(f"python -m scripts.{name}", 1)[1].split("\n", 1)[0].split(" -- ")[0]
+    assert [flag for flag in re.findall(r"(?<!\S)\[?(--[a-z-]+)", own) if f'"{flag}' not in text] == []
