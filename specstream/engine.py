@@ -106,15 +106,16 @@ class Engine:
         self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
 
     def prompt(self, task_name: str, text: str, before: Chat = NOTHING_BEFORE) -> str:
-        """The prompt for a user's text in the task's template; for ``chat`` in the model's own template, if it has one.
+        """The prompt for a user's text in the task's template; for an ``asked`` task in the model's own, if it has one.
 
-        ``before`` is the conversation continued by a ``chat`` message.
+        ``before`` is the conversation that the message continues.
         """
         if task_name in ("", "none", "raw"):
             return text
-        if task_name == "chat" and getattr(self.tokenizer, "chat_template", None):
+        chosen = task(task_name)
+        if chosen.asked and getattr(self.tokenizer, "chat_template", None):
             return chat_prompt(self.tokenizer, text, before)
-        return task(task_name).prompt(text)
+        return chosen.prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt. Raises PromptError if it is empty, not valid text, or too long for the context."""
