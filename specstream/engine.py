@@ -23,7 +23,7 @@ from specstream.adapters.find import bundled, find_adapter
 from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.data.chat import Chat
-from specstream.data.tasks import copy_after, task
+from specstream.data.tasks import task
 from specstream.decoding.detokenize import TextStream, token_text
 from specstream.decoding.drafters.registry import make_drafter
 from specstream.decoding.encode import (
@@ -166,8 +166,8 @@ class Engine:
         self.info = replace(self.info, compiled=self.layers.ready, compiling=self.layers.words)
 
     def settled(self, method: Method) -> Method:
-        """The method with all unset settings chosen for the device and the adapter."""
-        return method.on(self.info.device, self.info.nodes, copy_after(self.info.task))
+        """The method with all unset settings chosen for the device."""
+        return method.on(self.info.device, self.info.nodes)
 
     def default_method(self) -> Method:
         return Standard() if Streaming.name in self.info.unavailable else Streaming()
