@@ -125,14 +125,14 @@ def methods_of(rng: random.Random, engine: Engine) -> dict[str, Method]:
         return {"budget": rng.randint(1, 64), "width": rng.randint(1, 8), "pause": rng.choice((0, 1.3))}
 
     found: dict[str, Method] = {
-        f"streaming, {streams}": Streaming(**tree(), streams=streams, lookup=rng.choice((0, 0, 2)))
+        f"streaming, {streams}": Streaming(**tree(), streams=streams, copies=rng.choice(("on", "off")))
         for streams in ("deferred", "in-pass")
     }
     adapter = engine.make_target(Streaming()).adapter if "streaming" not in engine.info.unavailable else None
     if adapter is not None and adapter.streams.exit_rank:
         found["streaming, pruned"] = Streaming(**tree(), prune=0.02, streams=rng.choice(("deferred", "in-pass")))
     found["prompt lookup"] = PromptLookup(budget=rng.randint(1, 64), depth=rng.randint(1, 16), candidates=4)
-    found["Medusa heads"] = Medusa(**tree())
+    found["Medusa heads"] = Medusa(**tree(), copies=rng.choice(("on", "off")))
     found["early exit"] = EarlyExit(budget=rng.randint(1, 64), width=rng.randint(1, 4), confidence=0)
     return {name: method for name, method in found.items() if method.name not in engine.info.unavailable}
 

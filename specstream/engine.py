@@ -23,7 +23,7 @@ from specstream.adapters.find import bundled, find_adapter
 from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.data.chat import Chat
-from specstream.data.tasks import copy_after, task
+from specstream.data.tasks import task
 from specstream.decoding.detokenize import TextStream, token_text
 from specstream.decoding.drafters.registry import make_drafter
 from specstream.decoding.encode import (
@@ -106,15 +106,16 @@ class Engine:
         self.show = functools.lru_cache(maxsize=65536)(functools.partial(token_text, self.tokenizer))
 
     def prompt(self, task_name: str, text: str, before: Chat = NOTHING_BEFORE) -> str:
-        """The prompt for a user's text in the task's template; for ``chat`` in the model's own template, if it has one.
+        """The prompt for a user's text in the task's template; for an ``asked`` task in the model's own, if it has one.
 
-        ``before`` is the conversation continued by a ``chat`` message.
+        ``before`` is the conversation that the message continues.
         """
         if task_name in ("", "none", "raw"):
             return text
-        if task_name == "chat" and getattr(self.tokenizer, "chat_template", None):
+        chosen = task(task_name)
+        if chosen.asked and getattr(self.tokenizer, "chat_template", None):
             return chat_prompt(self.tokenizer, text, before)
-        return task(task_name).prompt(text)
+        return chosen.prompt(text)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt. Raises PromptError if it is empty, not valid text, or too long for the context."""
@@ -165,8 +166,8 @@ class Engine:
         self.info = replace(self.info, compiled=self.layers.ready, compiling=self.layers.words)
 
     def settled(self, method: Method) -> Method:
-        """The method with all unset settings chosen for the device and the adapter."""
-        return method.on(self.info.device, self.info.nodes, copy_after(self.info.task))
+        """The method with all unset settings chosen for the device."""
+        return method.on(self.info.device, self.info.nodes)
 
     def default_method(self) -> Method:
         return Standard() if Streaming.name in self.info.unavailable else Streaming()

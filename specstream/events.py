@@ -65,8 +65,8 @@ class Draft:
     ``probs[i]`` is the drafter's probability of the token at its depth.
     ``fate`` and ``target_probs`` are filled after verification; ``target_probs[i]`` is the target's probability
     (temperature 1) of the token after its parent, or None where the parent was not reached.
-    ``texts`` are the tokens for display. All tuples have one entry per node. ``copied`` says that the tokens are an
-    n-gram copy of earlier text, not the method's prediction.
+    ``texts`` are the tokens for display. ``copied[i]`` says that node i is an n-gram copy of earlier text rather than
+    the method's own prediction. All tuples have one entry per node; ``copied`` may also be empty, if none is.
     """
 
     tokens: tuple[int, ...] = ()
@@ -75,7 +75,7 @@ class Draft:
     fate: tuple[Fate, ...] = ()
     target_probs: tuple[float | None, ...] = ()
     texts: tuple[str, ...] = ()
-    copied: bool = False
+    copied: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -95,11 +95,6 @@ class Started:
     method: str
     prompt_tokens: int
     settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def copies(self) -> bool:
-        """Whether the method also drafts n-gram copies of earlier text."""
-        return self.settings.get("method", {}).get("lookup", 0) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +197,9 @@ def from_dict(data: dict[str, Any]) -> Event:
 
 def draft_from_dict(data: dict[str, Any]) -> Draft:
     """A Draft from plain lists."""
-    values = {name: tuple(items) for name, items in data.items() if name != "copied"}
+    values = {name: tuple(items) for name, items in data.items()}
     values["fate"] = tuple(Fate(f) for f in values.get("fate", ()))
-    return Draft(**values, copied=data.get("copied", False))
+    return Draft(**values)
 
 
 def _plain(value: Any) -> Any:

@@ -79,9 +79,9 @@ class Labelled(Checked):
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         return ", ".join([self.label, *(f"{f.metadata['label'].lower()} {getattr(self, f.name)}" for f in changed)])
 
-    def on(self, device: str, nodes: int = 0, copy_after: int = 0) -> Self:
+    def on(self, device: str, nodes: int = 0) -> Self:
         """A copy with the unset settings settled for a ``device`` ("cpu", "cuda", "mps"), on which ``nodes`` drafted
-        nodes are nearly free (0: each has its cost), and with the default ``copy_after`` of the adapter's task."""
+        nodes are nearly free (0: each has its cost)."""
         return self
 
 
@@ -95,7 +95,7 @@ class Treed(Labelled):
         """The budget; if unset, the number that suits most machines."""
         return self.budget or NODES
 
-    def on(self, device: str, nodes: int = 0, copy_after: int = 0) -> Self:
+    def on(self, device: str, nodes: int = 0) -> Self:
         return replace(self, budget=self.budget or nodes or NODES)  # type: ignore[type-var]
 
 
@@ -149,7 +149,9 @@ class LevelTree(Treed):
     )
     budget: int = tree_budget()
     width: int = number(4, "Width k", "Most children of a node: the top k tokens of each depth.", 1, 8)
-    depth: int = number(0, "Depth", "Deepest level of the tree; 0: as deep as the adapter was trained for.", 0, 16)
+    depth: int = number(
+        0, "Depth", "Deepest level of the tree; 0: as deep as the adapter was trained for, and 16 for copies.", 0, 16
+    )
     pause: float = number(
         1.3,
         "Pause below",
@@ -158,6 +160,13 @@ class LevelTree(Treed):
         0,
         17,
         0.1,
+    )
+    copies: str = choice(
+        "on",
+        "Copies",
+        "on: the best-first tree also holds n-gram copies: what followed the last tokens where they occurred before "
+        "in the text, as far as copies have been right in this run; off: the method's own guesses alone (the paper).",
+        ("on", "off"),
     )
 
     @property
@@ -170,7 +179,7 @@ class LevelTree(Treed):
         row takes time in which others would come: with a budget left at 0, it must bring more than it takes."""
         return 0.0 if self.budget else ROW_COST * tokens_per_step
 
-    def on(self, device: str, nodes: int = 0, copy_after: int = 0) -> Self:
+    def on(self, device: str, nodes: int = 0) -> Self:
         return replace(self, budget=self.budget or nodes)
 
 
@@ -189,15 +198,6 @@ class Streaming(LevelTree):
         "to be faster; else in-pass.",
         ("auto", "in-pass", "deferred"),
     )
-    lookup: int = number(
-        -1,
-        "Copy after",
-        "Prompt lookup before streams: if the last n tokens occurred before in the text, draft what followed them "
-        "there instead of using the streams. 0: never; -1: the default of the adapter's task, 2 for chat, else 0. A "
-        "copy is as long as the budget; depth, width, tree and pause don't apply to it.",
-        -1,
-        8,
-    )
     pairs: str = choice(
         "on",
         "Pairs",
@@ -214,12 +214,11 @@ class Streaming(LevelTree):
         0.01,
     )
 
-    def on(self, device: str, nodes: int = 0, copy_after: int = 0) -> Self:
+    def on(self, device: str, nodes: int = 0) -> Self:
         """On "mps" streams have not been measured, so they stay as published: in-pass."""
         faster = "deferred" if device in ("cpu", "cuda") else "in-pass"
         streams = faster if self.streams == "auto" else self.streams
-        lookup = copy_after if self.lookup < 0 else self.lookup
-        return replace(super().on(device, nodes), streams=streams, lookup=lookup)
+        return replace(super().on(device, nodes), streams=streams)
 
 
 @dataclass(frozen=True)

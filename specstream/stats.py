@@ -71,12 +71,12 @@ class RunStats:
         fates = list(zip(step.draft.depths(), step.draft.fate, strict=False))
         self.reached_depth.update({d for d, fate in fates if fate in (Fate.ACCEPTED, Fate.REJECTED)})
         self.accepted_depth.update({d for d, fate in fates if fate is Fate.ACCEPTED})
-        if not step.draft.copied:  # a copy's probability is no prediction
-            self._add_guesses(step.draft)
+        self._add_guesses(step.draft)
 
     def _add_guesses(self, draft: Draft) -> None:
-        for prob, fate in zip(draft.probs, draft.fate, strict=False):
-            if fate in (Fate.ACCEPTED, Fate.REJECTED):
+        copied = draft.copied or (False,) * len(draft)
+        for prob, fate, copy in zip(draft.probs, draft.fate, copied, strict=False):
+            if fate in (Fate.ACCEPTED, Fate.REJECTED) and not copy:
                 tenth = min(int(10 * prob), 9)
                 self.compared_tenth[tenth] += 1
                 self.accepted_tenth[tenth] += fate is Fate.ACCEPTED

@@ -14,6 +14,7 @@ from specstream.events import Draft
 FULL_TREE_LIMIT = 400
 
 Level = Sequence[tuple[int, float]]  # the candidates of one depth: (token, probability), likeliest first
+Path = tuple[int, ...]  # tokens from the root, which is left out, down
 
 
 class Candidates(Protocol):
@@ -21,8 +22,8 @@ class Candidates(Protocol):
 
     def __len__(self) -> int: ...
 
-    def after(self, depth: int, token: int | None) -> Level:
-        """The candidates at a depth (from 0), given the parent token; None for the children of the root."""
+    def after(self, path: Path) -> Level:
+        """The candidates after the tokens on the path from the root down; the root's own children after ()."""
         ...
 
 
@@ -35,8 +36,8 @@ class Levels:
     def __len__(self) -> int:
         return len(self._levels)
 
-    def after(self, depth: int, token: int | None) -> Level:
-        return self._levels[depth]
+    def after(self, path: Path) -> Level:
+        return self._levels[len(path)]
 
 
 def attention_rows(parents: Sequence[int]) -> list[list[int]]:
@@ -58,25 +59,27 @@ def best_first(candidates: Candidates, budget: int, least: float = 0.0) -> Draft
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
-    heap: list[tuple[float, int, int, int, float, Level]] = []  # (-joint, depth, rank, parent, its joint, siblings)
+    # (-joint, depth, rank, parent, its joint, siblings, their path)
+    heap: list[tuple[float, int, int, int, float, Level, Path]] = []
 
-    def offer(depth: int, rank: int, parent: int, above: float, level: Level) -> None:
+    def offer(rank: int, parent: int, above: float, level: Level, path: Path) -> None:
         if rank < len(level):
-            heapq.heappush(heap, (-above * level[rank][1], depth, rank, parent, above, level))
+            heapq.heappush(heap, (-above * level[rank][1], len(path), rank, parent, above, level, path))
 
     if len(candidates):
-        offer(0, 0, -1, 1.0, candidates.after(0, None))
+        offer(0, -1, 1.0, candidates.after(()), ())
     while heap and len(tokens) < budget:
-        joint, depth, rank, parent, above, level = heapq.heappop(heap)
+        joint, depth, rank, parent, above, level, path = heapq.heappop(heap)
         if -joint < least:
             break  # the heap returns the likeliest first
         token, prob = level[rank]
         tokens.append(token)
         parents.append(parent)
         probs.append(prob)
-        offer(depth, rank + 1, parent, above, level)
+        offer(rank + 1, parent, above, level, path)
         if depth + 1 < len(candidates) and len(tokens) < budget:
-            offer(depth + 1, 0, len(tokens) - 1, -joint, candidates.after(depth + 1, token))
+            below = (*path, token)
+            offer(0, len(tokens) - 1, -joint, candidates.after(below), below)
     return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
 
@@ -105,12 +108,12 @@ def full(candidates: Candidates) -> Draft:
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
-    above = [-1]
-    for depth in range(len(candidates)):
+    above: list[tuple[int, Path]] = [(-1, ())]
+    for _ in range(len(candidates)):
         here = []
-        for parent in above:
-            for token, prob in candidates.after(depth, tokens[parent] if depth else None):
-                here.append(len(tokens))
+        for parent, path in above:
+            for token, prob in candidates.after(path):
+                here.append((len(tokens), (*path, token)))
                 tokens.append(token)
                 parents.append(parent)
                 probs.append(prob)
@@ -121,6 +124,14 @@ def full(candidates: Candidates) -> Draft:
 def full_size(width: int, depth: int) -> int:
     """The number of nodes of a full tree, without the root."""
     return sum(width**d for d in range(1, depth + 1))
+
+
+def paths(draft: Draft) -> list[Path]:
+    """The path from the root down to every node, the node included."""
+    out: list[Path] = []
+    for token, parent in zip(draft.tokens, draft.parents, strict=True):
+        out.append((*(out[parent] if parent >= 0 else ()), token))
+    return out
 
 
 def children(draft: Draft) -> list[dict[int, int]]:

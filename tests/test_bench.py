@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from specstream import bench, engine, params
 from specstream.bench import baselines, prompts, runner, step_cost, tables, tune
 from specstream.data.datasets import DataError
 from specstream.events import Agreement, Reason, Verdict
-from specstream.params import PromptLookup, Sampling, Standard, Streaming
+from specstream.params import Medusa, PromptLookup, Sampling, Standard, Streaming
 from specstream.runlog import RunLog, RunLogError
 from specstream.session import token_ids
 from specstream.stats import RunStats, bootstrap
@@ -70,18 +69,12 @@ def test_every_method_writes_the_same_text() -> None:
         assert out[0]["waste"] == 0 and out[0]["rows_per_token"] == 1
 
 
-def test_copies_that_come_with_the_task_are_told() -> None:
+def test_a_method_is_told_with_its_settings() -> None:
     loaded = toy.load_toy(pace=0)
-    shown = [bench.Ours(loaded, m) for m in (Streaming(), Streaming(lookup=2))]
-    assert [(c.label, c.settings["lookup"]) for c in shown] == [
-        ("Speculative Streaming", 0),
-        ("Speculative Streaming, copy after 2", 2),
-    ]
-    loaded.info = replace(loaded.info, task="chat")
-    shown = [bench.Ours(loaded, m) for m in (Streaming(), Streaming(lookup=0), PromptLookup())]
-    assert [(c.label, c.settings.get("lookup")) for c in shown] == [
-        ("Speculative Streaming, copy after 2", 2),
-        ("Speculative Streaming, copy after 0", 0),
+    shown = [bench.Ours(loaded, m) for m in (Streaming(), Medusa(copies="off"), PromptLookup())]
+    assert [(c.label, c.settings.get("copies")) for c in shown] == [
+        ("Speculative Streaming", "on"),
+        ("Medusa heads, copies off", "off"),
         ("Prompt lookup", None),
     ]
 

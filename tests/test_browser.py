@@ -161,17 +161,15 @@ def walk_back(page: Page, text: str) -> None:
     expect(slider).to_have_attribute("aria-valuetext", re.compile(f"^step 3 of {last}: "))
 
 
-def test_a_step_whose_draft_was_copied_says_so(page: Page) -> None:
-    open_settings(page, more=True)
-    page.get_by_label("Copy after", exact=True).first.fill("2")
+def test_a_copied_token_says_so(page: Page) -> None:
     generate(page, prompt="name[The Mill], name[The Mill], name[The")
     wait_until_done(page)
     strip(page).focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     expect(player(page).locator(".ss-caption")).to_contain_text("copied from the text before")
-    expect(player(page).locator(".ss-detail")).to_contain_text("copied token")
-    expect(player(page).locator(".ss-method-title")).to_have_text("Speculative Streaming, with copies")
+    expect(player(page).locator(".ss-detail")).to_contain_text("copied")
+    expect(player(page).locator(".ss-node.copied").first).to_be_visible()
 
 
 def test_numbers_are_folded_away(page: Page) -> None:

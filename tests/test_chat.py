@@ -13,6 +13,7 @@ import gradio as gr
 import pytest
 
 from specstream.data.chat import Chat
+from specstream.data.tasks import TASKS
 from specstream.decoding.encode import chat_prompt
 from specstream.events import Draft, Finished, Lane, Origin, Reason, Step, Token
 from specstream.params import Sampling, Streaming
@@ -69,6 +70,11 @@ def test_the_prompt_holds_the_whole_conversation_in_the_models_template() -> Non
         "system: Be short.\nuser: Hello?\nassistant: Hi.\nuser: Who are you?\nassistant: A toy.\nuser: And now?\nText:"
     )
     assert engine.prompt("raw", "And now?", BEFORE) == "And now?"
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.asked])
+def test_every_task_that_asks_uses_the_models_template(name: str) -> None:
+    assert load_toy(0).prompt(name, "Sort a list.") == "user: Sort a list.\nText:"
 
 
 def test_a_template_that_refuses_is_one_sentence() -> None:

@@ -576,17 +576,13 @@ def test_norms_become_one_call_only_where_that_gives_the_same(family: str, repla
     assert norms and all(("forward" in vars(norm)) == replaced for norm in norms)
 
 
-@pytest.mark.parametrize(("task", "copies"), [("e2e", False), ("chat", True), ("mine", False), ("", False)])
-def test_streaming_copies_where_the_adapters_task_gains_by_it(task: str, copies: bool) -> None:
+def test_streaming_copies_too_unless_it_is_told_not_to() -> None:
     engine = toy.load_toy(pace=0)
-    engine.info = replace(engine.info, task=task)
     prompt, sampling = "Text: The Mill is a pub. The Mill", Sampling(max_new_tokens=60)
     started, *events = engine.generate(prompt, Streaming(), sampling)
-    settled = Streaming(streams="deferred", lookup=2 if copies else 0)
-    assert started.settings["method"] == settled.to_dict()
-    assert any(e.draft.copied for e in events if isinstance(e, Step)) is copies
-    assert any(e.draft and not e.draft.copied for e in events if isinstance(e, Step))
-    never = engine.generate(prompt, Streaming(lookup=0), sampling)
+    assert started.settings["method"] == Streaming(streams="deferred", copies="on").to_dict()
+    assert {copy for e in events if isinstance(e, Step) for copy in e.draft.copied} == {True, False}
+    never = engine.generate(prompt, Streaming(copies="off"), sampling)
     assert not any(e.draft.copied for e in never if isinstance(e, Step))
     standard = [e for e in engine.generate(prompt, Standard(), sampling) if isinstance(e, Step)]
     assert tiny.ids_of(standard) == tiny.ids_of([e for e in events if isinstance(e, Step)])

@@ -170,7 +170,7 @@ TEXTS = {
 SETTINGS = (
     Streaming(budget=5),
     Streaming(budget=33, streams="in-pass", pause=0),
-    Streaming(budget=64, pairs="off", lookup=2, pause=0),
+    Streaming(budget=64, pairs="off", pause=0),
     Medusa(budget=16, pause=0),
     PromptLookup(budget=8),
 )

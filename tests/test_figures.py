@@ -81,12 +81,12 @@ def test_script_writes_pages_that_need_no_network(report, tmp_path: Path) -> Non
 
 
 def test_the_ways_to_stream_are_told_apart() -> None:
-    def row(label: str, lookup: int, pairs: str = "on") -> dict[str, object]:
-        return {"method": "streaming", "label": label, "settings": {"lookup": lookup, "pairs": pairs}}
+    def row(label: str, copies: str, pairs: str = "on") -> dict[str, object]:
+        return {"method": "streaming", "label": label, "settings": {"copies": copies, "pairs": pairs}}
 
-    found = benchmarks.named([row("a", 2), row("b", 0), row("c", 2, "off")])
-    names = {n: found[n]["label"] for n in (benchmarks.OURS, benchmarks.COPYING, benchmarks.ALONE, benchmarks.UNPAIRED)}
-    assert list(names.values()) == ["a", "a", "b", "c"]
+    found = benchmarks.named([row("a", "on"), row("b", "off"), row("c", "on", "off")])
+    names = {n: found[n]["label"] for n in (benchmarks.OURS, benchmarks.ALONE, benchmarks.UNPAIRED)}
+    assert list(names.values()) == ["a", "b", "c"]
 
 
 def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> None:

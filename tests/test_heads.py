@@ -52,7 +52,9 @@ def random_heads(anatomy: Anatomy, projection: str = "shared", vocabulary: int =
 def medusa_run(anatomy, beside, ids, sampling, params=None, eos=()):
     target, params = ModelTarget(anatomy, heads=beside), params or Medusa()
     full = replace(params, pause=0, budget=params.budget or NODES)
-    return tiny.new_run(target, MedusaDrafter(target, full), ids, sampling, eos)
+    run = tiny.new_run(target, None, ids, sampling, eos)
+    run.drafter = MedusaDrafter(target, full, run.ids)
+    return run
 
 
 def exit_run(anatomy, beside, ids, sampling, params=None, eos=()):
@@ -229,10 +231,10 @@ def test_medusa_grows_the_trees_of_streaming() -> None:
         (Medusa(budget=9, width=3), tree.best_first(tree.Levels(levels), 9)),
         (Medusa(tree="full", width=3, depth=2), tree.full(tree.Levels(levels[:2]))),
     ):
-        draft = MedusaDrafter(target, params).propose(9)
+        draft = MedusaDrafter(target, params, [9]).propose(9)
         assert (draft.tokens, draft.parents) == (want.tokens, want.parents)
     with pytest.raises(ValueError, match="584 nodes"):
-        MedusaDrafter(target, Medusa(tree="full", width=8))
+        MedusaDrafter(target, Medusa(tree="full", width=8), [9])
 
 
 def test_the_tokens_of_drafts_are_those_of_the_draft_vocabulary() -> None:
@@ -242,8 +244,8 @@ def test_the_tokens_of_drafts_are_those_of_the_draft_vocabulary() -> None:
     streams.load_state_dict(whole.state_dict() | {"vocabulary": ids})
     medusa = randomised(MedusaHeads(anatomy, HeadCard("medusa", COUNT, "shared", draft_vocabulary=20), ids))
     target = ModelTarget(anatomy, streams, Variant(), Heads(medusa))
-    drafters = (StreamingDrafter(target, Streaming(budget=9, width=3, streams="in-pass"), []),
-                MedusaDrafter(target, Medusa(budget=9, width=3)))  # fmt: skip
+    drafters = (StreamingDrafter(target, Streaming(budget=9, width=3, streams="in-pass"), [9]),
+                MedusaDrafter(target, Medusa(budget=9, width=3), [9]))  # fmt: skip
     target.prefill(PROMPT)
     for drafter, part, logits in zip(
         drafters, (streams, medusa), (target.stream_logits(0), target.medusa_logits(0)), strict=True

@@ -52,6 +52,11 @@ def slowly(pairs, logits, ids, root: int, table, pool: int) -> list[dict[int, di
     return out
 
 
+def path_to(depth: int, above: int | None) -> tuple[int, ...]:
+    """A path of so many tokens, the last of which is ``above``."""
+    return (0,) * (depth - 1) + (above,) if above is not None and depth else ()
+
+
 @pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("pool", [2, 20])
 @pytest.mark.parametrize("fixed", [False, True])
@@ -67,7 +72,7 @@ def test_candidates_are_weighed_by_the_token_above(pool: int, ids: bool, fixed: 
         for depth, level in enumerate(want):
             for above, probs in level.items():
                 best = sorted(probs.items(), key=lambda item: -item[1])[:WIDTH]
-                got = found.after(depth, above if depth else None)
+                got = found.after(path_to(depth, above))
                 assert [t for t, _ in got] == [t for t, _ in best]
                 assert [p for _, p in got] == pytest.approx([p for _, p in best], rel=1e-4)
 
@@ -79,9 +84,19 @@ def test_a_new_map_changes_no_draft() -> None:
     plain = logits.softmax(-1).topk(WIDTH)
     found = pairs.weighed(logits, chosen, 0, table, WIDTH)
     for depth, above in ((0, None), (1, chosen[2].item()), (3, chosen[6].item())):
-        tokens, probs = zip(*found.after(depth, above), strict=True)
+        tokens, probs = zip(*found.after(path_to(depth, above)), strict=True)
         assert list(tokens) == chosen[plain.indices[depth]].tolist()
         assert probs == pytest.approx(plain.values[depth].tolist(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_after_a_token_that_no_stream_thought_of_the_streams_own_probabilities_hold() -> None:
+    pairs, logits, chosen, table = some_pairs(7, True)
+    plain = logits.softmax(-1).topk(WIDTH)
+    unknown = next(token for token in range(len(table)) if token not in chosen.tolist())
+    tokens, probs = zip(*pairs.weighed(logits, chosen, 0, table, WIDTH).after((unknown,)), strict=True)
+    assert list(tokens) == chosen[plain.indices[1]].tolist()
+    assert probs == pytest.approx(plain.values[1].tolist(), rel=1e-5)
 
 
 @torch.no_grad()
@@ -92,7 +107,7 @@ def test_best_first_takes_the_likeliest_paths_and_a_smaller_tree_is_its_beginnin
 
     def walk(path: tuple[int, ...], joint: float) -> None:
         if len(path) < len(found):
-            for token, prob in found.after(len(path), path[-1] if path else None):
+            for token, prob in found.after(path):
                 every.append((joint * prob, (*path, token)))
                 walk((*path, token), joint * prob)
 
@@ -118,7 +133,7 @@ def test_weighed_drafts_leave_the_text_alone(family: str, temperature: float) ->
     drafts = {}
     for streams in ("in-pass", "deferred"):
         for pairs in ("on", "off"):
-            params = Streaming(streams=streams, pairs=pairs, budget=12, lookup=2 * (streams == "deferred"))
+            params = Streaming(streams=streams, pairs=pairs, budget=12, copies="on" if streams == "deferred" else "off")
             steps = tiny.finish(tiny.streaming_run(anatomy, adapter, PROMPT, sampling, params))
             assert tiny.ids_of(steps) == want
             drafts[streams, pairs] = [step.draft.tokens for step in steps]
@@ -136,7 +151,7 @@ def test_a_drafted_token_follows_the_one_above() -> None:
         pairs.after.copy_(50 * inverse[:, after])
         pairs.weight.fill_(1)
         pairs.POOL = tiny.VOCAB
-    params = Streaming(budget=12, width=2, streams="in-pass")
+    params = Streaming(budget=12, width=2, streams="in-pass", copies="off")
     first, *steps = tiny.finish(tiny.streaming_run(anatomy, adapter, PROMPT, Sampling(max_new_tokens=20), params))
     right = drafted = 0
     newest = first.tokens[-1].id

@@ -169,9 +169,9 @@ def test_what_can_not_be_tuned() -> None:
 
 
 def test_prediction_is_of_steps_that_all_draft_by_streams() -> None:
-    given = Streaming(pause=2, lookup=3, prune=0.1, budget=7, tree="full", depth=2)
-    assert step_cost.steady(given) == Streaming(pause=0, lookup=0, prune=0.1, budget=7, tree="full", depth=2)
+    given = Streaming(pause=2, prune=0.1, budget=7, tree="full", depth=2)
+    assert step_cost.steady(given) == Streaming(pause=0, copies="off", prune=0.1, budget=7, tree="full", depth=2)
     assert step_cost.largest(given) == Streaming(
-        pause=0, lookup=0, budget=max(step_cost.BUDGETS), width=max(step_cost.WIDTHS)
+        pause=0, copies="off", budget=max(step_cost.BUDGETS), width=max(step_cost.WIDTHS)
     )
     assert step_cost.steady(PromptLookup(depth=7)) == PromptLookup(depth=7)

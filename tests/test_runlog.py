@@ -47,6 +47,7 @@ from specstream.runlog import (
 from specstream.runlog.filters import order
 from specstream.runlog.recorder import INTERVAL
 from specstream.runlog.schema import COLUMNS, markdown
+from specstream.runlog.serialization import dumps
 from specstream.runlog.store import LISTED
 from specstream.stats import summarize
 
@@ -329,6 +330,30 @@ def test_every_earlier_version_migrates_and_keeps_its_runs(tmp_path: Path, versi
     assert log.count() == 1 + bool(version)
     RunLog(tmp_path / "new.db")
     assert _schema(path) == _schema(tmp_path / "new.db")
+
+
+def test_what_was_copied_is_told_node_by_node_after_the_migration(tmp_path: Path) -> None:
+    path, nodes = tmp_path / "old.db", {"tokens": [5, 6], "parents": [-1, 0], "probs": [1.0, 1.0], "fate": []}
+    words = '"copied":true, "copied":false'  # a text, which stays as it is
+    with Database(path) as old:
+        migrations.migrations.apply(old, stop_before="m007_copied_nodes")
+        run = {"id": "R", "started_utc": "t", "status": "finished", "method": "streaming", "prompt": "x"}
+        old.table("runs").insert(run | {"settings_json": '{"method":{"lookup":-1,"width":4}}'})
+        for lane, lookup in (("method", 2), ("baseline", 0)):
+            old.table("lanes").insert({"run_id": "R", "lane": lane, "method": "streaming", "prompt_tokens": 1,
+                                       "settings_json": dumps({"method": {"lookup": lookup}})})  # fmt: skip
+        steps = [(nodes, True), ({name: [] for name in nodes}, False), (nodes, False)]
+        for index, (draft, copied) in enumerate(steps):
+            row = {"run_id": "R", "lane": "method", "idx": index, "tokens_json": "[]", "seconds_json": "{}", "rows": 1}
+            values = draft | {"target_probs": [], "texts": [words] * len(draft["tokens"]), "copied": copied}
+            old.table("steps").insert(row | {"stream_rows": 0, "draft_json": dumps(values)})
+    log = RunLog(path)
+    started, *events = log.events("R")
+    assert [event.draft.copied for event in events] == [(True, True), (), ()]
+    assert events[0].draft.texts == (words, words)
+    assert started.settings == {"method": {"copies": "on"}}
+    assert log.events("R", Lane.BASELINE)[0].settings == {"method": {"copies": "off"}}
+    assert log.run("R")["settings"] == {"method": {"width": 4}}
 
 
 def test_a_later_migration_may_rebuild_the_table(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:

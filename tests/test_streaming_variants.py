@@ -14,7 +14,6 @@ from torch import Tensor
 
 from specstream.adapters.weights import Adapter
 from specstream.decoding.drafters.levels import LevelDrafter, Pauses
-from specstream.decoding.drafters.streaming import StreamingDrafter
 from specstream.decoding.loop import Run
 from specstream.events import Draft, Fate, Origin, Step
 from specstream.model import cpu_linear
@@ -339,7 +338,7 @@ def test_toy_shows_the_variants() -> None:
 
 
 def test_auto_defers_streams_where_that_was_measured_to_be_faster() -> None:
-    assert Streaming().on("cpu") == Streaming().on("cuda") == Streaming(streams="deferred", lookup=0)
+    assert Streaming().on("cpu") == Streaming().on("cuda") == Streaming(streams="deferred")
     assert Streaming().on("mps").streams == "in-pass"
     assert Streaming(streams="in-pass").on("cpu").streams == "in-pass"
     anatomy, adapter = tiny.model_with_adapter("llama")
@@ -377,7 +376,7 @@ def test_a_tree_of_unset_size_has_the_nodes_that_pay_for_their_rows() -> None:
     source = SimpleNamespace(synchronize=lambda: None)
 
     def drafted(budget: int, accepted: int) -> tuple[int, ...]:
-        drafter = LevelDrafter(source, lambda row: logits, None, 3, Medusa(width=2, budget=budget))
+        drafter = LevelDrafter(source, lambda row: logits, None, 3, Medusa(width=2, budget=budget), [9])
         for _ in range(40):
             draft = drafter.propose(9)
             drafter.observe(draft.depths().index(accepted) + 1 if accepted in draft.depths() else 0)
@@ -400,34 +399,3 @@ def test_pauses_change_what_is_drafted_and_no_token(streams: str) -> None:
         assert tiny.ids_of(steps) == want[1:]
         drafted[pause] = [len(step.draft) > 0 for step in steps]
     assert all(drafted[0.0][:-1]) and 0 < sum(drafted[2.5]) < len(drafted[2.5]) - 8
-
-
-class CountingSource:
-    """Streams that always guess the token 7, and count their calls."""
-
-    gamma, stream_ids, stream_pairs, asked = 2, None, None, 0
-
-    def synchronize(self) -> None:
-        pass
-
-    def stream_logits(self, row: int) -> Tensor:
-        self.asked += 1
-        return torch.eye(9)[[7, 7]] * 50
-
-
-def test_copies_ask_no_streams_and_give_way_after_a_wrong_one() -> None:
-    source, ids = CountingSource(), [1, 2, 3, 4, 5, 6, 1, 2]
-    drafter = StreamingDrafter(source, Streaming(lookup=2, budget=3, pause=0), ids)
-    assert drafter.propose(10).tokens == (3, 4, 5) and not source.asked  # what followed 1 2
-    drafter.observe(1)
-    ids += [3, 8]  # the second copied token was wrong, and nothing followed 3 8 before
-    assert drafter.propose(10).tokens[:2] == (7, 7) and source.asked == 1
-    drafter.observe(0)
-    ids += [1, 2]
-    assert drafter.propose(1).tokens == (3,)
-    drafter.observe(0)  # nothing of the copy was right, so the streams have the next turn
-    assert drafter.propose(10).tokens[0] == 7 and source.asked == 2
-    drafter.observe(0)
-    assert drafter.propose(10).tokens[0] == 3 and source.asked == 2  # 1 2 again at the end: a copy again
-    never = StreamingDrafter(source, Streaming(budget=3, pause=0), ids)
-    assert never.propose(10).tokens[0] == 7 and source.asked == 3

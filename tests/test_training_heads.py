@@ -226,7 +226,7 @@ def test_heads_that_know_a_text_by_heart_are_accepted_whole(kind: str, tmp_path:
     running = tiny.new_run(target, None, prompt, Sampling(max_new_tokens=25))
     depth = 2 if kind == "medusa" else 4
     running.drafter = (
-        MedusaDrafter(target, Medusa(width=1, budget=2))
+        MedusaDrafter(target, Medusa(width=1, budget=2, copies="off"), running.ids)
         if kind == "medusa"
         else EarlyExitDrafter(target, running.ids, EarlyExit(width=1, confidence=0))
     )

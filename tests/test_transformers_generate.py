@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from transformers import (
 )
 
 from specstream.adapters import weights
-from specstream.decoding.drafters import streaming
-from specstream.decoding.drafters.streaming import copying
 from specstream.integrations.transformers_generate import NotSupported, decoder
 from specstream.model import attention
 from specstream.model.introspection import dissect
@@ -60,19 +57,6 @@ def test_streams_equal_generate(mode: str, tmp_path: Path) -> None:
     theirs, ours = both(model, function)
     assert ours == theirs
     assert (theirs == plain) == (mode == "lossless")  # a shared adapter's weights are in the model now
-
-
-@pytest.mark.parametrize(("task", "copies"), [("e2e", set()), ("chat", {2})])
-def test_streams_for_chat_copy_too(
-    task: str, copies: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Streaming] = []
-    monkeypatch.setattr(streaming, "copying", lambda params: asked.append(params) or copying(params))
-    model = tiny.tiny("llama")
-    adapter = tiny.random_adapter(dissect(tiny.tiny("llama")), mode="lossless")
-    weights.save(adapter, tmp_path, replace(adapter.card, task=task))
-    theirs, ours = both(model, decoder(model, adapter=tmp_path))
-    assert ours == theirs and {params.lookup for params in asked} == copies
 
 
 @pytest.mark.parametrize("method", [Medusa(budget=5), EarlyExit(confidence=0)])

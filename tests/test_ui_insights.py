@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
-from specstream.params import Streaming
+from specstream.events import Agreement, Draft, Fate, Finished, Lane, Origin, Reason, Step, Token, Verdict
 from specstream.stats import step_cost, summarize
 from ui.charts import runs
 from ui.components import race
@@ -18,7 +17,6 @@ from ui.html import insights
 from ui.jobs.comparisons import Entry
 from ui.jobs.engine_host import Engines
 from ui.state import recording
-from ui.state.feed import Feed
 from ui.tabs import compare, playground
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -154,17 +152,6 @@ def entry(method: str, seconds: list[float], texts: list[str], verdict: Verdict 
 
 SLOW = entry("standard", [0.1, 0.2, 0.3], ["a", "b", "c"], tail="!")
 FAST = entry("streaming", [0.1, 0.05, 0.05], ["a", "x", EVIL], Verdict(Agreement.TIE, 1, "A tie.", 1, 0.0, 3.0))
-
-
-def test_a_method_that_copies_is_called_so() -> None:
-    for lookup, label in ((0, "Speculative Streaming"), (2, "Speculative Streaming, with copies")):
-        started = Started("streaming", 1, {"method": Streaming(lookup=lookup).to_dict()})
-        assert Entry("streaming", (started, *FAST.events)).label == label
-        feed = Feed("run", "Speculative Streaming")
-        for lane in (Lane.BASELINE, Lane.METHOD):
-            feed.add(lane, Started("standard", 1, {"method": {}}) if lane is Lane.BASELINE else started)
-        assert feed.whole()["title"] == label
-    assert FAST.label == "Speculative Streaming"  # a run that was logged before there were copies
 
 
 def test_the_race_runs_on_measured_times_and_marks_the_first_difference() -> None:

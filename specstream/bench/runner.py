@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate, product
 from typing import Any, Protocol
 
@@ -39,21 +39,13 @@ class Ours:
 
     def __init__(self, engine: Engine, method: Method, stop: Callable[[], bool] = never) -> None:
         self._engine, self.method, self._stop = engine, method, stop
-        settled = engine.settled(method)
-        self.name, self.label, self.settings = method.name, described(method, settled), settled.to_dict()
+        self.name, self.label, self.settings = method.name, method.described(), engine.settled(method).to_dict()
         extra = {Streaming.name: engine.info.extra_parameters, DraftModel.name: engine.info.draft_parameters}
         extra |= engine.info.head_parameters
         self.extra_parameters = extra.get(method.name, 0)
 
     def run(self, prompt: str, sampling: Sampling) -> list[Event]:
         return list(self._engine.generate(prompt, self.method, sampling, self._stop))
-
-
-def described(method: Method, settled: Method) -> str:
-    """A description of a method: its non-default settings, and ``lookup`` even if it is the task's default."""
-    if isinstance(method, Streaming) and isinstance(settled, Streaming) and settled.lookup > 0:
-        return replace(method, lookup=settled.lookup).described()
-    return method.described()
 
 
 @dataclass

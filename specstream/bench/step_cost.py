@@ -209,7 +209,7 @@ def largest(method: Method) -> Method:
 
 def steady(method: Kind) -> Kind:
     """The method without pauses and copies, since predictions assume a draft by streams in every step."""
-    return cast(Kind, replace(method, pause=0.0, lookup=0)) if isinstance(method, Streaming) else method
+    return cast(Kind, replace(method, pause=0.0, copies="off")) if isinstance(method, Streaming) else method
 
 
 @dataclass(frozen=True)

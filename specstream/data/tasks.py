@@ -13,8 +13,7 @@ class Task:
 
     ``template`` contains the input columns in braces. ``inputs`` and ``outputs`` are the dataset's column names; the
     first of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
-    ``metric`` the name of the task's quality metric (``bench.evaluation``), empty without references. By default,
-    streaming drafts an n-gram copy after ``copy_after`` tokens that occurred before; 0: streams alone are faster.
+    ``metric`` the name of the task's quality metric (``bench.evaluation``), empty without references.
     ``asked``: the prompt is a message to a chat model, formatted by the model's own template if it has one.
     """
 
@@ -26,7 +25,6 @@ class Task:
     hub: str
     licence: str
     metric: str = ""
-    copy_after: int = 0
     asked: bool = False
 
     def prompt(self, text: str) -> str:
@@ -99,18 +97,13 @@ TASKS: dict[str, Task] = {
             "CC BY-NC-SA 4.0",
             "rouge",
         ),
-        Task("chat", "Chat", "{prompt}", ("prompt",), (), "", "", copy_after=2, asked=True),
-        Task("code", "Short code", "{prompt}", ("prompt",), (), "", "", copy_after=2, asked=True),
+        Task("chat", "Chat", "{prompt}", ("prompt",), (), "", "", asked=True),
+        Task("code", "Short code", "{prompt}", ("prompt",), (), "", "", asked=True),
     )
 }
 
 
 NAMES = ", ".join(TASKS)  # in help texts
-
-
-def copy_after(name: str) -> int:
-    """``Task.copy_after`` of an adapter's task; 0 for an unknown one."""
-    return TASKS[name].copy_after if name in TASKS else 0
 
 
 def task(name: str) -> Task:

@@ -27,7 +27,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
-from specstream.data.tasks import copy_after
 from specstream.decoding.drafters.registry import make_drafter
 from specstream.decoding.encode import too_long
 from specstream.decoding.loop import Run, decode
@@ -184,7 +183,7 @@ def _prepare(
         raise NotSupported(reason)
     second = usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
-    chosen = chosen.on(parts.device.type, copy_after=copy_after(loaded.card.task) if loaded else 0)
+    chosen = chosen.on(parts.device.type)
     if lacking := loading.lacking(loaded, heads, second, NO_SECOND).get(chosen.name):
         raise NotSupported(lacking)
     return PreparedModel(parts, loaded, heads, second, chosen, attention)

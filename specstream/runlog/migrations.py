@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from sqlite_utils import Database, Migrations
 from sqlite_utils.db import ForeignKey
+
+from specstream.runlog.serialization import dumps
 
 migrations = Migrations("specstream.runlog")
 
@@ -154,3 +158,22 @@ def m005_listing(db: Database) -> None:
 def m006_benchmark_visitor(db: Database) -> None:
     """The owner of a benchmark: on a shared page, each visitor sees only their own."""
     db.table("benchmarks").add_column("visitor", str)
+
+
+@migrations()
+def m007_copied_nodes(db: Database) -> None:
+    """A tree says of each node whether it is a copy, not once for all, and a setting turns copies on or off."""
+    db.execute("""update steps set draft_json = replace(draft_json, '"copied":false', '"copied":[]')""")
+    copied = list(db.query("""select rowid, draft_json from steps where draft_json like '%"copied":true%'"""))
+    for step in copied:
+        draft = json.loads(step["draft_json"])
+        draft["copied"] = [True] * len(draft["tokens"])
+        db.execute("update steps set draft_json = ? where rowid = ?", [dumps(draft), step["rowid"]])
+    lookup = "json_extract(settings_json, '$.method.lookup')"  # -1: the default
+    for table in ("runs", "lanes"):
+        for copies, condition in (("on", "> 0"), ("off", "= 0")):
+            db.execute(
+                f"update {table} set settings_json = json_set(settings_json, '$.method.copies', '{copies}') "
+                f"where {lookup} {condition}"
+            )
+        db.execute(f"update {table} set settings_json = json_remove(settings_json, '$.method.lookup')")

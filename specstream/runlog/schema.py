@@ -70,7 +70,7 @@ COLUMNS = {
         "lane": "method or baseline",
         "idx": "0 is the prompt pass",
         "tokens_json": "emitted tokens: id, text, origin (draft or target), depth, node, logprob",
-        "draft_json": "the draft tree: tokens, parents, probs, fate, target_probs, texts (one entry per node); copied",
+        "draft_json": "the draft tree, one entry per node: tokens, parents, probs, fate, target_probs, texts, copied",
         "seconds_json": "seconds per phase: draft, draft_pass, verify, accept, keep",
         "rows": "rows computed in the lower layers",
         "stream_rows": "stream rows added in the top layers",

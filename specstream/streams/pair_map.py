@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specstream.decoding.softmax import log_total
-from specstream.tree import Level
+from specstream.tree import Level, Path
 
 CHUNK = 4096  # embeddings at a time, so that their float32 copies stay small
 
@@ -74,7 +74,7 @@ class Pairs(nn.Module):
         odds = np.exp(scores - scores.max(-1, keepdims=True))
         mass = np.exp(logprobs).sum(-1)[:, None, None]  # rescoring moves probability only within the pool
         probs = odds * (mass / odds.sum(-1, keepdims=True))
-        return Weighed(tokens.tolist(), probs.tolist(), width)
+        return Weighed(tokens.tolist(), probs.tolist(), np.exp(logprobs).tolist(), width)
 
 
 def _array(tensor: Tensor) -> Tensor:
@@ -92,17 +92,26 @@ class Weighed:
     """The ``width`` likeliest candidates of a depth, given the parent token.
 
     ``probs`` ``[depths, pool above, pool]`` belong to the ``tokens`` ``[depths, pool]``; in the first depth all
-    rows are those of the root. Computed in plain lists, because a tree needs only a few short rows.
+    rows are those of the root. ``alone`` ``[depths, pool]`` are the streams' own, for a parent that is not in the pool.
+    Computed in plain lists, because a tree needs only a few short rows.
     """
 
-    def __init__(self, tokens: list[list[int]], probs: list[list[list[float]]], width: int) -> None:
-        self._tokens, self._probs, self._width = tokens, probs, width
+    def __init__(
+        self, tokens: list[list[int]], probs: list[list[list[float]]], alone: list[list[float]], width: int
+    ) -> None:
+        self._tokens, self._probs, self._alone, self._width = tokens, probs, alone, width
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def after(self, depth: int, token: int | None) -> Level:
+    def after(self, path: Path) -> Level:
         """As in ``tree.Candidates``."""
-        row = self._probs[depth][0 if token is None else self._tokens[depth - 1].index(token)]
+        depth = len(path)
+        if not path:
+            row = self._probs[0][0]
+        elif path[-1] in self._tokens[depth - 1]:
+            row = self._probs[depth][self._tokens[depth - 1].index(path[-1])]
+        else:
+            row = self._alone[depth]
         best = sorted(zip(row, self._tokens[depth], strict=True), reverse=True)[: self._width]
         return [(name, prob) for prob, name in best]

@@ -126,7 +126,7 @@ class MedusaModel(HeadModel):
 
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
         target = ModelTarget(self.anatomy, heads=Heads(medusa=self.heads))
-        return target, MedusaDrafter(target, Medusa(budget=budget, pause=0))
+        return target, MedusaDrafter(target, Medusa(budget=budget, pause=0, copies="off"), ids)
 
 
 class ExitModel(HeadModel):

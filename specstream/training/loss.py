@@ -112,7 +112,7 @@ class StreamModel(Trainee):
         return self.adapter.draft_logits(self.anatomy, states)
 
     def lane(self, ids: list[int], budget: int) -> tuple[Target, Drafter]:
-        params = Streaming(budget=budget, pause=0).on(self.anatomy.device.type)
+        params = Streaming(budget=budget, pause=0, copies="off").on(self.anatomy.device.type)
         target = ModelTarget(self.anatomy, self.adapter, Variant.of(params))
         return target, StreamingDrafter(target, params, ids)
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from specstream.events import Event, Finished, Lane, Reason, Started, Step, Verdict
+from specstream.events import Event, Finished, Lane, Reason, Step, Verdict
 from specstream.params import METHODS, Method, Sampling, Standard
 from specstream.runlog import RunLog
 from specstream.stats import RunStats, summarize
 
-from ..state.feed import WITH_COPIES
 from .engine_host import Engines, sentence
 from .runs import ModelJob, Record, RunRequest
 
@@ -43,8 +42,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        copies = any(event.copies for event in self.events if isinstance(event, Started))
-        return METHODS[self.method].label + (WITH_COPIES if copies else "")
+        return METHODS[self.method].label
 
     @property
     def stats(self) -> RunStats:

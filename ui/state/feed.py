@@ -4,8 +4,8 @@ A message is ``{run, seq, title, note, drafter, done, at, method, baseline}``; `
 ``drafter`` names the method. ``method`` and ``baseline`` are the steps that are new since the last message and ``at``
 says how many came before, so the whole run (``at`` 0) repairs whatever was missed. A step is ``{t: tokens, d: tree, s:
 milliseconds per phase, r: rows, sr: stream rows}``, with ``e`` 1 for a last step that had one token left to write, and
-so nothing to draft, and ``c`` 1 where the tree was copied from the text before; a token is ``[text, depth, probability,
-node]``; a node is ``[text, parent, drafted probability, fate, target probability or null, row]``.
+so nothing to draft, and ``c`` the nodes that were copied from the text before, if any; a token is ``[text, depth,
+probability, node]``; a node is ``[text, parent, drafted probability, fate, target probability or null, row]``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from specstream.stats import PHASES
 
 from ..html.render import tree_rows
 
-WITH_COPIES = ", with copies"
 CODES = {Fate.ACCEPTED: "a", Fate.REJECTED: "r", Fate.UNREACHED: "u", Fate.PRUNED: "p"}
 
 
@@ -42,7 +41,6 @@ class Feed:
             self.steps[lane].append(step_values(event))
         elif isinstance(event, Started) and lane is Lane.METHOD:
             self.drafter = event.method
-            self.title += WITH_COPIES if event.copies else ""
         elif isinstance(event, Finished) and self.steps[lane]:
             self._end(self.steps[lane], event)
 
@@ -80,8 +78,8 @@ def encode(message: dict[str, Any]) -> str:
 
 def step_values(step: Step) -> dict[str, Any]:
     """A step as the player reads it."""
-    copied = {"c": 1} if step.draft.copied else {}
-    return copied | {
+    copied = [node for node, copy in enumerate(step.draft.copied) if copy]
+    return ({"c": copied} if copied else {}) | {
         "t": [_token(token) for token in step.tokens],
         "d": nodes(step.draft),
         "s": [round(1000 * step.seconds.get(phase, 0.0), 3) for phase in PHASES],

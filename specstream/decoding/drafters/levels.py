@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from specstream import tree
+from specstream.decoding.drafters.copies import DEEPEST, Copies
 from specstream.decoding.interfaces import Drafter, Synchronized
 from specstream.decoding.softmax import log_total
 from specstream.events import Draft
@@ -45,9 +47,11 @@ class Pauses:
 
 
 class LevelDrafter(Drafter):
-    """Grows a tree from the ``source``'s ``logits`` ``[depths, drafted]`` of the last accepted row.
+    """Grows a tree from the ``source``'s ``logits`` ``[depths, drafted]`` of the last accepted row, with n-gram copies
+    among them. In a pause copies alone are drafted, which cost no pass.
 
-    ``ids`` ``[drafted]`` are the token ids of the logits; None: all.
+    ``ids`` ``[drafted]`` are the token ids of the logits; None: all. ``text`` are the committed tokens; the list grows
+    during the run.
 
     Raises ValueError at once if the settings ask for a full tree that is too large.
     """
@@ -59,12 +63,15 @@ class LevelDrafter(Drafter):
         ids: Tensor | None,
         deepest: int,
         params: LevelTree,
+        text: Sequence[int],
     ) -> None:
-        self._source, self._ids = source, ids
+        self._source, self._ids, self._text = source, ids, text
         self._logits, self._params = logits, params
         self._depth = min(params.depth or deepest, deepest)
         self._row = 0
         self._draft = Draft()
+        self._copies = Copies(text) if params.copies == "on" and params.tree == "best-first" else None
+        self._paused = False
         self._pauses = Pauses(params.pause)
         size = tree.full_size(params.width, self._depth)
         if params.tree == "full" and size > tree.FULL_TREE_LIMIT:
@@ -74,23 +81,34 @@ class LevelDrafter(Drafter):
             )
 
     def propose(self, room: int) -> Draft:
-        depth = min(self._depth, room)
-        self._draft = Draft() if depth < 1 or self._pauses.due() else self._grown(depth)
+        self._draft = self._grown(room) if room > 0 else Draft()
         return self._draft
 
     def observe(self, row: int) -> None:
         self._row = row
-        if len(self._draft):
+        if self._copies:
+            self._copies.observe()
+        if len(self._draft) and not self._paused:
             self._pauses.saw(1 + (self._draft.depths()[row - 1] if row else 0))
-            self._draft = Draft()  # recorded: the next row may belong to another drafter's draft, if several take turns
+        self._draft = Draft()  # recorded: the next row may belong to a draft that is not from here
 
-    def _grown(self, depth: int) -> Draft:
-        with self.passing(self._source.synchronize):
-            logits = self._logits(self._row)
-        found = self._candidates(logits[:depth])
+    def _grown(self, room: int) -> Draft:
+        self._paused = self._pauses.due()
+        found: Candidates = Levels(()) if self._paused else self._asked(min(self._depth, room))
         if self._params.tree == "full":
             return tree.full(found)
-        return tree.best_first(found, self._params.nodes, self._params.least(self._pauses.mean))
+        if self._copies:
+            found = self._copies.beside(found, min(self._params.depth or DEEPEST, room))
+        draft = tree.best_first(found, self._params.nodes, self._params.least(self._pauses.mean))
+        if not self._copies:
+            return draft
+        return replace(draft, copied=tuple(map(self._copies.is_copy, tree.paths(draft))))
+
+    def _asked(self, depth: int) -> Candidates:
+        """The candidates that streams or heads give, in a pass of their own."""
+        with self.passing(self._source.synchronize):
+            logits = self._logits(self._row)
+        return self._candidates(logits[:depth])
 
     def _candidates(self, logits: Tensor) -> Candidates:
         return Levels(likeliest(logits, self._params.width, self._ids))

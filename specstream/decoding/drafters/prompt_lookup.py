@@ -32,6 +32,11 @@ class Occurrences:
                     self._after[tuple(self._ids[at - size : at])].append(at)
         self._done = len(self._ids)
 
+    def newest(self, end: tuple[int, ...]) -> int | None:
+        """The position after the newest occurrence of the n-gram ``end``; None if there is none."""
+        found = self._after.get(end)
+        return found[-1] if found else None
+
     def of_end(self, size: int) -> Iterator[int]:
         """Positions after earlier occurrences of the last ``size`` tokens, newest first."""
         if len(self._ids) > size:
@@ -84,5 +89,5 @@ def merged(paths: Sequence[tuple[int, ...]], votes: Sequence[tuple[int, ...]], b
         tuple(n[-1] for n in nodes),
         tuple(nodes.get(n[:-1], -1) for n in nodes),
         tuple(counts[n] / counts[n[:-1]] for n in nodes),
-        copied=True,
+        copied=(True,) * len(nodes),
     )

@@ -31,7 +31,7 @@ def make_drafter(
         case PromptLookup():
             return PromptLookupDrafter(ids, method)
         case Medusa():
-            return MedusaDrafter(target, method)
+            return MedusaDrafter(target, method, ids)
         case EarlyExit():
             return EarlyExitDrafter(target, ids, method)
         case DraftModel():

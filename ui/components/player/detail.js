@@ -4,8 +4,8 @@ function caption(index) {
   if (!step) return "";
   if (!index) return "Step 0 reads the prompt and writes the first token.";
   const accepted = step.d.filter((node) => node[3] === "a").length;
-  const from = step.c ? "copied from the text before" : "drafted";
-  const draft = step.d.length ? `${plural(step.d.length, "token")} ${from}, ${accepted} accepted. ` : "Nothing was drafted. ";
+  const copies = step.c?.length ? `, ${step.c.length === step.d.length ? "all" : step.c.length} copied from the text before` : "";
+  const draft = step.d.length ? `${plural(step.d.length, "token")} drafted${copies}, ${accepted} accepted. ` : "Nothing was drafted. ";
   return `Step ${index}: ${draft}${step.d.length ? "With the model's own" : "The model's own"}: ${plural(step.t.length, "token")} in one pass, ${took(step).toFixed(0)} ms.`;
 }
 
@@ -29,7 +29,7 @@ function detailRow(step, node, nodes) {
   const token = tag("th");
   token.scope = "row";
   token.append(tag("code", "", visible(node.text)));
-  const cells = [node.depth, `${node.rank} of ${node.siblings.length}`, percent(node.drafted), node.target === null ? "–" : percent(node.target)];
+  const cells = [node.copied ? "copied" : "guessed", node.depth, `${node.rank} of ${node.siblings.length}`, percent(node.drafted), node.target === null ? "–" : percent(node.target)];
   row.append(token, ...cells.map((value) => tag("td", "ss-number", value)), tag("td", "", `${SAID[node.fate]}: ${why(step, node, nodes)}`));
   return row;
 }
@@ -40,7 +40,7 @@ function drawDetail(index) {
   part(".ss-more").classList.toggle("ss-none", !nodes.length);
   if (!nodes.length) return box.replaceChildren();
   const table = tag("table"), head = tag("tr"), body = tag("tbody");
-  for (const name of ["drafted token", "words ahead", "rank", "drafted with", "model gives", "what became of it"]) {
+  for (const name of ["drafted token", "origin", "words ahead", "rank", "drafted with", "model gives", "what became of it"]) {
     const cell = tag("th", "", name);
     cell.scope = "col";
     head.append(cell);
@@ -49,7 +49,7 @@ function drawDetail(index) {
   body.append(...order.map((node) => detailRow(step, node, nodes)));
   const own = step.t.findLast(([, depth]) => !depth);
   const chosen = own ? ` Chosen by the model in this step: ${quoted(own[0])} (${percent(own[2])}).` : "";
-  const title = tag("caption", "", `All ${plural(nodes.length, step.c ? "copied token" : "drafted token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
+  const title = tag("caption", "", `All ${plural(nodes.length, "drafted token")} of step ${index}, continuing ${quoted(rootText(index))}.${chosen}`);
   const headRow = tag("thead");
   headRow.append(head);
   table.append(title, headRow, body);

@@ -71,8 +71,8 @@ function count(lane, to, ends) {
 }
 
 function tokenHint(index, at) {
-  const step = steps.method[index], [text, depth, probability] = step.t[at];
-  const origin = depth ? `drafted ${depth === 1 ? "one word" : `${depth} words`} ahead, accepted` : "chosen by the model";
+  const step = steps.method[index], [text, depth, probability, from] = step.t[at];
+  const origin = depth ? `${copied(step, from) ? "copied from the text before" : "drafted"} ${depth === 1 ? "one word" : `${depth} words`} ahead, accepted` : "chosen by the model";
   const nodes = family(step);
   const drafted = nodes.filter((node) => node.depth === at + 1 && reached(node, nodes)).sort((a, b) => a.rank - b.rank);
   const others = drafted.filter((node) => node.fate !== "accepted").map((node) => `${quoted(node.text)} ${percent(node.drafted)}`);

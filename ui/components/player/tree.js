@@ -44,13 +44,13 @@ function downwards(nodes) {
   return { at, high, edge };
 }
 
-function drawNode(group, [x, y], high, kind, depth, text, probability, index) {
-  const box = make("g", { class: `ss-node ${kind} ${depthClass(depth)}`, transform: `translate(${x},${y})`, "data-node": index });
+function drawNode(group, [x, y], high, kind, depth, text, probability, index, copied = false) {
+  const box = make("g", { class: `ss-node ${kind} ${depthClass(depth)}${copied ? " copied" : ""}`, transform: `translate(${x},${y})`, "data-node": index });
   box.append(make("rect", { width: BOX, height: high, rx: 5, y: -high / 2 }));
   box.append(make("text", { x: 7, y: 4 }, short(visible(text), probability === null ? 13 : 10)));
   if (probability !== null) {
     box.append(make("text", { x: BOX - 6, y: 4, class: "ss-prob" }, percent(probability)));
-    for (const [name, value] of Object.entries({ role: "button", tabindex: -1, "aria-label": `${visible(text)}, ${SAID[kind]}` })) box.setAttribute(name, value);
+    for (const [name, value] of Object.entries({ role: "button", tabindex: -1, "aria-label": `${visible(text)}, ${copied ? "copied, " : ""}${SAID[kind]}` })) box.setAttribute(name, value);
   }
   group.append(box);
 }
@@ -68,7 +68,7 @@ function drawTree(index) {
   const { at, high, edge } = (narrow.matches ? downwards : across)(nodes);
   for (const node of nodes) group.append(make("path", { class: `ss-edge ${node.fate} ${depthClass(node.depth)}`, d: edge(at[node.parent], at[node.index]) }));
   drawNode(group, at[-1], high, "root", 0, rootText(index), null, -1);
-  for (const node of nodes) drawNode(group, at[node.index], high, node.fate, node.depth, node.text, node.drafted, node.index);
+  for (const node of nodes) drawNode(group, at[node.index], high, node.fate, node.depth, node.text, node.drafted, node.index, node.copied);
   extent = [Math.max(...at.map(([x]) => x)) + BOX + PAD, Math.max(at[-1][1], ...at.map(([, y]) => y)) + high / 2 + PAD];
   svg.setAttribute("viewBox", `0 0 ${extent[0]} ${extent[1]}`);
   const path = nodes.filter((node) => node.fate === "accepted");
@@ -111,7 +111,7 @@ function nodeHint(index, at) {
   if (!node) return "the newest word of the text: the draft continues from here";
   const model = node.target === null ? "" : ` · model's probability ${percent(node.target)}`;
   const place = node.siblings.length > 1 ? `, rank ${node.rank} of ${node.siblings.length}` : "";
-  return `${quoted(node.text)}, ${SAID[node.fate]}\nstep ${index} · depth ${node.depth}${place} · drafted with ${percent(node.drafted)}${model}\n${why(step, node, nodes)}`;
+  return `${quoted(node.text)}, ${SAID[node.fate]}\nstep ${index} · depth ${node.depth}${place} · ${node.copied ? "copied from the text before" : "drafted"} with ${percent(node.drafted)}${model}\n${why(step, node, nodes)}`;
 }
 
 // One of the nodes is reached by Tab; from there the arrows lead to its parent, its first child and its siblings.

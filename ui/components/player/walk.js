@@ -168,7 +168,7 @@ function receive(text) {
   const ended = message.done && !done;
   done = message.done;
   drafter = message.drafter;
-  part(".ss-method-title").textContent = message.title; // whether it copies is known when it has begun
+  part(".ss-method-title").textContent = message.title;
   part(".ss-texts").classList.toggle("ss-alone", drafter === "standard");
   part(".ss-baseline").dataset.empty = done ? "Standard decoding was not run." : "Measured next: the same prompt, one token a pass.";
   for (const lane of ["method", "baseline"]) {

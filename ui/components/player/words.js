@@ -29,11 +29,14 @@ function tag(name, className, text) {
   return node;
 }
 
+const copied = (step, node) => step.c?.includes(node) ?? false;
+
 // A step's tree with what follows from it: depth, siblings in the order of their drafted probability, and rank.
 function family(step) {
   const nodes = step.d.map(([text, parent, drafted, fate, target, row]) => ({ text, parent, drafted, fate: FATE[fate], target, row }));
   nodes.forEach((node, i) => {
     node.index = i;
+    node.copied = copied(step, i);
     node.depth = node.parent < 0 ? 1 : nodes[node.parent].depth + 1;
     node.siblings = nodes.filter((other) => other.parent === node.parent).sort((a, b) => b.drafted - a.drafted);
   });
