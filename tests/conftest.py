@@ -29,8 +29,8 @@ SLOW = {
     for name in (
         "ablations", "api", "bad_data", "bench_memory", "catalogue", "checkpoint", "draft_model", "engine_parts",
         "evaluation", "exact", "exact_runs", "figures", "finetune", "golden", "heads", "invariance", "native",
-        "pair_map", "playground", "pretrained", "quantized", "streaming_variants", "training", "training_heads", "training_jobs",
-        "transformers_generate", "visitors", "wheel", "zerogpu",
+        "pair_map", "playground", "pretrained", "quantized", "streaming_variants", "training", "training_heads",
+        "training_jobs", "transformers_generate", "visitors", "wheel", "zerogpu",
     )
 }  # fmt: skip
 
