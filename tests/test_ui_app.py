@@ -587,6 +587,13 @@ def test_nan_from_outside_is_one_sentence(client: Client) -> None:
     assert "event: error" in told and "Temperature must be a number" in told
 
 
+def test_no_event_of_the_page_shows_progress_on_components(engines: Engines) -> None:
+    """Each such component is looked up with every message of a run."""
+    page = app.build(engines, None)
+    events = [event for event in page.fns.values() if event.fn and event.api_visibility != "public" and event.outputs]
+    assert len(events) > 50 and [event.name for event in events if event.show_progress_on != []] == []
+
+
 def test_the_page_is_built_without_torch() -> None:
     code = (
         "import os, sys; os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'\n"

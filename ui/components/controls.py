@@ -13,6 +13,7 @@ from specstream.params import Method, Sampling
 
 from ..state import methods
 from ..state.methods import Offer
+from .handlers import QUIET
 
 MAIN = ("max_new_tokens", "temperature", "budget")  # always visible; the rest is folded
 SHARED = ("max_new_tokens", "temperature", "seed")  # the same where several methods run
@@ -107,7 +108,7 @@ def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:
         return lambda before, now: [*(n for n in before if n != name), *([name] if now else [])]
 
     for name, box in boxes.items():
-        box.input(ticked(name), [wished, box], wished, queue=False, show_progress="hidden", api_visibility="private")
+        box.input(ticked(name), [wished, box], wished, queue=False, **QUIET)
 
 
 class Number(gr.Number):

@@ -15,6 +15,7 @@ from specstream.model import memory
 from ..access_rules import Refused
 from ..html import render
 from ..jobs.engine_host import TOY, Busy, Engines, State
+from .handlers import QUIET
 
 T = TypeVar("T")
 ADAPTERS = ("auto", "none")
@@ -92,12 +93,8 @@ class ModelPanel:
         """Show what a model will need as soon as it is chosen."""
         fields = [self.model, self.device, self.dtype]
         for event in (self.fold.expand, *(field.change for field in fields)):
-            event(
-                needs, fields, [self.need, self.accept], queue=False, show_progress="hidden", api_visibility="private"
-            )
-        self.accept.click(
-            accepted, fields, [self.need, self.accept], queue=False, show_progress="hidden", api_visibility="private"
-        )
+            event(needs, fields, [self.need, self.accept], queue=False, **QUIET)
+        self.accept.click(accepted, fields, [self.need, self.accept], queue=False, **QUIET)
 
 
 def request_unload(engines: Engines) -> Iterator[State]:

@@ -20,6 +20,7 @@ from specstream.params import METHODS
 from specstream.stats import RunStats, step_cost
 
 from ..components import walkthrough
+from ..components.handlers import QUIET
 from ..html import howto_pictures as pictures
 from ..html import render
 from ..html.render import number
@@ -292,7 +293,7 @@ def wire(tab: HowTo, last: gr.State) -> None:
             return {tab.status: render.status(words, "bad")}
         return {tab.walk: found, tab.status: ""}
 
-    tab.mine.click(use, last, [tab.walk, tab.status], queue=False, show_progress="hidden", api_visibility="private")
+    tab.mine.click(use, last, [tab.walk, tab.status], queue=False, **QUIET)
 
 
 def layout() -> HowTo:

@@ -473,4 +473,4 @@ def show_own_settings(tab: Playground, engines: Engines) -> None:
         return [words, *(gr.update(visible=owner == name) for owner, _ in owned)]
 
     shown = [tab.suit.reason, *(part for _, part in owned)]
-    tab.method.change(chosen, tab.method, shown, queue=False, show_progress="hidden", api_visibility="private")
+    tab.method.change(chosen, tab.method, shown, queue=False, **QUIET)
