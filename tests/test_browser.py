@@ -416,7 +416,7 @@ def test_a_link_to_a_run_shows_it_at_once(page: Page, browser: Browser, url: str
 
 def test_the_recordings_pace_is_not_that_of_the_next_run(page: Page) -> None:
     pace = player(page).get_by_label("Speed")
-    expect(pace).to_have_value("0.125")  # a third of a second is too short to see
+    expect(pace).to_have_value(re.compile(r"0\.(5|25|125)"))  # slow enough to be seen, however quick the recording
     generate(page, tokens=20)
     wait_until_done(page)
     expect(pace).to_have_value("1")
