@@ -196,6 +196,7 @@ def load(
     a folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
     """
     started = time.perf_counter()
+    native.library(build=False)  # the functions in C++, if the process that compiles layers has built them before
     placement = _placement(device, dtype)
     _read_grouped_keys(placement.device)
     folder = find_adapter(adapter, model)
@@ -381,7 +382,6 @@ def _layers(loaded: Loaded) -> Layers | None:
     parts, streams, passed = loaded.parts, loaded.streams, loaded.passed
     if parts is None or loaded.reason or os.environ.get(NO_COMPILER) == "1":
         return None
-    native.library(build=False)  # the functions in C++, if the process that compiles layers has built them before
 
     def check() -> str | None:
         if passed.recall("compiled") is not None:

@@ -18,6 +18,7 @@ from specstream.model.half_linear import FbgemmLinear, HalfLinear
 from specstream.params import Sampling
 from specstream.target import compiled, self_test
 from specstream.target.model_target import ModelTarget, Variant
+from specstream.target.self_test_cache import SelfTestCache
 from tests import tiny
 from tests.test_exact import Twin, bushy_run, ready
 from tests.test_quantized import next_logits, save
@@ -143,6 +144,12 @@ def test_functions_that_were_not_asked_for_are_not_built(tmp_path: Path) -> None
     env = os.environ | {"SPECSTREAM_HOME": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_self_test_passed_without_the_functions_says_nothing_about_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_them = SelfTestCache([])._file("layers")
+    monkeypatch.setattr(native, "loaded", lambda: None)
+    assert SelfTestCache([])._file("layers") != with_them
 
 
 def test_without_a_compiler_pytorch_s_matmul_is_used(tmp_path: Path) -> None:

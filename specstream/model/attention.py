@@ -78,7 +78,7 @@ def attend(
 
 def native_suits(dtype: torch.dtype, value_dim: int) -> bool:
     """Whether the function in C++ can be used for values ``[..., value_dim]`` of this dtype on this processor."""
-    return dtype == torch.float32 and value_dim % native.LANES == 0 and native.library() is not None
+    return dtype == torch.float32 and value_dim % native.LANES == 0 and native.loaded() is not None
 
 
 def _by_native(query: Tensor, key: Tensor, value: Tensor) -> bool:

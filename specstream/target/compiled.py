@@ -152,6 +152,7 @@ def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], N
     Returns a function that undoes this. Raises NotCompiled for a damaged library.
     """
     folder = kept(anatomy)
+    native.library(build=False)  # whose functions the library may call
     try:
         form = json.loads((folder / "form.json").read_text(encoding="utf-8"))
         run = torch._C._aoti.AOTIModelPackageLoader(str(folder / "layer.pt2"), "model", False, 1, -1).boxed_run

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
+from specstream import native
 from specstream.hub import download
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CODE = ("model", "target", "streams", "adapters")  # packages whose code affects the result
+CODE = ("model", "native", "target", "streams", "adapters")  # packages whose code affects the result
 
 
 class SelfTestCache:
@@ -29,8 +30,9 @@ class SelfTestCache:
     def __init__(self, folders: Iterable[Path | None], *words: str) -> None:
         files = [file for folder in folders if folder for file in sorted(folder.iterdir()) if file.is_file()]
         known = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        code = [f.read_text(encoding="utf-8") for part in CODE for f in sorted((PACKAGE / part).glob("*.py"))]
-        self._key = digest(known, words, code)
+        sources = [f for part in CODE for f in sorted((PACKAGE / part).iterdir()) if f.suffix in (".py", ".cpp")]
+        code = [f.read_text(encoding="utf-8") for f in sources]
+        self._key = digest(known, words, code, native.loaded() is not None)
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """The result of the test ``name``; None if it has not been passed yet."""
