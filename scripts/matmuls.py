@@ -21,7 +21,7 @@ from specstream import native
 from specstream.bench.provenance import heading
 from specstream.model import quantized
 from specstream.model.cpu_linear import packed_linear
-from specstream.model.half_linear import FbgemmLinear, HalfLinear
+from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.model.quantized import Int8Linear
 
 LAYERS = 30
@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Matmul]]] = {
     "float32, PyTorch": (torch.float32, lambda linear: linear),
     "float32, oneDNN packed": (torch.float32, packed_linear),
     "float16, FBGEMM packed": (torch.float32, lambda linear: FbgemmLinear(linear.weight)),
-    "float16, our C++": (torch.float32, lambda linear: HalfLinear(linear.weight)),
+    "float16, our C++": (torch.float32, lambda linear: NativeLinear(linear.weight)),
     "bfloat16, PyTorch": (torch.bfloat16, lambda linear: linear.bfloat16()),
     "bfloat16, oneDNN packed": (torch.bfloat16, lambda linear: packed_linear(linear.bfloat16())),
     "int8 weights, bfloat16 rows": (torch.bfloat16, eight_bits),

@@ -6,6 +6,7 @@ Names are loaded on first use, so ``import specstream`` is cheap and events can 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from specstream.session import run_session as run_session
     from specstream.stats import RunStats as RunStats
     from specstream.stats import summarize as summarize
+
+# OpenMP's threads wait for more work for some milliseconds, on cores that other threads need; now for microseconds.
+# Must be set before torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 _HOME = {

@@ -44,6 +44,7 @@ from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.info import EngineInfo, processor
 from specstream.model import devices, introspection, quantized
 from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
+from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
 from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
@@ -403,9 +404,9 @@ def _linear_layers(loaded: Loaded) -> str:
     """The library that computes the linear layers."""
     if not loading.is_packed(loaded.parts):
         return "PyTorch"
-    if loaded.form.half:
-        return "FBGEMM, packed" if native.library() is None else "C++ for this processor, packed"
-    return "oneDNN, packed"
+    assert loaded.parts is not None
+    by = {NativeLinear: "C++ for this processor", FbgemmLinear: "FBGEMM"}.get(type(loaded.parts.head), "oneDNN")
+    return f"{by}, packed"
 
 
 def _unavailable(loaded: Loaded) -> dict[str, str]:

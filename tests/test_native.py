@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from specstream import native
 from specstream.decoding.softmax import log_total
-from specstream.model import attention, cpu_linear, half_linear
-from specstream.model.half_linear import FbgemmLinear, HalfLinear
+from specstream.model import attention, cpu_linear, native_linear
+from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.params import Sampling
 from specstream.target import compiled, self_test
 from specstream.target.model_target import ModelTarget, Variant
@@ -26,34 +27,66 @@ from tests.test_quantized import next_logits, save
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the functions in C++ can't be built here")
 
 
+KINDS = [torch.float32, *([torch.bfloat16] if native.multiplies(torch.bfloat16) else [])]
+
+
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("outputs", "inputs"), [(64, 48), (17, 5), (960, 576), (1, 1)])
-def test_a_half_linear_layer_is_the_product_with_rounded_weights(outputs: int, inputs: int, bias: bool) -> None:
-    weight, offset = torch.randn(outputs, inputs), torch.randn(outputs) if bias else None
-    linear = HalfLinear(weight, offset)
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 48), (17, 6), (960, 576), (1, 2)])
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_linear_layer_is_the_product_with_its_weights(
+    outputs: int, inputs: int, bias: bool, dtype: torch.dtype
+) -> None:
+    weight, offset = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype) if bias else None
+    linear = NativeLinear(weight, offset)
+    weight = weight if dtype == torch.bfloat16 else weight.half()
+    rounding = 1e-5 if dtype == torch.float32 else 2**-8
     for shape in ((1, inputs), (3, 1, inputs), (70, inputs), (2, 7, inputs)):
-        x = torch.randn(shape)
-        want = torch.nn.functional.linear(
-            x.double(), weight.half().double(), None if offset is None else offset.double()
-        )
+        x = torch.randn(shape).to(dtype)
+        want = torch.nn.functional.linear(x.double(), weight.double(), None if offset is None else offset.double())
         made = linear(x)
-        assert made.shape == (*shape[:-1], outputs) and made.dtype == torch.float32
-        assert torch.allclose(made.double(), want, atol=1e-5 * inputs**0.5, rtol=1e-5)
+        assert made.shape == (*shape[:-1], outputs) and made.dtype == dtype
+        assert torch.allclose(made.double(), want, atol=1e-5 * inputs**0.5, rtol=rounding)
 
 
-def test_a_row_has_the_same_bits_beside_any_others() -> None:
-    linear, rows = HalfLinear(torch.randn(100, 77)), torch.randn(31, 77)
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_row_has_the_same_bits_beside_any_others(dtype: torch.dtype) -> None:
+    linear, rows = NativeLinear(torch.randn(100, 78).to(dtype)), torch.randn(31, 78).to(dtype)
     whole = linear(rows)
-    for count in range(1, 14):
+    for count in range(1, 17):
         for start in range(31 - count + 1):
             assert torch.equal(linear(rows[start : start + count]), whole[start : start + count])
 
 
+@pytest.mark.skipif(torch.bfloat16 not in KINDS, reason="no bfloat16 here")
+def test_a_check_in_float32_uses_the_same_weights() -> None:
+    weight, offset, x = torch.randn(50, 20).bfloat16(), torch.randn(50).bfloat16(), torch.randn(3, 20)
+    want = torch.nn.functional.linear(x, weight.float(), offset.float())
+    assert torch.equal(NativeLinear(weight, offset)(x), want)
+
+
+def test_several_threads_and_a_forked_process_get_the_same_result() -> None:
+    linear, rows = NativeLinear(torch.randn(4096, 256)), torch.randn(5, 256)
+    want, wrong = linear(rows), []
+
+    def repeat() -> None:
+        wrong.extend(i for i in range(300) if not torch.equal(linear(rows), want))
+
+    threads = [threading.Thread(target=repeat) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    if (child := os.fork()) == 0:
+        os._exit(0 if torch.equal(linear(rows), want) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_weights_beyond_float16_stay_finite_and_rows_need_not_be_contiguous() -> None:
-    linear = HalfLinear(torch.tensor([[1e6, -1e6], [1.0, 2.0]]))
+    linear = NativeLinear(torch.tensor([[1e6, -1e6], [1.0, 2.0]]))
     assert linear(torch.tensor([[1.0, 0.0]])).tolist() == [[65504.0, 1.0]]
     x = torch.randn(6, 8).t()
-    linear = HalfLinear(torch.randn(5, 6))
+    linear = NativeLinear(torch.randn(5, 6))
     assert torch.equal(linear(x), linear(x.contiguous()))
 
 
@@ -65,39 +98,52 @@ def attended(
     return out
 
 
-def example(keys: int, seen: float = 0.6, dim: int = 24, value_dim: int = 40) -> tuple[Tensor, ...]:
+def example(keys: int, dtype: torch.dtype = torch.float32, dim: int = 24, value_dim: int = 80) -> list[Tensor]:
     """Random queries of six heads, and keys and values of two, with a mask that hides many."""
-    mask = torch.where(torch.rand(1, 1, 5, keys) < seen, 0.0, torch.finfo(torch.float32).min)
+    mask = torch.where(torch.rand(1, 1, 5, keys) < 0.6, 0.0, torch.finfo(dtype).min)
     mask[..., 0] = 0
-    return torch.randn(1, 6, 5, dim), torch.randn(1, 2, keys, dim), torch.randn(1, 2, keys, value_dim), mask
+    shapes = (1, 6, 5, dim), (1, 2, keys, dim), (1, 2, keys, value_dim)
+    return [*(torch.randn(shape).to(dtype) for shape in shapes), mask.to(dtype)]
 
 
+@pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("sinks", [False, True])
-@pytest.mark.parametrize("keys", [8, 64, 104, 256])
+@pytest.mark.parametrize("keys", [16, 64, 112, 256])
 def test_attention_is_the_one_in_float64(
-    keys: int, sinks: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+    keys: int, sinks: bool, softcap: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, sunk = example(keys), torch.randn(6) if sinks else None
+    given, sunk = example(keys, dtype), torch.randn(6) if sinks else None
     own = attended(*given, softcap, sunk)
-    monkeypatch.setattr(attention, "native_suits", lambda *_: False)
-    assert torch.allclose(own, attended(*given, softcap, sunk), atol=1e-5)
-    assert own.shape == (1, 5, 6, 40)
+    assert own.dtype == dtype and own.shape == (1, 5, 6, 80)
+    monkeypatch.setattr(native, "takes", lambda *_: False)
+    want = attended(*(t.float() for t in given), softcap, sunk)
+    assert torch.allclose(own.float(), want, atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 2**-8)
 
 
-def test_what_a_mask_hides_changes_no_bit_wherever_it_lies() -> None:
-    query, keys, values, _ = example(40)
-    hidden = torch.finfo(torch.float32).min
-    want = attended(query, keys, values, torch.zeros(1, 1, 5, 40))
+@pytest.mark.parametrize("dtype", KINDS)
+def test_what_a_mask_hides_changes_no_bit_wherever_it_lies(dtype: torch.dtype) -> None:
+    query, keys, values, _ = example(48, dtype)
+    hidden = torch.finfo(dtype).min
+    want = attended(query, keys, values, torch.zeros(1, 1, 5, 48, dtype=dtype))
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)
-        place = torch.randperm(168, generator=random)[:40].sort().values
-        more_keys, more_values = torch.randn(1, 2, 168, 24) * 9, torch.randn(1, 2, 168, 40) * 9
+        place = torch.randperm(336, generator=random)[:48].sort().values
+        more_keys, more_values = (torch.randn(1, 2, 336, size).to(dtype) * 9 for size in (24, 80))
         more_keys[:, :, place], more_values[:, :, place] = keys, values
-        mask = torch.full((1, 1, 5, 168), hidden)
+        mask = torch.full((1, 1, 5, 336), hidden, dtype=dtype)
         mask[..., place] = 0
         assert torch.equal(attended(query, more_keys, more_values, mask), want)
         assert torch.equal(attended(query[:, :, 2:3], more_keys, more_values, mask[:, :, 2:3]), want[:, 2:3])
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_norm_is_pytorch_s(dtype: torch.dtype) -> None:
+    x, weight = (torch.randn(2, 5, 192) * 9).to(dtype), torch.randn(192).to(dtype)
+    assert native.takes(dtype, 192)
+    made, want = native.rms_norm(x, weight, 1e-5), torch.nn.functional.rms_norm(x.float(), (192,), weight.float(), 1e-5)
+    assert torch.allclose(made.float(), want, atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 2**-8)
+    assert torch.equal(native.rms_norm(x[:, 2:4], weight, 1e-5), made[:, 2:4])
 
 
 def test_gradients_and_batches_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,23 +152,25 @@ def test_gradients_and_batches_take_the_other_way(monkeypatch: pytest.MonkeyPatc
     attention.attend(torch.nn.Module(), query.requires_grad_(), keys, values, mask)[0].sum().backward()
     assert query.grad is not None
     two = [t.detach().expand(2, *t.shape[1:]) for t in (query, keys, values, mask)]
-    assert attended(*two).shape == (2, 5, 6, 40)
+    assert attended(*two).shape == (2, 5, 6, 80)
 
 
+@pytest.mark.parametrize("form", ["float16", *(["bfloat16"] if torch.bfloat16 in KINDS else [])])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_compiled_layers_call_them_and_stay_exact(family: str, tmp_path: Path) -> None:
-    anatomy, adapter = ready(family, "float16", gamma=4, mode="lossless")
+def test_compiled_layers_call_them_and_stay_exact(family: str, form: str, tmp_path: Path) -> None:
+    anatomy, adapter = ready(family, form, gamma=4, mode="lossless")
     assert compiled.can_compile(anatomy)
     want = next_logits(anatomy)
     save(tiny.tiny(family), tmp_path / "model")
-    compiled._build(tmp_path / "model", torch.float32, out := tmp_path / "library", cpu_linear.format_of(anatomy))
+    compiled._build(tmp_path / "model", anatomy.dtype, out := tmp_path / "library", cpu_linear.format_of(anatomy))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "kept", lambda _: out)
         compiled.attach(anatomy, adapter.merged or ())
     replaced = [layer for layer in anatomy.layers if isinstance(vars(layer).get("forward"), compiled.CompiledLayer)]
     assert replaced
     assert self_test.failure(anatomy, None) is None and self_test.exact(anatomy)
-    assert torch.allclose(next_logits(anatomy), want, atol=1e-4)
+    rounding = 1e-4 if form == "float16" else 0.1
+    assert torch.allclose(next_logits(anatomy), want, atol=rounding)
     for seed in range(3):
         run = bushy_run(anatomy, adapter, Variant(True), Sampling(max_new_tokens=30, temperature=0.7, seed=seed), seed)
         twin = Twin(run, ModelTarget(anatomy))
@@ -154,7 +202,7 @@ def test_a_self_test_passed_without_the_functions_says_nothing_about_them(monkey
 
 def test_without_a_compiler_pytorch_s_matmul_is_used(tmp_path: Path) -> None:
     code = (
-        "from specstream import native; from specstream.model.half_linear import half_linear; import torch;"
+        "from specstream import native; from specstream.model.native_linear import half_linear; import torch;"
         "assert native.library() is None; print(type(half_linear(torch.ones(16, 8))).__name__)"
     )
     env = os.environ | {"CXX": "/bin/false", "SPECSTREAM_HOME": str(tmp_path)}
@@ -166,4 +214,4 @@ def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(native, "_file", lambda: tmp_path / "broken.so")
     (tmp_path / "broken.so").write_bytes(b"no library")
     assert native._library.__wrapped__() is not None
-    assert isinstance(half_linear.half_linear(torch.ones(16, 8)), HalfLinear)
+    assert isinstance(native_linear.half_linear(torch.ones(16, 8)), NativeLinear)

@@ -128,6 +128,12 @@ class Adapter(Drafting):
         if self.card.mode == "lossless" and self.lora:
             self.merged = tuple(merged_copies(anatomy, self.lora, form))
 
+    def pack(self, layout: Callable[[nn.Linear], nn.Module]) -> None:
+        """Pack the restricted head and the streams' start."""
+        self.pack_head(layout)
+        if self.card.gamma:
+            self.streams.pack(layout)
+
     def logits(self, anatomy: Anatomy, states: Tensor) -> Tensor:
         """Logits, float32 ``[..., vocab]``, of stream states before the final norm ``[..., hidden]``."""
         return self.spread(anatomy, self.draft_logits(anatomy, states))

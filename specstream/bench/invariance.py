@@ -19,7 +19,7 @@ from specstream import native
 from specstream.bench.provenance import heading as machine_heading
 from specstream.model import attention, cpu_linear
 from specstream.model.cpu_linear import LEAST
-from specstream.model.half_linear import FbgemmLinear, HalfLinear
+from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.model.hardware import ABSENT, computes_bfloat16
 from specstream.model.kv_cache import BLOCK
 from specstream.target.model_target import TILE
@@ -130,12 +130,16 @@ def by_rows(operation: ByRows, rows: Tensor, counts: Sequence[int]) -> Tally:
 
 def _linears(device: str) -> Iterator[Operation]:
     if device == "cpu":
-        yield from _packed(BFLOAT16, computes_bfloat16("cpu") and cpu_linear.works(dtype=BFLOAT16))
+        ours = native.multiplies(BFLOAT16) and not has_tiles()
+        if native.multiplies(BFLOAT16):
+            words = "matmuls in bfloat16" if ours else ""
+            yield _linear("our bfloat16 matmul, 1 to 64 rows", words, NativeLinear, BFLOAT16, device, (1, *SEVERAL))
+        yield from _packed(BFLOAT16, not ours and computes_bfloat16("cpu") and cpu_linear.works(dtype=BFLOAT16))
         yield from _packed(FLOAT32, cpu_linear.works())
         used = "matmuls in float16" if cpu_linear.works(half=True) else ""
-        built = native.library() is not None
-        for make, by, possible in ((HalfLinear, "our", built), (FbgemmLinear, "FBGEMM", cpu_linear.works(half=True))):
-            words = used if built == (make is HalfLinear) else ""
+        built = native.multiplies(FLOAT16)
+        for make, by, possible in ((NativeLinear, "our", built), (FbgemmLinear, "FBGEMM", cpu_linear.works(half=True))):
+            words = used if built == (make is NativeLinear) else ""
             if possible:
                 yield _linear(f"{by} float16 matmul, 1 to 64 rows", words, make, FLOAT32, device, (1, *SEVERAL))
     for dtype in (BFLOAT16, FLOAT16, FLOAT32) if device != "cpu" else (BFLOAT16, FLOAT32):

@@ -76,19 +76,13 @@ def attend(
     return out.to(query.dtype).permute(0, 3, 1, 2, 4).flatten(2, 3), None
 
 
-def native_suits(dtype: torch.dtype, value_dim: int) -> bool:
-    """Whether the function in C++ can be used for values ``[..., value_dim]`` of this dtype on this processor."""
-    return dtype == torch.float32 and value_dim % native.LANES == 0 and native.loaded() is not None
-
-
 def _by_native(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the function in C++ is used: on a CPU, for one text, without gradients."""
     return (
         query.device.type == "cpu"
         and (torch.compiler.is_exporting() or torch.is_inference_mode_enabled())
         and query.shape[0] == 1
-        and key.shape[2] % native.LANES == 0
-        and native_suits(query.dtype, value.shape[3])
+        and native.takes(query.dtype, key.shape[2], value.shape[3])
     )
 
 

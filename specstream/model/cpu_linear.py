@@ -1,7 +1,8 @@
 """Linear layers on a CPU, with weights packed once for the few rows of a decoding pass.
 
-PyTorch's default matmul is slow for one to thirty rows. There are these layouts: oneDNN's, in float32, in bfloat16 if
-the processor supports it, or in int8 (``quantized``); and float16 weights with float32 arithmetic (``half_linear``).
+PyTorch's default matmul is slow for one to thirty rows. There are these layouts: ours, in bfloat16 if the processor
+supports it, or with float16 weights and float32 arithmetic (``native_linear``); oneDNN's, in float32, in bfloat16 where
+ours can't be built or the processor has AMX, and in int8 (``quantized``).
 Layers that read the same rows (queries, keys and values; gate and up) become one matmul. All decoding methods gain;
 docs/experiments.md has the figures.
 """
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from specstream import native
 from specstream.model import quantized
-from specstream.model.half_linear import FbgemmLinear, HalfLinear, half_linear
-from specstream.model.hardware import ABSENT, computes_bfloat16
+from specstream.model.native_linear import PAIR, FbgemmLinear, NativeLinear, half_linear
+from specstream.model.hardware import ABSENT, computes_bfloat16, has_tiles
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
 from specstream.model.quantized import Int8Linear
@@ -95,8 +97,14 @@ torch.library.register_fake("specstream::linear", lambda x, packed, bias: x.new_
 
 def packed_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
     """A packed layer that replaces a linear one. With ``half`` its weights are rounded to float16."""
-    bias = None if linear.bias is None else linear.bias.detach()
-    return (half_linear if half else PackedLinear)(linear.weight.detach(), bias)
+    return _packed(linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), half)
+
+
+def _packed(weight: Tensor, bias: Tensor | None, half: bool) -> nn.Module:
+    if half:
+        return half_linear(weight, bias)
+    ours = weight.dtype == torch.bfloat16 and weight.shape[1] % PAIR == 0 and not has_tiles()
+    return (NativeLinear if ours and native.multiplies(torch.bfloat16) else PackedLinear)(weight, bias)
 
 
 class PackedPart(nn.Module):
@@ -148,8 +156,8 @@ def works(half: bool = False, dtype: torch.dtype = torch.float32) -> bool:
 
 def suits(anatomy: Anatomy, half: bool = False) -> bool:
     """Whether packing helps this model; it doesn't if the processor only emulates its dtype."""
-    native = anatomy.dtype == torch.float32 or (anatomy.dtype == torch.bfloat16 and computes_bfloat16("cpu"))
-    return anatomy.device.type == "cpu" and native and works(half, anatomy.dtype)
+    computed = anatomy.dtype == torch.float32 or (anatomy.dtype == torch.bfloat16 and computes_bfloat16("cpu"))
+    return anatomy.device.type == "cpu" and computed and works(half, anatomy.dtype)
 
 
 def pack(anatomy: Anatomy, form: Format = NATIVE) -> Anatomy:
@@ -222,11 +230,12 @@ def format_of(anatomy: Anatomy) -> Format:
     kinds: dict[str, nn.Module] = {}
     for path, module in anatomy.layers[0].named_modules():
         kinds[path] = module.shared.linear if isinstance(module, PackedPart) else module
-    if any(isinstance(m, HalfLinear | FbgemmLinear) for m in kinds.values()):
+    if any(isinstance(m, NativeLinear) and m.half or isinstance(m, FbgemmLinear) for m in kinds.values()):
         return FLOAT16
     if not any(isinstance(m, Int8Linear) for m in kinds.values()):
         return NATIVE
-    return Format("int8", kept=frozenset(path for path, m in kinds.items() if isinstance(m, PackedLinear)))
+    kept = (path for path, m in kinds.items() if isinstance(m, PackedLinear | NativeLinear))
+    return Format("int8", kept=frozenset(kept))
 
 
 @torch.inference_mode()
@@ -246,6 +255,8 @@ def _one_call(norm: nn.Module) -> None:
 
 def _rms_norm(norm: nn.Module, eps: float, x: Tensor) -> Tensor:
     weight = cast(Tensor, norm.weight)
+    if x.dtype == weight.dtype and native.takes(x.dtype, weight.numel()) and not torch.compiler.is_exporting():
+        return native.rms_norm(x, weight, eps)
     return nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 
@@ -354,7 +365,7 @@ def _pack_layers(anatomy: Anatomy, form: Format, first: int = 0) -> None:
         if form.name == "int8" and not any(owner.path in form.kept for owner in owners):
             _replace(owners, Int8Linear(weight, bias, form.inputs.get((owners[0].layer, owners[0].path))))
         else:
-            _replace(owners, (half_linear if form.half else PackedLinear)(weight, bias))
+            _replace(owners, _packed(weight, bias, form.half))
 
 
 def _joined(owners: Sequence[Owner]) -> tuple[Tensor, Tensor | None]:

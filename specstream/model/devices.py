@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specstream.hub.download import ModelError
-from specstream.model.hardware import computes_bfloat16
+from specstream.model.hardware import computes_bfloat16, has_tiles
 from specstream.params import NODES, NODES_IN_TILES
 
 if TYPE_CHECKING:
@@ -109,6 +109,6 @@ def cheap_nodes(kind: torch.dtype, packed: bool, half: bool = False) -> tuple[in
 
     if half:
         return NODES, "with weights in float16 the processor multiplies six rows at a time"
-    if packed and kind == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False):
+    if packed and kind == torch.bfloat16 and has_tiles():
         return NODES_IN_TILES, "the processor multiplies sixteen rows of bfloat16 at a time (AMX)"
     return 0, "every drafted token costs a little, so it is drafted only if it is likely enough"

@@ -14,3 +14,10 @@ def computes_bfloat16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     have = torch.cpu.get_capabilities() if device == "cpu" else {}
     return any(have.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
+
+
+def has_tiles() -> bool:
+    """Does the processor multiply tiles of sixteen rows in bfloat16 (AMX)?"""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from specstream.model.native_linear import NativeLinear
+
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 KNOWN_LAYER_TYPES = {FULL, SLIDING}
@@ -70,9 +72,10 @@ class Anatomy:
     def head_logits(self, states: Tensor, head: nn.Module | None = None, rows: int | None = None) -> Tensor:
         """Logits, float32 ``[..., vocab]``, of states after the final norm, by the LM head or a substitute for it.
 
-        With ``rows``, only the logits of the first ``rows`` rows, although the head computes all.
+        With ``rows``, only the logits of the first ``rows`` rows, although the head may compute all.
         """
-        out = (head or self.head)(states)[:rows].float()
+        head = head or self.head
+        out = head.floats(states[:rows]) if isinstance(head, NativeLinear) else head(states)[:rows].float()
         return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
 
     def linears(self, layer: int) -> dict[str, nn.Module]:

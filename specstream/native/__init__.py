@@ -1,8 +1,9 @@
 """C++ functions for decoding on a CPU, which a compiler builds once for the processor at hand.
 
-They are for passes in float32 with float16 weights: PyTorch's own float16 matmul (FBGEMM) takes twice as long for few
-rows, and loops that a compiler makes of attention wait for one sum after the other. And for a step's log-probabilities
-in every format. ``functions.cpp`` has them. Without a compiler everything works, but slower.
+They are matmuls of a few rows in bfloat16, or in float32 with float16 weights, which take little longer than reading
+the weights; PyTorch's own take two to three times as long. Also attention, where loops that a compiler makes of it wait
+for one sum after the other, and a step's log-probabilities. ``functions.cpp`` has them. Without a compiler everything
+works, but slower.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from specstream.native import compiler
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("functions.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-pthread", "-shared", "-fPIC")
 LIMIT = 120  # time limit of a build in seconds
-LANES = 8  # the number of keys and the dimension of values must be multiples of this
 
-torch.library.define("specstream::linear_half", "(Tensor x, Tensor packed, SymInt outputs) -> Tensor")
-torch.library.register_fake("specstream::linear_half", lambda x, packed, outputs: x.new_empty(x.shape[0], outputs))
+torch.library.define("specstream::packed_linear", "(Tensor x, Tensor packed, Tensor? bias, SymInt outputs) -> Tensor")
+torch.library.register_fake(
+    "specstream::packed_linear", lambda x, packed, bias, outputs: x.new_empty(x.shape[0], outputs)
+)
 torch.library.define(
     "specstream::attend",
     "(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale, float softcap, Tensor? sinks) -> Tensor",
@@ -43,8 +45,8 @@ torch.library.register_fake(
 _HANDLE = "AtenTensorHandle"
 # How compiled layers call the functions; see functions.cpp.
 SHIMS = {
-    torch.ops.specstream.linear_half.default: [
-        f"AOTITorchError aoti_torch_cpu_linear_half({_HANDLE}, {_HANDLE}, int64_t, {_HANDLE}*)"
+    torch.ops.specstream.packed_linear.default: [
+        f"AOTITorchError aoti_torch_cpu_packed_linear({_HANDLE}, {_HANDLE}, {_HANDLE}*, int64_t, {_HANDLE}*)"
     ],
     torch.ops.specstream.attend.default: [
         f"AOTITorchError aoti_torch_cpu_attend({', '.join([_HANDLE] * 4)}, double, double, {_HANDLE}*, {_HANDLE}*)"
@@ -79,18 +81,33 @@ def _library() -> ctypes.CDLL | None:
 def _open(file: Path) -> ctypes.CDLL:
     """The functions of a library. Raises OSError for a damaged file."""
     found = ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)  # global: compiled layers call its functions by name
-    pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    found.specstream_linear_half.argtypes = [pointer, size, size, pointer, size, pointer]
-    found.specstream_attend.argtypes = [*[pointer] * 5, ctypes.POINTER(size), real, real, pointer]
-    found.specstream_linear_half.restype = found.specstream_attend.restype = None
+    pointer, size, real, yes = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_bool
+    found.specstream_linear.argtypes = [yes, yes, pointer, size, size, pointer, pointer, size, pointer]
+    found.specstream_attend.argtypes = [yes, *[pointer] * 5, ctypes.POINTER(size), real, real, pointer]
+    found.specstream_linear.restype = found.specstream_attend.restype = None
+    found.specstream_rms_norm.argtypes = [yes, pointer, size, size, pointer, real, pointer]
+    found.specstream_rms_norm.restype = None
     found.specstream_log_total.argtypes, found.specstream_log_total.restype = [pointer, size], ctypes.c_float
+    found.specstream_panel.restype = found.specstream_lanes.restype = size
+    found.specstream_has_bfloat16.restype = yes
     return found
 
 
-def linear_half() -> Any:
-    """The C function ``specstream_linear_half``; None if it can't be built here."""
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether there is a matmul for weights of this dtype here; builds the functions if they don't exist."""
     found = library()
-    return None if found is None else found.specstream_linear_half
+    if found is None:
+        return False
+    return dtype == torch.float16 or (dtype == torch.bfloat16 and bool(found.specstream_has_bfloat16()))
+
+
+def takes(dtype: torch.dtype, *sizes: int) -> bool:
+    """Whether this process has loaded attention and norm for tensors of this dtype. ``sizes`` are the numbers of keys and
+    the dimension of values, or the size of what is normalised."""
+    found = loaded()
+    if found is None or any(size % found.specstream_lanes() for size in sizes):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(found.specstream_has_bfloat16()))
 
 
 @torch.library.impl("specstream::attend", "CPU")
@@ -98,7 +115,8 @@ def _attend(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float, sinks: Tensor | None
 ) -> Tensor:
     """Attention of ``query`` ``[1, heads, rows, dim]`` to ``keys`` ``[1, shared, dim, keys]`` and ``values``
-    ``[1, shared, keys, value_dim]``: ``[rows, heads * value_dim]``. All are float32; ``softcap`` 0 is none."""
+    ``[1, shared, keys, value_dim]``: ``[rows, heads * value_dim]``. All are float32 or all bfloat16, but ``sinks``
+    ``[heads]``, which are float32; ``softcap`` 0 is none."""
     found = library()
     assert found is not None
     given = [t.contiguous() for t in (query, keys, values, mask)]
@@ -107,7 +125,19 @@ def _attend(
     sunk = None if sinks is None else sinks.contiguous()
     out = query.new_empty(rows, heads * values.shape[3])
     pointers = [*(t.data_ptr() for t in given), None if sunk is None else sunk.data_ptr()]
-    found.specstream_attend(*pointers, sizes, scale, softcap, out.data_ptr())
+    found.specstream_attend(query.dtype == torch.bfloat16, *pointers, sizes, scale, softcap, out.data_ptr())
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension of ``x``; ``takes`` must allow its size."""
+    found = loaded()
+    assert found is not None and x.dtype == weight.dtype
+    x, size = x.contiguous(), weight.numel()
+    out = torch.empty_like(x)
+    found.specstream_rms_norm(
+        x.dtype == torch.bfloat16, x.data_ptr(), x.numel() // size, size, weight.data_ptr(), eps, out.data_ptr()
+    )
     return out
 
 

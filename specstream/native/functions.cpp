@@ -1,11 +1,17 @@
-// Matmuls and attention for the few rows of a pass, in float32 with float16 weights, and a softmax's denominator.
+// Matmuls and attention for the few rows of a pass, and a softmax's denominator.
 //
-// Every sum runs in an order that doesn't depend on other rows, or on where a row's keys lie among masked ones. So a
-// row's result doesn't either.
+// Weights are in float16 with rows in float32, or both are in bfloat16; sums are in float32. Every sum runs in an order
+// that doesn't depend on other rows, or on where a row's keys lie among masked ones. So a row's result doesn't either.
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -15,46 +21,317 @@
 #endif
 #include <immintrin.h>
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define WIDE
+#endif
+#if defined(WIDE) && defined(__AVX512BF16__)
+#define BFLOAT16
+#endif
+
+namespace at {
+int get_num_threads();  // in PyTorch's library
+}
+
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct Brain {  // bfloat16
+  uint16_t bits;
+};
+
+}  // namespace
+
+// ---- a register of floats ------------------------------------------------------------------------------------------
+
+#ifdef WIDE
+
+extern "C" __m512 Sleef_expf16_u10avx512f(__m512);  // in PyTorch's library
+
+namespace {
+
+using Floats = __m512;
+using Doubles = __m512d;
+using Mask = __mmask16;
+constexpr int64_t kLanes = 16;  // floats of a register
+constexpr int kRows = 14;  // most rows of a matmul at a time: 28 sums, 2 of weights and an input, of 32 registers
+constexpr int kWidth = 4;  // registers of keys, or of a value, that attention takes at a time
+
+inline Floats all(float x) { return _mm512_set1_ps(x); }
+inline Floats load(const float* x) { return _mm512_loadu_ps(x); }
+inline Floats load(const Half* x) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))); }
+inline Floats load(const Brain* x) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats exp(Floats x) { return Sleef_expf16_u10avx512f(x); }
+inline Mask above(Floats x, Floats y) { return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ); }
+inline Floats chosen(Mask mask, Floats yes, Floats no) { return _mm512_mask_blend_ps(mask, no, yes); }
+inline bool any(Mask mask) { return mask; }
+inline Doubles low(Floats x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
+inline Doubles high(Floats x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
+
+}  // namespace
+
+#else
+
 extern "C" __m256 Sleef_expf8_u10avx2(__m256);  // in PyTorch's library
 
 namespace {
 
-constexpr int64_t kLanes = 8;    // floats of a register
-constexpr int64_t kPanel = 16;   // outputs of a panel: two registers
-constexpr int64_t kRows = 6;     // most rows at a time: 12 sums, 2 of weights and an input fill the 16 registers
-constexpr int64_t kAhead = 512;  // weights that are fetched in advance
-constexpr int64_t kBlock = 64;   // most keys, or dimensions of a value, at a time
+using Floats = __m256;
+using Doubles = __m256d;
+using Mask = __m256;
+constexpr int64_t kLanes = 8;
+constexpr int kRows = 6;  // 12 sums, 2 of weights and an input, of 16 registers
+constexpr int kWidth = 2;
+
+inline Floats all(float x) { return _mm256_set1_ps(x); }
+inline Floats load(const float* x) { return _mm256_loadu_ps(x); }
+inline Floats load(const Half* x) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))); }
+inline void store(float* to, Floats x) { _mm256_storeu_ps(to, x); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+inline Floats exp(Floats x) { return Sleef_expf8_u10avx2(x); }
+inline Mask above(Floats x, Floats y) { return _mm256_cmp_ps(x, y, _CMP_GT_OQ); }
+inline Floats chosen(Mask mask, Floats yes, Floats no) { return _mm256_blendv_ps(no, yes, mask); }
+inline bool any(Mask mask) { return _mm256_movemask_ps(mask); }
+inline Doubles low(Floats x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
+inline Doubles high(Floats x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+
+}  // namespace
+
+#endif
+
+namespace {
+
+constexpr int64_t kPanel = 2 * kLanes;  // outputs of a panel
+constexpr int64_t kAhead = 8192;        // bytes of weights that are fetched in advance
+constexpr int kQueries = 4;             // most queries that attention takes at a time
+constexpr int64_t kBlock = 64;          // keys that are left out if no query sees them
 constexpr float kHidden = std::numeric_limits<float>::lowest() / 2;  // a mask hides a key by adding at most this
 
-// ---- y = W x -------------------------------------------------------------------------------------------------------
+inline float number(float x) { return x; }
 
-template <int M>
-void panel(const float* x, int64_t in, const uint16_t* weights, float* out, int64_t stride, int64_t valid) {
-  __m256 low[M], high[M];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) low[m] = high[m] = _mm256_setzero_ps();
-  for (int64_t i = 0; i < in; ++i, weights += kPanel) {
-    _mm_prefetch(reinterpret_cast<const char*>(weights + kAhead), _MM_HINT_T0);
-    const __m256 first = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
-    const __m256 second = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights + kLanes)));
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const __m256 value = _mm256_broadcast_ss(x + m * in + i);
-      low[m] = _mm256_fmadd_ps(value, first, low[m]);
-      high[m] = _mm256_fmadd_ps(value, second, high[m]);
+#ifdef BFLOAT16
+inline float number(Brain x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
+inline void store(Brain* to, Floats x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
+}
+#endif
+
+// ---- threads -------------------------------------------------------------------------------------------------------
+
+// Threads that share a job: each takes small parts of its own share, then of what others have left. With OpenMP a job
+// ends when every thread has come, so that a pass takes a hundred times as long if another program has one of the cores.
+// Here nobody waits for a thread that has taken nothing.
+class Pool {
+ public:
+  // Calls work(from, to) for parts of 0 .. count - 1, in several threads.
+  template <typename Work>
+  void run(int64_t count, const Work& work) {
+    const int64_t threads = std::min<int64_t>(at::get_num_threads(), kMost);
+    const std::unique_lock<std::mutex> alone(busy_, std::try_to_lock);  // taken: another run has the pool
+    if (threads < 2 || count < 2 || !alone) return work(0, count);
+    start(threads - 1);
+    const uint32_t job = jobs_ + 1;
+    call_ = [](const void* work, int64_t from, int64_t to) { (*static_cast<const Work*>(work))(from, to); };
+    work_ = &work, count_ = count, threads_ = threads, done_ = 0;
+    for (int64_t t = 0; t < threads; ++t) next_[t].value = uint64_t{job} << 32;
+    jobs_ = job;
+    if (asleep_) jobs_.notify_all();
+    take(job, 0);
+    for (int spins = 0; done_ < threads * kParts; ++spins) spins < kSpins ? _mm_pause() : std::this_thread::yield();
+  }
+
+ private:
+  static constexpr int64_t kMost = 64;  // threads
+  static constexpr int64_t kParts = 2;  // of a thread's share
+  static constexpr int kSpins = 2000;   // for which a thread waits before it sleeps: some 50 microseconds
+  struct alignas(64) Counter {
+    std::atomic<uint64_t> value{0};
+  };
+
+  void start(int64_t helpers) {
+    try {
+      while (helpers_ < helpers) std::thread(&Pool::help, this, ++helpers_).detach();
+    } catch (const std::system_error&) {  // no more threads: the others do the work
+      helpers_ = kMost;
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    float sums[kPanel];
-    _mm256_storeu_ps(sums, low[m]);
-    _mm256_storeu_ps(sums + kLanes, high[m]);
-    for (int64_t j = 0; j < valid; ++j) out[m * stride + j] = sums[j];
+
+  // Parts of a job. A part is taken only if the job is still the same, and the job doesn't end before that part is done.
+  // So what describes the job, read before, belongs to it.
+  void take(uint32_t job, int64_t self) {
+    const auto call = call_.load();
+    const void* work = work_;
+    const int64_t count = count_, threads = threads_, parts = threads * kParts;
+    for (int64_t i = 0; i < threads; ++i) {
+      const int64_t owner = (self + i) % threads;
+      uint64_t next = next_[owner].value;
+      while (next >> 32 == job && static_cast<int64_t>(next & UINT32_MAX) < kParts)
+        if (next_[owner].value.compare_exchange_weak(next, next + 1)) {
+          const int64_t part = owner * kParts + (next & UINT32_MAX);
+          if (count * part / parts < count * (part + 1) / parts)
+            call(work, count * part / parts, count * (part + 1) / parts);
+          ++done_;
+          next = next_[owner].value;
+        }
+    }
   }
+
+  [[noreturn]] void help(int64_t self) {
+    for (uint32_t seen = 0;;) {
+      for (int spins = 0; jobs_ == seen && spins < kSpins; ++spins) _mm_pause();
+      if (jobs_ == seen) {
+        ++asleep_;
+        jobs_.wait(seen);
+        --asleep_;
+      }
+      seen = jobs_;
+      if (self < threads_) take(seen, self);
+    }
+  }
+
+  std::mutex busy_;
+  std::atomic<void (*)(const void*, int64_t, int64_t)> call_{nullptr};
+  std::atomic<const void*> work_{nullptr};
+  std::atomic<int64_t> count_{0}, threads_{0}, done_{0}, asleep_{0};
+  std::atomic<uint32_t> jobs_{0};
+  Counter next_[kMost];  // the number of the job, and of the next part to take
+  int64_t helpers_ = 0;
+};
+
+Pool& pool() {
+  static Pool* one = new Pool;  // never destroyed: its threads use it until the process ends
+  return *one;
 }
 
-using Panel = void (*)(const float*, int64_t, const uint16_t*, float*, int64_t, int64_t);
-constexpr Panel kPanels[kRows] = {panel<1>, panel<2>, panel<3>, panel<4>, panel<5>, panel<6>};
+// ---- y = W x + b ---------------------------------------------------------------------------------------------------
+
+struct HalfProduct {  // float16 weights and float32 rows
+  using Row = float;
+  using Weight = Half;
+  using Weights = Floats;
+  static constexpr int64_t kInputs = 1;  // inputs of a step
+  static Weights weights(const Weight* from) { return load(from); }
+  static Floats input(const Row* from) { return all(*from); }
+  static Floats plus(Floats sum, Floats input, Weights weights) { return fma(input, weights, sum); }
+  static void put(float* to, Floats sums, int64_t count) {
+    float each[kLanes];
+    store(each, sums);
+    for (int64_t i = 0; i < count; ++i) to[i] = each[i];
+  }
+};
+
+#ifdef BFLOAT16
+struct BrainProduct {  // both in bfloat16, by an instruction that adds two products
+  using Row = Brain;
+  using Weight = Brain;
+  using Weights = __m512bh;
+  static constexpr int64_t kInputs = 2;
+  static Weights weights(const Weight* from) { return (__m512bh)_mm512_loadu_si512(from); }
+  static __m512bh input(const Row* from) {
+    int32_t both;
+    __builtin_memcpy(&both, from, sizeof both);
+    return (__m512bh)_mm512_set1_epi32(both);
+  }
+  static Floats plus(Floats sum, __m512bh input, Weights weights) { return _mm512_dpbf16_ps(sum, input, weights); }
+  static void put(Brain* to, Floats sums, int64_t count) {
+    Brain each[kLanes];
+    store(each, sums);
+    for (int64_t i = 0; i < count; ++i) to[i] = each[i];
+  }
+  static void put(float* to, Floats sums, int64_t count) {  // the same numbers
+    Brain each[kLanes];
+    store(each, sums);
+    for (int64_t i = 0; i < count; ++i) to[i] = number(each[i]);
+  }
+};
+#endif
+
+// Outputs [M, kPanel] of a panel of weights [in / kInputs, kPanel, kInputs], of which the first ``valid`` exist.
+template <typename P, typename Out, int M>
+void panel(const typename P::Row* x, int64_t in, const typename P::Weight* weights, const float* bias, Out* out,
+           int64_t stride, int64_t valid) {
+  constexpr int64_t step = kLanes * P::kInputs;
+  Floats sums[M][2];
+#pragma GCC unroll 14
+  for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = all(0);
+  for (int64_t i = 0; i < in; i += P::kInputs, weights += 2 * step) {
+    const char* ahead = reinterpret_cast<const char*>(weights) + kAhead;
+    _mm_prefetch(ahead, _MM_HINT_T0);
+    if (2 * step * sizeof *weights > 64) _mm_prefetch(ahead + 64, _MM_HINT_T0);
+    const typename P::Weights first = P::weights(weights), second = P::weights(weights + step);
+#pragma GCC unroll 14
+    for (int m = 0; m < M; ++m) {
+      const auto input = P::input(x + m * in + i);
+      sums[m][0] = P::plus(sums[m][0], input, first);
+      sums[m][1] = P::plus(sums[m][1], input, second);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int64_t half = 0, from = 0; half < 2 && from < valid; ++half, from += kLanes) {
+      const int64_t count = valid - from < kLanes ? valid - from : kLanes;
+      if (bias) {
+        float added[kLanes] = {};
+        std::copy(bias + from, bias + from + count, added);
+        sums[m][half] += load(added);
+      }
+      P::put(out + m * stride + from, sums[m][half], count);
+    }
+}
+
+template <typename P, typename Out>
+using Panel = void (*)(const typename P::Row*, int64_t, const typename P::Weight*, const float*, Out*, int64_t,
+                       int64_t);
+template <typename P, typename Out>
+Panel<P, Out> panel_of(int64_t rows) {
+  return [rows]<int... I>(std::integer_sequence<int, I...>) {
+    constexpr Panel<P, Out> by_rows[] = {panel<P, Out, I + 1>...};
+    return by_rows[rows - 1];
+  }(std::make_integer_sequence<int, kRows>{});
+}
+
+// x is [rows, in], weights [ceil(outputs / kPanel), in / kInputs, kPanel, kInputs], bias [outputs] or null, out
+// [rows, outputs].
+template <typename P, typename Out>
+void linear(const void* rows_of_x, int64_t rows, int64_t in, const void* all_weights, const float* bias,
+            int64_t outputs, void* result) {
+  const auto* x = static_cast<const typename P::Row*>(rows_of_x);
+  const auto* weights = static_cast<const typename P::Weight*>(all_weights);
+  Out* out = static_cast<Out*>(result);
+  const int64_t panels = (outputs + kPanel - 1) / kPanel, tiles = (rows + kRows - 1) / kRows;
+  pool().run(panels, [=](int64_t p, int64_t end) {
+    for (; p < end; ++p) {
+      const int64_t first = p * kPanel, valid = outputs - first < kPanel ? outputs - first : kPanel;
+      for (int64_t t = 0; t < tiles; ++t) {  // rows are shared out evenly: 13 are 7 and 6, not 12 and 1
+        const int64_t from = rows * t / tiles, count = rows * (t + 1) / tiles - from;
+        panel_of<P, Out>(count)(x + from * in, in, weights + first * in, bias ? bias + first : nullptr,
+                                out + from * outputs + first, outputs, valid);
+      }
+    }
+  });
+}
+
+// ---- norm ----------------------------------------------------------------------------------------------------------
+
+// out = x / sqrt(mean(x^2) + eps) * weight for every row of x [rows, size]; size must be a multiple of kLanes.
+template <typename T>
+void rms_norm(const T* x, int64_t rows, int64_t size, const T* weight, float eps, T* out) {
+  for (int64_t row = 0; row < rows; ++row, x += size, out += size) {
+    Floats squares = all(0);
+    for (int64_t i = 0; i < size; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+    double sum = 0;
+    for (int64_t i = 0; i < kLanes; ++i) sum += squares[i];
+    const Floats scale = all(1 / std::sqrt(static_cast<float>(sum / size) + eps));
+    for (int64_t i = 0; i < size; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
+  }
+}
 
 // ---- attention -----------------------------------------------------------------------------------------------------
 
@@ -63,100 +340,163 @@ struct Sizes {
   float scale, softcap;                                   // softcap 0: none
 };
 
-// Sums of up to eight registers: factors[i] times the floats at rows + i * stride, one i after the other.
-template <int R>
-void weighted(const float* factors, int64_t count, const float* rows, int64_t stride, float* out) {
-  __m256 sums[R];
-#pragma GCC unroll 8
-  for (int j = 0; j < R; ++j) sums[j] = _mm256_setzero_ps();
+// Adds to sums [Q, R * kLanes] factors[q, i] times the floats at rows + i * stride, one i after the other. factors and
+// sums of a query are ``apart`` and ``sums_apart`` after those of the query before.
+template <typename F, typename T, int Q, int R>
+void add_weighted(const F* factors, int64_t apart, int64_t count, const T* rows, int64_t stride, float* sums,
+                  int64_t sums_apart) {
+  Floats total[Q][R];
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+    for (int j = 0; j < R; ++j) total[q][j] = load(sums + q * sums_apart + j * kLanes);
   for (int64_t i = 0; i < count; ++i) {
-    if (factors[i] == 0) continue;  // as of a masked key
-    const __m256 factor = _mm256_broadcast_ss(factors + i);
-#pragma GCC unroll 8
-    for (int j = 0; j < R; ++j)
-      sums[j] = _mm256_fmadd_ps(factor, _mm256_loadu_ps(rows + i * stride + j * kLanes), sums[j]);
+    Floats row[R];
+#pragma GCC unroll 4
+    for (int j = 0; j < R; ++j) row[j] = load(rows + i * stride + j * kLanes);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+      for (int j = 0; j < R; ++j) total[q][j] = fma(all(number(factors[q * apart + i])), row[j], total[q][j]);
   }
-#pragma GCC unroll 8
-  for (int j = 0; j < R; ++j) _mm256_storeu_ps(out + j * kLanes, sums[j]);
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+    for (int j = 0; j < R; ++j) store(sums + q * sums_apart + j * kLanes, total[q][j]);
 }
 
-using Weighted = void (*)(const float*, int64_t, const float*, int64_t, float*);
-constexpr Weighted kWeighted[kBlock / kLanes] = {weighted<1>, weighted<2>, weighted<3>, weighted<4>,
-                                                 weighted<5>, weighted<6>, weighted<7>, weighted<8>};
-
-bool any_seen(const float* mask, int64_t keys) {
-  __m256 seen = _mm256_setzero_ps();
-  for (int64_t k = 0; k < keys; k += kLanes)
-    seen = _mm256_or_ps(seen, _mm256_cmp_ps(_mm256_loadu_ps(mask + k), _mm256_set1_ps(kHidden), _CMP_GT_OQ));
-  return _mm256_movemask_ps(seen);
+// The same for any number of floats.
+template <typename F, typename T, int Q>
+void add_all_weighted(const F* factors, int64_t apart, int64_t count, const T* rows, int64_t stride, int64_t floats,
+                      float* sums, int64_t sums_apart) {
+  int64_t j = 0;
+  for (; j + kWidth * kLanes <= floats; j += kWidth * kLanes)
+    add_weighted<F, T, Q, kWidth>(factors, apart, count, rows + j, stride, sums + j, sums_apart);
+  for (; j < floats; j += kLanes)
+    add_weighted<F, T, Q, 1>(factors, apart, count, rows + j, stride, sums + j, sums_apart);
 }
 
-__m256 capped(__m256 score, float softcap) {
+template <typename T>
+bool any_seen(const T* mask, int64_t keys) {
+  bool seen = false;
+  for (int64_t k = 0; k < keys && !seen; k += kLanes) seen = any(above(load(mask + k), all(kHidden)));
+  return seen;
+}
+
+Floats capped(Floats score, float softcap) {
   float each[kLanes];
-  _mm256_storeu_ps(each, score);
+  store(each, score);
   for (float& e : each) e = std::tanh(e / softcap) * softcap;
-  return _mm256_loadu_ps(each);
+  return load(each);
 }
 
-float highest_of(__m256 lanes) {
+float highest_of(Floats lanes) {
   float each[kLanes], most = -INFINITY;
-  _mm256_storeu_ps(each, lanes);
+  store(each, lanes);
   for (const float e : each) most = e > most ? e : most;
   return most;
 }
 
-// Scores [capacity] of one query; -inf where the mask hides the key. Returns the highest.
-float scores_of(const Sizes& n, const float* query, const float* keys, const float* mask, float* scores) {
-  for (int64_t from = 0; from < n.capacity; from += kBlock) {
-    const int64_t width = n.capacity - from < kBlock ? n.capacity - from : kBlock;
-    if (any_seen(mask + from, width))
-      kWeighted[width / kLanes - 1](query, n.dim, keys + from, n.capacity, scores + from);
-  }
-  const __m256 nothing = _mm256_set1_ps(-INFINITY), scale = _mm256_set1_ps(n.scale);
-  __m256 highest = nothing;
+// Scales scores [capacity] of one query, which become -inf where the mask hides the key. Returns the highest.
+template <typename T>
+float masked(const Sizes& n, const T* mask, float* scores) {
+  Floats highest = all(-INFINITY);
   for (int64_t k = 0; k < n.capacity; k += kLanes) {
-    __m256 score = _mm256_mul_ps(_mm256_loadu_ps(scores + k), scale);
-    const __m256 added = _mm256_loadu_ps(mask + k);
+    Floats score = load(scores + k) * all(n.scale);
+    const Floats added = load(mask + k);
     if (n.softcap != 0) score = capped(score, n.softcap);
-    const __m256 seen = _mm256_cmp_ps(added, _mm256_set1_ps(kHidden), _CMP_GT_OQ);
-    score = _mm256_blendv_ps(nothing, _mm256_add_ps(score, added), seen);
-    highest = _mm256_max_ps(highest, score);
-    _mm256_storeu_ps(scores + k, score);
+    score = chosen(above(added, all(kHidden)), score + added, all(-INFINITY));
+    highest = larger(highest, score);
+    store(scores + k, score);
   }
   return highest_of(highest);
 }
 
 // Turns scores into weights, unnormalised, and returns their sum. They are multiples of 2^-24, so it is exact.
 double weights_of(float* scores, int64_t keys, float highest) {
-  const __m256 one = _mm256_set1_ps(1);
-  __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+  Doubles sum = low(all(0));
   for (int64_t k = 0; k < keys; k += kLanes) {
-    __m256 weight = Sleef_expf8_u10avx2(_mm256_sub_ps(_mm256_loadu_ps(scores + k), _mm256_set1_ps(highest)));
-    weight = _mm256_sub_ps(_mm256_add_ps(weight, one), one);
-    low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(weight)));
-    high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(weight, 1)));
-    _mm256_storeu_ps(scores + k, weight);
+    const Floats weight = exp(load(scores + k) - all(highest)) + all(1) - all(1);
+    sum += low(weight) + high(weight);
+    store(scores + k, weight);
   }
-  double each[kLanes / 2];
-  _mm256_storeu_pd(each, _mm256_add_pd(low, high));
-  return each[0] + each[1] + each[2] + each[3];
+  double total = 0;
+  for (int64_t i = 0; i < kLanes / 2; ++i) total += sum[i];
+  return total;
 }
 
-// One row of one head. sink: a further score without a value; null: none.
-void attend(const Sizes& n, const float* query, const float* keys, const float* values, const float* mask,
-            const float* sink, float* weights, float* out) {
-  float highest = scores_of(n, query, keys, mask, weights);
-  if (sink && *sink > highest) highest = *sink;
-  double total = weights_of(weights, n.capacity, highest);
-  if (sink) total += std::exp(*sink - highest);
-  for (int64_t from = 0; from < n.value_dim; from += kBlock) {
-    const int64_t width = n.value_dim - from < kBlock ? n.value_dim - from : kBlock;
-    kWeighted[width / kLanes - 1](weights, n.capacity, values + from, n.value_dim, out + from);
+// A tensor of attention: all of them, as described below.
+template <typename T>
+struct Tensors {
+  const T *query, *keys, *values, *mask;
+  const float* sinks;
+  T* out;
+};
+
+// Queries ``first`` to first + Q - 1 of one head of keys, which are numbered by head, then row. scratch has room for
+// capacity + value_dim floats for each.
+template <typename T, int Q>
+void attend(const Sizes& n, const Tensors<T>& t, int64_t first, float* scratch) {
+  float *scores = scratch, *sums = scratch + Q * n.capacity;
+  std::fill(scratch, sums + Q * n.value_dim, 0.0f);
+  const int64_t head = first / n.rows * n.shared / n.heads;
+  const T *keys = t.keys + head * n.dim * n.capacity, *values = t.values + head * n.capacity * n.value_dim;
+  const T* mask[Q];
+  for (int q = 0; q < Q; ++q) mask[q] = t.mask + (first + q) % n.rows * n.capacity;
+  const auto seen = [&](int64_t from, int64_t count) {
+    return std::any_of(mask, mask + Q, [=](const T* m) { return any_seen(m + from, count); });
+  };
+  const auto blocks = [&](const auto& work) {
+    for (int64_t from = 0; from < n.capacity; from += kBlock) {
+      const int64_t count = std::min(kBlock, n.capacity - from);
+      if (seen(from, count)) work(from, count);
+    }
+  };
+  blocks([&](int64_t from, int64_t count) {
+    add_all_weighted<T, T, Q>(t.query + first * n.dim, n.dim, n.dim, keys + from, n.capacity, count, scores + from,
+                              n.capacity);
+  });
+  double totals[Q];
+  for (int q = 0; q < Q; ++q) {
+    const float* sink = t.sinks ? t.sinks + (first + q) / n.rows : nullptr;
+    float highest = masked(n, mask[q], scores + q * n.capacity);
+    if (sink && *sink > highest) highest = *sink;
+    totals[q] = weights_of(scores + q * n.capacity, n.capacity, highest);
+    if (sink) totals[q] += std::exp(*sink - highest);
   }
-  const __m256 share = _mm256_set1_ps(static_cast<float>(1 / total));
-  for (int64_t d = 0; d < n.value_dim; d += kLanes)
-    _mm256_storeu_ps(out + d, _mm256_mul_ps(_mm256_loadu_ps(out + d), share));
+  blocks([&](int64_t from, int64_t count) {
+    add_all_weighted<float, T, Q>(scores + from, n.capacity, count, values + from * n.value_dim, n.value_dim,
+                                  n.value_dim, sums, n.value_dim);
+  });
+  for (int q = 0; q < Q; ++q) {
+    const int64_t h = (first + q) / n.rows, r = (first + q) % n.rows;
+    T* out = t.out + (r * n.heads + h) * n.value_dim;
+    const Floats share = all(static_cast<float>(1 / totals[q]));
+    for (int64_t d = 0; d < n.value_dim; d += kLanes) store(out + d, load(sums + q * n.value_dim + d) * share);
+  }
 }
+
+// query is [heads, rows, dim], keys [shared, dim, capacity], values [shared, capacity, value_dim], mask [rows, capacity]
+// (added to the scores), sinks [heads] (further scores, without values) or null, out [rows, heads, value_dim]. capacity
+// and value_dim must be multiples of kLanes.
+template <typename T>
+void attend_all(const Sizes& n, const Tensors<T>& t) {
+  const int64_t of_one = n.heads / n.shared * n.rows;  // queries of one head of keys
+  const int64_t groups = (of_one + kQueries - 1) / kQueries;
+  pool().run(n.shared * groups, [&](int64_t i, int64_t end) {
+    std::vector<float> scratch(kQueries * (n.capacity + n.value_dim));
+    for (; i < end; ++i) {
+      const int64_t from = i % groups * kQueries, count = std::min<int64_t>(kQueries, of_one - from);
+      const int64_t first = i / groups * of_one + from;
+      if (count == kQueries)
+        attend<T, kQueries>(n, t, first, scratch.data());
+      else
+        for (int64_t q = 0; q < count; ++q) attend<T, 1>(n, t, first + q, scratch.data());
+    }
+  });
+}
+
+// ---- for compiled layers -------------------------------------------------------------------------------------------
 
 template <typename T>
 T* data(AtenTensorHandle tensor) {
@@ -171,81 +511,100 @@ int64_t* sizes(AtenTensorHandle tensor) {
   return found;
 }
 
-float* made(int64_t rows, int64_t columns, AtenTensorHandle* out) {
+int32_t dtype(AtenTensorHandle tensor) {
+  int32_t found = 0;
+  aoti_torch_get_dtype(tensor, &found);
+  return found;
+}
+
+void* made(int64_t rows, int64_t columns, int32_t dtype, AtenTensorHandle* out) {
   const int64_t size[] = {rows, columns}, stride[] = {columns, 1};
-  aoti_torch_empty_strided(2, size, stride, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), -1, out);
-  return data<float>(*out);
+  aoti_torch_empty_strided(2, size, stride, dtype, aoti_torch_device_type_cpu(), -1, out);
+  return data<void>(*out);
 }
 
 }  // namespace
 
 extern "C" {
 
-// x is [rows, in], weights [ceil(outputs / 16), in, 16], out [rows, outputs].
-void specstream_linear_half(const float* x, int64_t rows, int64_t in, const uint16_t* weights, int64_t outputs,
-                            float* out) {
-  const int64_t panels = (outputs + kPanel - 1) / kPanel, tiles = (rows + kRows - 1) / kRows;
-#pragma omp parallel for schedule(static)
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t first = p * kPanel, valid = outputs - first < kPanel ? outputs - first : kPanel;
-    for (int64_t t = 0; t < tiles; ++t) {  // rows are shared out evenly: 7 are 4 and 3, not 6 and 1
-      const int64_t from = rows * t / tiles, count = rows * (t + 1) / tiles - from;
-      kPanels[count - 1](x + from * in, in, weights + first * in, out + from * outputs + first, outputs, valid);
-    }
-  }
+// Outputs whose weights lie together, the floats of a register, and whether bfloat16 is supported.
+int64_t specstream_panel() { return kPanel; }
+int64_t specstream_lanes() { return kLanes; }
+bool specstream_has_bfloat16() {
+#ifdef BFLOAT16
+  return true;
+#else
+  return false;
+#endif
 }
 
-// query is [heads, rows, dim], keys [shared, dim, capacity], values [shared, capacity, value_dim], mask [rows, capacity]
-// (added to the scores), sinks [heads] or null, out [rows, heads, value_dim]. sizes: heads, shared, rows, dim, value_dim,
-// capacity; the last two must be multiples of 8.
-void specstream_attend(const float* query, const float* keys, const float* values, const float* mask,
-                       const float* sinks, const int64_t* sizes, double scale, double softcap, float* out) {
+// See linear above. brain: whether weights and x are in bfloat16; else weights are in float16 and x in float32. out is in
+// bfloat16 if brain, and in float32 otherwise or if wide: the same numbers.
+void specstream_linear(bool brain, bool wide, const void* x, int64_t rows, int64_t in, const void* weights,
+                       const float* bias, int64_t outputs, void* out) {
+#ifdef BFLOAT16
+  if (brain && wide) return linear<BrainProduct, float>(x, rows, in, weights, bias, outputs, out);
+  if (brain) return linear<BrainProduct, Brain>(x, rows, in, weights, bias, outputs, out);
+#endif
+  linear<HalfProduct, float>(x, rows, in, weights, bias, outputs, out);
+}
+
+// See attend_all above. brain: whether all but the sinks are in bfloat16; else in float32. sizes: heads, shared, rows,
+// dim, value_dim, capacity.
+void specstream_attend(bool brain, const void* query, const void* keys, const void* values, const void* mask,
+                       const float* sinks, const int64_t* sizes, double scale, double softcap, void* out) {
   const Sizes n{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], static_cast<float>(scale),
                 static_cast<float>(softcap)};
-#pragma omp parallel
-  {
-    std::vector<float> weights(n.capacity);
-#pragma omp for collapse(2) schedule(static)
-    for (int64_t h = 0; h < n.heads; ++h)
-      for (int64_t r = 0; r < n.rows; ++r) {
-        const int64_t of = h * n.shared / n.heads;
-        attend(n, query + (h * n.rows + r) * n.dim, keys + of * n.dim * n.capacity,
-               values + of * n.capacity * n.value_dim, mask + r * n.capacity, sinks ? sinks + h : nullptr,
-               weights.data(), out + (r * n.heads + h) * n.value_dim);
-      }
-  }
+  const auto attend = [&]<typename T>(T*) {
+    attend_all(n, Tensors<T>{static_cast<const T*>(query), static_cast<const T*>(keys), static_cast<const T*>(values),
+                             static_cast<const T*>(mask), sinks, static_cast<T*>(out)});
+  };
+#ifdef BFLOAT16
+  if (brain) return attend(static_cast<Brain*>(nullptr));
+#endif
+  attend(static_cast<float*>(nullptr));
+}
+
+// See rms_norm above. brain: whether all are in bfloat16; else in float32.
+void specstream_rms_norm(bool brain, const void* x, int64_t rows, int64_t size, const void* weight, double eps,
+                         void* out) {
+#ifdef BFLOAT16
+  if (brain)
+    return rms_norm(static_cast<const Brain*>(x), rows, size, static_cast<const Brain*>(weight),
+                    static_cast<float>(eps), static_cast<Brain*>(out));
+#endif
+  rms_norm(static_cast<const float*>(x), rows, size, static_cast<const float*>(weight), static_cast<float>(eps),
+           static_cast<float*>(out));
 }
 
 // log(sum(exp(x))) of count numbers; NaN if one of them is.
 float specstream_log_total(const float* x, int64_t count) {
   const int64_t whole = count / kLanes * kLanes;
-  __m256 most = _mm256_set1_ps(-INFINITY), sums[4];
-  for (__m256& sum : sums) sum = _mm256_setzero_ps();
-  for (int64_t i = 0; i < whole; i += kLanes) most = _mm256_max_ps(_mm256_loadu_ps(x + i), most);
+  Floats most = all(-INFINITY), sums[4];
+  for (Floats& sum : sums) sum = all(0);
+  for (int64_t i = 0; i < whole; i += kLanes) most = larger(load(x + i), most);
   float highest = highest_of(most);
   for (int64_t i = whole; i < count; ++i) highest = x[i] > highest ? x[i] : highest;
-  const __m256 below = _mm256_set1_ps(highest);
   for (int64_t i = 0; i < whole; i += kLanes) {
-    __m256& sum = sums[i / kLanes % 4];
-    sum = _mm256_add_ps(sum, Sleef_expf8_u10avx2(_mm256_sub_ps(_mm256_loadu_ps(x + i), below)));
+    Floats& sum = sums[i / kLanes % 4];
+    sum += exp(load(x + i) - all(highest));
   }
   double total = 0;
   for (int64_t i = whole; i < count; ++i) total += std::exp(x[i] - highest);
-  for (const __m256& sum : sums) {
-    float each[kLanes];
-    _mm256_storeu_ps(each, sum);
-    for (const float e : each) total += e;
-  }
+  for (const Floats& sum : sums)
+    for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
   return static_cast<float>(std::log(total) + highest);
 }
 
-// The first two for compiled layers, which find them by these names.
+// Matmul and attention by the names by which compiled layers find them.
 
-AOTITorchError aoti_torch_cpu_linear_half(AtenTensorHandle x, AtenTensorHandle packed, int64_t outputs,
-                                          AtenTensorHandle* out) {
+AOTITorchError aoti_torch_cpu_packed_linear(AtenTensorHandle x, AtenTensorHandle packed, AtenTensorHandle* bias,
+                                            int64_t outputs, AtenTensorHandle* out) {
   const int64_t* size = sizes(x);
-  float* result = made(size[0], outputs, out);
-  specstream_linear_half(data<float>(x), size[0], size[1], data<uint16_t>(packed), outputs, result);
+  const int32_t kind = dtype(x);
+  void* result = made(size[0], outputs, kind, out);
+  specstream_linear(kind == aoti_torch_dtype_bfloat16(), false, data<void>(x), size[0], size[1], data<void>(packed),
+                    bias ? data<float>(*bias) : nullptr, outputs, result);
   return AOTI_TORCH_SUCCESS;
 }
 
@@ -254,8 +613,10 @@ AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle ke
                                      AtenTensorHandle* out) {
   const int64_t *q = sizes(query), *k = sizes(keys), *v = sizes(values);
   const int64_t all[] = {q[1], k[1], q[2], q[3], v[3], k[3]};
-  specstream_attend(data<float>(query), data<float>(keys), data<float>(values), data<float>(mask),
-                    sinks ? data<float>(*sinks) : nullptr, all, scale, softcap, made(q[2], q[1] * v[3], out));
+  const int32_t kind = dtype(query);
+  void* result = made(q[2], q[1] * v[3], kind, out);
+  specstream_attend(kind == aoti_torch_dtype_bfloat16(), data<void>(query), data<void>(keys), data<void>(values),
+                    data<void>(mask), sinks ? data<float>(*sinks) : nullptr, all, scale, softcap, result);
   return AOTI_TORCH_SUCCESS;
 }
 }

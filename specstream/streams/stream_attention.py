@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class Streams(nn.Module):
         if rank:
             self.down = nn.Parameter(torch.randn(rank, hidden) * hidden**-0.5)
             self.up = nn.Parameter(torch.zeros(gamma, hidden, rank))
+        self._packed: tuple[nn.Module, nn.Module] | None = None
         if exit_rank:
             self.exit_down = nn.Parameter(torch.randn(exit_rank, hidden) * hidden**-0.5)
             self.exit_up = nn.Parameter(torch.zeros(hidden, exit_rank))
@@ -58,12 +59,21 @@ class Streams(nn.Module):
         if not self.rotation:
             out = out + self.embedding.to(main.dtype)
         if self.rank:
-            inner = nn.functional.linear(main, self.down.to(main.dtype))  # [B, S, r]
-            up = self.up.to(main.dtype).flatten(
-                0, 1
-            )  # as one matrix, since a matmul per stream would copy it each time
-            out = out + nn.functional.linear(inner, up).unflatten(-1, (self.gamma, -1))
+            out = out + self._low_rank(main).unflatten(-1, (self.gamma, -1))
         return out
+
+    def _low_rank(self, main: Tensor) -> Tensor:
+        """``B_j A M`` ``[B, S, gamma * hidden]``; all B as one matrix, since a matmul per stream would copy it each time."""
+        if self._packed is not None:
+            down, up = self._packed
+            return cast(Tensor, up(down(main)))
+        inner = nn.functional.linear(main, self.down.to(main.dtype))  # [B, S, r]
+        return nn.functional.linear(inner, self.up.to(main.dtype).flatten(0, 1))
+
+    def pack(self, layout: Callable[[nn.Linear], nn.Module]) -> None:
+        """Pack the low-rank layer with ``layout``; the weights can't change afterwards."""
+        if self.rank:
+            self._packed = layout(_linear(self.down)), layout(_linear(self.up.flatten(0, 1)))
 
     @contextmanager
     def turned(self, layers: Iterable[nn.Module], first_row: int) -> Iterator[None]:
@@ -101,6 +111,12 @@ class Streams(nn.Module):
         N - N_s: ``o_theta(M) = M + B A M``. B starts at zero, so that training starts from the untrained early exit."""
         inner = main @ self.exit_down.to(main.dtype).T
         return main + inner @ self.exit_up.to(main.dtype).T
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    out = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    out.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return out
 
 
 @dataclass(frozen=True)

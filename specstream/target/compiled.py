@@ -26,7 +26,7 @@ from specstream.hub import download
 from specstream.installation import environment, python
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
-from specstream.model.half_linear import HalfLinear
+from specstream.model.native_linear import NativeLinear
 from specstream.model.introspection import Anatomy, bind, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
 from specstream.model.quantized import Int8Linear
@@ -45,11 +45,11 @@ OPTIONS = {  # of the compiler: one allocation per call, and how our functions i
 COMPILED_IN = (  # source files that are part of a library's cache key
     "model/attention.py",
     "model/cpu_linear.py",
-    "model/half_linear.py",
     "native/__init__.py",
     "native/functions.cpp",
     "model/quantized.py",
     "model/kv_cache.py",
+    "model/native_linear.py",
     "target/compiled.py",
 )
 Place = tuple[nn.Module, str]  # a module and the name of a tensor in it
@@ -101,7 +101,7 @@ def places(layer: nn.Module) -> list[Place]:
         if isinstance(module, PackedPart) and id(module.shared) not in shared:
             shared.add(id(module.shared))
             module = module.shared.linear
-        if isinstance(module, PackedLinear | HalfLinear):
+        if isinstance(module, PackedLinear | NativeLinear):
             found += [(module, name) for name in ("packed", "bias") if getattr(module, name) is not None]
         if isinstance(module, Int8Linear):
             found += [(module, name) for name in Int8Linear.TENSORS if getattr(module, name) is not None]
@@ -123,7 +123,7 @@ def can_compile(anatomy: Anatomy) -> bool:
     """Whether the layers of this model can be compiled: on a CPU, with packed weights."""
     return (
         anatomy.device.type == "cpu"
-        and isinstance(anatomy.head, PackedLinear | HalfLinear)
+        and isinstance(anatomy.head, PackedLinear | NativeLinear)
         and anatomy.model.config._attn_implementation == attention.NAME
     )
 
@@ -362,7 +362,7 @@ def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None
     shown = [{d: by_size[s] for d, s in enumerate(t.shape) if s in by_size} for t in given]
     dynamic = ({1: rows}, shown, {3: length}, {2: length}, {0: rows}, [None] * len(weights))
     _lower_operations()
-    small = attention.native_suits(states.dtype, values.shape[3])  # what is left are loops too small to share
+    small = native.takes(states.dtype, values.shape[3])  # what is left are loops too small to share
     with torch.no_grad(), inductor.config.patch(OPTIONS | ({"cpp.threads": 1} if small else {})):
         program = torch.export.export(_Traced(layer, extras, constants), example, dynamic_shapes=dynamic, strict=False)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from specstream.hub import catalogue
 from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.model import attention
 from specstream.model.cpu_linear import Format, PackedLinear, calibrated, pack, packed_linear, suits
-from specstream.model.half_linear import FbgemmLinear, HalfLinear
+from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
 from specstream.model.pretrained import load_model
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
@@ -112,13 +112,13 @@ def packed_up(parts: Anatomy, adapter: Adapter | None, beside: Heads, form: Form
         layout = functools.partial(packed_linear, half=form.half)
         beside.ready(parts, layout)
         if adapter:
-            adapter.pack_head(layout)
+            adapter.pack(layout)
     return pack(parts, form)
 
 
 def is_packed(parts: Anatomy | None) -> bool:
     """Whether a model's weights are packed."""
-    return parts is not None and isinstance(parts.head, PackedLinear | HalfLinear | FbgemmLinear)
+    return parts is not None and isinstance(parts.head, PackedLinear | NativeLinear | FbgemmLinear)
 
 
 def tested(parts: Anatomy, streams: Adapter | None) -> tuple[str, str | None]:
