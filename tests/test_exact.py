@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from specstream import native
 from specstream.adapters.weights import Adapter
 from specstream.decoding.loop import Run
 from specstream.engine import NO_COMPILER, Engine, load
@@ -236,6 +237,7 @@ def test_a_pass_of_one_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("this processor does not compute in bfloat16")
     if not rounds_one_row_otherwise():
         pytest.skip("this processor rounds one row as it rounds many")
+    monkeypatch.setattr(native, "multiplies", lambda dtype: False)  # ours rounds one row as it rounds many
     engine = load("smollm2-135m", "sql", "cpu", "bfloat16")
     monkeypatch.setattr(model_target, "LEAST", 1)
     monkeypatch.setattr(cpu_linear, "LEAST", 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specstream import native
-from specstream.decoding.softmax import log_total
+from specstream.decoding.softmax import highest, log_total
 from specstream.model import attention, cpu_linear, native_linear
 from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.params import Sampling
@@ -181,10 +181,29 @@ def test_compiled_layers_call_them_and_stay_exact(family: str, form: str, tmp_pa
 def test_the_denominator_of_a_softmax_is_that_of_float64() -> None:
     assert native.library() is native.loaded()
     for size in (1, 7, 8, 33, 49152):
-        row = torch.randn(size) * 9
-        assert torch.allclose(log_total(row), row.double().logsumexp(-1, keepdim=True).float(), atol=2e-6, rtol=2e-6)
-    row[5] = float("nan")
-    assert log_total(row).isnan().all()
+        rows = torch.randn(5, size) * 9
+        want = rows.double().logsumexp(-1).float()
+        assert torch.allclose(log_total(rows), want, atol=2e-6, rtol=2e-6)
+        assert torch.equal(log_total(rows, [3, 1, 3]), log_total(rows)[[3, 1, 3]])
+    rows[2, 5] = float("nan")
+    assert log_total(rows).isnan().tolist() == [False, False, True, False, False]
+
+
+def test_the_highest_logits_are_those_of_topk() -> None:
+    for size, count in ((1, 3), (5, 5), (33, 4), (49152, 12)):
+        rows = torch.randn(3, size)
+        values, indices = highest(rows, count)
+        want = rows.topk(min(count, size))
+        assert torch.equal(values, want.values) and torch.equal(indices, want.indices)
+    assert highest(torch.zeros(1, 100), 3)[1].tolist() == [[0, 1, 2]]
+
+
+def test_without_the_functions_the_results_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(4, 1000)
+    totals, (values, indices) = log_total(rows, [2, 0]), highest(rows, 5)
+    monkeypatch.setattr(native, "loaded", lambda: None)
+    assert torch.allclose(log_total(rows, [2, 0]), totals, atol=2e-6)
+    assert torch.equal(highest(rows, 5)[0], values) and torch.equal(highest(rows, 5)[1], indices)
 
 
 def test_functions_that_were_not_asked_for_are_not_built(tmp_path: Path) -> None:

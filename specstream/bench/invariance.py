@@ -19,9 +19,9 @@ from specstream import native
 from specstream.bench.provenance import heading as machine_heading
 from specstream.model import attention, cpu_linear
 from specstream.model.cpu_linear import LEAST
-from specstream.model.native_linear import FbgemmLinear, NativeLinear
-from specstream.model.hardware import ABSENT, computes_bfloat16
+from specstream.model.hardware import ABSENT, computes_bfloat16, has_tiles
 from specstream.model.kv_cache import BLOCK
+from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.target.model_target import TILE
 
 ROWS = 64

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor
 
 from specstream import tree
@@ -81,9 +80,8 @@ class Scores(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, picks: Sequence[Pick]) -> Scores:
-        """Row by row, because the way a sum over several rows is split between threads depends on their number."""
         rows = [pick.scored for pick in picks]
-        totals = torch.cat([log_total(logits[row]) for row in rows])
+        totals = log_total(logits, rows)
         if logits.device.type != "cpu":
             return cls(logits, rows, totals)
         return cls(logits.numpy(), rows, totals.numpy())

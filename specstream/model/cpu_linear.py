@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from specstream import native
 from specstream.model import quantized
-from specstream.model.native_linear import PAIR, FbgemmLinear, NativeLinear, half_linear
 from specstream.model.hardware import ABSENT, computes_bfloat16, has_tiles
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
+from specstream.model.native_linear import PAIR, FbgemmLinear, NativeLinear, half_linear
 from specstream.model.quantized import Int8Linear
 
 ROWS = 16  # number of rows for which oneDNN chooses the layout; it works for other numbers too
@@ -230,12 +230,16 @@ def format_of(anatomy: Anatomy) -> Format:
     kinds: dict[str, nn.Module] = {}
     for path, module in anatomy.layers[0].named_modules():
         kinds[path] = module.shared.linear if isinstance(module, PackedPart) else module
-    if any(isinstance(m, NativeLinear) and m.half or isinstance(m, FbgemmLinear) for m in kinds.values()):
+    if any(_in_float16(m) for m in kinds.values()):
         return FLOAT16
     if not any(isinstance(m, Int8Linear) for m in kinds.values()):
         return NATIVE
     kept = (path for path, m in kinds.items() if isinstance(m, PackedLinear | NativeLinear))
     return Format("int8", kept=frozenset(kept))
+
+
+def _in_float16(linear: nn.Module) -> bool:
+    return isinstance(linear, FbgemmLinear) or (isinstance(linear, NativeLinear) and not linear.in_bfloat16)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Linear layers by our functions in C++ (``specstream.native``): a few rows take little longer than reading the weights.
+"""Linear layers in C++ (``specstream.native``), in which a few rows take little longer than reading the weights.
 
 Weights are in bfloat16 like the rows, or in float16 with float32 rows, for processors that have no bfloat16.
 """
@@ -21,8 +21,8 @@ _fbgemm: Any = torch.ops.quantized.linear_dynamic_fp16.default._op
 class NativeLinear(nn.Module):
     """``y = W x + b`` like the ``nn.Linear`` that it replaces, with float32 sums.
 
-    A ``weight`` in bfloat16 stays so; any other is rounded to float16, and rows are float32. A row's result has the same
-    bits whatever other rows are computed. Needs ``native.multiplies``, and for bfloat16 an even number of inputs.
+    A ``weight`` in bfloat16 stays so; any other is rounded to float16, and rows are float32. A row's result has the
+    same bits whatever other rows are computed. Needs ``native.multiplies``, and for bfloat16 an even number of inputs.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -30,7 +30,7 @@ class NativeLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else bias.float()
         self.packed = _in_panels(weight)
-        self.half = weight.dtype != torch.bfloat16
+        self.in_bfloat16 = weight.dtype == torch.bfloat16
         found = native.library()
         assert found is not None
         self._matmul = found.specstream_linear
@@ -40,7 +40,7 @@ class NativeLinear(nn.Module):
         if torch.compiler.is_exporting():
             flat = torch.ops.specstream.packed_linear(x.flatten(0, -2), self.packed, self.bias, self.out_features)
             return flat.view(*x.shape[:-1], self.out_features)
-        if not self.half and x.dtype != torch.bfloat16:  # float32 weights, for a check
+        if self.in_bfloat16 and x.dtype != torch.bfloat16:  # float32 weights, for a check
             return nn.functional.linear(x, self._unpacked().to(x.dtype), self.bias)
         return self._multiplied(x, x.dtype)
 
@@ -52,7 +52,7 @@ class NativeLinear(nn.Module):
         x, out = x.contiguous(), x.new_empty(*x.shape[:-1], self.out_features, dtype=dtype)
         rows, bias = x.numel() // self.in_features, None if self.bias is None else self.bias.data_ptr()
         given = x.data_ptr(), rows, self.in_features, self.packed.data_ptr(), bias, self.out_features
-        self._matmul(not self.half, dtype == torch.float32, *given, out.data_ptr())
+        self._matmul(self.in_bfloat16, dtype == torch.float32, *given, out.data_ptr())
         return out
 
     def _unpacked(self) -> Tensor:
@@ -78,12 +78,14 @@ def half_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
 
 
 def _in_panels(weight: Tensor) -> Tensor:
-    """A weight ``[out, in]`` as ``[panels, in / step, PANEL, step]`` (step: 2 in bfloat16, else 1), filled up with zeros."""
+    """A weight ``[out, in]`` as ``[panels, in / step, outputs of a panel, step]``, filled up with zeros; step: ``PAIR``
+    in bfloat16, else 1."""
     found = native.library()
     assert found is not None
     outputs, inputs = weight.shape
-    brain, panel = weight.dtype == torch.bfloat16, found.specstream_panel()
-    step = PAIR if brain else 1
-    packed = torch.zeros(-(-outputs // panel) * panel, inputs, dtype=torch.bfloat16 if brain else torch.float16)
-    packed[:outputs] = weight if brain else weight.clamp(-LARGEST, LARGEST)
+    dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float16
+    panel = found.specstream_panel()
+    step = PAIR if dtype == torch.bfloat16 else 1
+    packed = torch.zeros(-(-outputs // panel) * panel, inputs, dtype=dtype)
+    packed[:outputs] = weight if dtype == torch.bfloat16 else weight.clamp(-LARGEST, LARGEST)
     return packed.view(-1, panel, inputs // step, step).transpose(1, 2).contiguous()

@@ -17,7 +17,6 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +86,9 @@ def _open(file: Path) -> ctypes.CDLL:
     found.specstream_linear.restype = found.specstream_attend.restype = None
     found.specstream_rms_norm.argtypes = [yes, pointer, size, size, pointer, real, pointer]
     found.specstream_rms_norm.restype = None
-    found.specstream_log_total.argtypes, found.specstream_log_total.restype = [pointer, size], ctypes.c_float
+    found.specstream_log_totals.argtypes = [pointer, ctypes.POINTER(size), size, size, pointer]
+    found.specstream_highest_k.argtypes = [pointer, size, size, size, pointer, pointer]
+    found.specstream_log_totals.restype = found.specstream_highest_k.restype = None
     found.specstream_panel.restype = found.specstream_lanes.restype = size
     found.specstream_has_bfloat16.restype = yes
     return found
@@ -102,8 +103,8 @@ def multiplies(dtype: torch.dtype) -> bool:
 
 
 def takes(dtype: torch.dtype, *sizes: int) -> bool:
-    """Whether this process has loaded attention and norm for tensors of this dtype. ``sizes`` are the numbers of keys and
-    the dimension of values, or the size of what is normalised."""
+    """Whether this process has loaded attention and norm for tensors of this dtype. ``sizes`` are the numbers of keys
+    and the dimension of values, or the size of what is normalised."""
     found = loaded()
     if found is None or any(size % found.specstream_lanes() for size in sizes):
         return False

@@ -577,8 +577,12 @@ void specstream_rms_norm(bool brain, const void* x, int64_t rows, int64_t size, 
            static_cast<float*>(out));
 }
 
+}  // extern "C"
+
+namespace {
+
 // log(sum(exp(x))) of count numbers; NaN if one of them is.
-float specstream_log_total(const float* x, int64_t count) {
+float log_total(const float* x, int64_t count) {
   const int64_t whole = count / kLanes * kLanes;
   Floats most = all(-INFINITY), sums[4];
   for (Floats& sum : sums) sum = all(0);
@@ -594,6 +598,43 @@ float specstream_log_total(const float* x, int64_t count) {
   for (const Floats& sum : sums)
     for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
   return static_cast<float>(std::log(total) + highest);
+}
+
+// Indices and values of the k highest of count numbers, the highest first, of equal ones the first.
+void highest_k(const float* x, int64_t count, int64_t k, int64_t* indices, float* values) {
+  int64_t found = 0;
+  const auto offer = [&](int64_t i) {
+    if (found == k && !(x[i] > values[k - 1])) return;
+    int64_t place = found < k ? found++ : k - 1;
+    for (; place > 0 && x[i] > values[place - 1]; --place)
+      values[place] = values[place - 1], indices[place] = indices[place - 1];
+    values[place] = x[i], indices[place] = i;
+  };
+  int64_t i = 0;
+  for (; i < k; ++i) offer(i);
+  for (; i + kLanes <= count; i += kLanes)
+    if (any(above(load(x + i), all(values[k - 1]))))
+      for (int64_t j = i; j < i + kLanes; ++j) offer(j);
+  for (; i < count; ++i) offer(i);
+}
+
+}  // namespace
+
+extern "C" {
+
+// The logarithm of the sum of exponentials of some rows of x [any, count], those at ``chosen`` [rows]; NaN if one of a
+// row's numbers is.
+void specstream_log_totals(const float* x, const int64_t* chosen, int64_t rows, int64_t count, float* out) {
+  pool().run(rows, [=](int64_t row, int64_t end) {
+    for (; row < end; ++row) out[row] = log_total(x + chosen[row] * count, count);
+  });
+}
+
+// Indices and values [rows, k] of the k highest numbers of each row of x [rows, count], the highest first.
+void specstream_highest_k(const float* x, int64_t rows, int64_t count, int64_t k, int64_t* indices, float* values) {
+  pool().run(rows, [=](int64_t row, int64_t end) {
+    for (; row < end; ++row) highest_k(x + row * count, count, k, indices + row * k, values + row * k);
+  });
 }
 
 // Matmul and attention by the names by which compiled layers find them.

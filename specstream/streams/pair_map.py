@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specstream.decoding.softmax import log_total
+from specstream.decoding.softmax import highest, log_total
 from specstream.tree import Level, Path
 
 CHUNK = 4096  # embeddings at a time, so that their float32 copies stay small
@@ -57,8 +57,8 @@ class Pairs(nn.Module):
         ``logits`` ``[depths, drafted]`` are the streams' for the tokens ``ids`` ``[drafted]`` (None: all), ``root`` is
         the parent of the first depth, ``embeddings`` are ``[vocab, width]``.
         """
-        top = logits.topk(min(self.POOL * width, logits.shape[-1]), -1)
-        logprobs, places = _array(top.values - log_total(logits)).numpy(), top.indices.cpu().numpy()
+        values, indices = highest(logits, self.POOL * width)
+        logprobs, places = _array(values - log_total(logits)[:, None]).numpy(), indices.cpu().numpy()
         if self._tables is None:
             tokens = places if ids is None else ids.cpu().numpy()[places]
             higher = _under(root, tokens)

@@ -63,7 +63,8 @@ class Streams(nn.Module):
         return out
 
     def _low_rank(self, main: Tensor) -> Tensor:
-        """``B_j A M`` ``[B, S, gamma * hidden]``; all B as one matrix, since a matmul per stream would copy it each time."""
+        """``B_j A M`` ``[B, S, gamma * hidden]``; all B as one matrix, since a matmul per stream would copy it each
+        time."""
         if self._packed is not None:
             down, up = self._packed
             return cast(Tensor, up(down(main)))

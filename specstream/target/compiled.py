@@ -26,9 +26,9 @@ from specstream.hub import download
 from specstream.installation import environment, python
 from specstream.model import attention
 from specstream.model.cpu_linear import LEAST, Format, PackedLinear, PackedPart, format_of, pack, suits
-from specstream.model.native_linear import NativeLinear
 from specstream.model.introspection import Anatomy, bind, dissect
 from specstream.model.kv_cache import BLOCK, TreeCache
+from specstream.model.native_linear import NativeLinear
 from specstream.model.quantized import Int8Linear
 from specstream.native import compiler
 from specstream.target.self_test_cache import PACKAGE, digest
@@ -133,7 +133,8 @@ def kept(anatomy: Anatomy) -> Path:
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
     code = [(PACKAGE / name).read_text(encoding="utf-8") for name in COMPILED_IN]
-    return download.home() / "compiled" / digest(told, str(anatomy.dtype), _words(format_of(anatomy)), code)
+    layer = shapes(anatomy.layers[0])  # which differ between layouts of the weights
+    return download.home() / "compiled" / digest(told, str(anatomy.dtype), _words(format_of(anatomy)), layer, code)
 
 
 def _words(form: Format) -> str:

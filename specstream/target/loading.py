@@ -23,8 +23,8 @@ from specstream.hub import catalogue
 from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.model import attention
 from specstream.model.cpu_linear import Format, PackedLinear, calibrated, pack, packed_linear, suits
-from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
+from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.model.pretrained import load_model
 from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
 from specstream.target import self_test

@@ -10,7 +10,7 @@ from torch import Tensor
 from specstream import tree
 from specstream.decoding.drafters.copies import DEEPEST, Copies
 from specstream.decoding.interfaces import Drafter, Synchronized
-from specstream.decoding.softmax import log_total
+from specstream.decoding.softmax import highest, log_total
 from specstream.events import Draft
 from specstream.params import LevelTree
 from specstream.tree import Candidates, Level, Levels
@@ -119,9 +119,9 @@ def likeliest(logits: Tensor, width: int, ids: Tensor | None = None) -> list[Lev
 
     ``ids`` ``[drafted]`` are the token ids of the logits; None: the whole vocabulary.
     """
-    top = logits.topk(min(width, logits.shape[-1]), -1)
-    probs = (top.values - log_total(logits)).exp()
-    found = top.indices if ids is None else ids[top.indices]
+    values, indices = highest(logits, width)
+    probs = (values - log_total(logits)[:, None]).exp()
+    found = indices if ids is None else ids[indices]
     return [
         list(zip(tokens, values, strict=True)) for tokens, values in zip(found.tolist(), probs.tolist(), strict=True)
     ]
