@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from specstream import native
 from specstream.bench.provenance import heading
 from specstream.model import quantized
-from specstream.model.cpu_linear import packed_linear
+from specstream.model.cpu_linear import PackedLinear, packed_linear
 from specstream.model.native_linear import FbgemmLinear, NativeLinear
-from specstream.model.quantized import Int8Linear
+from specstream.model.quantized import NativeInt8, OneDnnInt8
 
 LAYERS = 30
 SHAPES = [(960, 576, LAYERS), (576, 576, LAYERS), (3072, 576, LAYERS), (576, 1536, LAYERS), (49152, 576, 1)]
@@ -39,7 +39,7 @@ def eight_bits(linear: nn.Linear) -> Matmul:
 
 def matmul_of_bytes(linear: nn.Linear) -> Matmul:
     """The matmul of our int8 format without quantising its rows, which compiled layers fuse with other work."""
-    made = Int8Linear(linear.weight)
+    made = OneDnnInt8(linear.weight)
     return lambda x: made._matmul(x[0].to(torch.uint8))
 
 
@@ -49,10 +49,12 @@ KINDS: dict[str, tuple[torch.dtype, Callable[[nn.Linear], Matmul]]] = {
     "float16, FBGEMM packed": (torch.float32, lambda linear: FbgemmLinear(linear.weight)),
     "float16, our C++": (torch.float32, lambda linear: NativeLinear(linear.weight)),
     "bfloat16, PyTorch": (torch.bfloat16, lambda linear: linear.bfloat16()),
-    "bfloat16, oneDNN packed": (torch.bfloat16, lambda linear: packed_linear(linear.bfloat16())),
+    "bfloat16, oneDNN packed": (torch.bfloat16, lambda linear: PackedLinear(linear.weight.bfloat16())),
+    "bfloat16, our C++": (torch.bfloat16, lambda linear: NativeLinear(linear.weight.bfloat16())),
     "int8 weights, bfloat16 rows": (torch.bfloat16, eight_bits),
-    "int8, oneDNN packed, with rounding": (torch.bfloat16, lambda linear: Int8Linear(linear.weight)),
+    "int8, oneDNN packed, with rounding": (torch.bfloat16, lambda linear: OneDnnInt8(linear.weight)),
     "int8, oneDNN packed, matmul alone": (torch.bfloat16, matmul_of_bytes),
+    "int8, our C++": (torch.bfloat16, lambda linear: NativeInt8(linear.weight)),
 }
 
 
@@ -62,7 +64,8 @@ def works(name: str) -> bool:
     dtype, make = KINDS[name]
     if name.startswith("int8, oneDNN") and not quantized.works():  # there is one, but its sums overflow
         return False
-    if name == "float16, our C++" and native.library() is None:
+    ours = {"float16, our C++": torch.float16, "bfloat16, our C++": torch.bfloat16, "int8, our C++": torch.int8}
+    if name in ours and not native.multiplies(ours[name]):
         return False
     try:
         make(nn.Linear(64, 32, bias=False))(torch.randn(1, 3, 64).to(dtype))

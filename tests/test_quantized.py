@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scripts.quality_of_formats import distances, texts_of
-from specstream import engine
+from specstream import engine, native
 from specstream.bench import baselines
 from specstream.events import Draft
 from specstream.hub.download import ModelError
@@ -20,7 +20,7 @@ from specstream.model import attention, cpu_linear, hardware, quantized
 from specstream.model.cpu_linear import Format
 from specstream.model.devices import choose_dtype
 from specstream.model.introspection import Anatomy, dissect
-from specstream.model.quantized import Int8Linear
+from specstream.model.quantized import Int8Linear, NativeInt8, OneDnnInt8, int8_linear
 from specstream.params import Medusa, Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.target import compiled, self_test
@@ -57,12 +57,33 @@ def in_int8(family: str = "llama", mode: str = "shared") -> tuple[Anatomy, objec
 
 # ---- the product -----------------------------------------------------------------------------------------------------
 
+KINDS = [OneDnnInt8, *([NativeInt8] if native.multiplies(torch.int8) else [])]
 
+
+@pytest.mark.skipif(NativeInt8 not in KINDS, reason="the functions in C++ can't be built here")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("out", [960, 50, 3])
+def test_both_kinds_compute_the_same(dtype: torch.dtype, out: int) -> None:
+    weight, bias, rows = linear(out=out)
+    one, other = (kind(weight, bias, rows.abs().amax(0))(rows.to(dtype)) for kind in (NativeInt8, OneDnnInt8))
+    assert torch.allclose(one.float(), other.float(), atol=1e-4, rtol=1e-5 if dtype == torch.float32 else 2**-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_not_finite_is_told_by_its_outputs(kind: type[Int8Linear]) -> None:
+    weight, _, rows = linear(bias=False)
+    rows[1, 3], rows[2, 4] = float("nan"), float("inf")
+    assert kind(weight)(rows[:4]).isnan().any(-1).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(dtype: torch.dtype, bias: bool) -> None:
+def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(
+    dtype: torch.dtype, bias: bool, kind: type[Int8Linear]
+) -> None:
     weight, bias_of, rows = linear(bias=bias)
-    made, rows = Int8Linear(weight, bias_of, rows.abs().amax(0)), rows.to(dtype)
+    made, rows = kind(weight, bias_of, rows.abs().amax(0)), rows.to(dtype)
     with torch.inference_mode():
         whole = made(rows)
         assert whole.dtype == dtype
@@ -74,16 +95,17 @@ def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(dtype: torch.dtype,
 def test_large_channels_cost_little_once_their_size_is_in_the_weights() -> None:
     weight, bias, rows = linear()
     plain, smooth = (
-        quantized.error(Int8Linear(weight, bias, seen), weight, rows) for seen in (None, rows.abs().amax(0))
+        quantized.error(int8_linear(weight, bias, seen), weight, rows) for seen in (None, rows.abs().amax(0))
     )
     assert smooth < 0.02 < 2 * smooth < plain
 
 
-def test_rows_of_zeros_and_of_huge_numbers_stay_finite() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_zeros_and_of_huge_numbers_stay_finite(kind: type[Int8Linear]) -> None:
     weight, _, rows = linear(bias=False)
     rows[0], rows[1] = 0, rows[1] * 1e30
     with torch.inference_mode():
-        out = Int8Linear(weight)(rows)
+        out = kind(weight)(rows)
     assert not out[0].any() and out.isfinite().all()
 
 

@@ -27,7 +27,7 @@ from specstream.model.hardware import ABSENT, computes_bfloat16, has_tiles
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
 from specstream.model.native_linear import PAIR, FbgemmLinear, NativeLinear, half_linear
-from specstream.model.quantized import Int8Linear
+from specstream.model.quantized import Int8Linear, int8_linear
 
 ROWS = 16  # number of rows for which oneDNN chooses the layout; it works for other numbers too
 
@@ -218,7 +218,7 @@ def calibrated(anatomy: Anatomy, samples: Sequence[Tensor]) -> Format:
         if owners[0].layer not in tried:
             continue
         weight, bias = _joined(owners)
-        made = Int8Linear(weight, bias, largest)
+        made = int8_linear(weight, bias, largest)
         for owner in owners:
             errors[owner.path].append(quantized.error(made, weight, rows) if len(rows) else float("inf"))
     kept = frozenset(path for path, shares in errors.items() if fmean(shares) > WORST)
@@ -367,7 +367,7 @@ def _pack_layers(anatomy: Anatomy, form: Format, first: int = 0) -> None:
     for owners in _groups(anatomy, range(first, len(anatomy.layers))):
         weight, bias = _joined(owners)
         if form.name == "int8" and not any(owner.path in form.kept for owner in owners):
-            _replace(owners, Int8Linear(weight, bias, form.inputs.get((owners[0].layer, owners[0].path))))
+            _replace(owners, int8_linear(weight, bias, form.inputs.get((owners[0].layer, owners[0].path))))
         else:
             _replace(owners, _packed(weight, bias, form.half))
 

@@ -28,9 +28,10 @@ class NativeLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.bias = None if bias is None else bias.float()
-        self.packed = _in_panels(weight)
         self.in_bfloat16 = weight.dtype == torch.bfloat16
+        rounded = weight if self.in_bfloat16 else weight.clamp(-LARGEST, LARGEST).half()
+        self.packed = native.in_panels(rounded, PAIR if self.in_bfloat16 else 1)
+        self.bias = None if bias is None else native.to_panels(bias.float())
         found = native.library()
         assert found is not None
         self._matmul = found.specstream_linear
@@ -41,7 +42,8 @@ class NativeLinear(nn.Module):
             flat = torch.ops.specstream.packed_linear(x.flatten(0, -2), self.packed, self.bias, self.out_features)
             return flat.view(*x.shape[:-1], self.out_features)
         if self.in_bfloat16 and x.dtype != torch.bfloat16:  # float32 weights, for a check
-            return nn.functional.linear(x, self._unpacked().to(x.dtype), self.bias)
+            bias = None if self.bias is None else self.bias[: self.out_features].to(x.dtype)
+            return nn.functional.linear(x, self._unpacked().to(x.dtype), bias)
         return self._multiplied(x, x.dtype)
 
     def floats(self, x: Tensor) -> Tensor:
@@ -75,17 +77,3 @@ class FbgemmLinear(nn.Module):
 def half_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
     """A layer with float16 weights, the faster of the two that work here."""
     return (NativeLinear if native.multiplies(torch.float16) else FbgemmLinear)(weight, bias)
-
-
-def _in_panels(weight: Tensor) -> Tensor:
-    """A weight ``[out, in]`` as ``[panels, in / step, outputs of a panel, step]``, filled up with zeros; step: ``PAIR``
-    in bfloat16, else 1."""
-    found = native.library()
-    assert found is not None
-    outputs, inputs = weight.shape
-    dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float16
-    panel = found.specstream_panel()
-    step = PAIR if dtype == torch.bfloat16 else 1
-    packed = torch.zeros(-(-outputs // panel) * panel, inputs, dtype=dtype)
-    packed[:outputs] = weight if dtype == torch.bfloat16 else weight.clamp(-LARGEST, LARGEST)
-    return packed.view(-1, panel, inputs // step, step).transpose(1, 2).contiguous()

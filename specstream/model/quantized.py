@@ -1,7 +1,8 @@
 """Linear layers in int8 on a CPU: one scale per output of the weights and one per row, with integer sums.
 
-Such sums are exact, so a row's result never depends on other rows. Inputs of some channels are far larger than the
-rest: their scale, measured on a few texts, is first moved into the weights (SmoothQuant, Xiao et al. 2023).
+They are computed by our functions in C++ (``specstream.native``), or by oneDNN where these can't be built. Integer sums
+are exact, so a row's result never depends on other rows. Inputs of some channels are far larger than the rest: their
+scale, measured on a few texts, is first moved into the weights (SmoothQuant, Xiao et al. 2023).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specstream.model.hardware import ABSENT
+from specstream import native
+from specstream.model.hardware import ABSENT, has_tiles
 
 TOP, MIDDLE = 127, 128  # the largest integer, and the zero point of an unsigned byte
 SHARE = 0.45  # smoothing: exponent of the inputs' magnitude; that of the weights' is one minus this
@@ -45,13 +47,13 @@ _qlinear = getattr(_qlinear, "_op", None)
 
 
 class Int8Linear(nn.Module):
-    """``y = W x + b`` like the ``nn.Linear`` that it replaces, with W and x quantised to 255 levels, by oneDNN.
+    """``y = W x + b`` like the ``nn.Linear`` that it replaces, with W and x quantised to 255 levels.
 
     ``inputs`` ``[in]`` is the largest magnitude of each input channel; without it, channels are not smoothed. The
     weights can no longer be read or moved. A row's result has the same bits whatever other rows are computed.
     """
 
-    TENSORS = ("packed", "scale", "zero", "smooth", "unit", "middle", "bias")
+    TENSORS: tuple[str, ...]
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, inputs: Tensor | None = None) -> None:
         super().__init__()
@@ -61,8 +63,49 @@ class Int8Linear(nn.Module):
         weight = weight * channels
         self.smooth, self.bias = 1 / channels, None if bias is None else bias.float()
         self.scale = weight.abs().amax(1).clamp_min(TINY) / TOP
-        whole = (weight / self.scale[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(whole, [ROWS, self.in_features])
+        self._pack((weight / self.scale[:, None]).round().to(torch.int8))
+
+    def _pack(self, weight: Tensor) -> None:
+        """Store the quantised weight ``[out, in]``."""
+        raise NotImplementedError
+
+
+class NativeInt8(Int8Linear):
+    """By our functions in C++; needs ``native.multiplies``, and a number of inputs that is a multiple of ``INPUTS``."""
+
+    TENSORS = ("packed", "smooth", "scale", "offset", "bias")
+    INPUTS = 16  # the floats of the widest register
+    STEP = 4  # inputs that the instruction multiplies at once
+
+    def _pack(self, weight: Tensor) -> None:
+        self.packed = native.in_panels(weight, self.STEP)
+        self.offset = native.to_panels(MIDDLE * weight.sum(1, dtype=torch.int32))
+        self.scale = native.to_panels(self.scale)
+        self.bias = None if self.bias is None else native.to_panels(self.bias)
+        found = native.library()
+        assert found is not None
+        self._matmul = found.specstream_linear_in_bytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, both in the number format of ``x``."""
+        given = self.packed, self.smooth, self.scale, self.offset, self.bias
+        if torch.compiler.is_exporting():
+            flat = torch.ops.specstream.byte_linear(x.flatten(0, -2), *given, self.out_features)
+            return flat.view(*x.shape[:-1], self.out_features)
+        x, out = x.contiguous(), x.new_empty(*x.shape[:-1], self.out_features)
+        rows, pointers = x.numel() // self.in_features, [None if t is None else t.data_ptr() for t in given]
+        brain = x.dtype == torch.bfloat16
+        self._matmul(brain, x.data_ptr(), rows, self.in_features, *pointers, self.out_features, out.data_ptr())
+        return out
+
+
+class OneDnnInt8(Int8Linear):
+    """By oneDNN, which needs no compiler and is slower."""
+
+    TENSORS = ("packed", "scale", "zero", "smooth", "unit", "middle", "bias")
+
+    def _pack(self, weight: Tensor) -> None:
+        self.packed = torch.ops.onednn.qlinear_prepack(weight, [ROWS, self.in_features])
         self.zero = torch.zeros(self.out_features, dtype=torch.int32)
         self.unit, self.middle = torch.ones(1), torch.full((1,), MIDDLE, dtype=torch.int32)
 
@@ -77,17 +120,16 @@ class Int8Linear(nn.Module):
 
     def _matmul(self, rows: Tensor) -> Tensor:
         """The matmul of unsigned bytes ``[rows, in]``; oneDNN has no fast kernel for signed ones."""
+        tensors = self.packed, self.scale, self.zero
         if torch.compiler.is_exporting():
-            return cast(
-                Tensor,
-                torch.ops.specstream.linear_int8(rows, self.unit, self.middle, self.packed, self.scale, self.zero),
-            )
-        return cast(
-            Tensor,
-            _qlinear(
-                rows, 1.0, MIDDLE, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
-            ),
-        )
+            return cast(Tensor, torch.ops.specstream.linear_int8(rows, self.unit, self.middle, *tensors))
+        return cast(Tensor, _qlinear(rows, 1.0, MIDDLE, *tensors, None, 1.0, 0, torch.float32, "none", [], ""))
+
+
+def int8_linear(weight: Tensor, bias: Tensor | None = None, inputs: Tensor | None = None) -> Int8Linear:
+    """The faster of the two that works here; arguments as of ``Int8Linear``."""
+    ours = weight.shape[1] % NativeInt8.INPUTS == 0 and not has_tiles() and native.multiplies(torch.int8)
+    return (NativeInt8 if ours else OneDnnInt8)(weight, bias, inputs)
 
 
 def _smoothing(weight: Tensor, inputs: Tensor) -> Tensor:
@@ -107,7 +149,7 @@ def works() -> bool:
     rows = torch.ones(5, 128)
     rows[:, 1::4] = -1
     try:
-        linear = Int8Linear(weight)
+        linear = int8_linear(weight)
         return all(torch.allclose(linear(x), x @ weight.T) for x in (rows, rows.abs(), -rows[:1]))
     except ABSENT:
         return False
@@ -117,7 +159,7 @@ def works() -> bool:
 def error(linear: Int8Linear, weight: Tensor, rows: Tensor) -> float:
     """The quantisation error of the outputs for these rows ``[n, in]``, relative to their magnitude."""
     rows, weight = rows.float(), weight.float()
-    bias = 0 if linear.bias is None else linear.bias
+    bias = 0 if linear.bias is None else linear.bias[: linear.out_features]
     want = rows @ weight.T
     return float((linear(rows) - bias - want).norm() / want.norm().clamp_min(TINY))
 

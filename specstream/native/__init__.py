@@ -34,6 +34,13 @@ torch.library.register_fake(
     "specstream::packed_linear", lambda x, packed, bias, outputs: x.new_empty(x.shape[0], outputs)
 )
 torch.library.define(
+    "specstream::byte_linear",
+    "(Tensor x, Tensor packed, Tensor smooth, Tensor scale, Tensor offset, Tensor? bias, SymInt outputs) -> Tensor",
+)
+torch.library.register_fake(
+    "specstream::byte_linear", lambda x, packed, smooth, scale, offset, bias, outputs: x.new_empty(x.shape[0], outputs)
+)
+torch.library.define(
     "specstream::attend",
     "(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale, float softcap, Tensor? sinks) -> Tensor",
 )
@@ -46,6 +53,9 @@ _HANDLE = "AtenTensorHandle"
 SHIMS = {
     torch.ops.specstream.packed_linear.default: [
         f"AOTITorchError aoti_torch_cpu_packed_linear({_HANDLE}, {_HANDLE}, {_HANDLE}*, int64_t, {_HANDLE}*)"
+    ],
+    torch.ops.specstream.byte_linear.default: [
+        f"AOTITorchError aoti_torch_cpu_byte_linear({', '.join([_HANDLE] * 5)}, {_HANDLE}*, int64_t, {_HANDLE}*)"
     ],
     torch.ops.specstream.attend.default: [
         f"AOTITorchError aoti_torch_cpu_attend({', '.join([_HANDLE] * 4)}, double, double, {_HANDLE}*, {_HANDLE}*)"
@@ -82,6 +92,8 @@ def _open(file: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)  # global: compiled layers call its functions by name
     pointer, size, real, yes = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_bool
     found.specstream_linear.argtypes = [yes, yes, pointer, size, size, pointer, pointer, size, pointer]
+    found.specstream_linear_in_bytes.argtypes = [yes, pointer, size, size, *[pointer] * 5, size, pointer]
+    found.specstream_linear_in_bytes.restype = None
     found.specstream_attend.argtypes = [yes, *[pointer] * 5, ctypes.POINTER(size), real, real, pointer]
     found.specstream_linear.restype = found.specstream_attend.restype = None
     found.specstream_rms_norm.argtypes = [yes, pointer, size, size, pointer, real, pointer]
@@ -90,7 +102,7 @@ def _open(file: Path) -> ctypes.CDLL:
     found.specstream_highest_k.argtypes = [pointer, size, size, size, pointer, pointer]
     found.specstream_log_totals.restype = found.specstream_highest_k.restype = None
     found.specstream_panel.restype = found.specstream_lanes.restype = size
-    found.specstream_has_bfloat16.restype = yes
+    found.specstream_has_bfloat16.restype = found.specstream_has_bytes.restype = yes
     return found
 
 
@@ -99,7 +111,31 @@ def multiplies(dtype: torch.dtype) -> bool:
     found = library()
     if found is None:
         return False
+    if dtype == torch.int8:
+        return bool(found.specstream_has_bytes())
     return dtype == torch.float16 or (dtype == torch.bfloat16 and bool(found.specstream_has_bfloat16()))
+
+
+def in_panels(weight: Tensor, step: int) -> Tensor:
+    """A weight ``[out, in]`` in the layout of the matmuls, ``[panels, in / step, outputs of a panel, step]``, filled up
+    with zeros. ``step`` inputs are multiplied by one instruction."""
+    padded = to_panels(weight)
+    return padded.view(-1, panel(), weight.shape[1] // step, step).transpose(1, 2).contiguous()
+
+
+def to_panels(outputs: Tensor) -> Tensor:
+    """A tensor ``[out, ...]`` filled up with zeros to whole panels."""
+    size = -(-len(outputs) // panel()) * panel()
+    padded = outputs.new_zeros(size, *outputs.shape[1:])
+    padded[: len(outputs)] = outputs
+    return padded
+
+
+def panel() -> int:
+    """The number of outputs whose weights lie together; the functions must exist."""
+    found = library()
+    assert found is not None
+    return int(found.specstream_panel())
 
 
 def takes(dtype: torch.dtype, *sizes: int) -> bool:

@@ -1,7 +1,8 @@
 // Matmuls and attention for the few rows of a pass, and a softmax's denominator.
 //
-// Weights are in float16 with rows in float32, or both are in bfloat16; sums are in float32. Every sum runs in an order
-// that doesn't depend on other rows, or on where a row's keys lie among masked ones. So a row's result doesn't either.
+// Weights are in float16 with rows in float32, or both are in bfloat16 or in bytes; sums are in float32, or integers.
+// Every sum runs in an order that doesn't depend on other rows, or on where a row's keys lie among masked ones. So a
+// row's result doesn't either.
 
 #include <algorithm>
 #include <atomic>
@@ -26,6 +27,9 @@
 #endif
 #if defined(WIDE) && defined(__AVX512BF16__)
 #define BFLOAT16
+#endif
+#if defined(WIDE) && defined(__AVX512VNNI__) || !defined(WIDE) && defined(__AVXVNNI__)
+#define BYTES
 #endif
 
 namespace at {
@@ -53,6 +57,7 @@ namespace {
 
 using Floats = __m512;
 using Doubles = __m512d;
+using Integers = __m512i;
 using Mask = __mmask16;
 constexpr int64_t kLanes = 16;  // floats of a register
 constexpr int kRows = 14;  // most rows of a matmul at a time: 28 sums, 2 of weights and an input, of 32 registers
@@ -72,6 +77,12 @@ inline Floats exp(Floats x) { return Sleef_expf16_u10avx512f(x); }
 inline Mask above(Floats x, Floats y) { return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ); }
 inline Floats chosen(Mask mask, Floats yes, Floats no) { return _mm512_mask_blend_ps(mask, no, yes); }
 inline bool any(Mask mask) { return mask; }
+inline Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
+inline Integers integers(const void* x) { return _mm512_loadu_si512(x); }
+inline Integers all_integers(int32_t x) { return _mm512_set1_epi32(x); }
+inline Integers rounded(Floats x) { return _mm512_cvtps_epi32(x); }
+inline Floats floats(Integers x) { return _mm512_cvtepi32_ps(x); }
+inline Integers minus(Integers x, Integers y) { return _mm512_sub_epi32(x, y); }
 inline Doubles low(Floats x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
 inline Doubles high(Floats x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
 
@@ -85,6 +96,7 @@ namespace {
 
 using Floats = __m256;
 using Doubles = __m256d;
+using Integers = __m256i;
 using Mask = __m256;
 constexpr int64_t kLanes = 8;
 constexpr int kRows = 6;  // 12 sums, 2 of weights and an input, of 16 registers
@@ -100,6 +112,12 @@ inline Floats exp(Floats x) { return Sleef_expf8_u10avx2(x); }
 inline Mask above(Floats x, Floats y) { return _mm256_cmp_ps(x, y, _CMP_GT_OQ); }
 inline Floats chosen(Mask mask, Floats yes, Floats no) { return _mm256_blendv_ps(no, yes, mask); }
 inline bool any(Mask mask) { return _mm256_movemask_ps(mask); }
+inline Floats magnitude(Floats x) { return _mm256_andnot_ps(all(-0.0f), x); }
+inline Integers integers(const void* x) { return _mm256_loadu_si256(static_cast<const __m256i*>(x)); }
+inline Integers all_integers(int32_t x) { return _mm256_set1_epi32(x); }
+inline Integers rounded(Floats x) { return _mm256_cvtps_epi32(x); }
+inline Floats floats(Integers x) { return _mm256_cvtepi32_ps(x); }
+inline Integers minus(Integers x, Integers y) { return _mm256_sub_epi32(x, y); }
 inline Doubles low(Floats x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
 inline Doubles high(Floats x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
 
@@ -123,6 +141,13 @@ inline void store(Brain* to, Floats x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
 }
 #endif
+
+float highest_of(Floats lanes) {
+  float each[kLanes], most = -INFINITY;
+  store(each, lanes);
+  for (const float e : each) most = e > most ? e : most;
+  return most;
+}
 
 // ---- threads -------------------------------------------------------------------------------------------------------
 
@@ -213,19 +238,29 @@ Pool& pool() {
 
 // ---- y = W x + b ---------------------------------------------------------------------------------------------------
 
+// Rows take the outputs' number format: float32, or bfloat16.
+inline void put(float* to, Floats sums, int64_t count) {
+  float each[kLanes];
+  store(each, sums);
+  std::copy(each, each + count, to);
+}
+#ifdef BFLOAT16
+inline void put(Brain* to, Floats sums, int64_t count) {
+  Brain each[kLanes];
+  store(each, sums);
+  std::copy(each, each + count, to);
+}
+#endif
+
 struct HalfProduct {  // float16 weights and float32 rows
   using Row = float;
   using Weight = Half;
   using Weights = Floats;
+  using Sum = Floats;
   static constexpr int64_t kInputs = 1;  // inputs of a step
   static Weights weights(const Weight* from) { return load(from); }
   static Floats input(const Row* from) { return all(*from); }
   static Floats plus(Floats sum, Floats input, Weights weights) { return fma(input, weights, sum); }
-  static void put(float* to, Floats sums, int64_t count) {
-    float each[kLanes];
-    store(each, sums);
-    for (int64_t i = 0; i < count; ++i) to[i] = each[i];
-  }
 };
 
 #ifdef BFLOAT16
@@ -233,6 +268,7 @@ struct BrainProduct {  // both in bfloat16, by an instruction that adds two prod
   using Row = Brain;
   using Weight = Brain;
   using Weights = __m512bh;
+  using Sum = Floats;
   static constexpr int64_t kInputs = 2;
   static Weights weights(const Weight* from) { return (__m512bh)_mm512_loadu_si512(from); }
   static __m512bh input(const Row* from) {
@@ -241,27 +277,39 @@ struct BrainProduct {  // both in bfloat16, by an instruction that adds two prod
     return (__m512bh)_mm512_set1_epi32(both);
   }
   static Floats plus(Floats sum, __m512bh input, Weights weights) { return _mm512_dpbf16_ps(sum, input, weights); }
-  static void put(Brain* to, Floats sums, int64_t count) {
-    Brain each[kLanes];
-    store(each, sums);
-    for (int64_t i = 0; i < count; ++i) to[i] = each[i];
+};
+#endif
+
+#ifdef BYTES
+struct ByteProduct {  // unsigned rows and signed weights, by an instruction that adds four products
+  using Row = uint8_t;
+  using Weight = int8_t;
+  using Weights = Integers;
+  using Sum = Integers;
+  static constexpr int64_t kInputs = 4;
+  static Weights weights(const Weight* from) { return integers(from); }
+  static Integers input(const Row* from) {
+    int32_t four;
+    __builtin_memcpy(&four, from, sizeof four);
+    return all_integers(four);
   }
-  static void put(float* to, Floats sums, int64_t count) {  // the same numbers
-    Brain each[kLanes];
-    store(each, sums);
-    for (int64_t i = 0; i < count; ++i) to[i] = number(each[i]);
+  static Integers plus(Integers sum, Integers input, Weights weights) {
+#ifdef WIDE
+    return _mm512_dpbusd_epi32(sum, input, weights);
+#else
+    return _mm256_dpbusd_avx_epi32(sum, input, weights);
+#endif
   }
 };
 #endif
 
 // Outputs [M, kPanel] of a panel of weights [in / kInputs, kPanel, kInputs], of which the first ``valid`` exist.
-template <typename P, typename Out, int M>
-void panel(const typename P::Row* x, int64_t in, const typename P::Weight* weights, const float* bias, Out* out,
+// finish(sums, row, output) makes outputs, from ``output`` on, of the sums of a row.
+template <typename P, typename Out, int M, typename Finish>
+void panel(const typename P::Row* x, int64_t in, const typename P::Weight* weights, const Finish& finish, Out* out,
            int64_t stride, int64_t valid) {
   constexpr int64_t step = kLanes * P::kInputs;
-  Floats sums[M][2];
-#pragma GCC unroll 14
-  for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = all(0);
+  typename P::Sum sums[M][2] = {};
   for (int64_t i = 0; i < in; i += P::kInputs, weights += 2 * step) {
     const char* ahead = reinterpret_cast<const char*>(weights) + kAhead;
     _mm_prefetch(ahead, _MM_HINT_T0);
@@ -274,49 +322,106 @@ void panel(const typename P::Row* x, int64_t in, const typename P::Weight* weigh
       sums[m][1] = P::plus(sums[m][1], input, second);
     }
   }
-  for (int m = 0; m < M; ++m)
-    for (int64_t half = 0, from = 0; half < 2 && from < valid; ++half, from += kLanes) {
-      const int64_t count = valid - from < kLanes ? valid - from : kLanes;
-      if (bias) {
-        float added[kLanes] = {};
-        std::copy(bias + from, bias + from + count, added);
-        sums[m][half] += load(added);
-      }
-      P::put(out + m * stride + from, sums[m][half], count);
-    }
+#pragma GCC unroll 14
+  for (int m = 0; m < M; ++m) {
+    put(out + m * stride, finish(sums[m][0], m, 0), std::min(kLanes, valid));
+    if (valid > kLanes) put(out + m * stride + kLanes, finish(sums[m][1], m, kLanes), valid - kLanes);
+  }
 }
 
-template <typename P, typename Out>
-using Panel = void (*)(const typename P::Row*, int64_t, const typename P::Weight*, const float*, Out*, int64_t,
-                       int64_t);
-template <typename P, typename Out>
-Panel<P, Out> panel_of(int64_t rows) {
-  return [rows]<int... I>(std::integer_sequence<int, I...>) {
-    constexpr Panel<P, Out> by_rows[] = {panel<P, Out, I + 1>...};
-    return by_rows[rows - 1];
-  }(std::make_integer_sequence<int, kRows>{});
-}
-
-// x is [rows, in], weights [ceil(outputs / kPanel), in / kInputs, kPanel, kInputs], bias [outputs] or null, out
-// [rows, outputs].
-template <typename P, typename Out>
-void linear(const void* rows_of_x, int64_t rows, int64_t in, const void* all_weights, const float* bias,
-            int64_t outputs, void* result) {
-  const auto* x = static_cast<const typename P::Row*>(rows_of_x);
-  const auto* weights = static_cast<const typename P::Weight*>(all_weights);
-  Out* out = static_cast<Out*>(result);
+// x is [rows, in], weights [ceil(outputs / kPanel), in / kInputs, kPanel, kInputs], out [rows, outputs].
+template <typename P, typename Out, typename Finish>
+void product(const typename P::Row* x, int64_t rows, int64_t in, const typename P::Weight* weights, int64_t outputs,
+             const Finish& finish, Out* out) {
   const int64_t panels = (outputs + kPanel - 1) / kPanel, tiles = (rows + kRows - 1) / kRows;
-  pool().run(panels, [=](int64_t p, int64_t end) {
+  pool().run(panels, [&](int64_t p, int64_t end) {
     for (; p < end; ++p) {
-      const int64_t first = p * kPanel, valid = outputs - first < kPanel ? outputs - first : kPanel;
-      for (int64_t t = 0; t < tiles; ++t) {  // rows are shared out evenly: 13 are 7 and 6, not 12 and 1
+      const int64_t first = p * kPanel, valid = std::min(outputs - first, kPanel);
+      for (int64_t t = 0; t < tiles; ++t) {  // rows are shared out evenly: 15 are 8 and 7, not 14 and 1
         const int64_t from = rows * t / tiles, count = rows * (t + 1) / tiles - from;
-        panel_of<P, Out>(count)(x + from * in, in, weights + first * in, bias ? bias + first : nullptr,
-                                out + from * outputs + first, outputs, valid);
+        const auto finish_here = [&](typename P::Sum sums, int64_t row, int64_t output) {
+          return finish(sums, from + row, first + output);
+        };
+        [&]<int... I>(std::integer_sequence<int, I...>) {
+          using Panel = decltype(&panel<P, Out, 1, decltype(finish_here)>);
+          constexpr Panel by_rows[] = {panel<P, Out, I + 1>...};
+          by_rows[count - 1](x + from * in, in, weights + first * in, finish_here, out + from * outputs + first,
+                             outputs, valid);
+        }(std::make_integer_sequence<int, kRows>{});
       }
     }
   });
 }
+
+// y = W x + b; bias [outputs, filled up to whole panels] or null.
+template <typename P, typename Out>
+void linear(const void* x, int64_t rows, int64_t in, const void* weights, const float* bias, int64_t outputs,
+            void* out) {
+  product<P>(
+      static_cast<const typename P::Row*>(x), rows, in, static_cast<const typename P::Weight*>(weights), outputs,
+      [bias](Floats sums, int64_t, int64_t output) { return bias ? sums + load(bias + output) : sums; },
+      static_cast<Out*>(out));
+}
+
+#ifdef BFLOAT16
+// Rounds its numbers to bfloat16.
+struct Rounded {
+  float number;
+};
+inline void put(Rounded* to, Floats sums, int64_t count) {
+  Brain each[kLanes];
+  store(each, sums);
+  for (int64_t i = 0; i < count; ++i) to[i].number = number(each[i]);
+}
+#endif
+
+#ifdef BYTES
+// The vectors of a linear layer in bytes, all float32 but the offsets: ``smooth`` [in] scales the inputs; weights have
+// the ``scale`` [outputs]; ``offset`` [outputs] is what the rows' zero point adds to a sum; bias [outputs] or null.
+// Those of outputs are filled up to whole panels.
+struct ByteLayer {
+  const float *smooth, *scale, *bias;
+  const int32_t* offset;
+};
+
+constexpr int kTop = 127, kMiddle = 128;  // largest magnitude of a byte, and zero of a row
+constexpr float kTiny = 1e-20f;           // a row with smaller numbers is zero
+
+// Quantises a row x [in], with a scale of its own, which it returns. Inputs must be a multiple of kLanes.
+template <typename T>
+float quantised(const T* x, const float* smooth, int64_t in, uint8_t* out) {
+  Floats largest = all(kTiny), odd = all(0);
+  for (int64_t i = 0; i < in; i += kLanes) {
+    const Floats scaled = load(x + i) * load(smooth + i);
+    largest = larger(magnitude(scaled), largest);
+    odd += scaled * all(0);  // NaN if one of them is no finite number, and then so is the scale
+  }
+  float top = highest_of(largest);
+  for (int64_t i = 0; i < kLanes; ++i) top += odd[i];
+  const Floats factor = all(kTop / top);
+  for (int64_t i = 0; i < in; i += kLanes) {
+    int32_t each[kLanes];
+    const Integers here = rounded(load(x + i) * load(smooth + i) * factor);
+    __builtin_memcpy(each, &here, sizeof each);
+    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = static_cast<uint8_t>(each[j] + kMiddle);
+  }
+  return top / kTop;
+}
+
+template <typename T>
+void linear_in_bytes(const T* x, int64_t rows, int64_t in, const int8_t* weights, const ByteLayer& layer,
+                     int64_t outputs, T* out) {
+  std::vector<uint8_t> bytes(rows * in);
+  std::vector<float> shares(rows);
+  for (int64_t r = 0; r < rows; ++r) shares[r] = quantised(x + r * in, layer.smooth, in, bytes.data() + r * in);
+  const auto finish = [&](Integers sums, int64_t row, int64_t output) {
+    const Floats scaled =
+        floats(minus(sums, integers(layer.offset + output))) * load(layer.scale + output) * all(shares[row]);
+    return layer.bias ? scaled + load(layer.bias + output) : scaled;
+  };
+  product<ByteProduct>(bytes.data(), rows, in, weights, outputs, finish, out);
+}
+#endif
 
 // ---- norm ----------------------------------------------------------------------------------------------------------
 
@@ -388,13 +493,6 @@ Floats capped(Floats score, float softcap) {
   store(each, score);
   for (float& e : each) e = std::tanh(e / softcap) * softcap;
   return load(each);
-}
-
-float highest_of(Floats lanes) {
-  float each[kLanes], most = -INFINITY;
-  store(each, lanes);
-  for (const float e : each) most = e > most ? e : most;
-  return most;
 }
 
 // Scales scores [capacity] of one query, which become -inf where the mask hides the key. Returns the highest.
@@ -527,11 +625,18 @@ void* made(int64_t rows, int64_t columns, int32_t dtype, AtenTensorHandle* out) 
 
 extern "C" {
 
-// Outputs whose weights lie together, the floats of a register, and whether bfloat16 is supported.
+// Outputs whose weights lie together, the floats of a register, and the formats that the processor multiplies.
 int64_t specstream_panel() { return kPanel; }
 int64_t specstream_lanes() { return kLanes; }
 bool specstream_has_bfloat16() {
 #ifdef BFLOAT16
+  return true;
+#else
+  return false;
+#endif
+}
+bool specstream_has_bytes() {
+#ifdef BYTES
   return true;
 #else
   return false;
@@ -543,10 +648,25 @@ bool specstream_has_bfloat16() {
 void specstream_linear(bool brain, bool wide, const void* x, int64_t rows, int64_t in, const void* weights,
                        const float* bias, int64_t outputs, void* out) {
 #ifdef BFLOAT16
-  if (brain && wide) return linear<BrainProduct, float>(x, rows, in, weights, bias, outputs, out);
+  if (brain && wide) return linear<BrainProduct, Rounded>(x, rows, in, weights, bias, outputs, out);
   if (brain) return linear<BrainProduct, Brain>(x, rows, in, weights, bias, outputs, out);
 #endif
   linear<HalfProduct, float>(x, rows, in, weights, bias, outputs, out);
+}
+
+// See ByteLayer above. brain: whether x and out are in bfloat16; else in float32.
+void specstream_linear_in_bytes(bool brain, const void* x, int64_t rows, int64_t in, const void* weights,
+                                const float* smooth, const float* scale, const int32_t* offset, const float* bias,
+                                int64_t outputs, void* out) {
+#ifdef BYTES
+  const ByteLayer layer{smooth, scale, bias, offset};
+  const auto* bytes = static_cast<const int8_t*>(weights);
+#ifdef BFLOAT16
+  if (brain)
+    return linear_in_bytes(static_cast<const Brain*>(x), rows, in, bytes, layer, outputs, static_cast<Brain*>(out));
+#endif
+  linear_in_bytes(static_cast<const float*>(x), rows, in, bytes, layer, outputs, static_cast<float*>(out));
+#endif
 }
 
 // See attend_all above. brain: whether all but the sinks are in bfloat16; else in float32. sizes: heads, shared, rows,
@@ -646,6 +766,18 @@ AOTITorchError aoti_torch_cpu_packed_linear(AtenTensorHandle x, AtenTensorHandle
   void* result = made(size[0], outputs, kind, out);
   specstream_linear(kind == aoti_torch_dtype_bfloat16(), false, data<void>(x), size[0], size[1], data<void>(packed),
                     bias ? data<float>(*bias) : nullptr, outputs, result);
+  return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError aoti_torch_cpu_byte_linear(AtenTensorHandle x, AtenTensorHandle packed, AtenTensorHandle smooth,
+                                          AtenTensorHandle scale, AtenTensorHandle offset, AtenTensorHandle* bias,
+                                          int64_t outputs, AtenTensorHandle* out) {
+  const int64_t* size = sizes(x);
+  const int32_t kind = dtype(x);
+  void* result = made(size[0], outputs, kind, out);
+  specstream_linear_in_bytes(kind == aoti_torch_dtype_bfloat16(), data<void>(x), size[0], size[1], data<void>(packed),
+                             data<float>(smooth), data<float>(scale), data<int32_t>(offset),
+                             bias ? data<float>(*bias) : nullptr, outputs, result);
   return AOTI_TORCH_SUCCESS;
 }
 

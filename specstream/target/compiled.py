@@ -104,7 +104,7 @@ def places(layer: nn.Module) -> list[Place]:
         if isinstance(module, PackedLinear | NativeLinear):
             found += [(module, name) for name in ("packed", "bias") if getattr(module, name) is not None]
         if isinstance(module, Int8Linear):
-            found += [(module, name) for name in Int8Linear.TENSORS if getattr(module, name) is not None]
+            found += [(module, name) for name in module.TENSORS if getattr(module, name) is not None]
         found += [
             (module, name) for name in (*module._parameters, *module._buffers) if getattr(module, name) is not None
         ]
