@@ -32,7 +32,8 @@ def tree_budget() -> Any:
     words = (
         f"Most drafted nodes that one pass verifies. 0: left to the machine. Streams and Medusa heads then draft up to "
         f"{MOST_NODES} nodes, each only if it is likely enough to pay for its row; other methods {NODES}. On a "
-        f"processor all draft {NODES_IN_TILES} in bfloat16 with AMX, and {NODES} in float16."
+        f"processor all draft {NODES_IN_TILES} in bfloat16 with AMX, and {NODES} in float16 without "
+        "AVX-512."
     )
     return number(0, "Tree budget", words, 0, 64)
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from specstream import native
 from specstream.hub.download import ModelError
 from specstream.model import cpu_linear, devices
 from specstream.model.devices import choose_device, choose_dtype
@@ -100,7 +101,10 @@ def test_more_nodes_are_drafted_where_a_matmul_takes_sixteen_rows_at_a_time(
     assert found == nodes and ("AMX" in reason) == (nodes == 12)
 
 
-def test_float16_drafts_what_fits_into_six_rows() -> None:
+def test_float16_drafts_what_the_matmul_takes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "rows", lambda: 14)  # as with AVX-512
+    assert devices.cheap_nodes(torch.float32, True, half=True)[0] == 0
+    monkeypatch.setattr(native, "rows", lambda: 6)
     found, reason = devices.cheap_nodes(torch.float32, True, half=True)
     assert found == 5 and "six rows" in reason
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from specstream.hub.download import ModelError
 from specstream.model.hardware import computes_bfloat16, has_tiles
-from specstream.params import NODES, NODES_IN_TILES
+from specstream.params import MOST_NODES, NODES, NODES_IN_TILES
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,9 @@ def cheap_nodes(kind: torch.dtype, packed: bool, half: bool = False) -> tuple[in
     """
     import torch
 
-    if half:
+    from specstream import native
+
+    if half and native.rows() <= MOST_NODES:
         return NODES, "with weights in float16 the processor multiplies six rows at a time"
     if packed and kind == torch.bfloat16 and has_tiles():
         return NODES_IN_TILES, "the processor multiplies sixteen rows of bfloat16 at a time (AMX)"

@@ -101,7 +101,7 @@ def _open(file: Path) -> ctypes.CDLL:
     found.specstream_log_totals.argtypes = [pointer, ctypes.POINTER(size), size, size, pointer]
     found.specstream_highest_k.argtypes = [pointer, size, size, size, pointer, pointer]
     found.specstream_log_totals.restype = found.specstream_highest_k.restype = None
-    found.specstream_panel.restype = found.specstream_lanes.restype = size
+    found.specstream_panel.restype = found.specstream_lanes.restype = found.specstream_rows.restype = size
     found.specstream_has_bfloat16.restype = found.specstream_has_bytes.restype = yes
     return found
 
@@ -136,6 +136,12 @@ def panel() -> int:
     found = library()
     assert found is not None
     return int(found.specstream_panel())
+
+
+def rows() -> int:
+    """The number of rows of a matmul that are computed at a time, at little extra cost; 0 without the functions."""
+    found = library()
+    return int(found.specstream_rows()) if found else 0
 
 
 def takes(dtype: torch.dtype, *sizes: int) -> bool:

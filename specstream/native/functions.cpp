@@ -625,9 +625,11 @@ void* made(int64_t rows, int64_t columns, int32_t dtype, AtenTensorHandle* out) 
 
 extern "C" {
 
-// Outputs whose weights lie together, the floats of a register, and the formats that the processor multiplies.
+// Outputs whose weights lie together, the floats of a register, the rows of a matmul that are computed at a time, and
+// the formats that the processor multiplies.
 int64_t specstream_panel() { return kPanel; }
 int64_t specstream_lanes() { return kLanes; }
+int64_t specstream_rows() { return kRows; }
 bool specstream_has_bfloat16() {
 #ifdef BFLOAT16
   return true;
