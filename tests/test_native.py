@@ -162,9 +162,11 @@ def test_compiled_layers_call_them_and_stay_exact(family: str, form: str, tmp_pa
     assert compiled.can_compile(anatomy)
     want = next_logits(anatomy)
     save(tiny.tiny(family), tmp_path / "model")
-    compiled._build(tmp_path / "model", anatomy.dtype, out := tmp_path / "library", cpu_linear.format_of(anatomy))
+    compiled._build(
+        tmp_path / "model", anatomy.dtype, out := tmp_path / "library", cpu_linear.format_of(anatomy.layers[0])
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "kept", lambda _: out)
+        patch.setattr(compiled, "kept", lambda *_: out)
         compiled.attach(anatomy, adapter.merged or ())
     replaced = [layer for layer in anatomy.layers if isinstance(vars(layer).get("forward"), compiled.CompiledLayer)]
     assert replaced

@@ -121,14 +121,14 @@ def test_a_linear_layer_that_int8_changes_much_stays_as_it_is_in_every_layer(mon
     cpu_linear.pack(anatomy, form)
     kinds = cpu_linear.PackedLinear | cpu_linear.NativeLinear
     assert all(isinstance(layer.mlp.down_proj, kinds) for layer in anatomy.layers)
-    assert cpu_linear.format_of(anatomy) == Format("int8", kept=form.kept)
+    assert cpu_linear.format_of(anatomy.layers[0]) == Format("int8", kept=form.kept)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize(("family", "mode"), [("llama", "shared"), ("qwen3", "lossless"), ("opt", "shared")])
 def test_every_method_writes_what_standard_decoding_writes(family: str, mode: str, temperature: float) -> None:
     anatomy, adapter = in_int8(family, mode)
-    assert cpu_linear.format_of(anatomy).name == "int8" and self_test.failure(anatomy, adapter) is None
+    assert cpu_linear.format_of(anatomy.layers[0]).name == "int8" and self_test.failure(anatomy, adapter) is None
     for seed in range(3):
         sampling = Sampling(max_new_tokens=32, temperature=temperature, seed=seed)
         want = tiny.ids_of(tiny.finish(tiny.standard_run(anatomy, PROMPT, sampling)))
@@ -170,9 +170,9 @@ def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
     anatomy = cpu_linear.pack(anatomy, cpu_linear.calibrated(anatomy, SAMPLES))
     attention.install(anatomy.model)
     want = next_logits(anatomy)
-    compiled._build(tmp_path / "model", DTYPE, out := tmp_path / "library", cpu_linear.format_of(anatomy))
+    compiled._build(tmp_path / "model", DTYPE, out := tmp_path / "library", cpu_linear.format_of(anatomy.layers[0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "kept", lambda _: out)
+        patch.setattr(compiled, "kept", lambda *_: out)
         compiled.attach(anatomy)
     assert all(isinstance(vars(layer).get("forward"), compiled.CompiledLayer) for layer in anatomy.layers)
     assert self_test.failure(anatomy, None) is None and self_test.exact(anatomy)

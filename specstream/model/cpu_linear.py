@@ -57,6 +57,11 @@ class Format:
 NATIVE, FLOAT16 = Format(), Format("float16")
 
 
+def of_drafts(form: Format) -> Format:
+    """The format of what only drafts, in a model with this one: int8 where it is fast, since drafts change no text."""
+    return Format("int8") if form.name != "int8" and quantized.fast() else form
+
+
 class PackedLinear(nn.Module):
     """``y = W x + b`` like the ``nn.Linear`` that it replaces, by oneDNN, in the weights' own number format.
 
@@ -98,6 +103,13 @@ torch.library.register_fake("specstream::linear", lambda x, packed, bias: x.new_
 def packed_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
     """A packed layer that replaces a linear one. With ``half`` its weights are rounded to float16."""
     return _packed(linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), half)
+
+
+def draft_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
+    """The same for a layer that only drafts; see ``of_drafts``."""
+    if not quantized.fast():
+        return packed_linear(linear, half)
+    return int8_linear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
 
 
 def _packed(weight: Tensor, bias: Tensor | None, half: bool) -> nn.Module:
@@ -225,10 +237,10 @@ def calibrated(anatomy: Anatomy, samples: Sequence[Tensor]) -> Format:
     return Format("int8", kept, inputs)
 
 
-def format_of(anatomy: Anatomy) -> Format:
-    """The format in which the layers are packed, without ``inputs``; "native" also if they are not packed."""
+def format_of(layer: nn.Module) -> Format:
+    """The format in which a decoder layer is packed, without ``inputs``; "native" also if it is not packed."""
     kinds: dict[str, nn.Module] = {}
-    for path, module in anatomy.layers[0].named_modules():
+    for path, module in layer.named_modules():
         kinds[path] = module.shared.linear if isinstance(module, PackedPart) else module
     if any(_in_float16(m) for m in kinds.values()):
         return FLOAT16

@@ -128,13 +128,21 @@ def can_compile(anatomy: Anatomy) -> bool:
     )
 
 
-def kept(anatomy: Anatomy) -> Path:
-    """The folder of the library for a model on this machine, whether or not it exists."""
+def structures(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> list[nn.Module]:
+    """One layer of each structure among a model's layers, of which all but ``copies`` are taken to have the same. The
+    copies may be packed in another format."""
+    own, *_ = anatomy.layers
+    return [own, *(c for c in copies[:1] if shapes(c) != shapes(own))]
+
+
+def kept(anatomy: Anatomy, layer: nn.Module | None = None) -> Path:
+    """The folder of the library for layers like ``layer`` (None: the first) on this machine, if it exists or not."""
+    layer = anatomy.layers[0] if layer is None else layer
     config = anatomy.model.config.to_dict()
     told = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "num_hidden_layers")}
     code = [(PACKAGE / name).read_text(encoding="utf-8") for name in COMPILED_IN]
-    layer = shapes(anatomy.layers[0])  # which differ between layouts of the weights
-    return download.home() / "compiled" / digest(told, str(anatomy.dtype), _words(format_of(anatomy)), layer, code)
+    layout = shapes(layer)  # which differ between layouts of the weights
+    return download.home() / "compiled" / digest(told, str(anatomy.dtype), _words(format_of(layer)), layout, code)
 
 
 def _words(form: Format) -> str:
@@ -142,34 +150,39 @@ def _words(form: Format) -> str:
     return " ".join([form.name, *sorted(form.kept)])
 
 
-def is_kept(anatomy: Anatomy) -> bool:
-    """Whether the library for a model exists on this machine."""
-    return (kept(anatomy) / "form.json").is_file()
+def is_kept(anatomy: Anatomy, layer: nn.Module | None = None) -> bool:
+    """Whether the library for layers like ``layer`` exists on this machine."""
+    return (kept(anatomy, layer) / "form.json").is_file()
 
 
 def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], None]:
-    """Make the layers, and ``copies`` of the last ones, run compiled with their stored library.
+    """Make the layers, and ``copies`` of the last ones, run compiled with their stored libraries.
 
     Returns a function that undoes this. Raises NotCompiled for a damaged library.
     """
-    folder = kept(anatomy)
-    native.library(build=False)  # whose functions the library may call
-    try:
-        form = json.loads((folder / "form.json").read_text(encoding="utf-8"))
-        run = torch._C._aoti.AOTIModelPackageLoader(str(folder / "layer.pt2"), "model", False, 1, -1).boxed_run
-    except Exception as error:  # a truncated file, or a library of another system
-        raise NotCompiled(f"The compiled layers in {folder} can't be loaded: delete that folder.") from error
+    native.library(build=False)  # whose functions the libraries may call
+    libraries = [_library(kept(anatomy, layer)) for layer in structures(anatomy, copies)]
     first = len(anatomy.layers) - len(copies)
-    layers = [*enumerate(anatomy.layers), *enumerate(copies, first)]
-    replaced = [(i, layer) for i, layer in layers if shapes(layer) == form["shapes"]]
-    for index, layer in replaced:
-        layer.forward = CompiledLayer(run, form, layer, index)
+    replaced = []
+    for index, layer in [*enumerate(anatomy.layers), *enumerate(copies, first)]:
+        for run, form in libraries:
+            if shapes(layer) == form["shapes"]:
+                layer.forward = CompiledLayer(run, form, layer, index)
+                replaced.append(layer)
 
     def detach() -> None:
-        for _, layer in replaced:
+        for layer in replaced:
             vars(layer).pop("forward", None)
 
     return detach
+
+
+def _library(folder: Path) -> tuple[Callable[..., list[Tensor]], dict[str, Any]]:
+    try:
+        form = json.loads((folder / "form.json").read_text(encoding="utf-8"))
+        return torch._C._aoti.AOTIModelPackageLoader(str(folder / "layer.pt2"), "model", False, 1, -1).boxed_run, form
+    except Exception as error:  # a truncated file, or a library of another system
+        raise NotCompiled(f"The compiled layers in {folder} can't be loaded: delete that folder.") from error
 
 
 class Layers:
@@ -192,17 +205,20 @@ class Layers:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  of the build, for as long as it may write there
         self.ready = False
         self._possible = possible and can_compile(anatomy)
+        self._kinds = structures(anatomy, copies) if self._possible else []
         self.words = "" if self._possible else "The layers of this model can't be compiled."
 
     def start(self) -> None:
-        """Start to build the library in a separate process, unless it exists: a quarter of a minute on one core."""
-        if not self._possible or self._build or is_kept(self._anatomy):
+        """Start to build what is missing in a separate process: a quarter of a minute on one core for each library."""
+        missing = [layer for layer in self._kinds if not is_kept(self._anatomy, layer)]
+        if not self._possible or self._build or not missing:
             return
         if not compiler.works(compiler.command()):
             self._refuse(f"there is no C++ compiler ({compiler.command()}; Debian: apt install g++)")
             return
-        words = [str(self._source), str(self._anatomy.dtype), str(kept(self._anatomy))]
-        words += _words(format_of(self._anatomy)).split()
+        words = [str(self._source), str(self._anatomy.dtype)]
+        for layer in missing:
+            words += [str(kept(self._anatomy, layer)), _words(format_of(layer))]
         self._build = subprocess.Popen(
             python("specstream.target.compiled", *words),
             env=environment(OMP_NUM_THREADS=str(torch.get_num_threads())),
@@ -210,7 +226,7 @@ class Layers:
             stderr=self._errors,
             start_new_session=True,
         )
-        self.words = "Faster passes are being built in the background, once for this machine (about 15 s)."
+        self.words = "Faster passes are being built in the background, once for this machine (about half a minute)."
 
     def use(self, wait: bool = False) -> bool:
         """Swap the library in if it has been built; with ``wait``, wait for it. Call this only between runs.
@@ -223,7 +239,7 @@ class Layers:
             self.start()
         if self._build and not self._ended(wait):
             return False
-        if is_kept(self._anatomy):
+        if all(is_kept(self._anatomy, layer) for layer in self._kinds):
             self._put_in_place()
         return self.ready
 
@@ -409,7 +425,9 @@ def _lower_operations() -> None:
 
 
 if __name__ == "__main__":
-    _folder, _dtype, _out, _name, *_kept = sys.argv[1:]
-    _form = Format(_name, kept=frozenset(_kept))
+    _folder, _dtype, *_libraries = sys.argv[1:]
     native.library()
-    _build(Path(_folder), getattr(torch, _dtype.removeprefix("torch.")), Path(_out), _form)
+    for _out, _words_of_form in zip(_libraries[::2], _libraries[1::2], strict=True):
+        _name, *_left = _words_of_form.split()
+        _form = Format(_name, kept=frozenset(_left))
+        _build(Path(_folder), getattr(torch, _dtype.removeprefix("torch.")), Path(_out), _form)

@@ -22,7 +22,7 @@ from specstream.adapters.weights import Adapter
 from specstream.hub import catalogue
 from specstream.hub.download import ModelError, ModelSource, StatusCallback
 from specstream.model import attention
-from specstream.model.cpu_linear import Format, PackedLinear, calibrated, pack, packed_linear, suits
+from specstream.model.cpu_linear import Format, PackedLinear, calibrated, draft_linear, of_drafts, pack, suits
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
 from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.model.pretrained import load_model
@@ -107,9 +107,9 @@ def in_int8(parts: Anatomy, texts: Sequence[Tensor]) -> Format:
 def packed_up(parts: Anatomy, adapter: Adapter | None, beside: Heads, form: Format) -> Anatomy:
     """Pack the weights of a model after ``made_ready``, and of its drafting parts, if that helps."""
     if adapter and Streaming().on(parts.device.type).streams == "deferred":  # streams run alone
-        adapter.merge_copies(parts, form)
+        adapter.merge_copies(parts, of_drafts(form))
     if suits(parts, form.half):
-        layout = functools.partial(packed_linear, half=form.half)
+        layout = functools.partial(draft_linear, half=form.half)
         beside.ready(parts, layout)
         if adapter:
             adapter.pack(layout)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specstream.adapters.weights import Adapter
 from specstream.events import Draft
@@ -32,25 +32,32 @@ PROMPT, NODES = 6, len(PARENTS)
 def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
     """Why this model can't verify trees, in one sentence; None if its node logits equal its path logits."""
     try:
-        gap = worst_gap(anatomy, adapter)
+        gaps = [(worst_gap(anatomy, adapter), _tolerance(anatomy, anatomy.layers[0]))]
+        if adapter:
+            layer, *_ = adapter.merged or anatomy.layers
+            gaps.append((streams_gap(anatomy, adapter), _tolerance(anatomy, layer)))
     except Exception as error:  # any failure of foreign model code has the same consequence: standard decoding only
         log.info("the self-test failed", exc_info=True)
         return f"This model can't verify draft trees ({type(error).__name__} in the self-test): standard decoding only."
-    if math.isnan(gap):
+    if any(math.isnan(gap) for gap, _ in gaps):
         return "The model's numbers are not finite in the self-test: choose float32 as its number format."
-    int8 = format_of(anatomy).name == "int8"
-    if gap > (INT8_TOLERANCE if int8 else TOLERANCE.get(anatomy.dtype, HALF_TOLERANCE)):
+    if off := [gap for gap, tolerance in gaps if gap > tolerance]:
         return (
-            f"This model failed the tree self-test (logits off by {gap:.2g} of their spread): standard decoding only."
+            f"This model failed the tree self-test (logits off by {max(off):.2g} of their spread): standard decoding "
+            "only."
         )
     return None
+
+
+def _tolerance(anatomy: Anatomy, layer: nn.Module) -> float:
+    int8 = format_of(layer).name == "int8"
+    return INT8_TOLERANCE if int8 else TOLERANCE.get(anatomy.dtype, HALF_TOLERANCE)
 
 
 @torch.inference_mode()
 def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
     """The largest difference, in standard deviations of the logits, between: node logits in a tree pass and logits of
-    each path alone; our logits from the last layer's states and the model's own; streams computed separately and
-    streams carried by the pass itself. NaN if any is."""
+    each path alone; our logits from the last layer's states and the model's own. NaN if any is."""
     prompt, root, draft = _sample(anatomy)
     target = ModelTarget(anatomy, adapter, Variant() if adapter else None)
     target.prefill(prompt)
@@ -58,15 +65,15 @@ def worst_gap(anatomy: Anatomy, adapter: Adapter | None) -> float:
     want, states = _alone(anatomy, [[*prompt, root, *path] for path in _paths(draft.tokens)])
     gaps = [_gap(ours, theirs) for ours, theirs in zip(got, want, strict=True)]
     gaps.append(_gap(anatomy.logits(states[:1])[0], want[0]))
-    if adapter:
-        gaps.append(_streams_gap(anatomy, adapter, prompt, root, draft))
     target.release()
     return float(torch.tensor(gaps).max())
 
 
-def _streams_gap(anatomy: Anatomy, adapter: Adapter, prompt: list[int], root: int, draft: Draft) -> float:
-    """The difference between the streams of an accepted path and those carried by a single pass over the same text, as
-    in training."""
+@torch.inference_mode()
+def streams_gap(anatomy: Anatomy, adapter: Adapter) -> float:
+    """The same difference between the streams of an accepted path and those carried by a single pass over the same
+    text, as in training."""
+    prompt, root, draft = _sample(anatomy)
     target = ModelTarget(anatomy, adapter, Variant(deferred=True))
     target.prefill(prompt)
     target.verify(root, draft)
