@@ -62,6 +62,9 @@ def test_a_check_in_float32_uses_the_same_weights() -> None:
     weight, offset, x = torch.randn(50, 20).bfloat16(), torch.randn(50).bfloat16(), torch.randn(3, 20)
     want = torch.nn.functional.linear(x, weight.float(), offset.float())
     assert torch.equal(NativeLinear(weight, offset)(x), want)
+    assert torch.equal(
+        NativeLinear(weight, offset).floats(x.bfloat16()), NativeLinear(weight, offset)(x.bfloat16()).float()
+    )
 
 
 def test_several_threads_and_a_forked_process_get_the_same_result() -> None:

@@ -66,6 +66,8 @@ KINDS = [OneDnnInt8, *([NativeInt8] if native.multiplies(torch.int8) else [])]
 def test_both_kinds_compute_the_same(dtype: torch.dtype, out: int) -> None:
     weight, bias, rows = linear(out=out)
     one, other = (kind(weight, bias, rows.abs().amax(0))(rows.to(dtype)) for kind in (NativeInt8, OneDnnInt8))
+    ours = NativeInt8(weight, bias, rows.abs().amax(0))
+    assert torch.equal(ours.floats(rows.to(dtype)), ours(rows.to(dtype)).float())
     assert torch.allclose(one.float(), other.float(), atol=1e-4, rtol=1e-5 if dtype == torch.float32 else 2**-7)
 
 

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from specstream.model.native_linear import NativeLinear
+from specstream.model.quantized import NativeInt8
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -75,7 +76,7 @@ class Anatomy:
         With ``rows``, only the logits of the first ``rows`` rows, although the head may compute all.
         """
         head = head or self.head
-        out = head.floats(states[:rows]) if isinstance(head, NativeLinear) else head(states)[:rows].float()
+        out = head.floats(states[:rows]) if isinstance(head, NativeLinear | NativeInt8) else head(states)[:rows].float()
         return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
 
     def linears(self, layer: int) -> dict[str, nn.Module]:

@@ -88,14 +88,22 @@ class NativeInt8(Int8Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, both in the number format of ``x``."""
-        given = self.packed, self.smooth, self.scale, self.offset, self.bias
         if torch.compiler.is_exporting():
+            given = self.packed, self.smooth, self.scale, self.offset, self.bias
             flat = torch.ops.specstream.byte_linear(x.flatten(0, -2), *given, self.out_features)
             return flat.view(*x.shape[:-1], self.out_features)
-        x, out = x.contiguous(), x.new_empty(*x.shape[:-1], self.out_features)
+        return self._multiplied(x, x.dtype)
+
+    def floats(self, x: Tensor) -> Tensor:
+        """What ``forward`` returns, in float32, which saves converting it."""
+        return self._multiplied(x, torch.float32)
+
+    def _multiplied(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x, out = x.contiguous(), x.new_empty(*x.shape[:-1], self.out_features, dtype=dtype)
+        given = self.packed, self.smooth, self.scale, self.offset, self.bias
         rows, pointers = x.numel() // self.in_features, [None if t is None else t.data_ptr() for t in given]
-        brain = x.dtype == torch.bfloat16
-        self._matmul(brain, x.data_ptr(), rows, self.in_features, *pointers, self.out_features, out.data_ptr())
+        formats = x.dtype == torch.bfloat16, dtype == torch.float32
+        self._matmul(*formats, x.data_ptr(), rows, self.in_features, *pointers, self.out_features, out.data_ptr())
         return out
 
 

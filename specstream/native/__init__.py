@@ -92,7 +92,7 @@ def _open(file: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)  # global: compiled layers call its functions by name
     pointer, size, real, yes = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_bool
     found.specstream_linear.argtypes = [yes, yes, pointer, size, size, pointer, pointer, size, pointer]
-    found.specstream_linear_in_bytes.argtypes = [yes, pointer, size, size, *[pointer] * 5, size, pointer]
+    found.specstream_linear_in_bytes.argtypes = [yes, yes, pointer, size, size, *[pointer] * 5, size, pointer]
     found.specstream_linear_in_bytes.restype = None
     found.specstream_attend.argtypes = [yes, *[pointer] * 5, ctypes.POINTER(size), real, real, pointer]
     found.specstream_linear.restype = found.specstream_attend.restype = None

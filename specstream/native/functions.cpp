@@ -170,16 +170,25 @@ class Pool {
     jobs_ = job;
     if (asleep_) jobs_.notify_all();
     take(job, 0);
-    for (int spins = 0; done_ < threads * kParts; ++spins) spins < kSpins ? _mm_pause() : std::this_thread::yield();
+    for (int spins = 0; done_ < threads * kParts; ++spins) pause(spins);
   }
 
  private:
   static constexpr int64_t kMost = 64;  // threads
   static constexpr int64_t kParts = 2;  // of a thread's share
-  static constexpr int kSpins = 2000;   // for which a thread waits before it sleeps: some 50 microseconds
+  static constexpr int kPauses = 2000;  // some 100 microseconds, after which others may have the core
+  static constexpr int kSpins = 6000;   // for which a thread waits before it sleeps: waking it takes long, above all in
+                                        // a virtual machine, and the rest of a step comes between two passes
   struct alignas(64) Counter {
     std::atomic<uint64_t> value{0};
   };
+
+  static void pause(int spins) {
+    if (spins < kPauses)
+      _mm_pause();
+    else
+      std::this_thread::yield();
+  }
 
   void start(int64_t helpers) {
     try {
@@ -211,7 +220,7 @@ class Pool {
 
   [[noreturn]] void help(int64_t self) {
     for (uint32_t seen = 0;;) {
-      for (int spins = 0; jobs_ == seen && spins < kSpins; ++spins) _mm_pause();
+      for (int spins = 0; jobs_ == seen && spins < kSpins; ++spins) pause(spins);
       if (jobs_ == seen) {
         ++asleep_;
         jobs_.wait(seen);
@@ -408,9 +417,10 @@ float quantised(const T* x, const float* smooth, int64_t in, uint8_t* out) {
   return top / kTop;
 }
 
-template <typename T>
-void linear_in_bytes(const T* x, int64_t rows, int64_t in, const int8_t* weights, const ByteLayer& layer,
-                     int64_t outputs, T* out) {
+template <typename T, typename Out>
+void linear_in_bytes(const void* rows_of_x, int64_t rows, int64_t in, const int8_t* weights, const ByteLayer& layer,
+                     int64_t outputs, void* out) {
+  const T* x = static_cast<const T*>(rows_of_x);
   std::vector<uint8_t> bytes(rows * in);
   std::vector<float> shares(rows);
   for (int64_t r = 0; r < rows; ++r) shares[r] = quantised(x + r * in, layer.smooth, in, bytes.data() + r * in);
@@ -419,7 +429,7 @@ void linear_in_bytes(const T* x, int64_t rows, int64_t in, const int8_t* weights
         floats(minus(sums, integers(layer.offset + output))) * load(layer.scale + output) * all(shares[row]);
     return layer.bias ? scaled + load(layer.bias + output) : scaled;
   };
-  product<ByteProduct>(bytes.data(), rows, in, weights, outputs, finish, out);
+  product<ByteProduct>(bytes.data(), rows, in, weights, outputs, finish, static_cast<Out*>(out));
 }
 #endif
 
@@ -656,18 +666,18 @@ void specstream_linear(bool brain, bool wide, const void* x, int64_t rows, int64
   linear<HalfProduct, float>(x, rows, in, weights, bias, outputs, out);
 }
 
-// See ByteLayer above. brain: whether x and out are in bfloat16; else in float32.
-void specstream_linear_in_bytes(bool brain, const void* x, int64_t rows, int64_t in, const void* weights,
+// See ByteLayer above, and specstream_linear about brain and wide.
+void specstream_linear_in_bytes(bool brain, bool wide, const void* x, int64_t rows, int64_t in, const void* weights,
                                 const float* smooth, const float* scale, const int32_t* offset, const float* bias,
                                 int64_t outputs, void* out) {
 #ifdef BYTES
   const ByteLayer layer{smooth, scale, bias, offset};
   const auto* bytes = static_cast<const int8_t*>(weights);
 #ifdef BFLOAT16
-  if (brain)
-    return linear_in_bytes(static_cast<const Brain*>(x), rows, in, bytes, layer, outputs, static_cast<Brain*>(out));
+  if (brain && wide) return linear_in_bytes<Brain, Rounded>(x, rows, in, bytes, layer, outputs, out);
+  if (brain) return linear_in_bytes<Brain, Brain>(x, rows, in, bytes, layer, outputs, out);
 #endif
-  linear_in_bytes(static_cast<const float*>(x), rows, in, bytes, layer, outputs, static_cast<float*>(out));
+  linear_in_bytes<float, float>(x, rows, in, bytes, layer, outputs, out);
 #endif
 }
 
@@ -777,7 +787,7 @@ AOTITorchError aoti_torch_cpu_byte_linear(AtenTensorHandle x, AtenTensorHandle p
   const int64_t* size = sizes(x);
   const int32_t kind = dtype(x);
   void* result = made(size[0], outputs, kind, out);
-  specstream_linear_in_bytes(kind == aoti_torch_dtype_bfloat16(), data<void>(x), size[0], size[1], data<void>(packed),
+  specstream_linear_in_bytes(kind == aoti_torch_dtype_bfloat16(), false, data<void>(x), size[0], size[1], data<void>(packed),
                              data<float>(smooth), data<float>(scale), data<int32_t>(offset),
                              bias ? data<float>(*bias) : nullptr, outputs, result);
   return AOTI_TORCH_SUCCESS;

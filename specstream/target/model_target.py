@@ -286,7 +286,7 @@ class ModelTarget:
         after = [states, *calls.run(states, rows, range(len(anatomy.layers)))]
         if self.adapter:
             self._carried = Carried()
-            self._carried.main = after[self._first][:, plan.nodes[0]]
+            self._carried.main = after[self._first].index_select(1, plan.nodes[0])
         return anatomy.normed(after[-1])[0]
 
     def _by_the_model(self, tokens: Sequence[int], plan: PassLayout, draft: Draft | None) -> Tensor:
