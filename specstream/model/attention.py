@@ -61,9 +61,10 @@ def attend(
     mask = attention_mask[:, :, None].float()
     sinks = None if s_aux is None else s_aux.float().view(1, shared, -1, 1, 1)
     plain = softcap is None and s_aux is None and query.device.type == "cpu"
-    if plain and _prompt.get() and not torch.compiler.is_exporting():
+    ours = _by_native(query, key, value)
+    if plain and _prompt.get() and not ours and not torch.compiler.is_exporting():
         return _by_the_library(query, key, value, attention_mask, scale), None
-    if _by_native(query, key, value):
+    if ours:
         s_aux = None if s_aux is None else s_aux.float()
         made = torch.ops.specstream.attend(
             query, key.transpose(-1, -2), value, attention_mask, scale, softcap or 0.0, s_aux

@@ -113,6 +113,18 @@ class TreeCache(Cache):
         self._buffers: dict[tuple[int, ...], Buffers] = {}
         self._slots: tuple[tuple[int, int], Tensor] | None = None
 
+    def examples(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of no positions, of every layer, from which ``initialize`` makes another run's cache."""
+        return [
+            (keys[..., :0].transpose(2, 3), values[:, :, :0])
+            for keys, values in (layer.whole() for layer in self.layers)
+        ]
+
+    def initialize(self, examples: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Allocate buffers now instead of in the first pass: compiled layers need them."""
+        for layer, (keys, values) in zip(self.layers, examples, strict=True):
+            layer.lazy_initialization(keys, values)
+
     def buffers(self, key: Tensor, value: Tensor) -> Buffers:
         """Allocate buffers for layers whose keys and values have the shapes of ``key`` and ``value``."""
         shape = (key.shape[1], key.shape[3], value.shape[1], value.shape[3])

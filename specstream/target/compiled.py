@@ -33,7 +33,7 @@ from specstream.model.quantized import Int8Linear
 from specstream.native import compiler
 from specstream.target.self_test_cache import PACKAGE, digest
 
-MOST_ROWS = 128  # of a pass; longer prompts are faster with the matmuls of the Python code
+MOST_ROWS = 512  # of a pass: a chunk of a long prompt
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model is likely to have
 LIMIT = 600  # time limit of a build in seconds
 CACHE = "past_key_values"
