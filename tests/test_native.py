@@ -14,10 +14,11 @@ from torch import Tensor
 
 from specstream import native
 from specstream.decoding.softmax import highest, log_total
+from specstream.events import Draft
 from specstream.model import attention, cpu_linear, native_linear
 from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.params import Sampling
-from specstream.target import compiled, self_test
+from specstream.target import compiled, model_target, self_test
 from specstream.target.model_target import ModelTarget, Variant
 from specstream.target.self_test_cache import SelfTestCache
 from tests import tiny
@@ -239,3 +240,18 @@ def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "broken.so").write_bytes(b"no library")
     assert native._library.__wrapped__() is not None
     assert isinstance(native_linear.half_linear(torch.ones(16, 8)), NativeLinear)
+
+
+def test_a_second_run_starts_with_a_cache_and_keeps_none_of_the_first() -> None:
+    anatomy, _ = ready("llama", "float32", gamma=2, mode="shared")
+    for _ in range(2):
+        target = ModelTarget(anatomy)
+        target.prefill([1] * 70)
+        logits = target.verify(3, Draft())
+        target.release()
+    examples = model_target._CACHED[anatomy.model]
+    assert all(t.untyped_storage().nbytes() == 0 for pair in examples for t in pair)
+    model_target._CACHED.pop(anatomy.model)
+    target = ModelTarget(anatomy)
+    target.prefill([1] * 70)
+    assert torch.equal(target.verify(3, Draft()), logits)

@@ -30,8 +30,8 @@ _prompt: ContextVar[bool] = ContextVar("prompt", default=False)
 
 @contextmanager
 def prompt_pass() -> Iterator[None]:
-    """A context for the rows of a prompt. All methods read them in the same passes, so the library's attention may be
-    used, which is faster for many rows."""
+    """A context for the rows of a prompt. All methods read them in the same passes, so without our functions in C++ the
+    library's attention may be used, which is faster for many rows than our matmuls."""
     token = _prompt.set(True)
     try:
         yield

@@ -115,10 +115,8 @@ class TreeCache(Cache):
 
     def examples(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of no positions, of every layer, from which ``initialize`` makes another run's cache."""
-        return [
-            (keys[..., :0].transpose(2, 3), values[:, :, :0])
-            for keys, values in (layer.whole() for layer in self.layers)
-        ]
+        whole = (layer.whole() for layer in self.layers)
+        return [(keys[..., :0].transpose(2, 3).clone(), values[:, :, :0].clone()) for keys, values in whole]
 
     def initialize(self, examples: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Allocate buffers now instead of in the first pass: compiled layers need them."""
