@@ -14,15 +14,16 @@ from torch import Tensor
 
 from specstream import native
 from specstream.decoding.softmax import highest, log_total
-from specstream.events import Draft
+from specstream.engine import load
+from specstream.events import Draft, Step
 from specstream.model import attention, cpu_linear, native_linear
 from specstream.model.native_linear import FbgemmLinear, NativeLinear
-from specstream.params import Sampling
+from specstream.params import Sampling, Standard
 from specstream.target import compiled, model_target, self_test
 from specstream.target.model_target import ModelTarget, Variant
 from specstream.target.self_test_cache import SelfTestCache
 from tests import tiny
-from tests.test_exact import Twin, bushy_run, ready
+from tests.test_exact import Twin, bushy_run, compiler, ready  # noqa: F401  compiler is a fixture
 from tests.test_quantized import next_logits, save
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the functions in C++ can't be built here")
@@ -242,16 +243,34 @@ def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(native_linear.half_linear(torch.ones(16, 8)), NativeLinear)
 
 
-def test_a_second_run_starts_with_a_cache_and_keeps_none_of_the_first() -> None:
+def test_every_run_starts_with_a_cache_and_none_outlives_it() -> None:
     anatomy, _ = ready("llama", "float32", gamma=2, mode="shared")
+    logits = []
     for _ in range(2):
-        target = ModelTarget(anatomy)
-        target.prefill([1] * 70)
-        logits = target.verify(3, Draft())
-        target.release()
-    examples = model_target._CACHED[anatomy.model]
+        model_target._CACHED.pop(anatomy.model, None)
+        for _ in range(2):
+            target = ModelTarget(anatomy)
+            target.prefill([1] * 70)
+            assert target.cache is not None and all(layer.is_initialized for layer in target.cache.layers)
+            logits.append(target.verify(3, Draft()).clone())
+            target.release()
+    assert all(torch.equal(one, logits[0]) for one in logits)
+    (examples,) = model_target._CACHED[anatomy.model].values()
     assert all(t.untyped_storage().nbytes() == 0 for pair in examples for t in pair)
-    model_target._CACHED.pop(anatomy.model)
-    target = ModelTarget(anatomy)
-    target.prefill([1] * 70)
-    assert torch.equal(target.verify(3, Draft()), logits)
+
+
+@pytest.mark.real_model
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("compiler")
+def test_the_first_run_of_a_process_writes_what_the_second_does() -> None:
+    engine = load("smollm2-135m", "dialogsum")
+    engine.refresh(wait=True)
+    prompt = engine.prompt("dialogsum", "#Person1#: Where shall we go?\n#Person2#: To the lake. Bring your coat. " * 6)
+    sampling = Sampling(max_new_tokens=8)
+
+    def probabilities() -> list[float | None]:
+        steps = [event for event in engine.generate(prompt, Standard(), sampling) if isinstance(event, Step)]
+        return [token.logprob for step in steps for token in step.tokens]
+
+    model_target._CACHED.clear()
+    assert probabilities() == probabilities()

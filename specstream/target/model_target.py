@@ -34,7 +34,8 @@ TILE = 16  # on accelerators, passes have a multiple of this many rows: librarie
 NO_EXIT = "Pruning needs an adapter with an early exit, and this one has none: set pruning to 0, or train one with it."
 
 
-_CACHED: WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()  # see TreeCache.examples
+Examples = list[tuple[Tensor, Tensor]]  # see TreeCache.examples
+_CACHED: WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype, torch.device], Examples]] = WeakKeyDictionary()
 
 
 def synchronize(device: torch.device) -> None:
@@ -102,10 +103,9 @@ class ModelTarget:
 
         Raises Stopped between two chunks of a long prompt once ``should_stop`` returns True.
         """
+        examples = self._cached()
         self.cache, self.length, self._calls = TreeCache(len(self.anatomy.layers)), 0, None
-        known = _CACHED.get(self.anatomy.model)
-        if known and known[0][0].dtype == self.anatomy.dtype and known[0][0].device == self.anatomy.device:
-            self.cache.initialize(known)
+        self.cache.initialize(examples)
         chunks = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
         states = torch.empty(0)
         for chunk in chunks:
@@ -117,9 +117,20 @@ class ModelTarget:
             with attention.prompt_pass():
                 states = self._pass(chunk, positions, mask, [len(chunk) - 1] if last else [])
             self.keep(range(len(chunk)))
-        _CACHED[self.anatomy.model] = self.cache.examples()
         self._states = states[-1:]
         return self.anatomy.head_logits(self._states)
+
+    def _cached(self) -> Examples:
+        """What the model caches; found by a pass of one row, once in a process. Every run of a model thus starts with a
+        cache, and reads its prompt in the same way."""
+        known = _CACHED.setdefault(self.anatomy.model, {})
+        form = self.anatomy.dtype, self.anatomy.device
+        if form not in known:
+            self.cache, self.length, self._calls = TreeCache(len(self.anatomy.layers)), 0, None
+            with attention.prompt_pass():
+                self._pass([0], range(1), causal_mask(1, 0), [])
+            known[form] = self.cache.examples()
+        return known[form]
 
     @torch.inference_mode()
     def verify(self, root: int, draft: Draft) -> Tensor:
