@@ -35,6 +35,7 @@ from specstream.testing.toy import load_toy
 from tests.conftest import Pace
 from ui import app
 from ui.access_rules import DEMO, OPEN, Rules
+from ui.jobs import job
 from ui.jobs.engine_host import Engines
 
 pytestmark = MARKS
@@ -138,6 +139,17 @@ def test_a_conversation_goes_on_over_a_reload_until_a_new_one_is_begun(browser: 
     newest = log.run(log.runs(limit=1)[0]["id"])
     assert newest["prompt"] == "And the café?" and newest["settings"]["chat"]["system"] == "Be kind."
     assert newest["settings"]["chat"]["turns"][0][0] == "Where is the <b>pub</b>?"
+
+
+def test_a_run_begins_when_the_page_says_that_it_has_drawn_its_beginning(
+    browser: Browser, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "DRAWING", 600)  # seconds
+    with visit(browser, url, "Playground") as page:
+        for _ in range(2):
+            ask(page, "name[The Salted Fig]")
+            status(page, "^Done")
+            expect(player(page)).to_have_attribute("data-state", "done")
 
 
 def test_a_task_or_an_example_loads_its_adapter(browser: Browser) -> None:

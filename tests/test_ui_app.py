@@ -105,14 +105,33 @@ def test_stop_ends_a_run_after_the_step_under_way() -> None:
 
 
 def test_stop_is_told_at_once_not_with_the_next_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "UPDATES_PER_SECOND", 0.1)
     run = RunJob(loaded(pace=0.01), None, ask(tokens=2000, ignore_eos=True))
     batches = run.batches()
     next(batches)
+    monkeypatch.setattr(job, "UPDATES_PER_SECOND", 0.1)
     run.stop.set()
     began = time.monotonic()
     last = [item for batch in batches for item in batch]
     assert finished(last, Lane.METHOD).reason is Reason.STOPPED and time.monotonic() - began < 8  # an update takes 10 s
+
+
+def test_a_run_begins_once_the_page_has_drawn_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "DRAWING", 600)
+    drawn, stopped = RunJob(loaded(), None, ask()), RunJob(loaded(), None, ask())
+    drawn.drawn.set()
+    stopped.stop.set()
+    for one in (drawn, stopped):
+        one.wait_for_drawing()
+        assert not one.begun
+        assert items(one)
+        one.wait_for_drawing()  # of a run that has begun, for a page that was reloaded
+    monkeypatch.setattr(job, "DRAWING", 0.1)
+    RunJob(loaded(), None, ask()).wait_for_drawing()  # a page that never says anything
+
+
+def test_a_short_run_is_over_before_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "UPDATES_PER_SECOND", 1 / 600)
+    assert len(list(RunJob(loaded(), None, ask(tokens=10)).batches())) == 1
 
 
 def test_stop_does_not_wait_for_a_slow_step() -> None:
@@ -193,11 +212,11 @@ def test_stop_reaches_the_job_of_its_visitor_only() -> None:
 def test_the_run_does_not_wait_for_the_page(engines: Engines) -> None:
     run = RunJob(engines, None, ask(tokens=200, ignore_eos=True))
     batches = run.batches()
-    next(batches)
+    first = next(batches)
     run._thread.join(timeout=60)  # nobody drains the queue meanwhile
     assert not run._thread.is_alive()
     rest = [item for batch in batches for item in batch]
-    assert any(isinstance(item, Verdict) for item in rest)
+    assert any(isinstance(item, Verdict) for item in first + rest)
 
 
 def test_updates_are_coalesced() -> None:

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 # A browser on the same machine competes with the model: with few cores, it is updated less often.
-UPDATES_PER_SECOND = 12 if (os.cpu_count() or 1) > 2 else 6
+UPDATES_PER_SECOND = 12 if (os.cpu_count() or 1) > 2 else 2
 POLL = 0.1  # seconds between checks for a stop request
+DRAWING = 0.5  # most seconds that a job waits for the page to have drawn its beginning
 GRACE = 12.0  # seconds that a job continues after its last viewer left, so that a reloaded page finds it running
 
 
@@ -27,6 +28,7 @@ class Job(ABC):
         self.stop = threading.Event()
         self.items: list[Any] = []
         self.ended = False
+        self.drawn = threading.Event()  # the page says that it has drawn the beginning
         self._stopped = 0.0  # when a viewer first saw the stop request
         self._changed = threading.Condition()
         self._viewers: set[str] = set()
@@ -44,16 +46,29 @@ class Job(ABC):
             self.items.append(item)
             self._changed.notify_all()
 
+    @property
+    def begun(self) -> bool:
+        return self._thread.ident is not None
+
+    def wait_for_drawing(self) -> None:
+        """Wait until the page has drawn the beginning, so that this does not slow down the first passes of a model on
+        the same cores; not if the job has begun, and not for long."""
+        until = time.monotonic() + DRAWING
+        while not (self.begun or self.stop.is_set() or time.monotonic() > until or self.drawn.wait(POLL)):
+            pass
+
     def batches(self, viewer: str = "") -> Generator[list[Any], None, None]:
         """Start if necessary, and yield the items: first all so far, then new ones, a few times a second.
 
-        The end is reported at once. Closing the iterator means leaving; without viewers the job stops after a while.
+        A job that begins has some time before the first: what it does then is not slowed down by a page that draws. The
+        end is reported at once. Closing the iterator means leaving; without viewers the job stops after a while.
         """
+        seen, due = 0, 0.0
         with self._changed:
             self._viewers.add(viewer)
-            if self._thread.ident is None:
+            if not self.begun:
                 self._thread.start()
-        seen, due = 0, 0.0
+                due = time.monotonic() + 1 / UPDATES_PER_SECOND
         try:
             while (batch := self._next(seen, due)) is not None:
                 due = time.monotonic() + 1 / UPDATES_PER_SECOND

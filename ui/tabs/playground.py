@@ -317,6 +317,10 @@ class RunEvents:
         if label == STOP:
             self._jobs.stop(visitor.name(key, request))
 
+    def drawn(self, key: str, request: gr.Request) -> None:
+        if job := self._jobs.get(visitor.name(key, request)):
+            job.drawn.set()
+
     def close(self, request: gr.Request) -> None:
         self._jobs.close(str(request.session_hash))
 
@@ -388,6 +392,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
     turn: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING}
     tab.run.click(runs.run, tab.inputs, outputs, **turn, **QUIET)
     tab.run.click(runs.stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **QUIET)
+    tab.view.player.play(runs.drawn, tab.key, queue=False, **QUIET)
     tab.view.again.click(runs.again, [tab.last, tab.key], outputs, **turn, **QUIET)
     budgets = [part for (_, name), part in tab.settings.parts.items() if name == "budget"]
     mended = tab.view.mend.click(runs.mend, tab.last, [tab.status, tab.task, *budgets], queue=False, **QUIET)
@@ -418,6 +423,7 @@ def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iter
     # each has a separate dict, because gradio removes the value from it.
     begun = tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone)} | tab.view.begun()
     yield begun | tab.view.running(view) | tab.busy()
+    run.wait_for_drawing()
     with closing(run.batches(session)) as batches:
         for batch in batches:
             for item in batch:

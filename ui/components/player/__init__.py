@@ -24,7 +24,8 @@ def player(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """A component that shows the messages of ``ui.state.feed`` live and lets the user walk through the steps.
 
     Its value is a message as JSON text. Text from the model is set with textContent only. It fires ``select`` with
-    ``index`` when the user selects a step. (A subclass would make gradio write a stub file beside this one.)
+    ``index`` when the user selects a step, and ``play`` when it has drawn the beginning of a live run. (A subclass
+    would make gradio write a stub file beside this one.)
     """
     return gr.HTML(
         value,

@@ -158,7 +158,13 @@ function reset(message) {
   const badge = part(".ss-badge");
   badge.textContent = message.note;
   badge.hidden = !message.note;
+  if (!message.done) afterDrawing(() => trigger("play"));
   if (!first && !message.done) part(".ss-texts").scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+}
+
+// A hidden page draws nothing.
+function afterDrawing(call) {
+  document.hidden ? call() : requestAnimationFrame(() => requestAnimationFrame(call));
 }
 
 function receive(text) {
