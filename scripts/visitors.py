@@ -36,7 +36,8 @@ PROMPT, TOKENS, TEMPERATURE = "name[Visitor {}]", 60, 1.3
 STOPPED = 5  # one in so many runs is stopped by its visitor
 WAIT = 240_000  # milliseconds
 STATUS = "document.querySelector('.ss-toolbar .ss-status')"
-STOP = "(() => { const stop = document.querySelector('#stop'); stop.click(); return !stop.disabled; })()"
+RUNS = "document.querySelector('#run').textContent.trim() === 'Stop'"
+STOP = f"{RUNS} && (document.querySelector('#run').click(), true)"
 GROWTH = 0.1  # most growth of memory from half-time to the end, as a share
 
 
@@ -95,7 +96,7 @@ class Visitor:
         self.begin()
 
     def busy(self) -> bool:
-        return bool(self.page.evaluate(f"{STATUS}.textContent === 'asked' || document.querySelector('#run').disabled"))
+        return bool(self.page.evaluate(f"{STATUS}.textContent === 'asked' || {RUNS}"))
 
     def compare(self) -> None:
         """Check that the text on the page is that of the requested run, complete unless it was stopped."""
