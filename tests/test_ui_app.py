@@ -451,7 +451,10 @@ def test_a_contest_measures_standard_decoding_first_and_logs_every_run(engines: 
     assert runlog.run(found[1].run)["agreement"] == "identical"
 
 
-def test_a_stopped_contest_keeps_what_was_measured_to_the_end(engines: Engines, runlog: RunLog) -> None:
+def test_a_stopped_contest_keeps_what_was_measured_to_the_end(
+    engines: Engines, runlog: RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ui.jobs.job.UPDATES_PER_SECOND", 50)  # stopped before the second method has ended
     contest = Contest(loaded(pace=0.02), runlog, ask(tokens=30, ignore_eos=True), every_method())
     progress = compare.ComparisonProgress(race.Live([params.METHODS[name].label for name in contest.names]))
     for batch in contest.batches():
