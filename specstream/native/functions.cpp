@@ -61,6 +61,7 @@ using Integers = __m512i;
 using Mask = __mmask16;
 constexpr int64_t kLanes = 16;  // floats of a register
 constexpr int kRows = 14;  // most rows of a matmul at a time: 28 sums, 2 of weights and an input, of 32 registers
+constexpr int64_t kAhead = 8192;  // bytes of weights that are fetched in advance
 constexpr int kWidth = 4;  // registers of keys, or of a value, that attention takes at a time
 
 inline Floats all(float x) { return _mm512_set1_ps(x); }
@@ -100,6 +101,7 @@ using Integers = __m256i;
 using Mask = __m256;
 constexpr int64_t kLanes = 8;
 constexpr int kRows = 6;  // 12 sums, 2 of weights and an input, of 16 registers
+constexpr int64_t kAhead = 1024;
 constexpr int kWidth = 2;
 
 inline Floats all(float x) { return _mm256_set1_ps(x); }
@@ -128,7 +130,6 @@ inline Doubles high(Floats x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 
 namespace {
 
 constexpr int64_t kPanel = 2 * kLanes;  // outputs of a panel
-constexpr int64_t kAhead = 8192;        // bytes of weights that are fetched in advance
 constexpr int kQueries = 4;             // most queries that attention takes at a time
 constexpr int64_t kBlock = 64;          // keys that are left out if no query sees them
 constexpr float kHidden = std::numeric_limits<float>::lowest() / 2;  // a mask hides a key by adding at most this
