@@ -8,6 +8,7 @@ scale, measured on a few texts, is first moved into the weights (SmoothQuant, Xi
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -46,7 +47,7 @@ _qlinear: Any = getattr(getattr(torch.ops.onednn, "qlinear_pointwise", None), "d
 _qlinear = getattr(_qlinear, "_op", None)
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(nn.Module, ABC):
     """``y = W x + b`` like the ``nn.Linear`` that it replaces, with W and x quantised to 255 levels.
 
     ``inputs`` ``[in]`` is the largest magnitude of each input channel; without it, channels are not smoothed. The
@@ -65,9 +66,9 @@ class Int8Linear(nn.Module):
         self.scale = weight.abs().amax(1).clamp_min(TINY) / TOP
         self._pack((weight / self.scale[:, None]).round().to(torch.int8))
 
+    @abstractmethod
     def _pack(self, weight: Tensor) -> None:
         """Store the quantised weight ``[out, in]``."""
-        raise NotImplementedError
 
 
 class NativeInt8(Int8Linear):

@@ -1,4 +1,4 @@
-// Matmuls and attention for the few rows of a pass, and a softmax's denominator.
+// Matmuls, attention and norms for the few rows of a pass, and what a step needs of its logits.
 //
 // Weights are in float16 with rows in float32, or both are in bfloat16 or in bytes; sums are in float32, or integers.
 // Every sum runs in an order that doesn't depend on other rows, or on where a row's keys lie among masked ones. So a
@@ -534,7 +534,7 @@ double weights_of(float* scores, int64_t keys, float highest) {
   return total;
 }
 
-// A tensor of attention: all of them, as described below.
+// The tensors of attend_all, which describes them.
 template <typename T>
 struct Tensors {
   const T *query, *keys, *values, *mask;
