@@ -20,6 +20,7 @@ from scripts.ports import free_port
 from specstream.params import METHODS, Streaming
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
+from tests.conftest import Pace
 from ui import app
 from ui.access_rules import DEMO, OPEN, Rules
 from ui.jobs.engine_host import Engines
@@ -80,11 +81,13 @@ def test_every_endpoint_is_documented(url: str) -> None:
         assert endpoint["description"], name
 
 
-def test_a_stream_grows_to_what_generate_gives(url: str) -> None:
+def test_a_stream_grows_to_what_generate_gives(url: str, pace: Pace) -> None:
     client = Client(url, verbose=False)
+    pace.factor = 10  # the run takes seconds: on a busy machine too its text is seen before its end
     states = list(client.submit("Text: The", settings=LONG, api_name="/stream"))
     texts = [state["text"] for state in states]
     assert len(texts) > 1 and all(later.startswith(text) for text, later in zip(texts, texts[1:], strict=False))
+    pace.factor = 1
     whole = client.predict("Text: The", settings=LONG, api_name="/generate")
     assert texts[-1] == whole["text"] and whole["verdict"]["agreement"] == "identical"
 
