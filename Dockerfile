@@ -1,6 +1,11 @@
 # docker build -t specstream . && docker run -p 127.0.0.1:7860:7860 -v specstream:/home/user/data specstream
 FROM python:3.11-slim
 
+# It builds the model's layers for the processor at the first start: twice the speed.
+RUN apt-get update -q \
+    && apt-get install -qy --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
 RUN useradd --create-home --uid 1000 user
 USER user
 ENV HOME=/home/user \
