@@ -254,6 +254,16 @@ def test_top_layers_alone_give_what_the_model_gives() -> None:
         torch.testing.assert_close(anatomy.normed(out), states[-1], atol=1e-5, rtol=1e-4)
 
 
+def test_layers_called_without_their_module_keep_their_hooks() -> None:
+    anatomy, adapter = tiny.model_with_adapter("qwen3")
+    seen: list[int] = []
+    hook = anatomy.layers[1].register_forward_hook(lambda module, args, out: seen.append(1))
+    run = tiny.streaming_run(anatomy, adapter, PROMPT, Sampling(max_new_tokens=9), Streaming(streams="deferred"))
+    steps = [event for event in tiny.finish(run) if isinstance(event, Step)]
+    hook.remove()
+    assert len(seen) >= len(steps)
+
+
 def test_narrowed_plan() -> None:
     mask = torch.ones(1, 3, 5).tril(2).bool()
     plan = PassLayout({"full_attention": mask}, torch.tensor([[2, 3, 4]]), torch.tensor([[0, 1, 2]])).narrowed([0, 2])

@@ -133,8 +133,11 @@ class RecordedCalls:
         also holds the rows; the caller must drop them.
         """
         types = self._anatomy.layer_types
-        for index, layer in zip(layers, instead or self._anatomy.layers[layers.start : layers.stop], strict=True):
-            out = layer(**rows.arrange(self._calls[index], types[index]) | {"hidden_states": states})
+        chosen = instead or list(self._anatomy.layers)[layers.start : layers.stop]
+        for index, layer in zip(layers, chosen, strict=True):
+            call = rows.arrange(self._calls[index], types[index]) | {"hidden_states": states}
+            hooked = layer._forward_hooks or layer._forward_pre_hooks  # otherwise calling the module is only overhead
+            out = layer(**call) if hooked else layer.forward(**call)
             states = out[0] if isinstance(out, tuple) else out
             yield states
 

@@ -399,7 +399,7 @@ class ModelTarget:
         them.
         """
         assert self.adapter is not None and self.cache is not None and self._calls is not None, "no run"
-        count, first = main.shape[1], self.anatomy.layers[self._first :]
+        count, first = main.shape[1], list(self.anatomy.layers)[self._first :]
         merged, streams = self.adapter.merged, self.adapter.streams
         held = next(iter(masks.values())).shape[2]
         rows = count * self.gamma
