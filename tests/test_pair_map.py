@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from specstream import tree
+from specstream import native, tree
 from specstream.adapters import weights
 from specstream.adapters.card import AdapterError
 from specstream.params import Sampling, Streaming
@@ -59,12 +59,17 @@ def path_to(depth: int, above: int | None) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("pool", [2, 20])
-@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("fixed", ["", "numpy", "native"])
 @torch.no_grad()
-def test_candidates_are_weighed_by_the_token_above(pool: int, ids: bool, fixed: bool) -> None:
+def test_candidates_are_weighed_by_the_token_above(
+    pool: int, ids: bool, fixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs, logits, chosen, table = some_pairs(pool, ids)
     if fixed:
         pairs.fix(table, chosen)
+    if fixed == "native" and native.library() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(native, "loaded", native.library if fixed == "native" else lambda: None)
     for depths in (1, 4):
         want = slowly(pairs, logits[:depths], chosen, 9, table, pool * WIDTH)
         found = pairs.weighed(logits[:depths], chosen, 9, table, WIDTH)

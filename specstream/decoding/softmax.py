@@ -6,7 +6,7 @@ On a CPU by functions in C++, in a third of PyTorch's time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import CDLL, c_int64
+from ctypes import c_int64
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def log_total(logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
     less overhead than PyTorch.
     """
     rows = range(len(logits)) if rows is None else rows
-    if built := _usable(logits):
+    if built := native.usable(logits):
         out, chosen = logits.new_empty(len(rows)), (c_int64 * len(rows))(*rows)
         built.specstream_log_totals(logits.data_ptr(), chosen, len(rows), logits.shape[-1], out.data_ptr())
         return out
@@ -46,16 +46,10 @@ def highest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest logits of each row ``[rows, vocab]``, the highest first, and their indices, both
     ``[rows, count]``; fewer if there are not as many."""
     count = min(count, logits.shape[-1])
-    if not (built := _usable(logits)):
+    if not (built := native.usable(logits)):
         top = logits.topk(count, -1)
         return top.values, top.indices
     rows, size = logits.shape
     values, indices = logits.new_empty(rows, count), logits.new_empty(rows, count, dtype=torch.long)
     built.specstream_highest_k(logits.data_ptr(), rows, size, count, indices.data_ptr(), values.data_ptr())
     return values, indices
-
-
-def _usable(logits: Tensor) -> CDLL | None:
-    """The functions in C++ if they can be used for these logits."""
-    suits = logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.is_contiguous()
-    return native.loaded() if suits else None

@@ -73,6 +73,12 @@ def loaded() -> ctypes.CDLL | None:
     return _library() if _library.cache_info().currsize else None
 
 
+def usable(logits: Tensor) -> ctypes.CDLL | None:
+    """The ``loaded`` functions if those that take logits can be used for these."""
+    suits = logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.is_contiguous()
+    return loaded() if suits else None
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     file = _file()
@@ -101,6 +107,8 @@ def _open(file: Path) -> ctypes.CDLL:
     found.specstream_log_totals.argtypes = [pointer, ctypes.POINTER(size), size, size, pointer]
     found.specstream_highest_k.argtypes = [pointer, size, size, size, pointer, pointer]
     found.specstream_log_totals.restype = found.specstream_highest_k.restype = None
+    found.specstream_weigh.argtypes = [pointer, *[size] * 4, *[pointer] * 3, size, *[pointer] * 4]
+    found.specstream_weigh.restype = None
     found.specstream_panel.restype = found.specstream_lanes.restype = found.specstream_rows.restype = size
     found.specstream_has_bfloat16.restype = found.specstream_has_bytes.restype = yes
     return found

@@ -751,9 +751,66 @@ void highest_k(const float* x, int64_t count, int64_t k, int64_t* indices, float
   for (; i < count; ++i) offer(i);
 }
 
+// The tables of a pair map; see specstream/streams/pair_map.py.
+struct PairMap {
+  const float *above, *below;  // [vocab, rank] and [drafted, rank]
+  const int64_t* names;        // [drafted]: the tokens' ids
+  int64_t rank;
+};
+
+// The likeliest ``count`` tokens of one depth with logits [drafted]: their places there, ids and probabilities.
+void likeliest(const float* logits, int64_t drafted, int64_t count, const PairMap& map, int64_t* places,
+               int64_t* tokens, float* alone) {
+  const float total = log_total(logits, drafted);
+  highest_k(logits, drafted, count, places, alone);
+  for (int64_t c = 0; c < count; ++c) {
+    tokens[c] = map.names[places[c]];
+    alone[c] = std::exp(alone[c] - total);
+  }
+}
+
+// The probabilities [count, count] of the candidates of one depth after each of their parents. They move only among
+// the candidates.
+void after_parents(const int64_t* parents, const int64_t* places, const float* alone, int64_t count,
+                   const PairMap& map, float weight, float* probs) {
+  std::vector<float> below(map.rank * count);  // [rank, count], so that the inner loop runs over candidates
+  float mass = 0;
+  for (int64_t c = 0; c < count; ++c) {
+    mass += alone[c];
+    for (int64_t r = 0; r < map.rank; ++r) below[r * count + c] = map.below[places[c] * map.rank + r] * weight;
+  }
+  for (int64_t p = 0; p < count; ++p, probs += count) {
+    const float* parent = map.above + parents[p] * map.rank;
+    std::fill(probs, probs + count, 0.0f);
+    for (int64_t r = 0; r < map.rank; ++r)
+      for (int64_t c = 0; c < count; ++c) probs[c] += parent[r] * below[r * count + c];
+    const float most = *std::max_element(probs, probs + count);
+    float sum = 0;
+    for (int64_t c = 0; c < count; ++c) sum += probs[c] = alone[c] * std::exp(probs[c] - most);
+    for (int64_t c = 0; c < count; ++c) probs[c] *= mass / sum;
+  }
+}
+
 }  // namespace
 
 extern "C" {
+
+// The likeliest ``count`` candidates of every row of logits [depths, drafted]: their ids and probabilities by themselves
+// [depths, count], and after each candidate of the depth above, at the first depth after ``root`` [depths, count, count].
+// weight [depths] is that of the pair map; for its tables see PairMap.
+void specstream_weigh(const float* logits, int64_t depths, int64_t drafted, int64_t count, int64_t root,
+                      const float* above, const float* below, const int64_t* names, int64_t rank, const float* weight,
+                      int64_t* tokens, float* alone, float* probs) {
+  const PairMap map{above, below, names, rank};
+  std::vector<int64_t> places(depths * count), roots(count, root);
+  pool().run(depths, [&](int64_t d, int64_t end) {
+    for (; d < end; ++d)
+      likeliest(logits + d * drafted, drafted, count, map, &places[d * count], tokens + d * count, alone + d * count);
+  });
+  for (int64_t d = 0; d < depths; ++d)
+    after_parents(d ? tokens + (d - 1) * count : roots.data(), &places[d * count], alone + d * count, count, map,
+                  weight[d], probs + d * count * count);
+}
 
 // The logarithm of the sum of exponentials of some rows of x [any, count], those at ``chosen`` [rows]; NaN if one of a
 // row's numbers is.
