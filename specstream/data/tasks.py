@@ -11,8 +11,8 @@ from typing import Any
 class Task:
     """One task.
 
-    ``template`` contains the input columns in braces. ``inputs`` and ``outputs`` are the dataset's column names; the
-    first of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
+    ``template`` contains the input columns in braces. ``inputs`` and ``outputs`` are the dataset's column names, inputs
+    in the order of the template; the first of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
     ``metric`` the name of the task's quality metric (``bench.evaluation``), empty without references.
     ``asked``: the prompt is a message to a chat model, formatted by the model's own template if it has one.
     """
@@ -28,9 +28,10 @@ class Task:
     asked: bool = False
 
     def prompt(self, text: str) -> str:
-        """The prompt for input typed by a user; a blank line separates the columns of a task that has several."""
+        """The prompt for input typed by a user. A blank line separates the columns of a task that has several; if there
+        are fewer parts than columns, the first columns are empty: a question may come without a schema."""
         parts = text.strip().split("\n\n", len(self.inputs) - 1)
-        parts += [""] * (len(self.inputs) - len(parts))
+        parts = [""] * (len(self.inputs) - len(parts)) + parts
         return self.template.format(**dict(zip(self.inputs, parts, strict=True)))
 
     def row_prompt(self, row: Mapping[str, Any]) -> str:
@@ -81,7 +82,7 @@ TASKS: dict[str, Task] = {
             "sql",
             "Questions to SQL",
             "Schema: {context}\nQuestion: {question}\nSQL:",
-            ("question", "context"),
+            ("context", "question"),
             ("answer",),
             "b-mc2/sql-create-context",
             "CC BY 4.0",
