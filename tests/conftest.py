@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -42,6 +43,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(autouse=True)
+def collectable() -> Iterator[None]:
+    """What a test's load excluded from garbage collection is freed: a process loads one model, a worker hundreds."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

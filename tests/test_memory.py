@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import gradio as gr
 import huggingface_hub
 import pytest
 
+from specstream.cli.options import no_garbage_collection
 from specstream.hub.download import ModelError
 from specstream.model import cpu_linear, memory
 from specstream.model.memory import Need
@@ -101,6 +103,15 @@ def test_the_model_before_is_gone_when_another_is_loaded(engines: Engines) -> No
     assert engine() and weights()
     loaded(engines)
     assert engine() is None and weights() is None
+
+
+def test_no_collection_in_a_run_looks_at_what_was_loaded() -> None:
+    memory.give_back()
+    assert len(gc.get_objects()) < gc.get_freeze_count()
+    gc.unfreeze()
+    with no_garbage_collection():
+        loaded = [[] for _ in range(1000)]
+    assert len(gc.get_objects()) < gc.get_freeze_count() and loaded
 
 
 def test_unload_gives_the_model_back_and_a_run_says_what_to_do(engines: Engines) -> None:
