@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 
+from specstream.adapters.card import CARD, WEIGHTS
+from specstream.adapters.find import find_adapter
 from specstream.events import Finished, Lane
 from specstream.params import Sampling, Streaming
 from specstream.testing.toy import load_toy
-from ui import access_rules, launch
+from ui import access_rules, app, launch
 from ui.access_rules import DEMO, OPEN, Refused
-from ui.jobs.engine_host import Engines
+from ui.components import model_panel
+from ui.jobs.engine_host import Engines, State
 from ui.jobs.measurements import Benchmark, Measurement, MeasurementRequest, Tuning
 from ui.jobs.model_queue import Line, Stopped
 from ui.jobs.runs import RunJob, RunRequest
@@ -173,13 +177,68 @@ def test_a_demo_reads_no_uploaded_results(tmp_path: Path) -> None:
         earlier.chosen(values)
 
 
+SMALL = CHOICE | {"model": "smollm2-135m"}
+
+
 @pytest.mark.parametrize(
-    "change", [{"model": "gpt2"}, {"adapter": "/tmp/mine"}, {"adapter": "hub:me/mine"}, {"dtype": "float16"}]
+    "change",
+    [
+        {"model": "gpt2"},
+        {"model": "toy", "adapter": "e2e"},  # it has none
+        {"adapter": "/tmp/mine"},
+        {"adapter": "hub:me/mine"},
+        {"dtype": "float16"},
+    ],
 )
 def test_a_demo_loads_bundled_models_only(change: dict[str, str]) -> None:
     engines = loaded(rules=DEMO)
     with pytest.raises(Refused, match="This demo loads"):
-        engines.load(**CHOICE | change)
+        engines.load(**SMALL | change)
     assert not engines.state.loading
-    engines.load(**CHOICE | {"adapter": "e2e"})
-    loaded().load(**CHOICE | change)  # on one's own machine everything goes
+    engines.load(**SMALL | {"adapter": "e2e"})
+    loaded().load(**SMALL | change)  # on one's own machine everything goes
+
+
+@pytest.fixture
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names under which the host has adapters: one of their own, and a folder in the working directory."""
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "adapters" / "letters", tmp_path / "drafts"):
+        folder.mkdir(parents=True)
+        (folder / CARD).write_text('{"base": "HuggingFaceTB/SmolLM2-135M-Instruct"}')
+        (folder / WEIGHTS).write_bytes(b"")
+    names = ["letters", "drafts"]
+    assert all(find_adapter(name, "smollm2-135m") for name in names)
+    return names
+
+
+def test_a_demo_refuses_the_private_adapters_of_its_host(private: list[str]) -> None:
+    for name in private:
+        with pytest.raises(Refused, match="with their bundled adapters only"):
+            loaded(rules=DEMO).load(**SMALL | {"adapter": name})
+        loaded().load(**SMALL | {"adapter": name})
+
+
+def test_an_event_forged_with_the_name_of_a_private_adapter_loads_nothing(private: list[str]) -> None:
+    engines, asked = loaded(rules=DEMO), []
+    engines._loader = lambda progress, **choice: asked.append(choice)
+    page = app.build(engines, None)
+    load = next(part for part in page.blocks.values() if isinstance(part, gr.Button) and part.value == "Load")
+    clicked = next(event for event in page.fns.values() if (load._id, "click") in event.targets)
+    for name in private:
+        forged = {"Model": "smollm2-135m", "Adapter": name}
+        form = {part: forged.get(str(part.label), part.value) for part in clicked.inputs}
+        assert {"smollm2-135m", name} <= {str(value) for value in form.values()}
+        list(clicked.fn(form))
+    assert asked == []
+
+
+def test_a_demo_lists_no_private_adapters(private: list[str]) -> None:
+    state = State(info=replace(load_toy().info, model="smollm2-135m"))
+    listed = []
+    for rules in (DEMO, OPEN):
+        with gr.Blocks():
+            panel, _ = model_panel.layout(Engines(CHOICE, rules=rules), lambda: None)
+        listed.append(panel.updates(state)[panel.adapter]["choices"])
+    assert "e2e" in listed[0] and "letters" not in listed[0] and "letters" in listed[1]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from specstream.adapters.find import bundled
 from specstream.hub.catalogue import DEFAULT, TOY
 from specstream.params import Sampling
 
@@ -60,12 +61,12 @@ class Rules:
             raise Refused("This demo takes no files: use the example prompts, or run the page on your own machine.")
 
     def check_choice(self, model: str, adapter: str, device: str, dtype: str, draft: str = "none") -> None:
-        """Raises Refused for a model, adapter or format that the demo does not load."""
+        """Raises Refused for a model, adapter or format that the demo does not load: the host's own adapters too."""
         if not self.models:
             return
-        bare = adapter.replace("_", "").replace("-", "").isalnum()  # a name, not a folder or a Hub address
-        if model not in self.models or not bare or (device, dtype, draft) != ("auto", "auto", "none"):
-            raise Refused(f"This demo loads {' and '.join(self.models)} with their own adapters only.")
+        adapters = {"auto", "none", *bundled(model)}
+        if model not in self.models or adapter not in adapters or (device, dtype, draft) != ("auto", "auto", "none"):
+            raise Refused(f"This demo loads {' and '.join(self.models)} with their bundled adapters only.")
 
     def check_unload(self) -> None:
         """Raises Refused in a demo, where other visitors need the model."""

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from specstream.adapters.find import bundled
+from specstream.adapters.local import mine
 from specstream.hub.catalogue import CATALOGUE, accept_terms, catalogue, terms_of
 from specstream.hub.download import ModelError
 from specstream.model import memory
@@ -41,6 +43,7 @@ class ModelPanel:
     unload: gr.Button
     need: gr.HTML
     accept: gr.Button
+    own: bool = True  # one's own adapters are listed too
 
     def told(self, state: State) -> dict[Any, Any]:
         """The panel's text for a state."""
@@ -59,7 +62,7 @@ class ModelPanel:
                 self.load: gr.update(interactive=not state.loading),
                 self.unload: gr.update(interactive=state.info is not None and not state.loading),
             }
-            | ({self.adapter: gr.update(choices=adapter_choices(state.info.model))} if state.info else {})
+            | ({self.adapter: gr.update(choices=adapter_choices(state.info.model, self.own))} if state.info else {})
         )
 
     @property
@@ -148,12 +151,9 @@ def memory_facts(state: State) -> list[tuple[str, str]]:
     return [("Memory", f"the whole program uses {used}; {free} are free")]
 
 
-def adapter_choices(model: str) -> list[str]:
-    """The adapters for the loaded model, by name; imports torch, which loading has already done."""
-    from specstream.adapters.find import bundled
-    from specstream.adapters.local import mine
-
-    return [*dict.fromkeys([*ADAPTERS, *bundled(model), *mine(model)])]
+def adapter_choices(model: str, own: bool = True) -> list[str]:
+    """The adapters for a model by name; ``own``: one's own too, not only those bundled."""
+    return [*dict.fromkeys([*ADAPTERS, *bundled(model), *(mine(model) if own else ())])]
 
 
 def progress(state: State) -> str:
@@ -216,4 +216,5 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
             load = gr.Button("Load", size="sm")
             unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
         rest = more()
-    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept), rest
+    panel = ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept, anything)
+    return panel, rest
