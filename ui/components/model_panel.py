@@ -14,7 +14,7 @@ from specstream.hub.catalogue import CATALOGUE, accept_terms, catalogue, terms_o
 from specstream.hub.download import ModelError
 from specstream.model import memory
 
-from ..access_rules import Refused
+from ..access_rules import OPEN, Refused, Rules
 from ..html import render
 from ..jobs.engine_host import TOY, Busy, Engines, State
 from .handlers import QUIET
@@ -92,12 +92,31 @@ class ModelPanel:
     def outputs(self) -> list[Any]:
         return [self.line, self.fold, self.card, self.load, self.unload, *self.choice]
 
-    def wire(self) -> None:
+    def wire(self, engines: Engines) -> None:
         """Show what a model will need as soon as it is chosen."""
         fields = [self.model, self.device, self.dtype]
+
+        def needed(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
+            known = model == engines.choice["model"]  # which the rules do not concern if the page was started with it
+            return _allowed(needs, OPEN if known else engines.rules, model, device, dtype)
+
+        def agreed(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
+            return _allowed(accepted, engines.rules, model, device, dtype)
+
         for event in (self.fold.expand, *(field.change for field in fields)):
-            event(needs, fields, [self.need, self.accept], queue=False, **QUIET)
-        self.accept.click(accepted, fields, [self.need, self.accept], queue=False, **QUIET)
+            event(needed, fields, [self.need, self.accept], queue=False, **QUIET)
+        self.accept.click(agreed, fields, [self.need, self.accept], queue=False, **QUIET)
+
+
+def _allowed(
+    work: Callable[[str | None, str, str], tuple[str, Any]], rules: Rules, model: str | None, device: str, dtype: str
+) -> tuple[str, Any]:
+    """The result of the work, or why the rules do not allow the model."""
+    try:
+        rules.check_model((model or "").strip())
+    except Refused as no:
+        return render.status(str(no), "bad"), gr.update(visible=False)
+    return work(model, device, dtype)
 
 
 def request_unload(engines: Engines) -> Iterator[State]:
@@ -178,7 +197,7 @@ def line(state: State) -> str:
 
 def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
     """Lay out the panel with the choice that is being loaded, and what ``more`` lays out in the same fold."""
-    chosen, anything = engines.choice, not engines.rules.models
+    chosen, anything = engines.choice, engines.rules.may_load_any
     known = [entry.name for entry in catalogue()] if anything else list(engines.rules.models)
     names = list(dict.fromkeys([chosen["model"], *known, TOY]))
     second = chosen.get("draft", NO_DRAFT)
@@ -214,7 +233,7 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
         with gr.Row():
             accept = gr.Button("I have read the licence, and accept it", size="sm", visible=False)
             load = gr.Button("Load", size="sm")
-            unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
+            unload = gr.Button("Unload", size="sm", interactive=False, visible=engines.rules.may_unload)
         rest = more()
     panel = ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept, anything)
     return panel, rest

@@ -399,7 +399,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
     mended.then(models.watch, tab.chosen, form, concurrency_limit=None, **QUIET).then(None, js=PRESS_RUN, **QUIET)
     tab.panel.load.click(models.load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **QUIET)
     tab.panel.unload.click(models.unload, tab.chosen, form, concurrency_limit=None, **QUIET)
-    tab.panel.wire()
+    tab.panel.wire(engines)
     tab.method.input(models.wished, [tab.method, tab.wish], tab.wish, queue=False, **QUIET)
     tab.suit.load.click(models.load_fitting, tab.chosen, form, concurrency_limit=None, **QUIET)
     tab.task.input(models.fit, tab.chosen, form, concurrency_limit=None, **QUIET)
