@@ -16,7 +16,7 @@ from specstream.cli.output import check_writable, saved
 def invariance_command(device: str, json_file: Path | None) -> None:
     """Check which operations are batch-invariant on this machine.
 
-    They give a row the same bits whatever rows are computed with it, so that no token depends on its draft.
+    Such an operation gives a row the same bits whatever rows are computed with it, so a draft changes no token.
     """
     from specstream.bench import invariance
     from specstream.bench.provenance import machine
