@@ -1,7 +1,7 @@
 # docker build -t specstream . && docker run -p 127.0.0.1:7860:7860 -v specstream:/home/user/data specstream
 FROM python:3.11-slim
 
-# It builds the model's layers for the processor at the first start: twice the speed.
+# g++ compiles the decoder layers at the first start: twice the speed.
 RUN apt-get update -q \
     && apt-get install -qy --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*

@@ -31,7 +31,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "rank": {"4": ("--lora-rank", "4"), "16": (), "32": ("--lora-rank", "32")},
     "alpha": {"0.1": ("--alpha", "0.1"), "0.5": (), "1": ("--alpha", "1")},
     "exit": {"none": (), "rank 8": ("--exit-rank", "8")},
-    "marks": {"embeddings": (), "rotation": ("--value-rotation", "0.4")},
+    "value-rotation": {"embeddings": (), "rotation": ("--value-rotation", "0.4")},
     "pairs": {"none": ("--pair-rank", "0"), "64": ()},
     "targets": {"references": LOSSLESS, "own answers": (*LOSSLESS, "--targets", "self")},
     "cost": {

@@ -25,6 +25,7 @@ from specstream.bench.results import suite
 from specstream.bench.tables import cost_table, differences, table, tuning_table
 from specstream.data.tasks import task as task_named
 from specstream.params import MOST_NODES, Medusa, Standard, Streaming
+from specstream.stats import counted
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 README = PAGE.parent.parent / "README.md"
@@ -193,7 +194,8 @@ def chapter(result: Report, title: str) -> Iterator[str]:
     row, most = result["rows"][0], result["sampling"]["max_new_tokens"]
     budgets = [r["settings"]["budget"] for r in result["rows"] if r["settings"].get("tree") == "best-first"]
     trees = f" trees of at most {budgets[0] or MOST_NODES} nodes," if budgets else ""
-    yield f"\n## {title}\n\n{row['prompts']} prompts, {result['repeats']} repeats, up to {most} tokens,{trees}"
+    runs = "each run once" if result["repeats"] == 1 else f"each run {result['repeats']} times"
+    yield f"\n## {title}\n\n{counted(row['prompts'], 'prompt')}, {runs}, up to {most} tokens,{trees}"
     yield f"adapter {result['adapter']}, commit `{result['commit']}`.\n"
     yield from table(result["rows"])
     yield from (f"\n{words}" for words in differences(result["rows"]))
@@ -243,7 +245,8 @@ def llama(file: Path) -> float | None:
 
 
 def slower(rows: list[Report]) -> str:
-    return ", ".join(f"{r['label']} on {r['slower_prompts']} prompts" for r in rows[1:])
+    found = [(r["label"], r["slower_prompts"]) for r in rows[1:] if r["slower_prompts"]]
+    return ", ".join(f"{label} on {counted(count, 'prompt')}" for label, count in found) or "none"
 
 
 if __name__ == "__main__":

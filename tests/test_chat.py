@@ -210,9 +210,9 @@ def test_a_hint_where_the_adapter_is_for_another_task(engines: Engines) -> None:
     assert "No adapter" in task_hint.mismatch("sql", replace(info, task=""))
     with gr.Blocks():
         hint = task_hint.layout()
-    has, lacks = hint.updates("sql", info, lambda model: {"sql": 1}), hint.updates("sql", info, lambda model: {})
+    has, lacks = hint.updates("sql", replace(info, model="smollm2-135m")), hint.updates("sql", info)
     assert has[hint.load]["visible"] and not lacks[hint.load]["visible"] and lacks[hint.group]["visible"]
-    assert not hint.updates("e2e", info, lambda model: {"e2e": 1})[hint.group]["visible"]
+    assert not hint.updates("e2e", info)[hint.group]["visible"]
 
 
 def test_bundled_adapters_are_offered_by_their_task() -> None:

@@ -37,3 +37,16 @@ def test_modules_in_the_table_of_packages_exist() -> None:
             for name in rest if package.is_dir() else ():
                 near = (package / name, package.parent / name, package / "drafters" / name)
                 assert any(f.exists() or f.with_suffix(".py").is_file() for f in near), f"{first}: {name}"
+
+
+def test_the_table_of_packages_names_every_module_of_the_engine() -> None:
+    """Except one file per command and per method; of the page, those that are in no package."""
+    rows = [row.split(" | ") for row in DESIGN.split("## Packages")[1].split("\n## ")[0].splitlines() if " | " in row]
+    first = {name.rpartition(".")[2] for cells in rows for name in re.findall(r"`([^`]+)`", cells[0])}
+    for top in ("specstream", "ui"):
+        assert [file.stem for file in (ROOT / top).glob("[!_]*.py") if file.stem not in first] == []
+    for package in PACKAGES:
+        if package.parent.name == "specstream" and package.name != "cli":
+            row = next(" ".join(cells) for cells in rows if f"{package.name}`" in cells[0])
+            missing = [file.stem for file in package.glob("[!_]*.py") if f"`{file.stem}`" not in row]
+            assert missing == [], package

@@ -386,5 +386,5 @@ def test_the_page_asks_for_a_draft_model_and_shows_it() -> None:
 
 def test_a_demo_loads_no_second_model() -> None:
     access_rules.DEMO.check_choice("toy", "auto", "auto", "auto", "none")
-    with pytest.raises(access_rules.Refused, match="their own adapters only"):
+    with pytest.raises(access_rules.Refused, match="their bundled adapters only"):
         access_rules.DEMO.check_choice("toy", "auto", "auto", "auto", "smollm2-135m")

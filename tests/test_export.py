@@ -139,19 +139,19 @@ def test_a_repository_is_named_without_names_and_passwords(remote: str, address:
 
 
 @pytest.mark.parametrize(
-    ("origin", "demo", "base"),
+    ("origin", "linked", "base"),
     [
-        ("http://127.0.0.1:7860", False, None),
-        ("http://localhost:7860", False, None),
-        ("http://[::1]:7860", False, None),
-        ("", False, None),
-        ("https://lab.example", False, "https://lab.example/"),
-        ("https://someone-something.hf.space", True, None),
+        ("http://127.0.0.1:7860", True, None),
+        ("http://localhost:7860", True, None),
+        ("http://[::1]:7860", True, None),
+        ("", True, None),
+        ("https://lab.example", True, "https://lab.example/"),
+        ("https://someone-something.hf.space", False, None),
     ],
 )
-def test_shared_links_lead_somewhere(origin: str, demo: bool, base: str | None) -> None:
+def test_shared_links_lead_somewhere(origin: str, linked: bool, base: str | None) -> None:
     request: Any = SimpleNamespace(headers={"origin": origin} if origin else {})
-    assert share.page_address(request, demo) == base
+    assert share.page_address(request, linked) == base
 
 
 def test_the_gallery_has_a_page_a_picture_and_an_animation_for_every_run(tmp_path: Path) -> None:

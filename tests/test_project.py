@@ -188,6 +188,29 @@ def test_the_python_in_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- files and their imports -----------------------------------------------------------------------------------------
 
 
+def variables(file: Path) -> Iterator[str]:
+    """The environment variables that a module reads, named by a literal or by a constant of the module."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    named = {
+        target.id: node.value.value
+        for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets if isinstance(target, ast.Name)
+    }  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            read = node.args[:1] if called in ("os.environ.get", "os.getenv", "switched_off") else []
+            read += [word.value for word in node.keywords if word.arg == "envvar"]
+            values = (named.get(at.id) if isinstance(at, ast.Name) else ast.literal_eval(at) for at in read)
+            yield from (str(value) for value in values if value)
+
+
+def test_every_environment_variable_that_is_read_is_documented() -> None:
+    read = {name for top in ("specstream", "ui") for file in (ROOT / top).rglob("*.py") for name in variables(file)}
+    documented = set(re.findall(r"`([A-Z_]+)`", DOCS["docs/spaces.md"].split("## Environment variables")[1]))
+    assert len(read) > 12 and read - documented == set()
+
+
 def python_files() -> list[Path]:
     return [f for f in our_files() if f.suffix == ".py"]
 

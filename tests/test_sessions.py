@@ -33,7 +33,7 @@ from specstream.params import Method, PromptLookup, Sampling, Streaming
 from specstream.runlog import RunLog, RunLogError
 from specstream.session import run_session
 from specstream.testing.toy import load_toy
-from ui.access_rules import DEMO
+from ui.access_rules import DEMO, OPEN, Rules
 from ui.state import history, two_runs
 from ui.tabs import sessions
 from ui.tabs import sessions_list as listing
@@ -71,9 +71,9 @@ def form(tab: Sessions, **changes: Any) -> dict[Any, Any]:
     return {part: changes.get(name, part.value) for name, part in parts.items()} | {tab.listing.place: 0}
 
 
-def listed(tab: Sessions, runlog: RunLog, place: int = 0, own: bool = False, **changes: Any) -> list[str]:
+def listed(tab: Sessions, runlog: RunLog, place: int = 0, rules: Rules = OPEN, **changes: Any) -> list[str]:
     """The ids on a page of the list."""
-    updates = tab.listing.page(runlog, form(tab, **changes), place, own)
+    updates = tab.listing.page(runlog, form(tab, **changes), place, rules)
     return re.findall(r'<button type="button" data-run="([^"]+)"', updates[tab.listing.table])
 
 
@@ -160,8 +160,8 @@ def test_where_two_texts_part(runlog: RunLog) -> None:
 
 def test_in_a_demo_nobody_sees_the_runs_of_others(tab: Sessions, runlog: RunLog, tmp_path: Path) -> None:
     mine, theirs = log_run(runlog, "mine", who="me"), log_run(runlog, "theirs", who="them")
-    assert listed(tab, runlog, own=True, key="me") == [mine]
-    assert listed(tab, runlog, own=True, key="") == listed(tab, runlog, own=True, key=None) == []
+    assert listed(tab, runlog, rules=DEMO, key="me") == [mine]
+    assert listed(tab, runlog, rules=DEMO, key="") == listed(tab, runlog, rules=DEMO, key=None) == []
     assert len(listed(tab, runlog, key="me")) == 2
     with pytest.raises(RunLogError, match="There is no run"):
         tab.opened.open(runlog, theirs, tmp_path, "me")

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 
+from specstream.adapters.card import CARD, WEIGHTS
+from specstream.adapters.find import find_adapter
 from specstream.events import Finished, Lane
 from specstream.params import Sampling, Streaming
+from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
-from ui import access_rules, launch
+from specstream.training.jobs import Registry
+from ui import access_rules, app, launch
 from ui.access_rules import DEMO, OPEN, Refused
-from ui.jobs.engine_host import Engines
+from ui.components import model_panel
+from ui.html import training as trainview
+from ui.jobs.engine_host import Engines, State
 from ui.jobs.measurements import Benchmark, Measurement, MeasurementRequest, Tuning
 from ui.jobs.model_queue import Line, Stopped
 from ui.jobs.runs import RunJob, RunRequest
+from ui.state import history
 from ui.state.messages import Notice
-from ui.tabs import benchmark
+from ui.tabs import benchmark, finetune, finetune_form, playground
 
 pytestmark = pytest.mark.timeout(120)
 CHOICE = {"model": "toy", "adapter": "auto", "device": "auto", "dtype": "auto"}
@@ -173,13 +182,125 @@ def test_a_demo_reads_no_uploaded_results(tmp_path: Path) -> None:
         earlier.chosen(values)
 
 
+SMALL = CHOICE | {"model": "smollm2-135m"}
+
+
 @pytest.mark.parametrize(
-    "change", [{"model": "gpt2"}, {"adapter": "/tmp/mine"}, {"adapter": "hub:me/mine"}, {"dtype": "float16"}]
+    "change",
+    [
+        {"model": "gpt2"},
+        {"model": "toy", "adapter": "e2e"},  # it has none
+        {"adapter": "/tmp/mine"},
+        {"adapter": "hub:me/mine"},
+        {"dtype": "float16"},
+    ],
 )
 def test_a_demo_loads_bundled_models_only(change: dict[str, str]) -> None:
     engines = loaded(rules=DEMO)
     with pytest.raises(Refused, match="This demo loads"):
-        engines.load(**CHOICE | change)
+        engines.load(**SMALL | change)
     assert not engines.state.loading
-    engines.load(**CHOICE | {"adapter": "e2e"})
-    loaded().load(**CHOICE | change)  # on one's own machine everything goes
+    engines.load(**SMALL | {"adapter": "e2e"})
+    loaded().load(**SMALL | change)  # on one's own machine everything goes
+
+
+def click(page: gr.Blocks, label: str) -> Any:
+    """The event of a button of the page, whose handler a forged request reaches even if the button is hidden."""
+    button = next(part for part in page.blocks.values() if isinstance(part, gr.Button) and part.value == label)
+    return next(event for event in page.fns.values() if (button._id, "click") in event.targets)
+
+
+@pytest.fixture
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names under which the host has adapters: one of their own, and a folder in the working directory."""
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "adapters" / "letters", tmp_path / "drafts"):
+        folder.mkdir(parents=True)
+        (folder / CARD).write_text('{"base": "HuggingFaceTB/SmolLM2-135M-Instruct"}')
+        (folder / WEIGHTS).write_bytes(b"")
+    names = ["letters", "drafts"]
+    assert all(find_adapter(name, "smollm2-135m") for name in names)
+    return names
+
+
+def test_a_demo_refuses_the_private_adapters_of_its_host(private: list[str]) -> None:
+    for name in private:
+        with pytest.raises(Refused, match="with their bundled adapters only"):
+            loaded(rules=DEMO).load(**SMALL | {"adapter": name})
+        loaded().load(**SMALL | {"adapter": name})
+
+
+def test_an_event_forged_with_the_name_of_a_private_adapter_loads_nothing(private: list[str]) -> None:
+    engines, asked = loaded(rules=DEMO), []
+    engines._loader = lambda progress, **choice: asked.append(choice)
+    clicked = click(app.build(engines, None), "Load")
+    for name in private:
+        forged = {"Model": "smollm2-135m", "Adapter": name}
+        form = {part: forged.get(str(part.label), part.value) for part in clicked.inputs}
+        assert {"smollm2-135m", name} <= {str(value) for value in form.values()}
+        list(clicked.fn(form))
+    assert asked == []
+
+
+def test_a_demo_lists_no_private_adapters(private: list[str]) -> None:
+    state = State(info=replace(load_toy().info, model="smollm2-135m"))
+    listed = []
+    for rules in (DEMO, OPEN):
+        with gr.Blocks():
+            panel, _ = model_panel.layout(Engines(CHOICE, rules=rules), lambda: None)
+        listed.append(panel.updates(state)[panel.adapter]["choices"])
+    assert "e2e" in listed[0] and "letters" not in listed[0] and "letters" in listed[1]
+
+
+def test_a_demo_has_no_permission_that_the_rules_name() -> None:
+    named = [name for name in dir(OPEN) if name.startswith("may_")]
+    assert len(named) == 7 and all(getattr(OPEN, name) for name in named)
+    assert not any(getattr(DEMO, name) for name in named)
+
+
+def test_a_demo_keeps_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = []
+    monkeypatch.setattr(history, "export_database", lambda runlog, folder: copied.append(folder) or folder)
+    for rules, count in ((DEMO, 0), (OPEN, 1)):
+        event = click(app.build(loaded(rules=rules), RunLog(tmp_path / "runs.db")), "Download the database")
+        told = event.fn({part: part.value for part in event.inputs})
+        assert len(copied) == count and ("not give its log away" in str(told)) is (rules is DEMO)
+
+
+def test_a_demo_accepts_no_licence_for_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    agreed: list[str] = []
+    monkeypatch.setattr(model_panel, "accept_terms", agreed.append)
+    for rules, known in ((DEMO, []), (OPEN, ["gemma-3-270m"])):
+        told, _ = click(app.build(loaded(rules=rules), None), "I have read the licence, and accept it").fn(
+            "gemma-3-270m", "auto", "auto"
+        )
+        assert agreed == known and ("This demo loads" in told) is (rules is DEMO)
+
+
+@pytest.mark.parametrize("label", ["Train", "Stop training", "Resume", "Delete it for good", "Download as zip"])
+def test_a_demo_trains_nothing_even_where_the_tab_is_built(
+    label: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The tab is left out of a demo; its handlers do not rely on that."""
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    done: list[str] = []
+    training = SimpleNamespace(name="mine", has_adapter=True, plan=SimpleNamespace(owner="me"), active=True)
+    for name in ("start", "stop", "resume", "delete"):
+        monkeypatch.setattr(Registry, name, lambda self, *about, name=name: done.append(name) or training)
+    monkeypatch.setattr(Registry, "get", lambda self, name: training)
+    monkeypatch.setattr(Registry, "active", lambda self: training)
+    monkeypatch.setattr(finetune.FineTune, "shown", lambda self, *about: {})
+    monkeypatch.setattr(finetune_form.Form, "plan", lambda self, *about: None)
+    monkeypatch.setattr(trainview, "pack", lambda found, folder: done.append("pack") or folder)
+    for rules in (DEMO, OPEN):
+        engines = loaded(rules=rules)
+        with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Fine-tune") as opened:
+            play, tab = playground.layout(engines), finetune.layout(engines)
+            finetune.wire(tab, opened, tabs, page, engines, play)
+        event = click(page, label)
+        stranger: Any = SimpleNamespace(client=None, headers={})
+        values = {"Train": [{tab.by: "minutes", tab.form.owner: "me"}, stranger], "Download as zip": ["mine"]}
+        told = event.fn(*values.get(label, ["mine", "minutes", "me", None, stranger]))
+        assert len(done) == (0 if rules is DEMO else 1), label
+        assert ("This demo trains nothing" in str(told)) is (rules is DEMO)

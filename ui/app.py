@@ -18,7 +18,7 @@ from .jobs.engine_host import Engines
 from .tabs import benchmark, compare, finetune, howto, playground, sessions
 
 KEYS = Path(__file__).parent / "keys.html"
-NO_FILES = 1  # bytes of an upload in a demo: gradio's upload endpoint accepts files even if no field needs one
+NO_FILES = 1  # bytes of an upload where none is allowed: gradio's endpoint accepts files even if no field needs one
 TITLE = "Speculative Streaming"
 HEADER = (
     '<header class="ss-header"><h1>Speculative Streaming</h1><p>The model guesses its next few words, checks them all '
@@ -37,10 +37,11 @@ class Page(gr.Blocks):
 
 def build(engines: Engines, runlog: RunLog | None, warning: str = "") -> gr.Blocks:
     """The page for an engine and a log. ``runlog`` None: runs are not logged, which ``warning`` explains at the top."""
+    rules = engines.rules
     with Page(title=TITLE, analytics_enabled=False) as demo:
         gr.HTML(HEADER)
-        if engines.rules.demo:
-            gr.HTML(render.status(engines.rules.words))
+        if rules.words:
+            gr.HTML(render.status(rules.words))
         if warning:
             gr.HTML(render.status(warning, "bad"))
         with gr.Tabs() as tabs:
@@ -52,7 +53,7 @@ def build(engines: Engines, runlog: RunLog | None, warning: str = "") -> gr.Bloc
                 measured = benchmark.layout(engines)
             with gr.Tab("Sessions", id=sessions.TAB) as tab:
                 logged = sessions.layout()
-            if not engines.rules.demo:
+            if rules.may_train:
                 with gr.Tab("Fine-tune", id=finetune.TAB) as train_tab:
                     training = finetune.layout(engines)
                 finetune.wire(training, train_tab, tabs, demo, engines, play)
@@ -64,7 +65,7 @@ def build(engines: Engines, runlog: RunLog | None, warning: str = "") -> gr.Bloc
         benchmark.wire(measured, bench_tab, tabs, demo, engines, runlog, play)
         howto.wire(learned, play.view.details.view)
         sessions.wire(logged, tab, demo, engines, runlog)
-        sessions.wire_links(logged, tabs, demo, runlog, engines.rules.demo)
+        sessions.wire_links(logged, tabs, demo, runlog, rules)
         api.add(engines, runlog)
     return demo.queue(max_size=2 * playground.MOST_WAITING)
 
@@ -72,7 +73,7 @@ def build(engines: Engines, runlog: RunLog | None, warning: str = "") -> gr.Bloc
 def launch_options(rules: Rules = OPEN) -> dict[str, Any]:
     """Arguments that gradio 6 takes at launch instead of at build: the theme, and what is switched off."""
     return {
-        "max_file_size": NO_FILES if rules.demo else None,
+        "max_file_size": None if rules.may_upload else NO_FILES,
         "theme": look(),
         "css": page.style(),
         "head": KEYS.read_text(encoding="utf-8"),

@@ -31,10 +31,23 @@ def address() -> str:
     "--demo/--no-demo",
     default=None,
     envvar="SPECSTREAM_DEMO",
-    help="For strangers who share it: bundled models, short runs, each sees their own. The default on a Space.",
+    help="For strangers: bundled models and adapters, short runs, each visitor sees their own. The default on a Space.",
 )
-@click.option("--host", envvar="GRADIO_SERVER_NAME", default=address, show_default="127.0.0.1, on a Space 0.0.0.0")
-@click.option("--port", envvar="PORT", default=7860, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--host",
+    envvar="GRADIO_SERVER_NAME",
+    default=address,
+    show_default="127.0.0.1, on a Space 0.0.0.0",
+    help="The address to serve on; 0.0.0.0 lets other machines open the page.",
+)
+@click.option(
+    "--port",
+    envvar="PORT",
+    default=7860,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0: the first free one from 7860 on.",
+)
 @click.option("--db", type=click.Path(path_type=Path), help="The log of runs; without it one in your data folder.")
 def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **choice: str) -> None:
     """Speculative Streaming in the browser."""

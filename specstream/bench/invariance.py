@@ -1,4 +1,5 @@
-"""Which operations give a row the same bits whatever rows are computed beside it, on the machine at hand.
+"""Which operations are batch-invariant on the machine at hand: they give a row the same bits whatever rows are computed
+with it.
 
 Rows are computed together and in smaller groups; keys are moved to other cache indices, with masked keys in between.
 Sizes are those of SmolLM2 135M.
@@ -32,7 +33,7 @@ HEADS, SHARED, DIM, KEYS = 9, 3, 64, 96
 SAMPLES = 12  # for operations with few outputs: only one number in 30,000 may differ
 LAST = 16  # keys at the end of the text, between which keys of other drafts may be
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-UNLIKE = "Some operations that the engine uses here do not give a row the same bits:"
+UNLIKE = "Some operations that the engine uses here are not batch-invariant:"
 
 ByRows = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, mask to [rows, out]
@@ -83,7 +84,7 @@ def verdict(found: Iterable[Finding]) -> str:
     """A sentence that says whether all operations used by the engine are exact."""
     inexact = [f.operation for f in found if f.used and not f.exact]
     if not inexact:
-        return "All operations that the engine uses here give a row the same bits."
+        return "All operations that the engine uses here are batch-invariant."
     return f"{UNLIKE} {'; '.join(inexact)}."
 
 
@@ -94,7 +95,7 @@ def heading(device: str) -> str:
 
 def table(found: Iterable[Finding]) -> Iterator[str]:
     """Lines of a Markdown table, one per operation."""
-    yield "| operation | the same bits | numbers compared | different | in the engine |"
+    yield "| operation | batch-invariant | numbers compared | different | in the engine |"
     yield "|---|---|---|---|---|"
     for f in found:
         word = {True: "yes", False: "**no**", None: "not here"}[f.exact]

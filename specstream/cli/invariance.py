@@ -1,4 +1,4 @@
-"""``invariance``: which operations give a row the same bits whatever rows are computed beside it."""
+"""``invariance``: which operations are batch-invariant on this machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from specstream.cli.output import check_writable, saved
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @options.json_option()
 def invariance_command(device: str, json_file: Path | None) -> None:
-    """Check which operations give the same bits in any pass.
+    """Check which operations are batch-invariant on this machine.
 
-    Prints which operations on this machine give a row the same bits whatever rows are computed beside it.
+    Such an operation gives a row the same bits whatever rows are computed with it, so a draft changes no token.
     """
     from specstream.bench import invariance
     from specstream.bench.provenance import machine

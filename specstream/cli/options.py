@@ -80,16 +80,23 @@ def no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-MODEL = click.option("--model", default="smollm2-135m", show_default=True, help="A known name, a Hub id or a folder.")
+MODEL = click.option(
+    "--model", default="smollm2-135m", show_default=True, help="A name from `models list`, a Hub id or a folder."
+)
 MODEL_OPTIONS = (
     MODEL,
     click.option(
         "--adapter",
         default="auto",
         show_default=True,
-        help="auto, none, a name of `adapters list`, a folder or hub:OWNER/NAME.",
+        help="auto (the one bundled for the task), none, a name from `adapters list`, a folder or hub:OWNER/NAME.",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps or offload."),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="auto, cpu, cuda, mps or offload (for a model larger than the device).",
+    ),
     click.option(
         "--dtype",
         default="auto",
@@ -100,7 +107,7 @@ MODEL_OPTIONS = (
         "--draft-model",
         default="none",
         show_default=True,
-        help="A second, smaller model with the same tokenizer: a known name, a Hub id or a folder.",
+        help="A second, smaller model with the same tokenizer: a name, a Hub id or a folder.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""``runs``: the log of sessions."""
+"""``runs``: the log of runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group("runs")
 def runs_command() -> None:
-    """The log of sessions: list, show, export, delete."""
+    """The log of runs: list, show, export, delete."""
 
 
 db_option = click.option(

@@ -24,7 +24,7 @@ class Config(Checked):
         "plain: LoRA without streams, for comparison; medusa, exit: heads beside the adapter given as start.",
         ("shared", "lossless", "plain", "medusa", "exit"),
     )
-    gamma: int = number(4, "Gamma", "Number of streams, or of Medusa heads: how many tokens ahead to draft.", 1, 16)
+    gamma: int = number(4, "Gamma", "Number of streams, or of Medusa heads: how many tokens ahead they draft.", 1, 16)
     layers: int = number(
         6, "Layers", "Top layers that carry streams (N_s); for exit: first layers, which draft.", 1, 1000
     )

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from specstream.adapters.find import bundled
+from specstream.adapters.local import mine
 from specstream.hub.catalogue import CATALOGUE, accept_terms, catalogue, terms_of
 from specstream.hub.download import ModelError
 from specstream.model import memory
 
-from ..access_rules import Refused
+from ..access_rules import OPEN, Refused, Rules
 from ..html import render
 from ..jobs.engine_host import TOY, Busy, Engines, State
 from .handlers import QUIET
@@ -41,6 +43,7 @@ class ModelPanel:
     unload: gr.Button
     need: gr.HTML
     accept: gr.Button
+    own: bool = True  # one's own adapters are listed too
 
     def told(self, state: State) -> dict[Any, Any]:
         """The panel's text for a state."""
@@ -59,7 +62,7 @@ class ModelPanel:
                 self.load: gr.update(interactive=not state.loading),
                 self.unload: gr.update(interactive=state.info is not None and not state.loading),
             }
-            | ({self.adapter: gr.update(choices=adapter_choices(state.info.model))} if state.info else {})
+            | ({self.adapter: gr.update(choices=adapter_choices(state.info.model, self.own))} if state.info else {})
         )
 
     @property
@@ -89,12 +92,31 @@ class ModelPanel:
     def outputs(self) -> list[Any]:
         return [self.line, self.fold, self.card, self.load, self.unload, *self.choice]
 
-    def wire(self) -> None:
+    def wire(self, engines: Engines) -> None:
         """Show what a model will need as soon as it is chosen."""
         fields = [self.model, self.device, self.dtype]
+
+        def needed(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
+            known = model == engines.choice["model"]  # which the rules do not concern if the page was started with it
+            return _allowed(needs, OPEN if known else engines.rules, model, device, dtype)
+
+        def agreed(model: str | None, device: str, dtype: str) -> tuple[str, Any]:
+            return _allowed(accepted, engines.rules, model, device, dtype)
+
         for event in (self.fold.expand, *(field.change for field in fields)):
-            event(needs, fields, [self.need, self.accept], queue=False, **QUIET)
-        self.accept.click(accepted, fields, [self.need, self.accept], queue=False, **QUIET)
+            event(needed, fields, [self.need, self.accept], queue=False, **QUIET)
+        self.accept.click(agreed, fields, [self.need, self.accept], queue=False, **QUIET)
+
+
+def _allowed(
+    work: Callable[[str | None, str, str], tuple[str, Any]], rules: Rules, model: str | None, device: str, dtype: str
+) -> tuple[str, Any]:
+    """The result of the work, or why the rules do not allow the model."""
+    try:
+        rules.check_model((model or "").strip())
+    except Refused as no:
+        return render.status(str(no), "bad"), gr.update(visible=False)
+    return work(model, device, dtype)
 
 
 def request_unload(engines: Engines) -> Iterator[State]:
@@ -148,12 +170,9 @@ def memory_facts(state: State) -> list[tuple[str, str]]:
     return [("Memory", f"the whole program uses {used}; {free} are free")]
 
 
-def adapter_choices(model: str) -> list[str]:
-    """The adapters for the loaded model, by name; imports torch, which loading has already done."""
-    from specstream.adapters.find import bundled
-    from specstream.adapters.local import mine
-
-    return [*dict.fromkeys([*ADAPTERS, *bundled(model), *mine(model)])]
+def adapter_choices(model: str, own: bool = True) -> list[str]:
+    """The adapters for a model by name; ``own``: one's own too, not only those bundled."""
+    return [*dict.fromkeys([*ADAPTERS, *bundled(model), *(mine(model) if own else ())])]
 
 
 def progress(state: State) -> str:
@@ -178,7 +197,7 @@ def line(state: State) -> str:
 
 def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
     """Lay out the panel with the choice that is being loaded, and what ``more`` lays out in the same fold."""
-    chosen, anything = engines.choice, not engines.rules.models
+    chosen, anything = engines.choice, engines.rules.may_load_any
     known = [entry.name for entry in catalogue()] if anything else list(engines.rules.models)
     names = list(dict.fromkeys([chosen["model"], *known, TOY]))
     second = chosen.get("draft", NO_DRAFT)
@@ -214,6 +233,7 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
         with gr.Row():
             accept = gr.Button("I have read the licence, and accept it", size="sm", visible=False)
             load = gr.Button("Load", size="sm")
-            unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
+            unload = gr.Button("Unload", size="sm", interactive=False, visible=engines.rules.may_unload)
         rest = more()
-    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept), rest
+    panel = ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept, anything)
+    return panel, rest

@@ -77,15 +77,14 @@ class Share:
 
     def wire(self, source: gr.State, tell: Callable[[Any], Story | None], page: Page, engines: Engines | None) -> None:
         """``source`` is the input of ``tell``, which makes a story, and of ``page``, which makes the HTML file."""
-        demo = engines is not None and engines.rules.demo
-        self.linked = not demo
+        self.linked = linked = engines is None or engines.rules.may_see_all
 
         def work(form: str) -> Callable[[Any, gr.Request], Any]:
             def made(value: Any, request: gr.Request) -> Any:
                 story = tell(value) if value is not None else None
                 if story is None:
                     raise gr.Error("There is nothing to share yet: run a prompt first.", print_exception=False)
-                return write(form, story, lambda: page(value, story, page_address(request, demo)))
+                return write(form, story, lambda: page(value, story, page_address(request, linked)))
 
             return made
 
@@ -107,15 +106,15 @@ def write(form: str, story: Story, page: Callable[[], str]) -> str:
     return str(file)
 
 
-def page_address(request: gr.Request, demo: bool) -> str | None:
+def page_address(request: gr.Request, linked: bool) -> str | None:
     """The URL at which others find the runs; None if there is none.
 
-    A URL of one's own machine would lead others to theirs, and in a demo visitors see only their own runs.
+    A URL of one's own machine would lead others to theirs. ``linked``: visitors see each other's runs.
     """
     origin = str(request.headers.get("origin") or "")
     host = urlsplit(origin).hostname or ""
     own = host in ("", "localhost", "0.0.0.0", "::1") or host.startswith("127.")
-    return None if own or demo else f"{origin}/"
+    return None if own or not linked else f"{origin}/"
 
 
 def layout(story: Story | None = None) -> Share:

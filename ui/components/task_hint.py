@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from specstream.adapters.find import bundled
 from specstream.data.tasks import TASKS
 from specstream.info import EngineInfo
 
@@ -30,8 +31,8 @@ class Suit:
     def outputs(self) -> list[Any]:
         return [self.group, self.words, self.load]
 
-    def updates(self, task: str, info: EngineInfo | None, bundled: Callable[[str], Any]) -> Updates:
-        """The hint for a task, none if everything matches. ``bundled`` returns a model's adapters by task."""
+    def updates(self, task: str, info: EngineInfo | None) -> Updates:
+        """The hint for a task, none if everything matches."""
         words = mismatch(task, info) if info else ""
         return {
             self.group: gr.update(visible=bool(words)),
@@ -61,10 +62,3 @@ def loads_by_itself(task: str, state: State, choice: Mapping[str, str]) -> bool:
         return False
     known = bundled(info.model)
     return task in known and choice.get("adapter", "auto") in ("auto", *known)
-
-
-def bundled(model: str) -> Any:
-    """The adapters of the loaded model by task; imports torch, which loading has already done."""
-    from specstream.adapters.find import bundled as known
-
-    return known(model)

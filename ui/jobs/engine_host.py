@@ -68,7 +68,7 @@ class Engines:
     @property
     def offer(self) -> Offer:
         """The methods that the page offers: all of them while another model or adapter is on its way."""
-        return Offer(None if self.state.loading else self.state.info, self.rules.demo)
+        return Offer(None if self.state.loading else self.state.info, demo=not self.rules.may_load_any)
 
     def load(self, **choice: str) -> None:
         """Start to load in the background. Raises Busy during another load, Refused if the rules forbid it."""

@@ -256,13 +256,13 @@ class MeasurementProgress:
 
 def layout(engines: Engines) -> BenchmarkTab:
     """Lay out the tab."""
-    alone = not engines.rules.demo  # in a demo, visitors can't upload files or load a second model
+    rules = engines.rules
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            parts = _prompt_fields(engines.rules)
+            parts = _prompt_fields(rules)
             settings = controls.each_method("Settings: length, temperature, each method", {"max_new_tokens": 64})
             tuned, pace, tune = _tuning_fields()
-            earlier, upload = _earlier_fields(alone)
+            earlier, upload = _earlier_fields(rules.may_upload)
         with gr.Column(scale=2, min_width=320), gr.Group(elem_classes="ss-boxes"):
             gr.Checkbox(
                 True, label=Standard.label, info="Always runs: the others are compared with it.", interactive=False
@@ -270,7 +270,11 @@ def layout(engines: Engines) -> BenchmarkTab:
             methods = {name: controls.method_box(name) for name in METHODS if name != Standard.name}
             references = {
                 name: gr.Checkbox(
-                    False, label=label[:1].upper() + label[1:], info=LIBRARY, interactive=True, visible=alone
+                    False,
+                    label=label[:1].upper() + label[1:],
+                    info=LIBRARY,
+                    interactive=True,
+                    visible=rules.may_measure_others,
                 )
                 for name, label in REFERENCES.items()
             }
@@ -296,7 +300,7 @@ def _prompt_fields(rules: Rules) -> dict[str, Any]:
         )
     hint = gr.HTML(visible=False)
     with gr.Accordion("Your own prompts: a file with the columns of the task, or Spec-Bench's questions",
-                      open=False, visible=not rules.demo):  # fmt: skip
+                      open=False, visible=rules.may_upload):  # fmt: skip
         file = gr.File(label="Prompts, a JSON object on each line", file_types=[".jsonl", ".json"], height=160)
     return {"task": task, "hint": hint, "file": file, "count": count, "repeats": repeats}
 
@@ -327,7 +331,7 @@ def _toolbar() -> tuple[gr.Button, gr.Button, gr.HTML, gr.HTML]:
     return run, cancel, status, bar
 
 
-def _earlier_fields(alone: bool) -> tuple[gr.Dropdown, gr.File]:
+def _earlier_fields(files: bool) -> tuple[gr.Dropdown, gr.File]:
     with gr.Accordion("Earlier results, to compare with", open=False):
         earlier = gr.Dropdown(
             [], value=[], multiselect=True, label="From the log", interactive=True,
@@ -335,7 +339,7 @@ def _earlier_fields(alone: bool) -> tuple[gr.Dropdown, gr.File]:
         )  # fmt: skip
         upload = gr.File(
             label="Files that bench --json and cost --json wrote", file_types=[".json"], file_count="multiple",
-            height=160, visible=alone,
+            height=160, visible=files,
         )  # fmt: skip
     return earlier, upload
 

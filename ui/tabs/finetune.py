@@ -10,7 +10,7 @@ import gradio as gr
 
 from specstream.training.jobs import Registry, RegistryError, Training
 
-from ..access_rules import Refused
+from ..access_rules import Refused, Rules
 from ..charts import runs
 from ..components.handlers import QUIET, Updates
 from ..files import downloads
@@ -186,15 +186,15 @@ def wire(tab: FineTune, opened: gr.Tab, tabs: gr.Tabs, demo: gr.Blocks, engines:
     """Connect the tab to the training runs on this machine, and to the Playground."""
     registry = Registry()
     finetune_form.wire(tab.form, demo, registry)
-    _wire_trainings(tab, opened, registry, engines.rules.local)
+    _wire_trainings(tab, opened, registry, engines.rules)
     _wire_adapter(tab, tabs, registry, engines, play)
 
 
-def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bool) -> None:
+def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, rules: Rules) -> None:
     """Start, watch, stop, resume, delete."""
 
     def look(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
-        return tab.shown(registry, name, by, seen, lambda t: owns(t, owner, request, local))
+        return tab.shown(registry, name, by, seen, lambda t: owns(t, owner, request, rules.local))
 
     def anew(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
         active = registry.active()
@@ -202,6 +202,7 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
 
     def train(values: dict[Any, Any], request: gr.Request) -> Updates:
         try:
+            rules.check_training()
             begun = registry.start(tab.form.plan(values, registry))
         except ValueError as error:
             return refused(tab, error)
@@ -213,7 +214,8 @@ def _wire_trainings(tab: FineTune, opened: gr.Tab, registry: Registry, local: bo
         def handler(name: str | None, by: str, owner: str, seen: Any, request: gr.Request) -> Updates:
             found = registry.get(name or "")
             try:
-                if found is not None and not owns(found, owner, request, local):
+                rules.check_training()
+                if found is not None and not owns(found, owner, request, rules.local):
                     raise RegistryError(f"{found.name} was begun in another browser: it can be changed there only.")
                 if found is not None:
                     work(found.name)
@@ -270,8 +272,12 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
 
     def pack(name: str | None) -> Updates:
         found = registry.get(name or "")
-        if found is None or not found.has_adapter:
-            return refused(tab, RegistryError("There is no adapter to download: it is gone."))
+        try:
+            engines.rules.check_training()
+            if found is None or not found.has_adapter:
+                raise RegistryError("There is no adapter to download: it is gone.")
+        except ValueError as error:
+            return refused(tab, error)
         return {tab.copy: str(trainview.pack(found, folder))}
 
     tab.use.click(use, tab.listing, [tabs, tab.status, *play.form], **QUIET).then(

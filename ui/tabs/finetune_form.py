@@ -395,7 +395,7 @@ def needs_answers(form: Form, values: Mapping[Any, Any]) -> bool:
 
 
 def begun_with(form: Form, values: Mapping[Any, Any]) -> Updates:
-    """The adapters for which heads can be trained; that of the task is selected. Imports torch: call in a handler."""
+    """The adapters for which heads can be trained; that of the task is selected."""
     if values[form.mode] not in BESIDE:
         return {form.start: gr.update(visible=False)}
     have = [name for name in adapter_choices((values[form.model] or "").strip()) if name != "auto"]

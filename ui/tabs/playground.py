@@ -26,7 +26,7 @@ from ..components.controls import Controls
 from ..components.handlers import QUIET, Updates
 from ..components.model_panel import ModelPanel
 from ..components.run_panel import RunView
-from ..components.task_hint import Suit, bundled
+from ..components.task_hint import Suit
 from ..html import render
 from ..jobs import visitor
 from ..jobs.engine_host import Busy, Engines, State
@@ -142,7 +142,7 @@ class Playground:
 
     def suited(self, task: str, info: EngineInfo | None) -> Updates:
         """The changes when a task is chosen."""
-        return self.suit.updates(task, info, bundled) | self.chat.visible(task, info)
+        return self.suit.updates(task, info) | self.chat.visible(task, info)
 
     def loaded(self, state: State, offer: Offer, task: str, wish: str, prompt: str = "") -> Updates:
         """The changes in the form for a newly loaded model; ``task`` is the chosen task, ``wish`` the wanted method."""
@@ -357,7 +357,7 @@ class ModelEvents:
         """The changes when a task is chosen, without a hint while its adapter is about to be loaded."""
         state, tab = self._engines.state, self._tab
         coming = state.loading or task_hint.loads_by_itself(task, state, self._engines.choice)
-        return tab.suit.updates(task, None if coming else state.info, bundled) | tab.chat.visible(task, state.info)
+        return tab.suit.updates(task, None if coming else state.info) | tab.chat.visible(task, state.info)
 
     def fit(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
         if task_hint.loads_by_itself(task, self._engines.state, self._engines.choice):
@@ -399,7 +399,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
     mended.then(models.watch, tab.chosen, form, concurrency_limit=None, **QUIET).then(None, js=PRESS_RUN, **QUIET)
     tab.panel.load.click(models.load, {*tab.panel.choice, *tab.chosen}, form, concurrency_limit=None, **QUIET)
     tab.panel.unload.click(models.unload, tab.chosen, form, concurrency_limit=None, **QUIET)
-    tab.panel.wire()
+    tab.panel.wire(engines)
     tab.method.input(models.wished, [tab.method, tab.wish], tab.wish, queue=False, **QUIET)
     tab.suit.load.click(models.load_fitting, tab.chosen, form, concurrency_limit=None, **QUIET)
     tab.task.input(models.fit, tab.chosen, form, concurrency_limit=None, **QUIET)

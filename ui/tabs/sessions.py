@@ -11,6 +11,7 @@ import gradio as gr
 
 from specstream.runlog import SORTS, RunLog, RunLogError
 
+from ..access_rules import OPEN, Refused, Rules
 from ..components import run_panel
 from ..components.handlers import QUIET, Updates
 from ..components.run_panel import RunView
@@ -66,14 +67,14 @@ class Listing:
         known = [self.filters["method"], self.filters["model"]]
         return [self.table, self.place, self.previous, self.following, self.where, self.clear, *known]
 
-    def wanted(self, values: Values, own: bool) -> dict[str, Any]:
-        """The active filters. ``own``: only the visitor's runs."""
+    def wanted(self, values: Values, rules: Rules) -> dict[str, Any]:
+        """The active filters, and whose runs the rules let the visitor see."""
         found = {name: values[part] for name, part in self.filters.items()}
-        return found | {"visitor": owner(values[self.key], own)}
+        return found | {"visitor": rules.seen_by(values[self.key])}
 
-    def page(self, runlog: RunLog, values: Values, place: int, own: bool = False) -> Updates:
+    def page(self, runlog: RunLog, values: Values, place: int, rules: Rules = OPEN) -> Updates:
         """One page of the table, from run number ``place`` on."""
-        wanted = self.wanted(values, own)
+        wanted = self.wanted(values, rules)
         total = runlog.count(**wanted)
         place = max(0, min(place, (total - 1) // PAGE * PAGE))
         found = runlog.runs(limit=PAGE, offset=place, sort=values[self.sort], **wanted)
@@ -179,11 +180,6 @@ class Sessions:
     opened: Opened
 
 
-def owner(key: str | None, own: bool) -> str | None:
-    """The visitor whose runs a page with this key may see; with ``own`` its own, nobody's without a key; else all."""
-    return (key or "") if own else None
-
-
 def _said(html: str) -> Any:
     """The text; hidden if it is empty."""
     return gr.update(value=html, visible=bool(html))
@@ -269,29 +265,29 @@ def _opened(sheet: gr.Column) -> Opened:
 
 
 def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlog: RunLog | None) -> None:
-    """Connect the tab to the log. In a demo a visitor sees only their own runs, and can't download the database."""
-    listing, one, own = tab.listing, tab.opened, engines.rules.demo
+    """Connect the tab to the log."""
+    listing, one, rules = tab.listing, tab.opened, engines.rules
     visitor.wire(listing.key, demo)
     if runlog is None:
         opened.select(lambda: render.status(NO_LOG, "bad"), None, listing.where, **QUIET)
         return
-    _wire_listing(tab, opened, runlog, own)
-    _wire_exports(tab, runlog, own)
-    _wire_opened(tab, runlog, own)
+    _wire_listing(tab, opened, runlog, rules)
+    _wire_exports(tab, runlog, rules)
+    _wire_opened(tab, runlog, rules)
     one.view.wire(engines, runlog)
 
 
-def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> None:
+def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, rules: Rules) -> None:
     listing, one, folder = tab.listing, tab.opened, downloads()
 
     def listed_anew(values: dict[Any, Any], move: int = 0) -> Updates:
-        return _told(tab, lambda: listing.page(runlog, values, values[listing.place] + move, own))
+        return _told(tab, lambda: listing.page(runlog, values, values[listing.place] + move, rules))
 
     def anew(values: dict[Any, Any]) -> Updates:
-        return _told(tab, lambda: listing.page(runlog, values, 0, own))
+        return _told(tab, lambda: listing.page(runlog, values, 0, rules))
 
     def chosen(key: str, event: gr.EventData) -> Updates:
-        who, data = owner(key, own), event._data
+        who, data = rules.seen_by(key), event._data
         if "pair" in data:
             told = _told(tab, lambda: one.compare(runlog, data["pair"], who))
         else:
@@ -301,7 +297,7 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
     def cleared(values: dict[Any, Any]) -> Updates:
         empty = {"starred": False, "since": None, "until": None}
         nothing = {part: empty.get(name, "") for name, part in listing.filters.items()}
-        return nothing | _told(tab, lambda: listing.page(runlog, values | nothing, 0, own))
+        return nothing | _told(tab, lambda: listing.page(runlog, values | nothing, 0, rules))
 
     form, shown = listing.inputs, listing.outputs
     opened.select(listed_anew, form, shown, **QUIET).then(None, js=CALENDARS, api_visibility="private")
@@ -324,53 +320,55 @@ def _wire_listing(tab: Sessions, opened: gr.Tab, runlog: RunLog, own: bool) -> N
     ).then(listed_anew, form, shown, **QUIET)
 
 
-def _wire_exports(tab: Sessions, runlog: RunLog, own: bool) -> None:
+def _wire_exports(tab: Sessions, runlog: RunLog, rules: Rules) -> None:
     """Three files: the runs that match the filters in two formats, and the database."""
     listing, folder = tab.listing, downloads()
 
     def written(values: dict[Any, Any], form: str) -> Updates:
-        ids = runlog.ids(sort=values[listing.sort], **listing.wanted(values, own))
+        ids = runlog.ids(sort=values[listing.sort], **listing.wanted(values, rules))
         return {listing.copy: str(history.export_runs(runlog, ids, folder, form))}
+
+    def copied() -> Updates:
+        rules.check_copy()
+        return {listing.copy: str(history.export_database(runlog, folder))}
 
     def work(form: str) -> Callable[[dict[Any, Any]], Updates]:
         if form == "db":
-            return lambda values: _told(tab, lambda: {listing.copy: str(history.export_database(runlog, folder))})
+            return lambda values: _told(tab, copied)
         return lambda values: _told(tab, lambda: written(values, form))
 
+    listing.exports["db"].visible = rules.may_copy_log
     for form, button in listing.exports.items():
-        if form == "db" and own:
-            button.visible = False
-            continue
         made = button.click(work(form), listing.inputs, [listing.copy, listing.where], **QUIET)
         made.success(None, js=FETCH, api_visibility="private")
 
 
-def _wire_opened(tab: Sessions, runlog: RunLog, own: bool) -> None:
+def _wire_opened(tab: Sessions, runlog: RunLog, rules: Rules) -> None:
     listing, one = tab.listing, tab.opened
 
     def starred(run: str, star: bool, key: str) -> Updates:
         def work() -> Updates:
-            runlog.set_star(run, star, owner(key, own))
+            runlog.set_star(run, star, rules.seen_by(key))
             return {}
 
         return _told(tab, work)
 
     def noted(run: str, note: str, key: str) -> Updates:
         def work() -> Updates:
-            runlog.set_note(run, note, owner(key, own))
+            runlog.set_note(run, note, rules.seen_by(key))
             return {listing.where: render.status("The note is kept.", "good")}
 
         return _told(tab, work)
 
     def removed(values: dict[Any, Any]) -> Updates:
         def work() -> Updates:
-            runlog.delete(values[one.run], owner(values[listing.key], own))
-            return one.closed() | listing.page(runlog, values, values[listing.place], own)
+            runlog.delete(values[one.run], rules.seen_by(values[listing.key]))
+            return one.closed() | listing.page(runlog, values, values[listing.place], rules)
 
         return _told(tab, work)
 
     def listed_anew(values: dict[Any, Any]) -> Updates:
-        return _told(tab, lambda: listing.page(runlog, values, values[listing.place], own))
+        return _told(tab, lambda: listing.page(runlog, values, values[listing.place], rules))
 
     kept: list[Any] = [listing.where]
     one.star.input(starred, [one.run, one.star, listing.key], kept, **QUIET).then(
@@ -383,7 +381,7 @@ def _wire_opened(tab: Sessions, runlog: RunLog, own: bool) -> None:
     one.confirm.click(removed, {one.run, *listing.inputs}, [*one.outputs, *listing.outputs], **QUIET)
 
 
-def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | None, own: bool = False) -> None:
+def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | None, rules: Rules) -> None:
     """A page whose URL ends in ``?run=ID`` opens with only that run."""
     if runlog is None:
         demo.load(None, js=LINKED_DONE, api_visibility="private")
@@ -394,7 +392,7 @@ def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | N
         run = request.query_params.get("run")
         if not run:
             return {tabs: gr.skip()}
-        who = visitor.name(key, request) if own else None
+        who = rules.seen_by(visitor.name(key, request))
         try:
             shown = tab.opened.open(runlog, run, folder, who)
             shown |= {tab.listing.whole: gr.update(visible=False), tab.opened.everything: gr.update(visible=True)}
@@ -409,8 +407,8 @@ def wire_links(tab: Sessions, tabs: gr.Tabs, demo: gr.Blocks, runlog: RunLog | N
 
 
 def _told(tab: Sessions, work: Callable[[], Updates]) -> Updates:
-    """The updates, or the log's error message if it can't be read."""
+    """The updates; or the message, if the log can't be read or the rules refuse it."""
     try:
         return work() or {tab.listing.where: gr.skip()}
-    except RunLogError as error:
+    except (RunLogError, Refused) as error:
         return {tab.listing.where: render.status(str(error), "bad")}
