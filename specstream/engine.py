@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from specstream import native
@@ -210,7 +211,7 @@ def load(
         loaded.tokenizer,
         _eos(loaded.network, loaded.tokenizer),
         _targets(loaded),
-        _float32(loaded.network),
+        _float32(loaded.network, *(loaded.adapter.copies() if loaded.adapter else ())),
         loaded.pair.target if loaded.pair else _no_draft_model,
         layers=layers,
     )
@@ -435,12 +436,14 @@ def _eos(network: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:
     return {i for i in out if i is not None}
 
 
-def _float32(network: PreTrainedModel) -> Callable[[], AbstractContextManager[bool]]:
+def _float32(*modules: nn.Module) -> Callable[[], AbstractContextManager[bool]]:
+    """``Engine.float32`` for a network and the modules that are copied from it, which compute with its states."""
+
     @contextmanager
     def context() -> Iterator[bool]:
         """A context in which every parameter and buffer is float32; then the original tensors are restored, not
         converted back."""
-        tensors = [*network.parameters(), *network.buffers()]
+        tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         before = [(t, t.data) for t in tensors if t.is_floating_point() and t.dtype != torch.float32]
         try:
             for tensor, data in before:
