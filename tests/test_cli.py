@@ -126,6 +126,22 @@ BAD = {
         ["answers", "--task", "e2e", "--out", "x.jsonl", "--own-prompts", "3", "--data", "own-prompts.jsonl"],
         "would be overwritten",
     ),
+    "the toy with an adapter": (
+        ["generate", "--model", "toy", "--prompt", "a", "--adapter", "nosuch"],
+        "for which adapter nosuch means nothing",
+    ),
+    "the toy on a GPU": (
+        ["generate", "--model", "toy", "--prompt", "a", "--device", "cuda"],
+        "for which device cuda means nothing",
+    ),
+    "the toy in 16 bits": (
+        ["generate", "--model", "toy", "--prompt", "a", "--dtype", "float16"],
+        "for which dtype float16 means nothing",
+    ),
+    "the toy with a model": (
+        ["generate", "--model", "toy", "--prompt", "a", "--draft-model", "gpt2"],
+        "for which draft model gpt2 means",
+    ),
     "the toy is trained": (["train", "--model", "toy", "--task", "e2e", "--data", "DATA"], "a script without weights"),
     "output below a file": (["generate", "--prompt", "a", "--json", "DATA/x.json"], "is not a folder"),
     "missing log": (["runs", "list", "--db", "no/such.db"], "There is no log"),

@@ -15,7 +15,7 @@ import click
 from specstream import processes
 from specstream.cli.output import note, progress, progress_done
 from specstream.data.tasks import NAMES
-from specstream.hub.catalogue import TOY
+from specstream.hub.catalogue import TOY, check_scripted
 from specstream.params import METHODS, Method, Sampling, configure, parse
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Loading:
         if self.model == TOY:
             from specstream.testing.toy import load_toy
 
+            check_scripted(adapter=self.adapter, device=self.device, dtype=self.dtype, draft=self.draft_model)
             return load_toy()
 
         bundled_for_task = self.adapter == "auto" and task_name in bundled(self.model)
