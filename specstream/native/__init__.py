@@ -207,5 +207,5 @@ def _build(file: Path) -> None:
         built = Path(made) / file.name
         words = [*compiler.command().split(), *FLAGS, f"-I{installed / 'include'}", str(SOURCE), "-o", str(built)]
         words += [f"-L{installed / 'lib'}", "-ltorch_cpu"]
-        subprocess.run(words, check=True, capture_output=True, text=True, timeout=LIMIT)
+        compiler.run(words, LIMIT)
         built.replace(file)
