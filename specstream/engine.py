@@ -46,6 +46,7 @@ from specstream.info import EngineInfo, processor
 from specstream.model import devices, introspection, quantized
 from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
 from specstream.model.native_linear import FbgemmLinear, NativeLinear
+from specstream.native import compiler
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
 from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
@@ -53,8 +54,6 @@ from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 from specstream.target.offload import offload
 from specstream.target.self_test_cache import SelfTestCache
-
-NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1, it prevents compiling layers
 
 
 class MethodUnavailable(ValueError):
@@ -382,7 +381,7 @@ def _put_on(
 def _layers(loaded: Loaded) -> Layers | None:
     """The compiled layers, not yet swapped in; None if nothing is compiled."""
     parts, streams, passed = loaded.parts, loaded.streams, loaded.passed
-    if parts is None or loaded.reason or os.environ.get(NO_COMPILER) == "1":
+    if parts is None or loaded.reason or not compiler.allowed_for_layers():
         return None
 
     def check() -> str | None:

@@ -227,6 +227,28 @@ def test_functions_that_were_not_asked_for_are_not_built(tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.parametrize("home", ["empty", "filled"])
+def test_without_leave_nothing_is_compiled_and_nothing_compiled_is_used(home: str, tmp_path: Path) -> None:
+    save(tiny.tiny("llama"), tmp_path / "model")
+    (tmp_path / "compiler").write_text(f"#!/bin/sh\ntouch {tmp_path / 'called'}\nexit 1\n")
+    (tmp_path / "compiler").chmod(0o755)
+    code = (
+        "import sys; from specstream import engine, native; from specstream.params import Sampling\n"
+        "for dtype in ('float16', 'bfloat16', 'int8'):\n"
+        "    made = engine.load(sys.argv[1], 'none', 'cpu', dtype)\n"
+        "    list(made.generate('1 2 3', None, Sampling(max_new_tokens=4)))\n"
+        "    assert native.library() is native.loaded() is made.layers is None, dtype"
+    )
+    env = os.environ | {"SPECSTREAM_NO_COMPILER": "1", "CXX": str(tmp_path / "compiler")}
+    if home == "empty":
+        env["SPECSTREAM_HOME"] = str(tmp_path / "home")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model")], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "called").exists() and not (tmp_path / "home" / "compiled").exists()
+
+
 def test_a_self_test_passed_without_the_functions_says_nothing_about_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with_them = SelfTestCache([])._file("layers")
     monkeypatch.setattr(native, "loaded", lambda: None)

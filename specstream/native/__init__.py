@@ -64,8 +64,9 @@ SHIMS = {
 
 
 def library(build: bool = True) -> ctypes.CDLL | None:
-    """The functions, from now on also ``loaded()``; None if they can't be built here, or only exist with ``build``."""
-    return _library() if build or _file().is_file() else None
+    """The functions, from now on also ``loaded()``; None if they can't or mustn't be built here, or only exist with
+    ``build``."""
+    return loaded() or (_library() if compiler.allowed() and (build or _file().is_file()) else None)
 
 
 def loaded() -> ctypes.CDLL | None:

@@ -9,6 +9,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+NO_COMPILER = "SPECSTREAM_NO_COMPILER"
+NOTHING, NO_LAYERS = "1", "layers"  # its values: no compiler runs and nothing compiled is used, or only no layers
+
+
+def allowed() -> bool:
+    """Whether a compiler may run, and what it built may be used."""
+    return os.environ.get(NO_COMPILER) != NOTHING
+
+
+def allowed_for_layers() -> bool:
+    """The same for decoder layers."""
+    return os.environ.get(NO_COMPILER) not in (NOTHING, NO_LAYERS)
+
 
 def command() -> str:
     """The compiler's command: CXX, else g++."""
