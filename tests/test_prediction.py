@@ -21,7 +21,7 @@ from specstream.bench.prediction import (
     trace,
 )
 from specstream.events import Draft, Fate, Origin, Step, Token
-from specstream.params import PromptLookup, Sampling, Standard, Streaming
+from specstream.params import MOST_NODES, PromptLookup, Sampling, Standard, Streaming
 from specstream.testing import toy
 
 LINE = Curve(((1, 1.0), (3, 1.2), (8, 2.2)))
@@ -80,6 +80,14 @@ def test_cutting_a_best_first_tree_is_growing_a_smaller_one() -> None:
             if watched.nodes[i][0] <= depth and watched.nodes[i][1] < width
         ][:budget]
         assert kept == list(zip(small.tokens, small.depths(), strict=True))
+
+
+def test_a_budget_left_open_is_predicted_by_its_own_rule() -> None:
+    traces = [trace(step(TREE, 3)), trace(step(TREE, 2))]
+    open_, fixed = Streaming(), Streaming(budget=5, width=2, depth=3)
+    assert step_cost.shape_of(open_, traces) == Shape(MOST_NODES, open_.width, 0, open_.least(2.5))
+    assert open_.least(2.5) > 0 and step_cost.shape_of(fixed, traces) == Shape(5, 2, 3)
+    assert step_cost.shape_of(PromptLookup(), traces) == Shape(PromptLookup().nodes, 0, PromptLookup().depth)
 
 
 def test_prediction_is_tokens_over_cost() -> None:
