@@ -193,8 +193,10 @@ def load(
 ) -> Engine:
     """Load a model and an adapter, and a draft model if ``draft`` names one.
 
-    ``model`` and ``draft`` are a catalogue name, a Hub id or a folder; ``adapter`` is "auto", "none", a bundled task or
-    a folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
+    ``model`` and ``draft`` are a catalogue name, a Hub id or a folder; ``adapter`` is "none", a name of ``adapters
+    list``, a folder, or "auto": the bundled one for the task e2e, else the first one bundled for the model, else none.
+    An adapter may change what the model writes (``info.tuned``). Raises ModelError, AdapterError or DraftModelError (all
+    ValueError) with one sentence.
     """
     started = time.perf_counter()
     native.library(build=False)  # the functions in C++, if the process that compiles layers has built them before

@@ -39,11 +39,17 @@ class Loading:
     draft_model: str
 
     def engine(self, task_name: str | None = None) -> Engine:
-        """Load the model. Adapter ``auto`` means the bundled adapter of the task, if there is one."""
+        """Load the model. Adapter ``auto`` means the bundled adapter of the task, if there is one; else the same as for
+        ``specstream.load``, with a note if that changes what the model writes."""
         with no_garbage_collection():
             engine = self._loaded(task_name)
         for words in engine.info.notes:
             note(words)
+        if self.adapter == "auto" and self.model != TOY and engine.info.tuned and engine.info.adapter != task_name:
+            note(
+                f"the adapter {engine.info.adapter} is loaded, which changes what the model writes: name another "
+                "--task, or --adapter none for the model itself."
+            )
         return engine
 
     def _loaded(self, task_name: str | None) -> Engine:
