@@ -195,8 +195,8 @@ def load(
 
     ``model`` and ``draft`` are a catalogue name, a Hub id or a folder; ``adapter`` is "none", a name of ``adapters
     list``, a folder, or "auto": the bundled one for the task e2e, else the first one bundled for the model, else none.
-    An adapter may change what the model writes (``info.tuned``). Raises ModelError, AdapterError or DraftModelError (all
-    ValueError) with one sentence.
+    An adapter may change what the model writes (``info.tuned``). Raises ModelError, AdapterError or DraftModelError
+    (all ValueError) with one sentence.
     """
     started = time.perf_counter()
     native.library(build=False)  # the functions in C++, if the process that compiles layers has built them before
