@@ -227,6 +227,23 @@ def test_context_end_is_never_passed() -> None:
     assert run.reason is Reason.CONTEXT
 
 
+class Uncopied(list[int]):
+    """The ids of a run, which may grow long."""
+
+    def copy(self) -> list[int]:
+        return pytest.fail("copied once more")
+
+
+def test_the_text_is_copied_once_a_step_and_may_grow_meanwhile() -> None:
+    anatomy, adapter = tiny.model_with_adapter("llama")
+    sampling = Sampling(max_new_tokens=30, repetition_penalty=1.5)  # every choice depends on the text before it
+    want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
+    run = oracle_run(anatomy, adapter, sampling, want, 0.2)
+    run.ids = Uncopied(run.ids)
+    steps = tiny.finish(run)
+    assert tiny.ids_of(steps) == want and max(len(step.tokens) for step in steps) > 3
+
+
 @pytest.mark.parametrize("left", range(1, 8))
 def test_no_draft_is_deeper_than_what_fits_behind_it(left: int) -> None:
     """Whether the context or the requested length ends the text: the same one, in drafts that fit to their end."""

@@ -102,7 +102,7 @@ class Run:
 
     def _accept(self, draft: Draft, logits: Tensor) -> tuple[list[verify.Pick], list[str]]:
         picks, texts = [], []
-        for pick in verify.walk(logits, draft, self.picker, self.ids.copy(), self.target.pruned):
+        for pick in verify.walk(logits, draft, self.picker, self.ids, self.target.pruned):
             picks.append(pick)
             self.ids.append(pick.token)
             self.emitted += 1
