@@ -16,10 +16,11 @@ from torch import Tensor
 
 from specstream.bench.provenance import heading
 from specstream.decoding.encode import chat_prompt, encode
-from specstream.engine import NO_COMPILER, Engine, load
+from specstream.engine import Engine, load
 from specstream.events import Draft
 from specstream.hub.catalogue import resolve
 from specstream.model.pretrained import load_model
+from specstream.native.compiler import NO_COMPILER, NO_LAYERS
 from specstream.params import Standard
 
 QUESTIONS = (
@@ -75,7 +76,7 @@ def main(tokens: int) -> None:
     exact, tokenizer = load_model(source, "cpu", torch.float32)
     asked = texts(exact, tokenizer, tokens)
     want = by_library(exact, asked)
-    os.environ[NO_COMPILER] = "1"
+    os.environ[NO_COMPILER] = NO_LAYERS
     engine = load("smollm2-135m", "none", "cpu", "bfloat16")
     ways = {"the library's": by_library(load_model(source, "cpu", torch.bfloat16)[0], asked)}
     ways["ours"] = by_engine(engine, asked)

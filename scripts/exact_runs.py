@@ -27,10 +27,11 @@ import click
 from scripts.formats import available
 from specstream.adapters import weights
 from specstream.adapters.find import bundled
-from specstream.engine import NO_COMPILER, Engine, load
+from specstream.engine import Engine, load
 from specstream.events import Event, Step
 from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import Anatomy, dissect
+from specstream.native.compiler import NO_COMPILER, NO_LAYERS
 from specstream.params import EarlyExit, Medusa, Method, PromptLookup, Sampling, Standard, Streaming
 from tests import test_heads, tiny
 
@@ -302,7 +303,7 @@ def main(out: Path | None, shard: str, only: str, show: tuple[Path, ...], **opti
     if not show:
         if out is None:
             raise click.UsageError("Give --out RUNS.jsonl, or --show RUNS.jsonl.")
-        os.environ[NO_COMPILER] = "0" if options["compiled"] else "1"
+        os.environ[NO_COMPILER] = "0" if options["compiled"] else NO_LAYERS
         wanted = [group for group in GROUPS if only in group.name]
         formats = available([group.dtype for group in wanted], options["device"]) if wanted else []
         groups = [group for group in wanted if group.dtype in formats and _soon(group, options["device"])][part::parts]

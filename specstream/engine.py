@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from specstream import native
@@ -45,6 +46,7 @@ from specstream.info import EngineInfo, processor
 from specstream.model import devices, introspection, quantized
 from specstream.model.cpu_linear import FLOAT16, NATIVE, Format
 from specstream.model.native_linear import FbgemmLinear, NativeLinear
+from specstream.native import compiler
 from specstream.params import METHODS, Method, Sampling, Standard, Streaming
 from specstream.target import draft_model as pairing
 from specstream.target import loading, self_test
@@ -52,8 +54,6 @@ from specstream.target.compiled import Layers
 from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 from specstream.target.offload import offload
 from specstream.target.self_test_cache import SelfTestCache
-
-NO_COMPILER = "SPECSTREAM_NO_COMPILER"  # set to 1, it prevents compiling layers
 
 
 class MethodUnavailable(ValueError):
@@ -193,8 +193,10 @@ def load(
 ) -> Engine:
     """Load a model and an adapter, and a draft model if ``draft`` names one.
 
-    ``model`` and ``draft`` are a catalogue name, a Hub id or a folder; ``adapter`` is "auto", "none", a bundled task or
-    a folder. Raises ModelError, AdapterError or DraftModelError (all ValueError) with one sentence.
+    ``model`` and ``draft`` are a catalogue name, a Hub id or a folder; ``adapter`` is "none", a name of ``adapters
+    list``, a folder, or "auto": the bundled one for the task e2e, else the first one bundled for the model, else none.
+    An adapter may change what the model writes (``info.tuned``). Raises ModelError, AdapterError or DraftModelError
+    (all ValueError) with one sentence.
     """
     started = time.perf_counter()
     native.library(build=False)  # the functions in C++, if the process that compiles layers has built them before
@@ -210,7 +212,7 @@ def load(
         loaded.tokenizer,
         _eos(loaded.network, loaded.tokenizer),
         _targets(loaded),
-        _float32(loaded.network),
+        _float32(loaded.network, *(loaded.adapter.copies() if loaded.adapter else ())),
         loaded.pair.target if loaded.pair else _no_draft_model,
         layers=layers,
     )
@@ -381,7 +383,7 @@ def _put_on(
 def _layers(loaded: Loaded) -> Layers | None:
     """The compiled layers, not yet swapped in; None if nothing is compiled."""
     parts, streams, passed = loaded.parts, loaded.streams, loaded.passed
-    if parts is None or loaded.reason or os.environ.get(NO_COMPILER) == "1":
+    if parts is None or loaded.reason or not compiler.allowed_for_layers():
         return None
 
     def check() -> str | None:
@@ -435,12 +437,14 @@ def _eos(network: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:
     return {i for i in out if i is not None}
 
 
-def _float32(network: PreTrainedModel) -> Callable[[], AbstractContextManager[bool]]:
+def _float32(*modules: nn.Module) -> Callable[[], AbstractContextManager[bool]]:
+    """``Engine.float32`` for a network and the modules that are copied from it, which compute with its states."""
+
     @contextmanager
     def context() -> Iterator[bool]:
         """A context in which every parameter and buffer is float32; then the original tensors are restored, not
         converted back."""
-        tensors = [*network.parameters(), *network.buffers()]
+        tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         before = [(t, t.data) for t in tensors if t.is_floating_point() and t.dtype != torch.float32]
         try:
             for tensor, data in before:

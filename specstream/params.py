@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
@@ -53,10 +53,12 @@ class Checked:
         limits = (
             f"{meta['label']} must be a {'whole number' if whole else 'number'} from {meta['min']} to {meta['max']}"
         )
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{limits}, not {value!r}.")
+        # First the limits, which neither infinity nor NaN is within: int() and float() fail for what is too large.
         if not meta["min"] <= value <= meta["max"] or (whole and value != int(value)):
-            raise ValueError(f"{limits}, not {value!r}.")
+            long = isinstance(value, int) and abs(value) > sys.maxsize  # it may have thousands of digits
+            raise ValueError(f"{limits}, not {'so long a number' if long else repr(value)}.")
         object.__setattr__(self, name, int(value) if whole else float(value))
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,9 +125,10 @@ class Sampling(Checked):
         super().__post_init__()
         if not isinstance(self.ignore_eos, bool):
             raise ValueError("Ignore end of text must be true or false.")
-        if not all(isinstance(s, str) for s in self.stop):
-            raise ValueError("Stop strings must be strings.")
-        object.__setattr__(self, "stop", tuple(s for s in self.stop if s))
+        stop = [self.stop] if isinstance(self.stop, str) else [] if self.stop is None else self.stop
+        if not isinstance(stop, list | tuple) or not all(isinstance(s, str) for s in stop):
+            raise ValueError("Stop strings must be a text or a list of texts.")
+        object.__setattr__(self, "stop", tuple(s for s in stop if s))
         if self.temperature < COLDEST:
             object.__setattr__(self, "temperature", 0.0)
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from huggingface_hub import errors
 
+from specstream.adapters import local
 from specstream.hub import catalogue
 from specstream.hub import download as sources
 from specstream.hub.catalogue import DEFAULT, ModelError, resolve
@@ -408,3 +409,12 @@ def test_the_catalogue_costs_no_torch() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
     assert {e.licence for e in catalogue.catalogue() if not e.terms} == {"Apache-2.0"}
+
+
+def test_a_chosen_folder_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("SPECSTREAM_HOME", "~/x")
+    assert sources.home() == tmp_path / "x" and local.adapters_folder() == tmp_path / "x" / "adapters"
+    monkeypatch.setenv("SPECSTREAM_HOME", "")
+    assert sources.home() != local.adapters_folder().parent and sources.home().is_absolute()

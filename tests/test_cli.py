@@ -126,6 +126,22 @@ BAD = {
         ["answers", "--task", "e2e", "--out", "x.jsonl", "--own-prompts", "3", "--data", "own-prompts.jsonl"],
         "would be overwritten",
     ),
+    "the toy with an adapter": (
+        ["generate", "--model", "toy", "--prompt", "a", "--adapter", "nosuch"],
+        "for which adapter nosuch means nothing",
+    ),
+    "the toy on a GPU": (
+        ["generate", "--model", "toy", "--prompt", "a", "--device", "cuda"],
+        "for which device cuda means nothing",
+    ),
+    "the toy in 16 bits": (
+        ["generate", "--model", "toy", "--prompt", "a", "--dtype", "float16"],
+        "for which dtype float16 means nothing",
+    ),
+    "the toy with a model": (
+        ["generate", "--model", "toy", "--prompt", "a", "--draft-model", "gpt2"],
+        "for which draft model gpt2 means",
+    ),
     "the toy is trained": (["train", "--model", "toy", "--task", "e2e", "--data", "DATA"], "a script without weights"),
     "output below a file": (["generate", "--prompt", "a", "--json", "DATA/x.json"], "is not a folder"),
     "missing log": (["runs", "list", "--db", "no/such.db"], "There is no log"),
@@ -515,3 +531,26 @@ def test_options_of_own_answers_have_one_definition() -> None:
         "answers", ["--task", "chat", "--out", "x", "--temperatures", "0", "--temperatures", "0"]
     )
     assert twice.params["temperatures"] == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "task", "facts", "said"),
+    [
+        ("auto", None, {}, True),
+        ("auto", "chat", {}, True),  # no adapter is bundled for it here
+        ("auto", "e2e", {}, False),
+        ("e2e", None, {}, False),
+        ("auto", None, {"tuned": False}, False),
+    ],
+)
+def test_a_tuned_model_that_nobody_asked_for_is_noted(
+    adapter: str, task: str | None, facts: dict[str, Any], said: bool, monkeypatch, capsys
+) -> None:
+    engine = toy.load_toy(pace=0)
+    engine.info = replace(engine.info, **{"adapter": "e2e", "tuned": True} | facts)
+    monkeypatch.setattr("specstream.engine.load", lambda *args, **kwargs: engine)
+    monkeypatch.setattr("specstream.adapters.find.bundled", lambda model: {"e2e": Path("e2e")})
+    words = ["--adapter", adapter, *(["--task", task] if task else [])]
+    assert run(["generate", "--prompt", "a", "--max-new-tokens", "2", *words]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "changes what the model writes" in line]
+    assert len(notes) == said and all("adapter e2e" in n and "--task" in n and "--adapter none" in n for n in notes)

@@ -31,6 +31,7 @@ from specstream.decoding.detokenize import TextStream
 from specstream.decoding.drafters.standard import StandardDrafter
 from specstream.decoding.loop import decode
 from specstream.decoding.sampling import Picker
+from specstream.divergence import difference
 from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
 from specstream.hub.catalogue import resolve
@@ -42,7 +43,7 @@ from specstream.params import METHODS, MOST_NODES, NODES, LevelTree, PromptLooku
 from specstream.session import run_session
 from specstream.stats import speedup, summarize
 from specstream.target import self_test
-from specstream.target.model_target import PlainTarget, Variant
+from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 from specstream.testing import toy
 from tests import tiny
 from tests.tiny import save
@@ -625,6 +626,26 @@ def test_float32_check_puts_the_model_back_bit_for_bit() -> None:
         assert changed and all(p.dtype == torch.float32 for p in model.parameters())
     after = dict([*model.named_parameters(), *model.named_buffers()])
     assert all(after[n].dtype == t.dtype and torch.equal(after[n], t) for n, t in before.items())
+
+
+@pytest.mark.parametrize("chosen", [Streaming(streams="in-pass"), Streaming(streams="deferred", prune=0.001)])
+def test_float32_check_repeats_a_step_of_lossless_streams_in_half_precision(chosen: Streaming) -> None:
+    model = tiny.tiny("llama").half()
+    anatomy = dissect(model)
+    plain = tiny.random_adapter(anatomy, mode="lossless", exit_rank=2)
+    adapter = weights.Adapter(anatomy, replace(plain.card, draft_vocabulary=40)).eval().half().to(tiny.DEVICE)
+    adapter.merge_copies(anatomy, cpu_linear.NATIVE)
+    engine = toy.load_toy(pace=0)
+    engine.make_target = lambda m: ModelTarget(anatomy, adapter, Variant.of(m) if isinstance(m, Streaming) else None)
+    engine.float32 = _float32(model, *adapter.copies())
+    ids, picker = tiny.prompt(12), Picker(Sampling())
+    steps = tiny.finish(tiny.streaming_run(anatomy, adapter, ids, Sampling(max_new_tokens=9), chosen))
+    ours = tiny.ids_of(steps)
+    other = [*ours[:6], (ours[6] + 1) % tiny.VOCAB, *ours[7:]]
+    events = [Started("streaming", len(ids), {"method": chosen.to_dict()}), *steps]
+    verdict = difference(engine, ids, events, ours, other, picker, None)
+    assert verdict.position == 6 and "checked in float32" in verdict.message
+    assert all(p.dtype == torch.float16 for module in adapter.copies() for p in module.parameters())
 
 
 class Tied(toy.ToyTarget):

@@ -14,11 +14,12 @@ from torch import Tensor
 from specstream import native
 from specstream.adapters.weights import Adapter
 from specstream.decoding.loop import Run
-from specstream.engine import NO_COMPILER, Engine, load
+from specstream.engine import Engine, load
 from specstream.events import Draft, Origin, Step
 from specstream.model import attention, cpu_linear, kv_cache
 from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import Anatomy
+from specstream.native.compiler import NO_COMPILER
 from specstream.params import Medusa, PromptLookup, Sampling, Standard, Streaming
 from specstream.target import model_target, self_test
 from specstream.target.model_target import ModelTarget, Variant

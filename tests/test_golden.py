@@ -227,6 +227,46 @@ def test_context_end_is_never_passed() -> None:
     assert run.reason is Reason.CONTEXT
 
 
+class Uncopied(list[int]):
+    """The ids of a run, which may grow long."""
+
+    def copy(self) -> list[int]:
+        return pytest.fail("copied once more")
+
+
+def test_the_text_is_copied_once_a_step_and_may_grow_meanwhile() -> None:
+    anatomy, adapter = tiny.model_with_adapter("llama")
+    sampling = Sampling(max_new_tokens=30, repetition_penalty=1.5)  # every choice depends on the text before it
+    want = tiny.generate_ids(anatomy.model, PROMPT, sampling)
+    run = oracle_run(anatomy, adapter, sampling, want, 0.2)
+    run.ids = Uncopied(run.ids)
+    steps = tiny.finish(run)
+    assert tiny.ids_of(steps) == want and max(len(step.tokens) for step in steps) > 3
+
+
+@pytest.mark.parametrize("left", range(1, 8))
+def test_no_draft_is_deeper_than_what_fits_behind_it(left: int) -> None:
+    """Whether the context or the requested length ends the text: the same one, in drafts that fit to their end."""
+    anatomy, adapter = tiny.model_with_adapter("opt", gamma=5)
+    for ids, limit, reason in (
+        (tiny.prompt(anatomy.context - left), 50, Reason.CONTEXT),
+        (tiny.prompt(20), left, Reason.LENGTH),
+    ):
+        for sampling in (Sampling(max_new_tokens=limit), Sampling(max_new_tokens=limit, temperature=0.9, seed=left)):
+            plain = tiny.standard_run(anatomy, ids, sampling)
+            want = tiny.ids_of(tiny.finish(plain))
+            target = ModelTarget(anatomy, adapter, Variant())
+            oracle = Oracle(target, [*want, 3, 3, 3, 3, 3], 0.0, left, len(ids))  # would draft on beyond the end
+            oracle.run = run = tiny.new_run(target, oracle, ids, sampling)
+            steps = tiny.finish(run)
+            assert tiny.ids_of(steps) == want and run.reason is plain.reason is reason
+            emitted = 0
+            for step in steps:
+                assert emitted + max(step.draft.depths(), default=0) < left
+                emitted += len(step.tokens)
+            assert emitted == left
+
+
 def test_an_abandoned_run_leaves_the_next_one_sound() -> None:
     anatomy, adapter = tiny.model_with_adapter("llama")
     sampling = Sampling(max_new_tokens=16)

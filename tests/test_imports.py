@@ -190,3 +190,15 @@ def test_the_files_that_are_compiled_are_there() -> None:
     from specstream.target.compiled import COMPILED_IN
 
     assert all((ROOT / "specstream" / name).is_file() for name in COMPILED_IN)
+
+
+def test_a_passed_self_test_knows_the_code_that_decides_its_numbers() -> None:
+    from specstream.target.self_test_cache import sources
+
+    edges, needed, new = graph(True), set[str](), {"specstream.target.self_test"}
+    while new:
+        needed |= new
+        new = {to for name in new for to in edges[name]} - needed
+    # These decide no number that it compares: interfaces, names of settings, where files are, the choice among drafts.
+    needed -= {f"specstream.{name}" for name in ("decoding.interfaces", "params", "hub.download", "decoding.softmax")}
+    assert {str(MODULES[name]) for name in needed} <= {str(file) for file in sources()}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -222,6 +227,28 @@ def test_functions_that_were_not_asked_for_are_not_built(tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.parametrize("home", ["empty", "filled"])
+def test_without_leave_nothing_is_compiled_and_nothing_compiled_is_used(home: str, tmp_path: Path) -> None:
+    save(tiny.tiny("llama"), tmp_path / "model")
+    (tmp_path / "compiler").write_text(f"#!/bin/sh\ntouch {tmp_path / 'called'}\nexit 1\n")
+    (tmp_path / "compiler").chmod(0o755)
+    code = (
+        "import sys; from specstream import engine, native; from specstream.params import Sampling\n"
+        "for dtype in ('float16', 'bfloat16', 'int8'):\n"
+        "    made = engine.load(sys.argv[1], 'none', 'cpu', dtype)\n"
+        "    list(made.generate('1 2 3', None, Sampling(max_new_tokens=4)))\n"
+        "    assert native.library() is native.loaded() is made.layers is None, dtype"
+    )
+    env = os.environ | {"SPECSTREAM_NO_COMPILER": "1", "CXX": str(tmp_path / "compiler")}
+    if home == "empty":
+        env["SPECSTREAM_HOME"] = str(tmp_path / "home")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model")], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "called").exists() and not (tmp_path / "home" / "compiled").exists()
+
+
 def test_a_self_test_passed_without_the_functions_says_nothing_about_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with_them = SelfTestCache([])._file("layers")
     monkeypatch.setattr(native, "loaded", lambda: None)
@@ -243,6 +270,77 @@ def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "broken.so").write_bytes(b"no library")
     assert native._library.__wrapped__() is not None
     assert isinstance(native_linear.half_linear(torch.ones(16, 8)), NativeLinear)
+
+
+def test_a_complete_library_is_put_in_place_whatever_is_there(tmp_path: Path) -> None:
+    def made(name: str) -> Path:
+        folder = tmp_path / "made" / name
+        folder.mkdir(parents=True)
+        (folder / compiled.FORM).write_text(name)
+        return folder
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "layer.pt2").write_text("damaged")
+    (tmp_path / "kept.new").mkdir()  # what an earlier version left when it was killed
+    compiled._install(made("first"), kept)
+    assert [file.name for file in kept.iterdir()] == [compiled.FORM]
+    compiled._install(made("second"), kept)
+    assert (kept / compiled.FORM).read_text() == "first"
+    with pytest.raises(OSError):
+        compiled._install(made("third"), tmp_path / "no" / "folder")
+
+
+SLOW = """#!/bin/sh
+sleep 60 &
+echo $! > {pid}
+wait
+"""
+
+
+@pytest.fixture
+def slow_compiler(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A compiler that works for a minute in a process of its own, and the file that names that process."""
+    command, pid = tmp_path / "slow", tmp_path / "pid"
+    command.write_text(SLOW.format(pid=pid))
+    command.chmod(0o755)
+    yield command, pid
+    with suppress(ProcessLookupError):
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def ended(pid: Path) -> bool:
+    """Whether a process ends within some seconds."""
+    for _ in range(50):
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(int(pid.read_text())).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+                continue
+        return True
+    return False
+
+
+def test_functions_that_take_too_long_to_build_leave_no_compiler(
+    slow_compiler: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(slow_compiler[0]))
+    monkeypatch.setattr(native, "LIMIT", 1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        native._build(tmp_path / "out" / "functions.so")
+    assert ended(slow_compiler[1]) and not list((tmp_path / "out").iterdir())
+
+
+def test_layers_that_take_too_long_to_build_leave_no_compiler(
+    slow_compiler: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anatomy, _ = ready("llama", "float32", gamma=2, mode="shared")
+    monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled, "LIMIT", 1)
+    monkeypatch.setattr(compiled.compiler, "works", lambda command: True)
+    monkeypatch.setattr(compiled, "python", lambda *_: [str(slow_compiler[0])])
+    layers = compiled.Layers(anatomy, (), tmp_path, lambda: None)
+    assert not layers.use(wait=True) and "the compiler failed" in layers.words
+    assert ended(slow_compiler[1])
 
 
 def test_every_run_starts_with_a_cache_and_none_outlives_it() -> None:

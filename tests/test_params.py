@@ -11,6 +11,7 @@ from specstream import params
 from specstream.cli import options
 from specstream.params import METHODS, Sampling, Streaming
 from ui import api
+from ui.tabs import benchmark, finetune_form
 
 
 def test_a_method_and_its_settings_are_said_alike_on_the_command_line_and_by_programs() -> None:
@@ -38,6 +39,29 @@ def test_settings_beside_the_name_come_first() -> None:
 def test_what_is_wrong_with_settings_is_one_sentence(name: str, settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         params.configure(name, settings)
+
+
+HUGE = {"long": 10**400, "negative": -(10**400), "float": 1e308, "inf": float("inf"), "nan": float("nan")}
+
+
+def test_one_stop_string_is_one_and_none_is_none() -> None:
+    assert Sampling(stop="END").stop == ("END",)  # type: ignore[arg-type]
+    assert Sampling(stop=None).stop == Sampling(stop="").stop == ()  # type: ignore[arg-type]
+    assert params.configure("standard", {"stop": ["a", "", "b"]})[1].stop == ("a", "b")
+    for wrong in (5, [5], {"END": 1}, b"END"):
+        with pytest.raises(ValueError, match="Stop strings must be"):
+            Sampling(stop=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", HUGE.values(), ids=HUGE)
+def test_a_number_of_any_size_is_refused_in_one_sentence(value: float) -> None:
+    for name in ("seed", "temperature", "budget"):
+        with pytest.raises(ValueError, match=r"must be a (whole )?number from .{,80}\.$"):
+            params.configure("streaming", {name: value})
+    with pytest.raises(ValueError, match="must be a whole number from 1 to"):
+        benchmark.whole(value, "Prompts", 1000)
+    with pytest.raises(ValueError, match="must be a whole number from 1 to"):
+        finetune_form.whole(value)
 
 
 def test_every_setting_has_its_words_and_an_option() -> None:

@@ -21,7 +21,7 @@ from specstream.bench.prediction import (
     trace,
 )
 from specstream.events import Draft, Fate, Origin, Step, Token
-from specstream.params import PromptLookup, Sampling, Standard, Streaming
+from specstream.params import MOST_NODES, PromptLookup, Sampling, Standard, Streaming
 from specstream.testing import toy
 
 LINE = Curve(((1, 1.0), (3, 1.2), (8, 2.2)))
@@ -39,7 +39,7 @@ def test_curve_between_and_beyond_its_points() -> None:
 
 
 def test_a_trace_knows_depths_ranks_and_the_accepted_path() -> None:
-    assert trace(step(TREE, 3)) == Trace(((1, 0), (1, 1), (2, 0)), (0, 2), 3)
+    assert trace(step(TREE, 3)) == Trace(((1, 0), (1, 1), (2, 0)), (0, 2), 3, (0.5, 0.3, 0.2))
     deep = Draft((1, 2, 3, 4), (-1, -1, 1, 1), (0.1,) * 4, (Fate.REJECTED,) * 4)
     assert [rank for _, rank in trace(step(deep, 1)).nodes] == [0, 1, 1, 1]  # below a second child all is of rank 1
 
@@ -54,6 +54,7 @@ def test_a_trace_knows_depths_ranks_and_the_accepted_path() -> None:
         (Shape(3, depth=1), 2, 2),
         (Shape(2, width=1), 2, 3),
         (Shape(1, width=1), 1, 2),
+        (Shape(9, least=0.3), 2, 2),
     ],
 )
 def test_smaller_trees_emit_what_is_left_of_the_path(shape: Shape, nodes: int, tokens: int) -> None:
@@ -79,6 +80,14 @@ def test_cutting_a_best_first_tree_is_growing_a_smaller_one() -> None:
             if watched.nodes[i][0] <= depth and watched.nodes[i][1] < width
         ][:budget]
         assert kept == list(zip(small.tokens, small.depths(), strict=True))
+
+
+def test_a_budget_left_open_is_predicted_by_its_own_rule() -> None:
+    traces = [trace(step(TREE, 3)), trace(step(TREE, 2))]
+    open_, fixed = Streaming(), Streaming(budget=5, width=2, depth=3)
+    assert step_cost.shape_of(open_, traces) == Shape(MOST_NODES, open_.width, 0, open_.least(2.5))
+    assert open_.least(2.5) > 0 and step_cost.shape_of(fixed, traces) == Shape(5, 2, 3)
+    assert step_cost.shape_of(PromptLookup(), traces) == Shape(PromptLookup().nodes, 0, PromptLookup().depth)
 
 
 def test_prediction_is_tokens_over_cost() -> None:
@@ -134,6 +143,7 @@ def test_predicted_tokens_per_step_are_those_of_a_run(method) -> None:
         steps = [e for e in events if isinstance(e, Step) and e.index]
         real = sum(len(s.tokens) for s in steps) / len(steps)
         assert predicted.tokens_per_step == pytest.approx(real, rel=0.1)
+        assert predicted.nodes == pytest.approx(sum(len(s.draft) for s in steps) / len(steps), rel=0.1)
 
 
 def test_the_cheaper_variant_of_streaming_is_chosen() -> None:
@@ -166,7 +176,7 @@ def test_what_can_not_be_tuned() -> None:
         step_cost.largest(Standard())
     cost = step_cost.measure(engine, ["Text: The"], seconds=0, sizes=(0, 2))
     with pytest.raises(ValueError, match="Nothing was drafted"):
-        step_cost.tune(cost, [Trace((), (), 1)], PromptLookup())
+        step_cost.tune(cost, [Trace((), (), 1, ())], PromptLookup())
 
 
 def test_prediction_is_of_steps_that_all_draft_by_streams() -> None:

@@ -71,3 +71,9 @@ def test_a_checkout_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(commit) == 12
     own.write_text("changed")
     assert provenance.commit() == f"{commit}-dirty"
+
+
+def test_the_toy_model_refuses_what_has_no_effect_on_it(tmp_path: Path) -> None:
+    for model in (["--toy"], ["--model", "toy"]):
+        done = CliRunner().invoke(launch.main, [*model, "--device", "nosuch", "--db", str(tmp_path / "runs.db")])
+        assert done.exit_code == 1 and "for which device nosuch means nothing: omit it." in done.output

@@ -56,7 +56,7 @@ else:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPECSTREAM_HOME", str(tmp_path / "home"))
-    return local.home()
+    return local.adapters_folder()
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_the_number_of_a_dead_process_may_belong_to_another(data, behave) -> Non
     behave("vanish")
     Registry().start(plan(data))
     until(Registry(), "my-sql", State.DIED)
-    folder = local.home() / "my-sql"
+    folder = local.adapters_folder() / "my-sql"
     replace(Record.read(folder), pid=os.getpid()).write(folder)  # this process: alive, but not a training run
     assert Registry().get("my-sql").state is State.DIED
     Registry().stop("my-sql")  # and it is not stopped

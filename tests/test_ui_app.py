@@ -403,8 +403,8 @@ def test_the_button_beside_a_slow_run_mends_its_cause(engines: Engines) -> None:
     events = playground.RunEvents(tab, engines, None)
     large = replace(ask(), method=Streaming(budget=64))
     last = playground.Last(large, run(steps((1, 1.0), *[(2, 6.0)] * 6), PLAIN, budget=64), engines.state.info)
-    assert events.mend(last) == {tab.settings.parts["streaming", "budget"]: 5}
-    assert tab.view.said(headline(last.view))[tab.view.mend]["value"] == "Try 5"
+    assert events.mend(last) == {tab.settings.parts["streaming", "budget"]: 0}
+    assert tab.view.said(headline(last.view))[tab.view.mend]["value"] == "Try the default"
     assert last.still(engines.state.info) and not last.still(replace(engines.state.info, adapter="other"))  # type: ignore[type-var]
 
 

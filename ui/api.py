@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
 from collections.abc import Iterator
 from dataclasses import Field, fields
 from typing import Any
@@ -145,8 +143,6 @@ def _plain(field: Field[Any], value: Any) -> Any:
         texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
         _check(texts, f"{label} must be a list of texts", value)
         return tuple(value)
-    if isinstance(value, int) and abs(value) > sys.maxsize:  # more digits than a float can hold
-        return math.inf
     return value
 
 

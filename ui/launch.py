@@ -53,8 +53,11 @@ def main(host: str, port: int, db: Path | None, demo: bool | None, toy: bool, **
     """Speculative Streaming in the browser."""
     logging.basicConfig(level=logging.WARNING)
     access_rules, app, engine_host = page_modules()
+    choice |= {"model": access_rules.TOY} if toy else {}
+    if choice["model"] == access_rules.TOY:
+        _check_scripted(choice)
     allowed = access_rules.chosen(demo, local=for_this_machine())
-    engines = engine_host.Engines(choice | ({"model": access_rules.TOY} if toy else {}), rules=allowed)
+    engines = engine_host.Engines(choice, rules=allowed)
     page = app.build(engines, *open_log(db))
     serve(page, host, port, app.launch_options(engines.rules))
     engines.load()  # in the background, and only now, because its imports would delay the page
@@ -72,6 +75,16 @@ def page_modules() -> tuple[Any, Any, Any]:
             "pip install 'speculative-streaming[ui]', or use make run in a checkout."
         ) from None
     return access_rules, app, engine_host
+
+
+def _check_scripted(choice: dict[str, str]) -> None:
+    """Raise ClickException for a choice that has no effect on the toy model."""
+    from specstream.hub.catalogue import ModelError, check_scripted
+
+    try:
+        check_scripted(**{name: value for name, value in choice.items() if name != "model"})
+    except ModelError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def for_this_machine() -> bool:

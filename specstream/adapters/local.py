@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import platformdirs
 
 from specstream.adapters.card import CARD, WEIGHTS
 from specstream.hub.catalogue import catalogue
-from specstream.hub.download import folder_named
+from specstream.hub.download import folder_named, home
 
 
-def home() -> Path:
+def adapters_folder() -> Path:
     """The folder of your adapters: in SPECSTREAM_HOME, else in the user's data folder."""
-    chosen = os.environ.get("SPECSTREAM_HOME")
-    root = Path(chosen) if chosen else platformdirs.user_data_path("specstream", appauthor=False)
-    return root / "adapters"
+    return home(platformdirs.user_data_path("specstream", appauthor=False)) / "adapters"
 
 
 def mine(model: str | None = None) -> dict[str, Path]:
     """The folders of your adapters by name; if ``model`` (a name, Hub id or folder) is given, only those for it."""
+    root = adapters_folder()
     try:
-        folders = sorted(home().iterdir())
+        folders = sorted(root.iterdir())
     except OSError:  # nothing was trained yet
         return {}
     found = {folder.name: base(folder) for folder in folders}
     return {
-        name: home() / name for name, of in found.items() if of is not None and (model is None or same_model(of, model))
+        name: root / name for name, of in found.items() if of is not None and (model is None or same_model(of, model))
     }
 
 

@@ -99,6 +99,10 @@ class Adapter(Drafting):
         """The LoRA that fine-tunes the main stream, if any."""
         return self.main if self.card.mode == "lossless" else self.lora
 
+    def copies(self) -> list[nn.Module]:
+        """The modules made from the model's own, whose weights are not among this adapter's parameters."""
+        return [*self.merged, *([self._head] if self._head else [])]
+
     def drafting_count(self) -> int:
         """The number of weights added for drafting, without a LoRA that only fine-tunes the model."""
         if not self.card.gamma:

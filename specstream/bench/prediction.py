@@ -35,21 +35,25 @@ class Curve:
 
 @dataclass(frozen=True)
 class Shape:
-    """A best-first tree's settings; 0 leaves width or depth unlimited."""
+    """A best-first tree's settings; 0 leaves width or depth unlimited. ``least`` is the smallest joint probability of a
+    node."""
 
     budget: int
     width: int = 0
     depth: int = 0
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
 class Trace:
     """One step with a large tree. ``nodes`` holds, for every node, its depth and the worst rank on its path (0 is
-    best); ``accepted`` are the nodes of the accepted path; ``emitted`` counts the step's tokens."""
+    best); ``accepted`` are the nodes of the accepted path; ``emitted`` counts the step's tokens. ``joint`` holds every
+    node's joint probability, the product of the drafted probabilities on its path."""
 
     nodes: tuple[tuple[int, int], ...]
     accepted: tuple[int, ...]
     emitted: int
+    joint: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,20 @@ def trace(step: Step) -> Trace:
     """What a step with a draft reveals about smaller drafts."""
     ranks = (width - 1 for width in widest_on_path(step.draft))
     accepted = tuple(i for i, fate in enumerate(step.draft.fate) if fate is Fate.ACCEPTED)
-    return Trace(tuple(zip(step.draft.depths(), ranks, strict=True)), accepted, len(step.tokens))
+    joint: list[float] = []
+    for parent, prob in zip(step.draft.parents, step.draft.probs, strict=True):
+        joint.append(prob * (joint[parent] if parent >= 0 else 1.0))
+    return Trace(tuple(zip(step.draft.depths(), ranks, strict=True)), accepted, len(step.tokens), tuple(joint))
 
 
 def cut(trace: Trace, shape: Shape) -> tuple[int, int]:
     """The nodes drafted and tokens emitted if the step had used a tree of this shape."""
     inside = [
         i
-        for i, (depth, rank) in enumerate(trace.nodes)
-        if (not shape.depth or depth <= shape.depth) and (not shape.width or rank < shape.width)
+        for i, ((depth, rank), joint) in enumerate(zip(trace.nodes, trace.joint, strict=True))
+        if (not shape.depth or depth <= shape.depth)
+        and (not shape.width or rank < shape.width)
+        and joint >= shape.least
     ]
     kept = inside[: shape.budget]
     survived = len(set(kept) & set(trace.accepted))

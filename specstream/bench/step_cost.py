@@ -18,7 +18,7 @@ from specstream.decoding.interfaces import Drafter, never
 from specstream.decoding.loop import Run
 from specstream.engine import Engine
 from specstream.events import Draft, Step
-from specstream.params import NODES, Method, PromptLookup, Sampling, Standard, Streaming
+from specstream.params import Method, PromptLookup, Sampling, Standard, Streaming
 
 Kind = TypeVar("Kind", bound=Method)
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48)
@@ -245,7 +245,8 @@ def tune(cost: Cost, traces: Sequence[Trace], method: Method) -> Tuned:
         ),
         key=lambda option: merit(option[0]),
     )
-    return Tuned(shaped(choice, found.shape), found, predict(cost.of(method), plain, traces, shape_of(method)))
+    given = predict(cost.of(method), plain, traces, shape_of(method, traces))
+    return Tuned(shaped(choice, found.shape), found, given)
 
 
 def _options(
@@ -260,10 +261,12 @@ def _options(
         yield from ((shape, cuts, variant) for variant in variants)
 
 
-def shape_of(method: Method) -> Shape:
-    """The shape of the tree in a method's settings."""
+def shape_of(method: Method, traces: Sequence[Trace]) -> Shape:
+    """The shape of the tree in a method's settings. Which nodes are likely enough depends on the tokens per step, here
+    taken from the traces: slightly more than a smaller tree gets."""
     if isinstance(method, Streaming):
-        return Shape(method.budget or NODES, method.width, method.depth)
+        least = method.least(statistics.fmean(t.emitted for t in traces))
+        return Shape(method.nodes, method.width, method.depth, least)
     assert isinstance(method, PromptLookup)
     return Shape(method.nodes, 0, method.depth)
 

@@ -52,8 +52,8 @@ def tried(
         "trials": [
             {
                 "settings": m.to_dict(),
-                "predicted": predict(cost.of(m), plain, traces, shape_of(m)).speedup,
-                "explained": predict(cost.of(m), plain, again, shape_of(m)).speedup,
+                "predicted": predict(cost.of(m), plain, traces, shape_of(m, traces)).speedup,
+                "explained": predict(cost.of(m), plain, again, shape_of(m, again)).speedup,
                 "measured": row["decode_speedup"],
                 "tokens_per_step": row["tokens_per_step"],
                 "step_cost": row["step_cost"],

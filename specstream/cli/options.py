@@ -15,7 +15,7 @@ import click
 from specstream import processes
 from specstream.cli.output import note, progress, progress_done
 from specstream.data.tasks import NAMES
-from specstream.hub.catalogue import TOY
+from specstream.hub.catalogue import TOY, check_scripted
 from specstream.params import METHODS, Method, Sampling, configure, parse
 
 if TYPE_CHECKING:
@@ -39,11 +39,17 @@ class Loading:
     draft_model: str
 
     def engine(self, task_name: str | None = None) -> Engine:
-        """Load the model. Adapter ``auto`` means the bundled adapter of the task, if there is one."""
+        """Load the model. Adapter ``auto`` means the bundled adapter of the task, if there is one; else the same as for
+        ``specstream.load``, with a note if that changes what the model writes."""
         with no_garbage_collection():
             engine = self._loaded(task_name)
         for words in engine.info.notes:
             note(words)
+        if self.adapter == "auto" and self.model != TOY and engine.info.tuned and engine.info.adapter != task_name:
+            note(
+                f"the adapter {engine.info.adapter} is loaded, which changes what the model writes: name another "
+                "--task, or --adapter none for the model itself."
+            )
         return engine
 
     def _loaded(self, task_name: str | None) -> Engine:
@@ -53,6 +59,7 @@ class Loading:
         if self.model == TOY:
             from specstream.testing.toy import load_toy
 
+            check_scripted(adapter=self.adapter, device=self.device, dtype=self.dtype, draft=self.draft_model)
             return load_toy()
 
         bundled_for_task = self.adapter == "auto" and task_name in bundled(self.model)

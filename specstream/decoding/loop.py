@@ -77,8 +77,11 @@ class Run:
 
     def _room(self) -> int:
         """The deepest useful draft: a step emits at most depth + 1 tokens, within the limits of length and context."""
-        left = self.picker.sampling.max_new_tokens - self.emitted
-        return max(0, min(left - 1, self.target.context - len(self.ids)))
+        return max(0, min(self._most(), self.target.context) - len(self.ids) - 1)
+
+    def _most(self) -> int:
+        """The most ids, with the prompt's, that this run may have."""
+        return len(self.ids) - self.emitted + self.picker.sampling.max_new_tokens
 
     def _finish_step(self, clock: Clock, draft: Draft, logits: Tensor, rows: int, keep: bool) -> Step:
         with clock.phase("accept"):
@@ -99,7 +102,7 @@ class Run:
 
     def _accept(self, draft: Draft, logits: Tensor) -> tuple[list[verify.Pick], list[str]]:
         picks, texts = [], []
-        for pick in verify.walk(logits, draft, self.picker, self.ids.copy(), self.target.pruned):
+        for pick in verify.walk(logits, draft, self.picker, self.ids, self.target.pruned):
             picks.append(pick)
             self.ids.append(pick.token)
             self.emitted += 1

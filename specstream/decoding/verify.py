@@ -38,8 +38,8 @@ def walk(
     """The target's tokens along the accepted path, one at a time, down to the first that no child carries.
 
     ``logits`` ``[rows, vocab]`` are those of the pass (row 0 is the root) without its ``pruned`` nodes; ``prefix`` are
-    the committed ids including the root. Lazy: if the consumer stops (EOS, limit), the rest of the path is not
-    evaluated.
+    the committed ids including the root, copied before the first token, so that the consumer may append to them. Lazy:
+    if the consumer stops (EOS, limit), the rest of the path is not evaluated.
     """
     below = tree.children(draft)
     scored = (row for row in range(len(draft) + 1) if row - 1 not in pruned)

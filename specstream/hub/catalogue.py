@@ -19,6 +19,7 @@ from specstream.hub.download import ModelError, ModelSource, StatusCallback, Whe
 DEFAULT = "smollm2-135m"
 ACCEPTED = "accepted-licences.json"
 TOY = "toy"  # the scripted model of specstream.testing, among the names of models
+TOY_FACTS = (TOY, "cpu", "float32")  # its only adapter, draft model, device and dtype
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,14 @@ def _refuse_scripted(name: str) -> None:
     """Raise ModelError if the name is that of the toy model."""
     if name == TOY:
         raise ModelError(f"The model {TOY} is a script without weights, for the page and for decoding: {_choices()}.")
+
+
+def check_scripted(**choice: str) -> None:
+    """Raise ModelError if a choice (adapter, device, dtype, draft) has no effect on the toy model."""
+    for name, value in choice.items():
+        if value not in ("auto", "none", *TOY_FACTS):
+            words = f"{name.replace('draft', 'draft model')} {value}"
+            raise ModelError(f"The model {TOY} is a script without weights, for which {words} means nothing: omit it.")
 
 
 def _refuse_file(name: str) -> None:

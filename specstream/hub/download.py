@@ -61,9 +61,12 @@ class ModelSource:
     revision: str
 
 
-def home() -> Path:
-    """The folder for models: SPECSTREAM_HOME, else the user's cache folder."""
-    return Path(os.environ.get("SPECSTREAM_HOME") or platformdirs.user_cache_path("specstream"))
+def home(otherwise: Path | None = None) -> Path:
+    """The folder SPECSTREAM_HOME, which may begin with ``~``; else the given one, by default the user's cache folder,
+    for what can be made again."""
+    if chosen := os.environ.get("SPECSTREAM_HOME", "").strip():
+        return Path(os.path.expanduser(chosen))
+    return otherwise or platformdirs.user_cache_path("specstream")
 
 
 def folder_named(name: str) -> Path | None:

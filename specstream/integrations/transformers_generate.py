@@ -87,8 +87,8 @@ class HostedRun(Run):
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
     longest: int = 0
 
-    def _room(self) -> int:
-        return max(0, min(self.longest - len(self.ids) - 1, self.target.context - len(self.ids)))
+    def _most(self) -> int:
+        return self.longest
 
     def _end(self, token: int, stopped: bool) -> Reason | None:
         if bool(self.criteria(torch.tensor([self.ids]), None).any()):

@@ -64,8 +64,9 @@ SHIMS = {
 
 
 def library(build: bool = True) -> ctypes.CDLL | None:
-    """The functions, from now on also ``loaded()``; None if they can't be built here, or only exist with ``build``."""
-    return _library() if build or _file().is_file() else None
+    """The functions, from now on also ``loaded()``; None if they can't or mustn't be built here, or only exist with
+    ``build``."""
+    return loaded() or (_library() if compiler.allowed() and (build or _file().is_file()) else None)
 
 
 def loaded() -> ctypes.CDLL | None:
@@ -215,5 +216,5 @@ def _build(file: Path) -> None:
         built = Path(made) / file.name
         words = [*compiler.command().split(), *FLAGS, f"-I{installed / 'include'}", str(SOURCE), "-o", str(built)]
         words += [f"-L{installed / 'lib'}", "-ltorch_cpu"]
-        subprocess.run(words, check=True, capture_output=True, text=True, timeout=LIMIT)
+        compiler.run(words, LIMIT)
         built.replace(file)

@@ -37,6 +37,7 @@ MOST_ROWS = 512  # of a pass: a chunk of a long prompt
 EXAMPLE_ROWS, EXAMPLE_KEYS = 7, 11 * BLOCK  # sizes that no other dimension of a model is likely to have
 LIMIT = 600  # time limit of a build in seconds
 CACHE = "past_key_values"
+FORM = "form.json"  # in the folder of a library: how it is called
 OPTIONS = {  # of the compiler: one allocation per call, and how our functions in C++ are called
     "memory_planning": True,
     "memory_pool": "intermediates",
@@ -152,7 +153,7 @@ def _words(form: Format) -> str:
 
 def is_kept(anatomy: Anatomy, layer: nn.Module | None = None) -> bool:
     """Whether the library for layers like ``layer`` exists on this machine."""
-    return (kept(anatomy, layer) / "form.json").is_file()
+    return (kept(anatomy, layer) / FORM).is_file()
 
 
 def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], None]:
@@ -179,7 +180,7 @@ def attach(anatomy: Anatomy, copies: Sequence[nn.Module] = ()) -> Callable[[], N
 
 def _library(folder: Path) -> tuple[Callable[..., list[Tensor]], dict[str, Any]]:
     try:
-        form = json.loads((folder / "form.json").read_text(encoding="utf-8"))
+        form = json.loads((folder / FORM).read_text(encoding="utf-8"))
         return torch._C._aoti.AOTIModelPackageLoader(str(folder / "layer.pt2"), "model", False, 1, -1).boxed_run, form
     except Exception as error:  # a truncated file, or a library of another system
         raise NotCompiled(f"The compiled layers in {folder} can't be loaded: delete that folder.") from error
@@ -251,7 +252,7 @@ class Layers:
         try:
             failed = self._build.wait(LIMIT) != 0
         except subprocess.TimeoutExpired:
-            self._build.kill()
+            compiler.end(self._build)
             failed = True
         if failed:
             self._errors.seek(0)
@@ -384,11 +385,22 @@ def _build(folder: Path, dtype: torch.dtype, out: Path, packing: Format) -> None
         program = torch.export.export(_Traced(layer, extras, constants), example, dynamic_shapes=dynamic, strict=False)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as made:
-            inductor.aoti_compile_and_package(program, package_path=str(Path(made) / "layer.pt2"))
-            (Path(made) / "form.json").write_text(json.dumps(form), encoding="utf-8")
-            shutil.rmtree(out, ignore_errors=True)
-            shutil.copytree(made, out.with_suffix(".new"))
-            out.with_suffix(".new").rename(out)
+            complete = Path(made) / out.name
+            complete.mkdir()
+            inductor.aoti_compile_and_package(program, package_path=str(complete / "layer.pt2"))
+            (complete / FORM).write_text(json.dumps(form), encoding="utf-8")
+            _install(complete, out)
+
+
+def _install(complete: Path, folder: Path) -> None:
+    """Move a complete library into place. If another process was faster, its library stays."""
+    if not (folder / FORM).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, if any
+    try:
+        complete.rename(folder)
+    except OSError:
+        if not (folder / FORM).is_file():
+            raise
 
 
 def _extras(kwargs: dict[str, Any]) -> Iterator[Extra]:

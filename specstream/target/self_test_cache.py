@@ -20,7 +20,8 @@ from specstream import native
 from specstream.hub import download
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CODE = ("model", "native", "target", "streams", "adapters")  # packages whose code affects the result
+# Packages and modules whose code affects the result.
+CODE = ("model", "native", "target", "streams", "adapters", "tree.py", "events.py")
 
 
 class SelfTestCache:
@@ -30,8 +31,7 @@ class SelfTestCache:
     def __init__(self, folders: Iterable[Path | None], *words: str) -> None:
         files = [file for folder in folders if folder for file in sorted(folder.iterdir()) if file.is_file()]
         known = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        sources = [f for part in CODE for f in sorted((PACKAGE / part).iterdir()) if f.suffix in (".py", ".cpp")]
-        code = [f.read_text(encoding="utf-8") for f in sources]
+        code = [f.read_text(encoding="utf-8") for f in sources()]
         self._key = digest(known, words, code, native.loaded() is not None)
 
     def recall(self, name: str) -> dict[str, Any] | None:
@@ -49,6 +49,13 @@ class SelfTestCache:
 
     def _file(self, name: str) -> Path:
         return download.home() / "passed" / f"{self._key}-{name}.json"
+
+
+def sources() -> list[Path]:
+    """The files of ``CODE``."""
+    parts = [PACKAGE / part for part in CODE]
+    files = [f for part in parts for f in ([part] if part.is_file() else sorted(part.iterdir()))]
+    return [f for f in files if f.suffix in (".py", ".cpp")]
 
 
 def digest(*parts: Any) -> str:

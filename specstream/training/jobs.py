@@ -150,7 +150,7 @@ class Registry:
     """All training runs in a folder. Safe to share between threads, and between programs that use the same folder."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or local.home()
+        self.root = root or local.adapters_folder()
         self._guard = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._tails: dict[str, Tail] = {}

@@ -8,10 +8,11 @@ from html import escape
 
 @dataclass(frozen=True)
 class Remedy:
-    """A button that fixes a slow run: its label, and the tree budget that it sets; 0: it loads another adapter."""
+    """A button that fixes a slow run: its label, and what it does: load the task's adapter, or set the default tree
+    budget."""
 
     label: str
-    budget: int = 0
+    loads: bool = False
 
 
 @dataclass(frozen=True)

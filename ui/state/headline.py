@@ -145,9 +145,9 @@ def _cause(view: View) -> tuple[str, Remedy | None]:
     budget = int((view.settings.get("method") or {}).get("budget", 0))
     if budget > view.nodes and cost > DEAR:
         words = f"{budget} drafted tokens a pass made each pass {cost:.1f}× as long."
-        return words, Remedy(f"Try {view.nodes}", view.nodes)
+        return words, Remedy("Try the default")
     if gain < FEW and view.mismatched:
         words = "Few drafted tokens were accepted: the loaded adapter was trained for another task."
-        return words, Remedy("Load its adapter")
+        return words, Remedy("Load its adapter", loads=True)
     few = "Few drafted tokens were accepted: a" if gain < FEW else "A"
     return f"{few} pass brought {gain:.1f} tokens and took as long as {cost:.1f} of standard decoding.", None

@@ -105,7 +105,7 @@ class Form:
 
 def whole(value: Any, name: str, most: int) -> int:
     """A count from 1 to ``most``. Raises ValueError for anything else."""
-    if not isinstance(value, int | float) or value != int(value) or not 1 <= value <= most:
+    if not isinstance(value, int | float) or not 1 <= value <= most or value != int(value):
         raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}.")
     return int(value)
 

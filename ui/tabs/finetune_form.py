@@ -231,7 +231,7 @@ def public_words(name: str) -> str:
 
 def whole(value: Any) -> int:
     """A number of prompts. Raises ValueError for anything else."""
-    if not isinstance(value, int | float) or value != int(value) or not 1 <= value <= 1_000_000:
+    if not isinstance(value, int | float) or not 1 <= value <= 1_000_000 or value != int(value):
         raise ValueError(f"Prompts to answer must be a whole number from 1 to 1,000,000, not {value!r}.")
     return int(value)
 

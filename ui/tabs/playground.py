@@ -305,8 +305,9 @@ class RunEvents:
         remedy = headline(last.view).remedy if last else None
         if last is None or remedy is None:
             return {self._tab.status: gr.skip()}
-        if remedy.budget:
-            return {self._tab.settings.parts[last.ask.method.name, "budget"]: remedy.budget}
+        if not remedy.loads:
+            name = last.ask.method.name
+            return {self._tab.settings.parts[name, "budget"]: METHODS[name]().to_dict()["budget"]}
         try:
             self._engines.load(**self._engines.choice | {"adapter": last.ask.task})
         except (Busy, Refused) as no:
