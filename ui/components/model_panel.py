@@ -149,7 +149,7 @@ def memory_facts(state: State) -> list[tuple[str, str]]:
 
 
 def adapter_choices(model: str) -> list[str]:
-    """The adapters for the loaded model, by name; imports torch, which loading has already done."""
+    """The adapters for the loaded model, by name."""
     from specstream.adapters.find import bundled
     from specstream.adapters.local import mine
 
