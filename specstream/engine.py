@@ -82,7 +82,12 @@ class RunLock:
 
 @contextmanager
 def _unchanged() -> Iterator[bool]:
+    """``Engine.float32`` if nothing would change."""
     yield False
+
+
+def _no_draft_model() -> None:
+    """``Engine.make_second`` if no draft model is loaded: no target."""
 
 
 @dataclass
@@ -98,9 +103,9 @@ class Engine:
     tokenizer: Tokenizer
     eos: Collection[int]
     make_target: Callable[[Method], DraftingTarget]
-    float32: Callable[[], AbstractContextManager[bool]] = field(default_factory=lambda: _unchanged)
-    make_second: Callable[[], RewindableTarget | None] = lambda: None
-    lock: RunLock = field(default_factory=lambda: RunLock())
+    float32: Callable[[], AbstractContextManager[bool]] = _unchanged
+    make_second: Callable[[], RewindableTarget | None] = _no_draft_model
+    lock: RunLock = field(default_factory=RunLock)
     layers: Layers | None = None
 
     def __post_init__(self) -> None:
@@ -344,10 +349,6 @@ def _info(loaded: Loaded, placement: Placement) -> EngineInfo:
         exact=loaded.exact,
         processor=processor(),
     )
-
-
-def _no_draft_model() -> None:
-    """The draft model's facts if none is loaded."""
 
 
 def _read_grouped_keys(device: str) -> None:

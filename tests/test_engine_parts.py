@@ -761,6 +761,14 @@ def test_a_model_without_a_state_is_shown_the_whole_text() -> None:
     assert tiny.ids_of(tiny.finish(run)) == tiny.generate_ids(model, ids, sampling)
 
 
+@pytest.mark.parametrize("family", ["bloom", "mamba"])
+def test_stop_before_the_prompt_pass_of_a_model_that_only_decodes(family: str) -> None:
+    target = PlainTarget(tiny.tiny(family))
+    run = tiny.new_run(target, StandardDrafter(), tiny.prompt(40), Sampling(max_new_tokens=5))
+    target._pass = lambda tokens: pytest.fail("passed")  # type: ignore[method-assign]
+    assert list(decode(run, lambda: True)) == [Finished(Reason.STOPPED)]
+
+
 def test_stop_inside_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specstream.target.model_target.CHUNK", 8)
     anatomy, adapter = tiny.model_with_adapter("llama")

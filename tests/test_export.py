@@ -117,7 +117,10 @@ def test_a_text_that_does_not_fit_is_drawn_from_its_end(monkeypatch: pytest.Monk
     tokens = tuple((f" word{i}\n", 1 + i % 7) for i in range(300))
     told = replace(race_story(), tracks=(story.Track("Long", "#000000", ((1.0, tokens),)),))
     drawn: list[tuple[float, float, str]] = []
-    note = lambda draw, one, at, size: drawn.append((*at, one.text))  # noqa: E731
+
+    def note(draw: Any, one: Any, at: tuple[float, float], size: int) -> None:
+        drawn.append((*at, one.text))
+
     monkeypatch.setattr(picture, "_piece", note)
     picture.frame(told, 2)
     assert drawn[-2][2] == " word299" and len(drawn) < 200

@@ -68,10 +68,13 @@ def test_a_model_that_attends_otherwise_tells_no_places() -> None:
     assert found["layers"] == [2, 3, 4] and [s["looked"] for s in found["streams"]] == [[], [], []]
 
 
-def test_a_model_without_streams_and_a_text_of_one_token_are_refused() -> None:
+def test_a_model_without_streams_and_a_text_too_short_or_too_long_are_refused() -> None:
     engine = load_toy(pace=0)
     with pytest.raises(ValueError, match="nothing before"):
         lens.look(engine, [1])
+    with pytest.raises(ValueError, match="has 4,097 tokens; this model's context is 4,096: shorten the text"):
+        lens.look(engine, [1] * (engine.info.context + 1))
+    assert lens.look(engine, [1] * engine.info.context)["streams"]
     engine.info = replace(engine.info, unavailable={"streaming": "No streams are loaded."})
     with pytest.raises(ValueError, match="No streams are loaded"):
         lens.look(engine, [1, 2])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from subprocess import run
 from typing import Any
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner
 
 from specstream.bench import provenance
@@ -77,3 +79,12 @@ def test_the_toy_model_refuses_what_has_no_effect_on_it(tmp_path: Path) -> None:
     for model in (["--toy"], ["--model", "toy"]):
         done = CliRunner().invoke(launch.main, [*model, "--device", "nosuch", "--db", str(tmp_path / "runs.db")])
         assert done.exit_code == 1 and "for which device nosuch means nothing: omit it." in done.output
+
+
+def test_a_page_without_its_packages_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ui.app", None)
+    monkeypatch.delattr("ui.app")
+    with pytest.raises(
+        ClickException, match=r"not installed: in a checkout, use make run, or pip install '\.\[ui\]'\.$"
+    ):
+        launch.page_modules()

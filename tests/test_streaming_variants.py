@@ -360,19 +360,19 @@ def test_auto_defers_streams_where_that_was_measured_to_be_faster() -> None:
 
 def test_drafting_pauses_where_it_gains_nothing_and_goes_on_where_it_does() -> None:
     pauses = Pauses(1.5)
-    assert not any(pauses.due() for _ in range(9))  # no draft has failed yet
+    assert not any(pauses.take_step() for _ in range(9))  # no draft has failed yet
     waits = []
     for tokens in [1] * 8 + [2, 4] + [1] * 5:
         pauses.saw(tokens)
-        waits.append(sum(iter(pauses.due, False)))
+        waits.append(sum(iter(pauses.take_step, False)))
     # The mean starts high; after a step that gains, drafting continues, and the next pause is short again.
     assert waits == [0] * 6 + [4, 8] + [0] * 5 + [4, 8]
     for _ in range(9):
         pauses.saw(1)
-    assert sum(iter(pauses.due, False)) == Pauses.LONGEST
+    assert sum(iter(pauses.take_step, False)) == Pauses.LONGEST
     never = Pauses(0)
     never.saw(1)
-    assert not never.due()
+    assert not never.take_step()
 
 
 def test_a_tree_of_unset_size_has_the_nodes_that_pay_for_their_rows() -> None:

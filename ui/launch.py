@@ -72,7 +72,7 @@ def page_modules() -> tuple[Any, Any, Any]:
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"The page needs the package {error.name}, which is not installed: "
-            "pip install 'speculative-streaming[ui]', or use make run in a checkout."
+            "in a checkout, use make run, or pip install '.[ui]'."
         ) from None
     return access_rules, app, engine_host
 

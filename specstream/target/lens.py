@@ -41,12 +41,14 @@ def look(engine: Any, ids: Sequence[int]) -> dict[str, Any]:
     of the tokens that it attended to most; empty if the model does not expose attention). The first token is left out,
     because it is an attention sink. ``text`` holds the tokens of ``ids``.
 
-    Raises ValueError if the model has no streams, or for fewer than two tokens.
+    Raises ValueError if the model has no streams, for fewer than two tokens, and for more than fit in the context.
     """
     if reason := engine.info.unavailable.get(Streaming.name):
         raise ValueError(reason)
     if len(ids) < 2:
         raise ValueError("There is nothing before the first token for the streams to attend to.")
+    if len(ids) > (most := engine.info.context):
+        raise ValueError(f"The text has {len(ids):,} tokens; this model's context is {most:,}: shorten the text.")
     with engine.lock:
         target = engine.make_target(engine.settled(Streaming(streams="deferred", prune=0)))
         seen: Watched = target.look(ids) if hasattr(target, "look") else watch(target, ids)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -331,8 +332,8 @@ class ModelTarget:
         """A context in which a pass records the states at layer N - N_s, from which streams start, and prunes."""
         assert self.adapter is not None
         if self.variant.prune and draft:
-            prune = lambda states: self._survivors(states, draft)  # noqa: E731
-            with carry(self.anatomy, self.adapter.streams, plan, survivors=prune, attach=False) as carried:
+            survivors = partial(self._survivors, draft=draft)
+            with carry(self.anatomy, self.adapter.streams, plan, survivors=survivors, attach=False) as carried:
                 yield carried
             return
         carried = Carried()
@@ -428,11 +429,19 @@ class PlainTarget:
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool] = never) -> Tensor:
+        """Run the prompt through the model. Returns the logits of its last row, float32 ``[1, vocab]``.
+
+        One pass, however long the prompt: not every model can continue its own state by several tokens. Raises Stopped
+        if ``should_stop`` returns True before it.
+        """
         self.release()
+        if should_stop():
+            raise Stopped
         return self._pass(ids)
 
     @torch.inference_mode()
     def verify(self, root: int, draft: Draft) -> Tensor:
+        """A pass over the root. Returns its logits, float32 ``[1, vocab]``. Raises ValueError for a non-empty draft."""
         if len(draft):
             raise ValueError("This model can't verify drafts.")
         return self._pass([root])
@@ -444,6 +453,7 @@ class PlainTarget:
         synchronize(self.model.device)
 
     def release(self) -> None:
+        """End the run and free its memory."""
         self._state, self._ids = {}, []
 
     def _pass(self, tokens: Sequence[int]) -> Tensor:

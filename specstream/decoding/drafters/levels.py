@@ -31,8 +31,8 @@ class Pauses:
         self._below, self.mean = below, max(2 * below, self.START)
         self._left, self._length = 0, self.FIRST
 
-    def due(self) -> bool:
-        """Whether the next step is in a pause."""
+    def take_step(self) -> bool:
+        """Begin a step. Returns whether it is in a pause, which it shortens by one step."""
         self._left -= 1
         return self._left >= 0
 
@@ -93,7 +93,7 @@ class LevelDrafter(Drafter):
         self._draft = Draft()  # recorded: the next row may belong to a draft that is not from here
 
     def _grown(self, room: int) -> Draft:
-        self._paused = self._pauses.due()
+        self._paused = self._pauses.take_step()
         found: Candidates = Levels(()) if self._paused else self._asked(min(self._depth, room))
         if self._params.tree == "full":
             return tree.full(found)
