@@ -82,7 +82,11 @@ def test_methods_are_measured_with_time_left_and_kept(browser: Browser, url: str
         wait_until_done(page)
         assert cells(page, "method") == [kind.label for kind in METHODS.values()]
         assert cells(page, "identical") == [f"{QUICK}/{QUICK}"] * len(METHODS)
-        for heading in ("Speed-up over standard decoding", "Fewer calls against less time", "Acceptance by depth"):
+        for heading in (
+            "Speed-up over standard decoding",
+            "Tokens per step and measured speed-up",
+            "Acceptance by tokens ahead",
+        ):
             expect(page.get_by_role("heading", name=heading)).to_be_visible()
         expect(charts(page)).to_have_count(3)
         assert page.get_by_role("progressbar").count() == 0

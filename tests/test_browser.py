@@ -25,7 +25,7 @@ from ui.state import recording
 
 PROMPT = "name[The Salted Fig], food[Italian]"
 # The two buttons of a race, and its state after each: a short race would be over between two looks.
-RACE_AND_SHOW_THE_END = """() => ["Race again", "Show the end"].map((words) => {
+RACE_AND_SHOW_THE_END = """() => ["Replay race", "Skip to end"].map((words) => {
   [...document.querySelectorAll(".ss-race button")].find((button) => button.innerText === words).click();
   return document.querySelector(".ss-race").dataset.state;
 })"""
@@ -42,6 +42,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     runlog = RunLog(tmp_path_factory.mktemp("log") / "runs.db")
     log_markup(runlog)
     log_end_of_text(runlog)
+    log_chain(runlog)
     page = app.build(engines, runlog)
     page.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **app.launch_options())
     yield page.local_url
@@ -68,6 +69,48 @@ def log_end_of_text(runlog: RunLog) -> None:
     recorder.add(Lane.METHOD, Started("streaming", 1))
     recorder.add(Lane.METHOD, Step(0, Draft(), (Token(9, "One", Origin.TARGET),), {"verify": 0.1}, 1))
     recorder.add(Lane.METHOD, Step(1, draft, (Token(1, "end", Origin.DRAFT, 1, 0),), {"verify": 0.1}, 5))
+    recorder.add(Lane.METHOD, Finished(Reason.EOS))
+    recorder.close()
+
+
+def log_chain(runlog: RunLog) -> None:
+    """A logged run whose only draft is a chain of twelve words, the last of them rejected."""
+    words = ("Door", "serves", "Thai", "food", "and", "is", "located", "near", "the", "harbour", "bridge,", ":")
+    fates = (Fate.ACCEPTED,) * 11 + (Fate.REJECTED,)
+    draft = Draft(tuple(range(12)), tuple(range(-1, 11)), (0.9,) * 12, fates, (0.9,) * 12, words)
+    tokens = [Token(i, word, Origin.DRAFT, i + 1, i) for i, word in enumerate(words[:-1])]
+    recorder = runlog.start(load_toy().info, "a chain of twelve", "raw", "streaming", {})
+    recorder.add(Lane.METHOD, Started("streaming", 1))
+    recorder.add(Lane.METHOD, Step(0, Draft(), (Token(20, "Blue", Origin.TARGET),), {"verify": 0.1}, 1))
+    recorder.add(Lane.METHOD, Step(1, draft, (*tokens, Token(21, ".", Origin.TARGET)), {"verify": 0.1}, 13))
+    recorder.add(Lane.METHOD, Finished(Reason.EOS))
+    recorder.close()
+
+
+def log_chain(runlog: RunLog) -> None:
+    """A logged run whose only draft is a chain of twelve words, the last of them rejected."""
+    words = " Door serves Thai food and is located near the harbour bridge, :".split(" ")[1:]
+    fates = (Fate.ACCEPTED,) * 11 + (Fate.REJECTED,)
+    draft = Draft(tuple(range(12)), tuple(range(-1, 11)), (0.9,) * 12, fates, (0.9,) * 12, tuple(words))
+    tokens = [Token(i, word, Origin.DRAFT, i + 1, i) for i, word in enumerate(words[:-1])]
+    recorder = runlog.start(load_toy().info, "a chain of twelve", "raw", "streaming", {})
+    recorder.add(Lane.METHOD, Started("streaming", 1))
+    recorder.add(Lane.METHOD, Step(0, Draft(), (Token(20, "Blue", Origin.TARGET),), {"verify": 0.1}, 1))
+    recorder.add(Lane.METHOD, Step(1, draft, (*tokens, Token(21, ".", Origin.TARGET)), {"verify": 0.1}, 13))
+    recorder.add(Lane.METHOD, Finished(Reason.EOS))
+    recorder.close()
+
+
+def log_chain(runlog: RunLog) -> None:
+    """A logged run whose only draft is a chain of twelve words, the last of them rejected."""
+    words = " Door serves Thai food and is located near the harbour bridge, :".split(" ")[1:]
+    fates = (Fate.ACCEPTED,) * 11 + (Fate.REJECTED,)
+    draft = Draft(tuple(range(12)), tuple(range(-1, 11)), (0.9,) * 12, fates, (0.9,) * 12, tuple(words))
+    tokens = [Token(i, word, Origin.DRAFT, i + 1, i) for i, word in enumerate(words[:-1])]
+    recorder = runlog.start(load_toy().info, "a chain of twelve", "raw", "streaming", {})
+    recorder.add(Lane.METHOD, Started("streaming", 1))
+    recorder.add(Lane.METHOD, Step(0, Draft(), (Token(20, "Blue", Origin.TARGET),), {"verify": 0.1}, 1))
+    recorder.add(Lane.METHOD, Step(1, draft, (*tokens, Token(21, ".", Origin.TARGET)), {"verify": 0.1}, 13))
     recorder.add(Lane.METHOD, Finished(Reason.EOS))
     recorder.close()
 
@@ -145,7 +188,7 @@ def walk_back(page: Page, text: str) -> None:
     assert last > 3 and slider.locator("i").count() == last + 1
     slider.focus()
     page.keyboard.press("Home")
-    expect(player(page).locator(".ss-where")).to_have_text(f"0 of {last}")
+    expect(player(page).locator(".ss-where")).to_have_text(f"step 0 of {last}")
     expect(player(page).locator(".ss-caption")).to_contain_text("reads the prompt")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -156,7 +199,7 @@ def walk_back(page: Page, text: str) -> None:
     accepted = player(page).locator(".ss-node.accepted").count()
     assert player(page).locator(".ss-step.ss-now .ss-tok").count() == accepted + 1
     player(page).get_by_role("button", name="Previous step").click()
-    expect(player(page).locator(".ss-where")).to_have_text(f"1 of {last}")
+    expect(player(page).locator(".ss-where")).to_have_text(f"step 1 of {last}")
     slider.locator("i").nth(3).click()
     expect(slider).to_have_attribute("aria-valuetext", re.compile(f"^step 3 of {last}: "))
 
@@ -242,6 +285,54 @@ def test_labels_of_a_large_tree_do_not_overlap(page: Page) -> None:
     edge = "e.parentNode.querySelector('rect').getBBox().width"
     spill = f"all => all.filter(e => e.getBBox().x < 0 || e.getBBox().x + e.getBBox().width > {edge} + 8).length"
     assert player(page).locator(".ss-node text").evaluate_all(spill) == 0
+
+
+def test_a_long_chain_is_read_without_scrolling_aside(page: Page) -> None:
+    open_sessions(page)
+    page.get_by_label("Search").fill("a chain of twelve")
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
+    page.locator(".ss-runs button").filter(has_text="a chain of twelve").first.click()
+    tree = page.locator("#opened-run .ss-tree")
+    expect(tree.locator(".ss-node")).to_have_count(13)
+    assert tree.evaluate("t => t.clientWidth < 640 && t.scrollWidth <= t.clientWidth && t.scrollLeft === 0")
+    letters = "all => Math.min(...all.map(e => e.getBoundingClientRect().height))"
+    assert tree.locator(".ss-node text:not(.ss-prob)").evaluate_all(letters) > 11
+    rejected = tree.locator(".ss-node.rejected")  # its cross is beside the text, which stays as it is
+    expect(rejected.locator(".ss-cross")).to_have_count(1)
+    line = rejected.locator("text").first.evaluate("e => getComputedStyle(e).textDecorationLine")
+    assert line == "none"
+
+
+def test_a_long_chain_is_read_without_scrolling_aside(page: Page) -> None:
+    open_sessions(page)
+    page.get_by_label("Search").fill("a chain of twelve")
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
+    page.locator(".ss-runs button").filter(has_text="a chain of twelve").first.click()
+    tree = page.locator("#opened-run .ss-tree")
+    expect(tree.locator(".ss-node")).to_have_count(13)
+    assert tree.evaluate("t => t.clientWidth < 640 && t.scrollWidth <= t.clientWidth && t.scrollLeft === 0")
+    letters = "all => Math.min(...all.map(e => e.getBoundingClientRect().height))"
+    assert tree.locator(".ss-node text:not(.ss-prob)").evaluate_all(letters) > 11
+    rejected = tree.locator(".ss-node.rejected")  # its cross is beside the text, which stays as it is
+    expect(rejected.locator(".ss-cross")).to_have_count(1)
+    line = rejected.locator("text").first.evaluate("e => getComputedStyle(e).textDecorationLine")
+    assert line == "none"
+
+
+def test_a_long_chain_is_read_without_scrolling_aside(page: Page) -> None:
+    open_sessions(page)
+    page.get_by_label("Search").fill("a chain of twelve")
+    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
+    page.locator(".ss-runs button").filter(has_text="a chain of twelve").first.click()
+    tree = page.locator("#opened-run .ss-tree")
+    expect(tree.locator(".ss-node")).to_have_count(13)
+    assert tree.evaluate("t => t.clientWidth < 640 && t.scrollWidth <= t.clientWidth && t.scrollLeft === 0")
+    letters = "all => Math.min(...all.map(e => e.getBoundingClientRect().height))"
+    assert tree.locator(".ss-node text:not(.ss-prob)").evaluate_all(letters) > 11
+    rejected = tree.locator(".ss-node.rejected")  # its cross is beside the text, which stays as it is
+    expect(rejected.locator(".ss-cross")).to_have_count(1)
+    line = rejected.locator("text").first.evaluate("e => getComputedStyle(e).textDecorationLine")
+    assert line == "none"
 
 
 def test_markup_in_the_prompt_and_the_text_stays_text(page: Page) -> None:
@@ -376,7 +467,7 @@ def test_a_token_and_its_node_are_one_thing(page: Page) -> None:
     token = player(page).locator(".ss-method .ss-tok.d1").nth(2)
     token.click()
     step = token.evaluate("e => e.parentNode.dataset.index")
-    expect(player(page).locator(".ss-where")).to_have_text(re.compile(f"^{step} of"))
+    expect(player(page).locator(".ss-where")).to_have_text(re.compile(f"^step {step} of"))
     expect(player(page).locator(".ss-node.accepted.d1.ss-chosen")).to_have_count(1)
     expect(player(page).locator(".ss-detail tr.accepted.ss-chosen")).to_have_count(1)
     expect(token).to_have_class(re.compile("ss-chosen"))
@@ -399,8 +490,8 @@ def test_what_was_drafted_below_the_end_of_the_text_is_told_so(page: Page, url: 
     detail = page.locator(".ss-player").nth(1).locator(".ss-detail")
     for child in ("child", "grandchild"):
         row = detail.locator("tr", has_text=re.compile(f"^{child}"))
-        expect(row).to_contain_text("not compared: the text ended before it")
-    expect(detail.locator("tr", has_text="kid")).to_contain_text("not compared: “no” before it lost")
+        expect(row).to_contain_text("not checked: the text ended before it")
+    expect(detail.locator("tr", has_text="kid")).to_contain_text("not checked: its parent “no” was rejected")
 
 
 def test_a_link_to_a_run_shows_it_at_once(page: Page, browser: Browser, url: str) -> None:
@@ -471,11 +562,11 @@ def test_keys_run_step_and_stop(page: Page, pace: Pace) -> None:
     page.get_by_role("heading", level=1).click()
     last = int(strip(page).get_attribute("aria-valuemax") or 0)
     page.keyboard.press("ArrowRight")  # autoplay ends
-    now = int((where.text_content() or "0").split()[0])
+    now = int((where.text_content() or "step 0").split()[1])
     page.keyboard.press("ArrowLeft")
-    expect(where).to_have_text(f"{now - 1} of {last}")
+    expect(where).to_have_text(f"step {now - 1} of {last}")
     page.keyboard.press("ArrowRight")
-    expect(where).to_have_text(f"{now} of {last}")
+    expect(where).to_have_text(f"step {now} of {last}")
     open_settings(page, more=True)
     page.get_by_label("Ignore end of text").first.check()
     page.get_by_label("Max new tokens").first.fill("4000")

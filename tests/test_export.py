@@ -77,7 +77,7 @@ def test_the_file_of_a_run_needs_nothing_else_and_names_what_it_ran_on(view: Vie
 def test_a_headline_says_what_was_measured() -> None:
     same = Verdict(Agreement.IDENTICAL, 28, "")
     assert story.headline(2.41, same, 10, 28) == "2.4× faster · same text · 10 passes instead of 28"
-    assert story.headline(0.5, None, 1, 1) == "2.0× slower · 1 pass"
+    assert story.headline(0.5, None, 1, 1) == "2.0× slower than standard decoding · 1 pass"
     assert story.headline(1.03, same, 9, 12).startswith("As fast as standard decoding")
     assert story.headline(None, None, 3, 4) == "3 passes instead of 4"
 

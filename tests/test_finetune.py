@@ -126,7 +126,7 @@ def test_a_folder_is_named_by_its_whole_path(tab: FineTune, values, registry, tm
 
 
 REFUSED = {
-    "no file": ({"file": None}, "No file is chosen"),
+    "no file": ({"file": None}, "Choose a JSONL file"),
     "no base": ({"model": "  "}, "Choose a base model"),
     "toy": ({"model": "toy"}, "The toy model can't be trained"),
     "no minutes": ({"minutes": 0}, "Minutes must be above 0"),

@@ -217,7 +217,7 @@ class TestInABrowser:
             page.get_by_role("slider", name="It guesses").fill("3")
             page.get_by_role("slider", name="A pass that checks").fill("2")
             expect(page.locator(".ss-gain")).to_have_text(
-                "A pass brings 4.0 tokens: 2.0 times as fast as standard decoding."
+                "A pass yields 4.0 tokens: 2.0× faster than standard decoding."
             )
             page.get_by_role("button", name="Use my last run").click()
             expect(page.locator(".ss-told")).to_contain_text("From your last run")

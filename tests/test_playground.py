@@ -124,7 +124,7 @@ def test_a_conversation_goes_on_over_a_reload_until_a_new_one_is_begun(browser: 
         status(page, "^Done")
         expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
         expect(player(page).locator(".ss-tree")).to_be_hidden()  # the answer is in colours where it stands
-        page.get_by_role("button", name="Show or hide the draft tree").click()
+        page.get_by_role("button", name="Show draft tree").click()
         expect(player(page).locator(".ss-node").first).to_be_visible()
         texts = said.all_inner_texts()
         assert texts[3].strip() == player(page).locator(".ss-method").inner_text().strip()

@@ -140,8 +140,8 @@ def test_two_runs_are_compared(runlog: RunLog) -> None:
     other = two_runs.side(runlog, log_run(runlog, "name[B]", Streaming(budget=9), tokens=12))
     rows = {name: (left, right) for name, left, right in two_runs.rows(one, other)}
     assert rows["Prompt"] == ("name[A<b>]", "name[B]") and rows["Tokens"] == ("20", "12")
-    assert rows["Setting: budget"] == ("4", "9") and "Setting: seed" not in rows
-    assert "seed 0" in two_runs.alike(one, other) and "budget" not in two_runs.alike(one, other)
+    assert rows["Tree budget"] == ("4", "9") and "Seed" not in rows
+    assert two_runs.alike(one, other) == "the defaults"
     html = two_runs.compared(one, other)
     assert "≠ Prompt" in html and "≠ Model" not in html and "<b>" not in html and "A&lt;b&gt;" in html
 
@@ -150,7 +150,7 @@ def test_where_two_texts_part(runlog: RunLog) -> None:
     run = two_runs.side(runlog, log_run(runlog, "x"))
     one, other = (two_runs.Side(run.run, run.stats, texts) for texts in (("ab", "cd", "ef"), ("abc", "dX")))
     assert "first 4 characters" in two_runs.difference(one, other)
-    assert "token 3 of the first run, token 2 of the second" in two_runs.difference(one, other)
+    assert "token 3 of run A, token 2 of run B" in two_runs.difference(one, other)
     assert one.token_at(0) == 1 and one.token_at(6) == 4
     assert "same text, 6 characters" in two_runs.difference(one, one)
     assert "from the first character on" in two_runs.difference(one, two_runs.Side(run.run, run.stats, ("x",)))

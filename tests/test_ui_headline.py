@@ -46,19 +46,19 @@ def test_a_fast_run_says_how_fast_of_what_and_in_how_many_passes() -> None:
     said = headline(FAST)
     assert (said.tone, said.main) == ("good", "2.6× faster")
     assert said.parts == ("same text ✓", "5 passes instead of 13")
-    assert said.below == ("Prompt included; writing only, 3.0×.",) and said.remedy is None
+    assert said.below == ("Including the prompt. Generation alone: 3.0×.",) and said.remedy is None
 
 
 def test_measured_again_it_says_median_and_range() -> None:
     said = headline(FAST, [Ratio(1.6, 1.8), Ratio(3.6, 4.0)])
     assert said.main == "2.6× faster"
-    assert said.below == ("Median of 3 measurements, 1.6× to 3.6×. Prompt included; writing only, 3.0×.",)
+    assert said.below == ("Median of 3 measurements, 1.6× to 3.6×. Including the prompt. Generation alone: 3.0×.",)
 
 
 def test_a_tree_that_is_too_large_is_named_and_mended() -> None:
     slow = run(steps((1, 1.0), *[(2, 6.0)] * 6), PLAIN, budget=64)
     said = headline(slow)
-    assert said.tone == "warn" and said.main == "Slower: 0.35× the speed of standard decoding"
+    assert said.tone == "warn" and said.main == "2.8× slower than standard decoding"
     assert said.below[0] == "64 drafted tokens a pass made each pass 6.0× as long."
     assert said.remedy and (said.remedy.label, said.remedy.loads) == ("Try the default", False)
 
@@ -73,7 +73,7 @@ def test_an_adapter_of_another_task_is_named_and_mended() -> None:
 
 def test_a_step_that_was_cheaper_than_a_standard_one_tells_nothing() -> None:
     noise = run(steps((1, 9.0), *[(1, 0.9)] * 12), PLAIN, speedup=0.66)
-    assert headline(noise).below[0] == "The times scatter too much to tell why."
+    assert headline(noise).below[0] == "Timings vary too much to tell why."
 
 
 @pytest.mark.parametrize(

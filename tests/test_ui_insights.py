@@ -108,7 +108,7 @@ def test_step_cost_is_a_ratio_of_means_without_the_prompt_pass() -> None:
 def test_the_ideal_of_a_run_is_never_below_what_its_steps_brought() -> None:
     """One slow step of standard decoding counts in the ideal as it counts in what is measured."""
     html = ideal(lane(1, 3, 3, tokens=2), lane(1, 1, 1, 1, 5))
-    assert "1.3×" in html and "has to bring 1.50 tokens" in html  # (8 s / 4 tokens) / (6 s / 4 tokens)
+    assert "1.3×" in html and "must yield 1.50 tokens" in html  # (8 s / 4 tokens) / (6 s / 4 tokens)
 
 
 def test_a_step_cheaper_than_a_standard_one_is_noise() -> None:

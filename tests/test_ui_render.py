@@ -87,8 +87,8 @@ def test_everything_from_outside_is_escaped() -> None:
 def test_legend_has_a_colour_and_words_for_every_depth() -> None:
     html = render.legend(3)
     assert [f"d{d}" in html for d in range(5)] == [True, True, True, True, False]
-    assert "chosen by the model" in html and "drafted 3 ahead" in html
-    assert "5+ ahead" in render.legend(9) and "5+ ahead" not in render.legend(5)
+    assert "chosen by the model" in html and "drafted 3 tokens ahead" in html
+    assert "5+ tokens ahead" in render.legend(9) and "5+ tokens ahead" not in render.legend(5)
 
 
 @pytest.mark.parametrize("palette", [theme.LIGHT, theme.DARK])

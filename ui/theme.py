@@ -11,6 +11,7 @@ DEEPEST = 5  # deeper tokens share the last colour
 LIGHT = {
     "page": "#ffffff",
     "panel": "#f8fafc",
+    "dim": "#eceff4",
     "text": "#0f172a",
     "muted": "#526077",
     "line": "#cbd5e1",
@@ -29,6 +30,7 @@ LIGHT = {
 DARK = {
     "page": "#0b1120",
     "panel": "#141d2f",
+    "dim": "#1b2436",
     "text": "#e8edf5",
     "muted": "#a3b0c4",
     "line": "#3a4760",

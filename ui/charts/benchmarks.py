@@ -45,7 +45,8 @@ def on_page(figure: go.Figure) -> go.Figure:
 
 
 def speedup(reports: Sequence[Report]) -> go.Figure:
-    """Bars of the suite speed-up with its 95 % interval: a group for each task, a colour for each method."""
+    """Bars of the suite speed-up with its 95 % interval: a group for each task, a colour for each method. The number
+    is above the interval, where no bar's colour is behind it."""
     figure = _figure("Speed-up over standard decoding", "", "times as fast")
     for place, (label, rows) in enumerate(_by_label(reports).items()):
         highs = [(r["speedup_interval"][1] or r["speedup"]) - r["speedup"] for _, r in rows]
@@ -53,21 +54,29 @@ def speedup(reports: Sequence[Report]) -> go.Figure:
         figure.add_bar(
             x=[where for where, _ in rows],
             y=[r["speedup"] for _, r in rows],
-            text=[f"{r['speedup']:.2f}" for _, r in rows],
-            textposition="inside",
-            insidetextanchor="start",
-            textangle=0,
             name=label,
+            offsetgroup=label,
             error_y={"type": "data", "array": highs, "arrayminus": lows, "color": theme.STRONG[0]},
             marker={"color": _colour(place)},
         )
+        figure.add_scatter(
+            x=[where for where, _ in rows],
+            y=[r["speedup"] + high for (_, r), high in zip(rows, highs, strict=True)],
+            text=[f"{r['speedup']:.2f}" for _, r in rows],
+            mode="text",
+            textposition="top center",
+            cliponaxis=False,
+            hoverinfo="skip",
+            showlegend=False,
+            offsetgroup=label,
+        )
     figure.add_hline(y=1, line={"dash": "dot", "color": theme.STRONG[0]})
-    return figure.update_layout(barmode="group")
+    return figure.update_layout(barmode="group", scattermode="group")
 
 
 def calls(reports: Sequence[Report]) -> go.Figure:
     """Tokens per step against the speed-up of the steps. On the line, a step costs as much as a standard step."""
-    figure = _figure("Fewer calls against less time", "tokens per step", "speed-up of the steps")
+    figure = _figure("Tokens per step and measured speed-up", "tokens per step", "speed-up of the steps")
     longest, several = 1.0, _several(reports)
     for place, (label, rows) in enumerate(_by_label(reports).items()):
         x = [r["tokens_per_step"] for _, r in rows]
@@ -87,7 +96,7 @@ def calls(reports: Sequence[Report]) -> go.Figure:
 
 def acceptance(reports: Sequence[Report]) -> go.Figure:
     """At each depth, the share of steps that accepted a token, of those that compared one."""
-    figure = _figure("Acceptance by depth", "depth in the tree", "accepted")
+    figure = _figure("Acceptance by tokens ahead", "tokens ahead", "accepted")
     drafting = [(where, r) for where, r in _rows(reports) if r["acceptance_by_depth"]]
     several = _several(reports)
     for place, (where, row) in enumerate(drafting):

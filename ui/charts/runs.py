@@ -75,7 +75,7 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
 
 def acceptance(stats: RunStats) -> go.Figure:
     """At each depth, the share of steps that accepted a token, of those that compared one."""
-    figure = _figure("Acceptance by depth", "depth in the tree", "accepted")
+    figure = _figure("Acceptance by tokens ahead", "tokens ahead", "accepted")
     rates = stats.acceptance_by_depth
     depths = list(range(1, len(rates) + 1))
     colours = [theme.STRONG[min(d, theme.DEEPEST)] for d in depths]
@@ -169,7 +169,7 @@ def gains(progress: Progress, by: str) -> go.Figure:
     values = [v.tokens_per_step for v in looks]
     figure.add_trace(go.Scatter(x=_places(looks, by), y=values, mode="lines+markers", line=style, showlegend=False))
     if not looks:
-        return _with_words(figure, "Drawn once held-out prompts were decoded for the first time.")
+        return _with_words(figure, "Appears after the first validation.")
     figure.add_hline(y=1, line={"dash": "dot", "color": theme.STRONG[0]}, annotation_text="standard decoding")
     figure.update_xaxes(rangemode="tozero").update_yaxes(rangemode="tozero", hoverformat=".2f")
     return figure.update_layout(margin={"t": 44})
@@ -187,7 +187,7 @@ def _places(points: Sequence[Point | Validation], by: str) -> list[float]:
 
 def tree(draft: Draft, root: str) -> go.Figure:
     """The draft tree of one step, to zoom and hover: x is the depth, y has a separate row for every leaf."""
-    figure = _figure("", "depth in the tree", "")
+    figure = _figure("", "tokens ahead", "")
     if not len(draft):
         return _with_words(figure, "This step drafted nothing.")
     depths, rows = draft.depths(), tree_rows(draft)

@@ -22,7 +22,9 @@ FETCH = "() => sessionStorage.getItem('specstream-chat') ?? ''"
 KEEP = "(text) => sessionStorage.setItem('specstream-chat', text)"
 # With a delay: the message must be in the box first.
 PRESS_RUN = "() => setTimeout(() => document.getElementById('run').click(), 150)"
-UNFOLD = "() => document.documentElement.classList.toggle('ss-draft-shown')"
+SHOW, HIDE = "Show draft tree", "Hide draft tree"
+UNFOLD = f"() => document.documentElement.classList.toggle('ss-draft-shown') ? '{HIDE}' : '{SHOW}'"
+SAME = '<p class="ss-words">At temperature 0, Regenerate gives the same text.</p>'
 FOCUS = "() => setTimeout(() => document.querySelector('.ss-prompt textarea').focus(), 150)"
 
 
@@ -36,12 +38,13 @@ class ChatPanel:
     new: gr.Button
     again: gr.Button
     edit: gr.Button
+    same: gr.HTML  # when an answer that is generated again stays the same
     draft: gr.Button  # shows the texts and the tree of the last answer, which a conversation folds away
     kept: gr.Textbox
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.turns, self.system, self.kept, self.again, self.edit]
+        return [self.turns, self.system, self.kept, self.again, self.edit, self.same]
 
     def ask(self, values: Mapping[Any, Any]) -> Chat:
         """The conversation that the next message continues."""
@@ -68,7 +71,7 @@ class ChatPanel:
 
     def _last(self, there: bool) -> Updates:
         """The actions on the last answer, if there is one."""
-        return {self.again: gr.update(visible=there), self.edit: gr.update(visible=there)}
+        return {part: gr.update(visible=there) for part in (self.again, self.edit, self.same)}
 
     def back(self, kept: str) -> tuple[str, Updates]:
         """The last message, and the conversation as it was before."""
@@ -89,7 +92,7 @@ class ChatPanel:
             return shown | ({prompt: message} if message else {})
 
         self.new.click(lambda system: self.show(Chat(system=system)), self.system, self.outputs, queue=False, **QUIET)
-        self.draft.click(None, None, None, js=UNFOLD, api_visibility="private")
+        self.draft.click(None, None, self.draft, js=UNFOLD, api_visibility="private")
         shown = [*self.outputs, prompt]
         self.edit.click(back, self.kept, shown, queue=False, **QUIET).then(None, js=FOCUS, api_visibility="private")
         self.again.click(back, self.kept, shown, queue=False, **QUIET).then(
@@ -109,16 +112,17 @@ def layout() -> ChatPanel:
     with gr.Column(visible=False, elem_classes="ss-chat") as group:
         turns = gr.HTML(html.conversation(()))
         with gr.Row():
-            again = gr.Button("Answer again", size="sm", scale=0, min_width=130, visible=False)
+            again = gr.Button("Regenerate", size="sm", scale=0, min_width=130, visible=False)
             edit = gr.Button("Edit my last message", size="sm", scale=0, min_width=170, visible=False)
-            draft = gr.Button("Show or hide the draft tree", size="sm", scale=0, min_width=190)
+            draft = gr.Button(SHOW, size="sm", scale=0, min_width=150)
             new = gr.Button("New chat", size="sm", scale=0, min_width=110)
+            same = gr.HTML(SAME, visible=False, min_width=200)
         system = gr.Textbox(
             label="System prompt, optional", placeholder="how the model should answer", lines=1, max_lines=4,
             elem_classes="ss-inline",
         )  # fmt: skip
     kept = gr.Textbox(visible="hidden", show_label=False)
-    return ChatPanel(group, turns, system, new, again, edit, draft, kept)
+    return ChatPanel(group, turns, system, new, again, edit, same, draft, kept)
 
 
 def newer(kept: Chat, row: Mapping[str, Any]) -> Chat:

@@ -62,7 +62,10 @@ def _box(x: float, y: float, width: float, height: float, kind: str, words: str 
 
 def _chip(x: float, y: float, text: str, kind: str) -> str:
     """A token, centred on x."""
-    return _box(x - CHIP / 2, y, CHIP, HIGH, f"ss-chip {kind}", _fitting(text))
+    shown = _fitting(text)
+    if Fate.REJECTED in kind.split():  # marked beside the text: a line through it would change how punctuation looks
+        shown = f"✕ {shown if len(shown) < LONGEST else shown[: LONGEST - 2] + '…'}"
+    return _box(x - CHIP / 2, y, CHIP, HIGH, f"ss-chip {kind}", shown)
 
 
 def _line(points: Sequence[tuple[float, float]], kind: str = "") -> str:

@@ -101,11 +101,13 @@ def map_html(found: AcceptanceMap) -> str:
         rate = found.rate(depth, rank)
         return _heat(f"{rate:.0%}", rate)
 
-    rows = ((f"depth {d}", (cell(d, r) for r in range(1, top + 1))) for d in sorted(found.reached))
+    rows = ((f"{d} ahead", (cell(d, r) for r in range(1, top + 1))) for d in sorted(found.reached))
     head = ["", *(f"rank {rank}" for rank in range(1, top + 1))]
-    words = "Which drafted token the model agreed with: of the steps that compared tokens at a depth, the share that "
+    words = "Which drafted token the model agreed with: of the steps that checked tokens so far ahead, the share that "
     words += "accepted the one of this rank (1: drafted as the likeliest)."
-    return _card("Acceptance by depth and rank", words, _table("Acceptance by depth and rank", head, rows))
+    return _card(
+        "Acceptance by tokens ahead and rank", words, _table("Acceptance by tokens ahead and rank", head, rows)
+    )
 
 
 FEWEST = 5  # fewest guesses of a kind for a statement
@@ -132,7 +134,7 @@ def waste_html(stats: RunStats) -> str:
     """Rows put through the model per token kept, split by purpose."""
     written, dropped, streams = stats.decode_tokens, stats.rows - stats.decode_tokens, stats.stream_rows
     per_token = stats.rows_per_token or 0.0
-    parts = (("d1", "written", written), ("d0", "in vain", dropped), ("d3", "stream rows (top layers only)", streams))
+    parts = (("d1", "written", written), ("d0", "discarded", dropped), ("d3", "stream rows (top layers only)", streams))
     total = max(written + dropped + streams, 1)
     bar = "".join(
         f'<span class="ss-fill {colour}" style="width:{100 * n / total:.1f}%"></span>' for colour, _, n in parts
@@ -152,9 +154,9 @@ def ideal_html(stats: RunStats, standard: RunStats, speedup: float | None) -> st
     tau, cost = stats.tokens_per_step, step_cost([standard], [stats])
     rows = [("if a step cost no more than a standard one", tau, "tokens per step")]
     if tau and cost and cost >= 1:
-        rows.append(("while writing", tau / cost, f"at the measured cost of a step, {cost:.2f} standard steps"))
+        rows.append(("generation alone", tau / cost, f"at the measured cost of a step, {cost:.2f} standard steps"))
     rows.append(
-        ("measured", speedup, "prompt pass included" if speedup else "standard decoding was not run to the end")
+        ("measured", speedup, "including the prompt" if speedup else "standard decoding was not run to the end")
     )
     longest = max((value or 0 for _, value, _ in rows), default=1) or 1
     body = "".join(_ideal_row(name, value, note, longest) for name, value, note in rows)
@@ -164,9 +166,9 @@ def ideal_html(stats: RunStats, standard: RunStats, speedup: float | None) -> st
 
 def _break_even(tau: float, cost: float) -> str:
     if cost < 1:  # a step does more work than a standard one, so it can't be cheaper
-        return "The times scatter too much to tell what a step costs here: this machine is busy, so measure again."
+        return "Timings vary too much to tell what a step costs here: this machine is busy. Measure again."
     verb = "is faster than" if tau > cost else "is no faster than"
-    return f"A step has to bring {cost:.2f} tokens to break even; it brings {tau:.2f}, so it {verb} standard decoding."
+    return f"A step must yield {cost:.2f} tokens to break even; it yields {tau:.2f}, so it {verb} standard decoding."
 
 
 def _ideal_row(name: str, value: float | None, note: str, longest: float) -> str:

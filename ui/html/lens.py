@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from specstream.stats import counted
+
 from ..theme import depth_class
 from .render import NOTHING
 
 AROUND = 6  # tokens shown before and after an attended one
 WORDS = (
-    "Each column is a stream: an extra row that guesses one word further ahead. Read it upwards: what it would have "
+    "Each column is a stream: an extra row that guesses one token further ahead. Read it upwards: what it would have "
     "guessed when it began, and after each layer that it went through. ✓ marks what the model wrote there in the end."
 )
 
@@ -20,7 +22,7 @@ def panel(look: Mapping[str, Any], step: int, root: str, came: Sequence[str]) ->
     """The streams' table. ``came`` are the texts of the tokens that followed the root; fewer if the text ended."""
     streams = look["streams"]
     came = [*came, *[""] * len(streams)][: len(streams)]
-    head = "".join(f'<th scope="col">{n} ahead</th>' for n in range(1, len(streams) + 1))
+    head = "".join(f'<th scope="col">{counted(n, "token")} ahead</th>' for n in range(1, len(streams) + 1))
     rows = "".join(_row(look, layer, came) for layer in reversed(range(len(look["layers"]))))
     truth = "".join(f"<td>{_token(text, depth) if text else NOTHING}</td>" for depth, text in enumerate(came, 1))
     where = "".join(f"<td>{_looked(stream['looked'])}</td>" for stream in streams)

@@ -43,7 +43,7 @@ def legend(depths: int) -> str:
     shown = min(depths, DEEPEST)
     for depth in range(1, shown + 1):
         deeper = "+" if depth == DEEPEST and depths > DEEPEST else ""
-        items.append(_swatch(depth, f"drafted {depth}{deeper} ahead"))
+        items.append(_swatch(depth, f"drafted {depth}{deeper} {'token' if depth == 1 else 'tokens'} ahead"))
     items.append(f'<li class="ss-keys-hint">{KEYS}</li>')
     return f'<ul class="ss-legend" aria-label="Colours of tokens">{"".join(items)}</ul>'
 
@@ -89,14 +89,14 @@ def acceptance(stats: RunStats, levels: int) -> str:
     rates = stats.acceptance_by_depth
     count = max(levels, len(rates), 1)
     rows = (_bar(d, rates[d - 1] if d <= len(rates) else None) for d in range(1, count + 1))
-    return f'<div class="ss-bars" role="group" aria-label="Acceptance by depth">{"".join(rows)}</div>'
+    return f'<div class="ss-bars" role="group" aria-label="Acceptance by tokens ahead">{"".join(rows)}</div>'
 
 
 def _bar(depth: int, rate: float | None) -> str:
     width = 0 if rate is None else round(100 * rate)
     text = NOTHING if rate is None else f"{width} %"
     return (
-        f'<div class="ss-bar"><span>depth {depth}</span><span class="ss-track">'
+        f'<div class="ss-bar"><span>{depth} ahead</span><span class="ss-track">'
         f'<span class="ss-fill {depth_class(depth)}" style="width:{width}%"></span></span>'
         f'<span class="ss-num">{text}</span></div>'
     )
@@ -187,8 +187,16 @@ def sentences(texts: Iterable[str]) -> str:
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """Names and values, one pair to a line."""
-    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
+    body = "".join(
+        f"<dt>{escape(name)}</dt><dd>{when(text) if name == 'Started' else escape(text)}</dd>" for name, text in rows
+    )
     return f'<dl class="ss-facts">{body}</dl>'
+
+
+def when(utc: str) -> str:
+    """A UTC time that the browser converts to local time."""
+    iso = utc[:19] + ("Z" if "T" in utc else "")
+    return f'<time datetime="{escape(iso)}">{escape(utc[:16].replace("T", " "))} UTC</time>'
 
 
 def tree_rows(draft: Draft) -> tuple[float, ...]:

@@ -8,8 +8,8 @@ from html import escape
 TERMS = {
     "pass": "One run of the whole model over some tokens. It takes nearly as long for five tokens as for one.",
     "draft": "The words that are guessed ahead, before the model has checked them.",
-    "depth": "How many words ahead of the newest one a guess is: 1 is the next word.",
-    "stream": "An extra row beside the text in the model's top layers, trained to guess one word further ahead.",
+    "depth": "How many tokens ahead of the newest one a guess is: 1 is the next token.",
+    "stream": "An extra row beside the text in the model's top layers, trained to guess one token further ahead.",
     "adapter": "A small file of trained weights for one model and one kind of text: with it the model guesses ahead.",
 }
 _PLURALS = {"passes": "pass", "drafts": "draft", "depths": "depth", "streams": "stream", "adapters": "adapter"}

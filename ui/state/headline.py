@@ -29,7 +29,7 @@ SAME = {
     Agreement.MISMATCH: "different text ✗",
     Agreement.UNKNOWN: "",
 }
-NOISY = "This machine is busy: the times scatter, so measure again."
+NOISY = "This machine is busy, so timings vary. Measure again."
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def pace(ratio: float) -> str:
     """A speed-up in words, with as many digits as can be measured."""
     if abs(ratio - 1) <= ALIKE:
         return "As fast as standard decoding"
-    return f"{ratio:.1f}× faster" if ratio > 1 else f"Slower: {ratio:.2g}× the speed of standard decoding"
+    return f"{ratio:.1f}× faster" if ratio > 1 else f"{1 / ratio:.1f}× slower than standard decoding"
 
 
 def passes(view: View) -> str:
@@ -121,7 +121,8 @@ def _said(words: Sequence[str]) -> tuple[str, ...]:
 def _measured(ratios: Sequence[Ratio]) -> str:
     """What the ratio refers to, and how reliable it is."""
     writing = [ratio.writing for ratio in ratios if ratio.writing]
-    beside = f"Prompt included; writing only, {statistics.median(writing):.1f}×." if writing else "Prompt included."
+    beside = f"Generation alone: {statistics.median(writing):.1f}×." if writing else ""
+    beside = f"Including the prompt. {beside}".rstrip()
     if len(ratios) == 1:
         return beside
     whole = [ratio.whole for ratio in ratios]
@@ -141,7 +142,7 @@ def _cause(view: View) -> tuple[str, Remedy | None]:
     ours, standard = view.stats[Lane.METHOD], view.stats[Lane.BASELINE]
     cost, gain = step_cost([standard], [ours]), ours.tokens_per_step
     if not cost or not gain or cost < 1:
-        return "The times scatter too much to tell why.", None
+        return "Timings vary too much to tell why.", None
     budget = int((view.settings.get("method") or {}).get("budget", 0))
     if budget > view.nodes and cost > DEAR:
         words = f"{budget} drafted tokens a pass made each pass {cost:.1f}× as long."
@@ -150,4 +151,4 @@ def _cause(view: View) -> tuple[str, Remedy | None]:
         words = "Few drafted tokens were accepted: the loaded adapter was trained for another task."
         return words, Remedy("Load its adapter", loads=True)
     few = "Few drafted tokens were accepted: a" if gain < FEW else "A"
-    return f"{few} pass brought {gain:.1f} tokens and took as long as {cost:.1f} of standard decoding.", None
+    return f"{few} pass yielded {gain:.1f} tokens and took as long as {cost:.1f} of standard decoding.", None

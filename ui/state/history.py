@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from specstream.data.tasks import TASKS
 from specstream.events import Agreement, Lane, Verdict
 from specstream.params import METHODS, Sampling
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
@@ -17,6 +18,8 @@ from ..files import place
 from . import origin
 from .view import View, replay
 
+STARTED = "Started"
+NAMES = {"baseline": "Also run standard decoding"}  # settings that are neither of a method nor of sampling
 SHOWN_PROMPT = 70  # characters of a prompt in the table
 ALIKE = 0.05  # a ratio this close to 1 counts as equal
 OUTCOMES = {"identical": "same text", "tie": "texts differ where two words were equally likely",
@@ -46,7 +49,7 @@ def pace(ratio: float) -> str:
     """A measured speed-up in words."""
     if abs(ratio - 1) <= ALIKE:
         return "as fast as standard decoding"
-    return f"{ratio:.1f}× faster" if ratio > 1 else f"{1 / ratio:.1f}× slower"
+    return f"{ratio:.1f}× faster" if ratio > 1 else f"{1 / ratio:.1f}× slower than standard decoding"
 
 
 def outcome(run: Mapping[str, Any]) -> str:
@@ -66,14 +69,15 @@ def method_label(name: str) -> str:
 
 def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The facts about a run, as names and texts."""
-    yield "Run", f"{run['id']}, {run['started_utc']}, {run['status']}"
+    yield "Run", f"{run['id']}, {run['status']}"
+    yield STARTED, run["started_utc"]
     yield from conversation((run["settings"] or {}).get("chat"))
     yield "Prompt", run["prompt"]
     if branch := (run["settings"] or {}).get("branch"):
         yield "Goes on after", f"{branch['after']} (from run {branch['of']})"
-    yield "Task", run["task"] or "none"
+    yield "Task", task(run)
     yield "Model", model_words(run)
-    yield "Settings", ", ".join(f"{name} {value}" for name, value in flat(run["settings"]).items())
+    yield "Settings", changed(run["settings"], run["method"]) or "default settings"
     versions = (run["info"] or {}).get("versions", {})
     yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     if run["error"]:
@@ -101,10 +105,28 @@ def changed(settings: Mapping[str, Any] | None, method: str) -> str:
     kinds = (METHODS[method], Sampling) if method in METHODS else (Sampling,)
     known = {f.name: f for kind in kinds for f in fields(kind)}
     return ", ".join(
-        f"{known[name].metadata.get('label', name.replace('_', ' '))} {_plain(value)}"
+        f"{label(name, method)} {said(value)}"
         for name, value in given.items()
         if name in known and value != _plain(known[name].default)
     )
+
+
+def label(name: str, method: str) -> str:
+    """A setting's name in the form."""
+    known = [f for kind in (METHODS.get(method, Sampling), Sampling) for f in fields(kind) if f.name == name]
+    return str(known[0].metadata.get("label", name)) if known else NAMES.get(name, name.replace("_", " "))
+
+
+def said(value: Any) -> str:
+    """A setting's value in words."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(map(repr, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+
+def task(run: Mapping[str, Any]) -> str:
+    """A run's task as the form names it."""
+    return TASKS[run["task"]].label if run["task"] in TASKS else "none: the prompt as it is"
 
 
 def _plain(value: Any) -> Any:

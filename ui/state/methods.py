@@ -25,7 +25,7 @@ NEEDS = {  # what a method needs besides the model, what is missing without it, 
         "The loaded adapter has no early exit that drafts",
         "load one that has, or train it under Fine-tune",
     ),
-    DraftModel.name: ("another model", "No second model is loaded", "choose a smaller one under Model, Draft model"),
+    DraftModel.name: ("another model", "No second model is loaded", "load one in Playground, Model, Draft model"),
 }
 NOT_HERE = "this demo can't load one, your own machine can"
 

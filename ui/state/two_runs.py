@@ -13,7 +13,7 @@ from specstream.events import Finished, Lane, Step
 from specstream.runlog import RunLog
 from specstream.stats import RunStats, summarize
 
-from ..html.render import NOTHING, number
+from ..html.render import NOTHING, number, when
 from . import history
 
 Row = tuple[str, str, str]  # name, value of the first run, value of the second
@@ -50,31 +50,34 @@ def rows(one: Side, other: Side) -> Iterator[Row]:
     yield from zip(NAMES, _values(one), _values(other), strict=True)
     for name, left, right in _settings(one, other):
         if left != right:
-            yield f"Setting: {name}", left, right
+            yield name, left, right
 
 
 def alike(one: Side, other: Side) -> str:
-    """The settings that both runs have in common, in one line."""
-    return ", ".join(f"{name} {left}" for name, left, right in _settings(one, other) if left == right)
+    """The settings that both runs have in common and that are not the defaults, in one line."""
+    sides = [history.changed(side.run["settings"], side.run["method"]).split(", ") for side in (one, other)]
+    return ", ".join(words for words in sides[0] if words and words in sides[1]) or "the defaults"
 
 
 def _settings(one: Side, other: Side) -> Iterator[Row]:
     left, right = history.flat(one.run["settings"]), history.flat(other.run["settings"])
     for name in dict.fromkeys([*left, *right]):
-        yield name, str(left.get(name, NOTHING)), str(right.get(name, NOTHING))
+        label = history.label(name, (one if name in left else other).run["method"])
+        one_says, other_says = (history.said(side[name]) if name in side else NOTHING for side in (left, right))
+        yield label, one_says, other_says
 
 
 NAMES = (
-    "Started (UTC)", "Prompt", "Task", "Method", "Model", "Tokens", "Steps", "Tokens per step", "Tokens per second",
+    history.STARTED, "Prompt", "Task", "Method", "Model", "Tokens", "Steps", "Tokens per step", "Tokens per second",
     "Rows per token", "Seconds", "Speed-up", "Against standard decoding",
 )  # fmt: skip
 
 
 def _values(side: Side) -> Iterator[str]:
     run, stats = side.run, side.stats
-    yield run["started_utc"][:19].replace("T", " ")
+    yield run["started_utc"]
     yield run["prompt"]
-    yield run["task"] or "none"
+    yield history.task(run)
     yield history.method_label(run["method"])
     yield history.model_words(run)
     yield str(stats.tokens)
@@ -94,19 +97,19 @@ def compared(one: Side, other: Side) -> str:
     return (
         '<section class="ss-pair" aria-label="Two runs compared"><h2 class="ss-heading">Two runs compared</h2>'
         f'<table class="ss-grid"><thead><tr><th scope="col">≠ differs</th>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table><p class="ss-words">Settings that both have: {escape(alike(one, other))}.</p>'
+        f'<tbody>{body}</tbody></table><p class="ss-words">Settings of both: {escape(alike(one, other))}.</p>'
         f"{_texts(one, other)}</section>"
     )
 
 
 def _named(one: Side, other: Side) -> Iterable[tuple[str, Side]]:
-    return ("First run", one), ("Second run", other)
+    return ("Run A", one), ("Run B", other)
 
 
 def _row(name: str, left: str, right: str) -> str:
     sign = "≠ " if left != right else ""
     kind = ' class="ss-differs"' if left != right else ""
-    cells = f"<td>{escape(left)}</td><td>{escape(right)}</td>"
+    cells = "".join(f"<td>{when(text) if name == history.STARTED else escape(text)}</td>" for text in (left, right))
     return f'<tr{kind}><th scope="row">{sign}{escape(name)}</th>{cells}</tr>'
 
 
@@ -123,7 +126,7 @@ def difference(one: Side, other: Side) -> str:
     shared = len(commonprefix([one.text, other.text]))
     if not shared:
         return "The texts differ from the first character on."
-    places = f"token {one.token_at(shared)} of the first run, token {other.token_at(shared)} of the second"
+    places = f"token {one.token_at(shared)} of run A, token {other.token_at(shared)} of run B"
     return f"The first {shared:,} characters are the same; the texts part at {places}."
 
 

@@ -39,13 +39,13 @@ TUNABLE = (Streaming.name, PromptLookup.name)
 PACES = {"About a minute": 60.0, "Quick, less exact": 15.0}
 CHARTS = {
     "speedup": "Speed-up over standard decoding",
-    "calls": "Fewer calls against less time",
-    "acceptance": "Acceptance by depth",
+    "calls": "Tokens per step and measured speed-up",
+    "acceptance": "Acceptance by tokens ahead",
     "pruning": "Pruning on and off",
     "cost": "Cost of a step",
     "prediction": "Predicted against measured",
 }
-NEEDS_SECOND = "No second model is loaded: choose a smaller one under Model, Draft model."
+NEEDS_SECOND = "No second model is loaded: load one in Playground, Model, Draft model."
 LIBRARY = "The library's own code, on a second copy of the model."
 MOST_EARLIER = 100  # results in the list
 
@@ -379,7 +379,6 @@ class Handlers:
             order = form.tuning(values) if kind is Tuning else form.order(values)
             others = [*values[shown.reports], *self.earlier.chosen(values)]
         except (ValueError, RunLogError) as error:
-            gr.Warning(str(error))
             yield {shown.status: render.status(str(error), "bad")}
             return
         who = visitor.name(values[form.key], request)

@@ -150,7 +150,7 @@ class ComparisonProgress:
 def layout() -> Compare:
     """Lay out the tab."""
     known = examples()
-    with gr.Column(elem_classes="ss-composer"):
+    with gr.Column(elem_classes="ss-composer ss-short"):
         prompt = prompt_box(known[0]["prompt"])
         with gr.Row(elem_classes="ss-controls"):
             task = task_box(known[0]["task"])
@@ -192,7 +192,6 @@ def wire(
         try:
             ask, methods = tab.ask(values)
         except ValueError as error:
-            gr.Warning(str(error))
             yield {tab.status: render.status(str(error), "bad")}
             return
         who, session = visitor.name(values[tab.key], request), str(request.session_hash)

@@ -163,7 +163,7 @@ class Form:
             check_public(chosen.label, chosen.hub)
             return None
         if not values[self.file]:
-            raise ValueError("No file is chosen: upload a JSONL file, one JSON object a line.")
+            raise NoFile("Choose a JSONL file: one JSON object a line.")
         found = check_file(
             Path(values[self.file]), chosen, answers=bool(chosen.outputs) and not self.own_answers(values)
         )
@@ -193,12 +193,17 @@ class Form:
             left = counted(bad.checked.rows, "good row")
             return {self.hint: words, self.good: gr.update(visible=bad.checked.rows > 0, label=f"Train on the {left}")}
         except ValueError as error:
-            return {self.hint: render.status(str(error), "bad"), self.good: good}
+            tone = "plain" if isinstance(error, NoFile) else "bad"
+            return {self.hint: render.status(str(error), tone), self.good: good}
         rows = trainview.usable(checked) if checked else public_words(values[self.task])
         if checked and checked.bad:
             rows, good = f"{rows} {counted(checked.bad, 'bad row')} left out.", gr.skip()
         words = render.status(rows, "good" if checked else "plain") + "".join(map(render.status, more))
         return {self.hint: words, self.good: good}
+
+
+class NoFile(ValueError):
+    """A file is still to be chosen, which is no mistake before "Train" is pressed."""
 
 
 class BadRows(ValueError):

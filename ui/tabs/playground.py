@@ -273,7 +273,6 @@ class RunEvents:
             self._engines.offer.check(values[self._tab.method])
             ask = self._tab.ask(values, self._engines.state.info)
         except ValueError as error:
-            gr.Warning(str(error))
             yield {self._tab.status: render.status(str(error), "bad")}
             return
         # Another visitor may have loaded another model meanwhile.
@@ -442,12 +441,12 @@ def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iter
 def measured_again(tab: Playground, job: MeasureAgain, view: View, session: str) -> Iterator[Updates]:
     """Watch the further measurements of a run, and yield their combined result."""
     found: list[Ratio] = []
-    words = "Measuring again"
+    words = "Measuring"
     yield tab.busy() | {tab.status: render.status(words, "busy")}
     with closing(job.batches(session)) as batches:
         for item in (item for batch in batches for item in batch):
             found += [item] if isinstance(item, Ratio) else []
-            words = item.text if isinstance(item, Notice) else f"Measuring again: {len(found)} of {TIMES}"
+            words = item.text if isinstance(item, Notice) else f"Measuring: {len(found)} of {TIMES}"
             yield tab.busy() | {tab.status: render.status(words, "busy")} | tab.view.said(headline(view, found))
     done = f"Measured {counted(1 + len(found), 'time')}" if found else words
     ended = {tab.status: render.status(done, "good" if found else "plain")}

@@ -155,7 +155,8 @@ class Opened:
         if len(ticked) < 2:
             words = "Tick another run to compare the two." if ticked else ""
             return {self.hint: _said(render.status(words, "busy") if words else ""), self.pair: _said("")}
-        one, other = (two_runs.side(runlog, run, who) for run in ticked)
+        sides = [two_runs.side(runlog, run, who) for run in ticked]
+        one, other = sorted(sides, key=lambda side: side.run["started_utc"])  # the older first
         opened = {
             self.hint: _said(""),
             self.pair: _said(two_runs.compared(one, other)),
@@ -246,7 +247,7 @@ def _opened(sheet: gr.Column) -> Opened:
         view = run_panel.layout()
         with gr.Row(elem_classes="ss-search"):
             star = gr.Checkbox(label="Star", interactive=True, scale=0, min_width=110)
-            note = gr.Textbox(label="Note", placeholder="kept as you type", interactive=True, max_lines=4, scale=4)
+            note = gr.Textbox(label="Note", placeholder="Saved as you type", interactive=True, max_lines=4, scale=4)
         facts = gr.HTML(js_on_load=listed.KEEP_LOCAL)
         with gr.Row():
             jsonl = gr.DownloadButton("This run as JSON lines", size="sm")

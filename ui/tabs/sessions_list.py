@@ -8,7 +8,7 @@ from typing import Any
 
 from specstream.stats import counted
 
-from ..html.render import model_name
+from ..html.render import model_name, when
 from ..state import history
 
 # Times are written in UTC, and converted to the visitor's time zone and language by the browser.
@@ -42,12 +42,6 @@ element.addEventListener("change", (event) => {
 });
 watch("value", () => (ticked = []));
 """
-
-
-def when(utc: str) -> str:
-    """A UTC time that the browser converts to local time."""
-    iso = utc[:19] + ("Z" if "T" in utc else "")
-    return f'<time datetime="{escape(iso)}">{escape(utc[:16].replace("T", " "))} UTC</time>'
 
 
 def runs(found: Iterable[Mapping[str, Any]], opened: str = "") -> str:

@@ -1,4 +1,4 @@
-// A step in words: what it brought, where its time went, and every drafted token with both probabilities, its rank and why it lost.
+// A step in words: what it yielded, where its time went, and every drafted token with both probabilities, its rank and why it was rejected.
 function caption(index) {
   const step = steps.method[index];
   if (!step) return "";
@@ -6,7 +6,7 @@ function caption(index) {
   const accepted = step.d.filter((node) => node[3] === "a").length;
   const copies = step.c?.length ? `, ${step.c.length === step.d.length ? "all" : step.c.length} copied from the text before` : "";
   const draft = step.d.length ? `${plural(step.d.length, "token")} drafted${copies}, ${accepted} accepted. ` : "Nothing was drafted. ";
-  return `Step ${index}: ${draft}${step.d.length ? "With the model's own" : "The model's own"}: ${plural(step.t.length, "token")} in one pass, ${took(step).toFixed(0)} ms.`;
+  return `Step ${index}: ${draft}${step.d.length ? "Plus the model's own token" : "The model's own token"}: ${plural(step.t.length, "token")} in one pass, ${took(step).toFixed(0)} ms.`;
 }
 
 const took = (step) => step.s.reduce((sum, ms) => sum + ms, 0);
@@ -40,7 +40,7 @@ function drawDetail(index) {
   part(".ss-more").classList.toggle("ss-none", !nodes.length);
   if (!nodes.length) return box.replaceChildren();
   const table = tag("table"), head = tag("tr"), body = tag("tbody");
-  for (const name of ["drafted token", "origin", "words ahead", "rank", "drafted with", "model gives", "what became of it"]) {
+  for (const name of ["drafted token", "origin", "tokens ahead", "rank", "drafted with", "model gives", "what became of it"]) {
     const cell = tag("th", "", name);
     cell.scope = "col";
     head.append(cell);

@@ -1,4 +1,4 @@
-// The two texts: one span per token in one frame per step. And the strip: one bar per step, as high as the tokens it brought.
+// The two texts: one span per token in one frame per step. And the strip: one bar per step, as high as the tokens it yielded.
 const strip = part(".ss-strip");
 
 function tokenSpan([text, depth], index) {
@@ -22,6 +22,7 @@ function appendText(lane) {
   while (box.children.length > steps[lane].length) box.lastChild.remove();
   for (let i = box.children.length; i < steps[lane].length; i++) box.append(stepSpan(steps[lane][i], i));
   if (low) box.scrollTop = box.scrollHeight;
+  fade(box);
   if (lane === "method") appendBars();
 }
 
@@ -72,7 +73,7 @@ function count(lane, to, ends) {
 
 function tokenHint(index, at) {
   const step = steps.method[index], [text, depth, probability, from] = step.t[at];
-  const origin = depth ? `${copied(step, from) ? "copied from the text before" : "drafted"} ${depth === 1 ? "one word" : `${depth} words`} ahead, accepted` : "chosen by the model";
+  const origin = depth ? `${copied(step, from) ? "copied from the text before" : "drafted"} ${plural(depth, "token")} ahead, accepted` : "chosen by the model";
   const nodes = family(step);
   const drafted = nodes.filter((node) => node.depth === at + 1 && reached(node, nodes)).sort((a, b) => a.rank - b.rank);
   const others = drafted.filter((node) => node.fate !== "accepted").map((node) => `${quoted(node.text)} ${percent(node.drafted)}`);

@@ -39,7 +39,8 @@ function show(index, { baseline, whole = false } = {}) {
   if (done && !replay) drawDetail(index);
   for (const control of [part(".ss-prev"), part(".ss-next")]) control.disabled = last() <= 0;
   playButton.disabled = !done || last() <= 0;
-  part(".ss-where").textContent = index < 0 ? "–" : `${index} of ${last()}`;
+  part(".ss-where").textContent = index < 0 ? "–" : `step ${index} of ${last()}`;
+  part(".ss-where").classList.toggle("ss-stepped", index >= 0);
 }
 
 function walk(index, settled) {
@@ -59,6 +60,7 @@ function choose(step, node, token) {
   if (at >= 0) found.push(part(`.ss-method .ss-step[data-index="${step}"]`)?.children[at]);
   for (const one of found) one?.classList.add("ss-chosen");
   into(part(".ss-detail"), found[1]);
+  reveal(found[0]);
   if (done) trigger("input", { index: step, node, token: at });
 }
 
@@ -156,7 +158,7 @@ function reset(message) {
   part(".ss-aloud").textContent = "";
   part(".ss-detail").replaceChildren();
   const badge = part(".ss-badge");
-  badge.textContent = message.note;
+  badge.textContent = local(message.note);
   badge.hidden = !message.note;
   if (!message.done) afterDrawing(() => trigger("play"));
   if (!first && !message.done) part(".ss-texts").scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
@@ -272,6 +274,10 @@ part(".ss-next").addEventListener("click", () => walk(cursor + 1, true));
 playButton.addEventListener("click", () => (replay ? walk(cursor, true) : play()));
 speed.addEventListener("change", () => (ownPace = true));
 part(".ss-method").addEventListener("keydown", walkTokens);
+for (const pane of element.querySelectorAll(".ss-text")) {
+  pane.addEventListener("scroll", () => fade(pane), { passive: true });
+  new ResizeObserver(() => fade(pane)).observe(pane);
+}
 box.addEventListener("click", (event) => click(event.target));
 for (const event of ["mouseover", "focusin"]) box.addEventListener(event, ({ target }) => showTip(target));
 for (const event of ["mouseleave", "focusout"]) box.addEventListener(event, () => (tip.hidden = true));

@@ -2,7 +2,7 @@
 // Messages are JSON texts, see ui/state/feed.py. Text from the model only ever goes into textContent.
 const DEEPEST = 5;
 const FATE = { a: "accepted", r: "rejected", u: "unreached", p: "pruned" };
-const SAID = { accepted: "accepted", rejected: "rejected", unreached: "not compared", pruned: "pruned" };
+const SAID = { accepted: "accepted", rejected: "rejected", unreached: "not checked", pruned: "pruned" };
 const PHASES = ["draft", "draft_pass", "verify", "accept", "keep"];
 const part = (name) => element.querySelector(name);
 const steps = { method: [], baseline: [] };
@@ -15,11 +15,24 @@ const depthClass = (depth) => "d" + Math.min(depth, DEEPEST);
 const plural = (count, word, many = word + "s") => `${count} ${count === 1 ? word : many}`;
 
 const wide = (letter) => (letter.codePointAt(0) >= 0x2e80 ? 2 : 1); // Chinese, Korean, emoji: two columns
-function short(text, columns) {
+const columns = (text) => [...text].reduce((sum, letter) => sum + wide(letter), 0);
+function short(text, most) {
   const letters = [...text];
   let used = 0;
-  const end = letters.findIndex((letter) => (used += wide(letter)) > columns);
+  const end = letters.findIndex((letter) => (used += wide(letter)) > most);
   return end < 0 ? text : letters.slice(0, end - 1).join("") + "…";
+}
+
+// Where a box can be scrolled further, its content fades out: see the style.
+function fade(box) {
+  const { scrollTop, scrollLeft } = box;
+  const rest = { above: scrollTop, below: box.scrollHeight - box.clientHeight - scrollTop, left: scrollLeft, right: box.scrollWidth - box.clientWidth - scrollLeft };
+  for (const [side, pixels] of Object.entries(rest)) box.style.setProperty("--" + side, pixels > 1 ? "16px" : "0px");
+}
+
+// A note's time in the visitor's time zone and language, as the list of runs shows it.
+function local(note) {
+  return note.replace(/(\d{4}-\d\d-\d\d) (\d\d:\d\d) UTC/, (_, day, time) => new Date(`${day}T${time}Z`).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
 }
 
 function tag(name, className, text) {
@@ -60,5 +73,5 @@ function why(step, node, nodes) {
 function unreached(node, nodes) {
   let first = node; // on the way down, the first that was not accepted
   while (first.parent >= 0 && nodes[first.parent].fate !== "accepted") first = nodes[first.parent];
-  return first.fate === "unreached" ? "the text ended before it" : `${quoted(first.text)} before it lost`;
+  return first.fate === "unreached" ? "the text ended before it" : `its ${first.index === node.parent ? "parent" : "ancestor"} ${quoted(first.text)} was ${SAID[first.fate]}`;
 }

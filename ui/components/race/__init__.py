@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 _runs = count(1)
 HEADERS = ("Method", "Tokens", "Passes", "Seconds", "Tokens/s", "Tokens/step", "Rows/token", "Speed-up", "Text", "Run")
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 260, 44, 30  # of the drawing
-ORDINALS = ("first", "second", "third")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
 def text(name: str) -> str:
@@ -88,7 +88,7 @@ def _lane(entry: Entry, place: int, rank: int) -> dict[str, Any]:
     about = {
         "label": entry.label,
         "colour": place,
-        "place": ORDINALS[rank] if rank < len(ORDINALS) else f"place {rank + 1}",
+        "place": ORDINALS[rank] if rank < len(ORDINALS) else f"{rank + 1}th",
     }
     written = sum(len(step.tokens) for step in entry.steps)
     total = round(ends[-1], 3) if ends else 0
@@ -164,7 +164,7 @@ def headline(entries: Sequence[Entry]) -> Headline:
         "good" if same == len(compared) else "bad",
         main,
         parts,
-        ("Than standard decoding, prompt included; measured one after the other.",),
+        ("Compared with standard decoding, including the prompt; measured one after the other.",),
     )
 
 

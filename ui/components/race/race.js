@@ -2,7 +2,7 @@
 // Text from the model only ever goes into textContent. Nothing moves once the race is over.
 const TICK = 40, LONGEST = 8000; // milliseconds: between two looks, and that a race takes unless the visitor chose the pace
 const part = (name) => element.querySelector(name);
-const WAITS = { waiting: "waits", measured: "is measured", over: "" };
+const WAITS = { waiting: "waiting", measured: "measuring", over: "" };
 let lanes = [], timer = 0, shown = "", run = null, chosen = false;
 
 const plural = (count, one, many = one + "s") => `${count} ${count === 1 ? one : many}`;
@@ -27,6 +27,8 @@ function laneView(lane) {
   text.dir = "auto";
   const verdict = tag("p", "ss-lane-verdict ss-" + (lane.tone ?? "plain"), lane.words ?? "");
   view.append(head, track, text, verdict);
+  text.addEventListener("scroll", () => fade({ text }), { passive: true });
+  new ResizeObserver(() => fade({ text })).observe(text);
   return { ...lane, view, facts, fill, text, verdict, at: 0, tokens: 0 };
 }
 
@@ -40,6 +42,12 @@ function tokenSpan([text, depth], lane) {
   return span;
 }
 
+// Where a text can be scrolled further, it fades out: see the style.
+function fade({ text }) {
+  const rest = { above: text.scrollTop, below: text.scrollHeight - text.clientHeight - text.scrollTop };
+  for (const [side, pixels] of Object.entries(rest)) text.style.setProperty("--" + side, pixels > 1 ? "16px" : "0px");
+}
+
 function advance(lane, moment) {
   const low = lane.text.scrollHeight - lane.text.scrollTop - lane.text.clientHeight < 40;
   while (lane.at < lane.steps.length && lane.steps[lane.at][0] <= moment) {
@@ -49,6 +57,7 @@ function advance(lane, moment) {
     lane.at += 1;
   }
   if (low) lane.text.scrollTop = lane.text.scrollHeight;
+  fade(lane);
   const over = lane.at >= lane.steps.length, seconds = Math.min(moment, lane.total) / 1000;
   lane.fill.style.width = lane.count ? (100 * lane.tokens) / lane.count + "%" : 0;
   const place = over && lane.place ? ` · ${lane.place}` : "";

@@ -1,7 +1,7 @@
 // One step in four clicks, and the slider. Text from the model only ever goes into textContent.
 const part = (name) => element.querySelector(name);
 const STAGES = [
-  ["Guess", "Beside the newest token, extra rows guess the words after it, one row for each word ahead. These are their likeliest answers, and how sure they are."],
+  ["Guess", "Beside the newest token, extra rows guess the tokens after it, one row for each token ahead. These are their likeliest answers, and how sure they are."],
   ["Grow a tree", "The guesses are joined to likely continuations: a tree that begins at the newest token. Several guesses for one place become branches."],
   ["Check in one pass", "All of them go through the model at once, each seeing only its own branch. In that one pass the model says for every place what it would have written itself."],
   ["Keep what is right", "From the top, guesses are kept as long as they are what the model would have written. At the first that is not, the model's own word is taken, and the rest is thrown away."],
@@ -31,7 +31,7 @@ function guesses() {
   const deepest = Math.max(...found.nodes.map((_, i) => depthOf(i)));
   for (let depth = 1; depth <= deepest; depth++) {
     const seen = new Set(), row = tag("li"), words = tag("span", "ss-row");
-    row.append(tag("span", "ss-words", depth === 1 ? "next word" : `${depth} ahead`), words);
+    row.append(tag("span", "ss-words", `${depth} token${depth === 1 ? "" : "s"} ahead`), words);
     found.nodes.forEach(([text, , said], i) => {
       if (depthOf(i) !== depth || seen.has(text)) return;
       seen.add(text);
@@ -89,13 +89,13 @@ function weigh() {
   for (let n = 1; n <= depth; n++) tokens += right ** n;
   const times = tokens / cost, longest = Math.max(times, 1);
   part(".ss-rate").textContent = percent(right);
-  part(".ss-ahead").textContent = `${depth} word${depth === 1 ? "" : "s"}`;
+  part(".ss-ahead").textContent = `${depth} token${depth === 1 ? "" : "s"}`;
   part(".ss-cost").textContent = `${cost.toFixed(2)}×`;
   part(".ss-times").textContent = `${times.toFixed(1)}×`;
   part(".ss-one").style.width = `${100 / longest}%`;
   part(".ss-many").style.width = `${(100 * times) / longest}%`;
-  const said = times > 1.05 ? `${times.toFixed(1)} times as fast` : times < 0.95 ? `slower: ${times.toFixed(2)} times the speed` : "no faster";
-  part(".ss-gain").textContent = `A pass brings ${tokens.toFixed(1)} tokens: ${said} as standard decoding.`.replace("slower: ", "slower, ").replace("no faster as", "no faster than");
+  const said = times > 1.05 ? `${times.toFixed(1)}× faster than` : times < 0.95 ? `${(1 / times).toFixed(1)}× slower than` : "as fast as";
+  part(".ss-gain").textContent = `A pass yields ${tokens.toFixed(1)} tokens: ${said} standard decoding.`;
 }
 
 function receive(text) {
