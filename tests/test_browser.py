@@ -89,7 +89,7 @@ def log_chain(runlog: RunLog) -> None:
 
 def log_chain(runlog: RunLog) -> None:
     """A logged run whose only draft is a chain of twelve words, the last of them rejected."""
-    words = " Door serves Thai food and is located near the harbour bridge, :".split(" ")[1:]
+    words = ["", "Door", "serves", "Thai", "food", "and", "is", "located", "near", "the", "harbour", "bridge,", ":"][1:]
     fates = (Fate.ACCEPTED,) * 11 + (Fate.REJECTED,)
     draft = Draft(tuple(range(12)), tuple(range(-1, 11)), (0.9,) * 12, fates, (0.9,) * 12, tuple(words))
     tokens = [Token(i, word, Origin.DRAFT, i + 1, i) for i, word in enumerate(words[:-1])]
@@ -103,7 +103,7 @@ def log_chain(runlog: RunLog) -> None:
 
 def log_chain(runlog: RunLog) -> None:
     """A logged run whose only draft is a chain of twelve words, the last of them rejected."""
-    words = " Door serves Thai food and is located near the harbour bridge, :".split(" ")[1:]
+    words = ["", "Door", "serves", "Thai", "food", "and", "is", "located", "near", "the", "harbour", "bridge,", ":"][1:]
     fates = (Fate.ACCEPTED,) * 11 + (Fate.REJECTED,)
     draft = Draft(tuple(range(12)), tuple(range(-1, 11)), (0.9,) * 12, fates, (0.9,) * 12, tuple(words))
     tokens = [Token(i, word, Origin.DRAFT, i + 1, i) for i, word in enumerate(words[:-1])]
