@@ -87,34 +87,6 @@ def log_chain(runlog: RunLog) -> None:
     recorder.close()
 
 
-def log_chain(runlog: RunLog) -> None:
-    """A logged run whose only draft is a chain of twelve words, the last of them rejected."""
-    words = ["", "Door", "serves", "Thai", "food", "and", "is", "located", "near", "the", "harbour", "bridge,", ":"][1:]
-    fates = (Fate.ACCEPTED,) * 11 + (Fate.REJECTED,)
-    draft = Draft(tuple(range(12)), tuple(range(-1, 11)), (0.9,) * 12, fates, (0.9,) * 12, tuple(words))
-    tokens = [Token(i, word, Origin.DRAFT, i + 1, i) for i, word in enumerate(words[:-1])]
-    recorder = runlog.start(load_toy().info, "a chain of twelve", "raw", "streaming", {})
-    recorder.add(Lane.METHOD, Started("streaming", 1))
-    recorder.add(Lane.METHOD, Step(0, Draft(), (Token(20, "Blue", Origin.TARGET),), {"verify": 0.1}, 1))
-    recorder.add(Lane.METHOD, Step(1, draft, (*tokens, Token(21, ".", Origin.TARGET)), {"verify": 0.1}, 13))
-    recorder.add(Lane.METHOD, Finished(Reason.EOS))
-    recorder.close()
-
-
-def log_chain(runlog: RunLog) -> None:
-    """A logged run whose only draft is a chain of twelve words, the last of them rejected."""
-    words = ["", "Door", "serves", "Thai", "food", "and", "is", "located", "near", "the", "harbour", "bridge,", ":"][1:]
-    fates = (Fate.ACCEPTED,) * 11 + (Fate.REJECTED,)
-    draft = Draft(tuple(range(12)), tuple(range(-1, 11)), (0.9,) * 12, fates, (0.9,) * 12, tuple(words))
-    tokens = [Token(i, word, Origin.DRAFT, i + 1, i) for i, word in enumerate(words[:-1])]
-    recorder = runlog.start(load_toy().info, "a chain of twelve", "raw", "streaming", {})
-    recorder.add(Lane.METHOD, Started("streaming", 1))
-    recorder.add(Lane.METHOD, Step(0, Draft(), (Token(20, "Blue", Origin.TARGET),), {"verify": 0.1}, 1))
-    recorder.add(Lane.METHOD, Step(1, draft, (*tokens, Token(21, ".", Origin.TARGET)), {"verify": 0.1}, 13))
-    recorder.add(Lane.METHOD, Finished(Reason.EOS))
-    recorder.close()
-
-
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
     with visit(browser, url, "Playground") as page:
@@ -285,38 +257,6 @@ def test_labels_of_a_large_tree_do_not_overlap(page: Page) -> None:
     edge = "e.parentNode.querySelector('rect').getBBox().width"
     spill = f"all => all.filter(e => e.getBBox().x < 0 || e.getBBox().x + e.getBBox().width > {edge} + 8).length"
     assert player(page).locator(".ss-node text").evaluate_all(spill) == 0
-
-
-def test_a_long_chain_is_read_without_scrolling_aside(page: Page) -> None:
-    open_sessions(page)
-    page.get_by_label("Search").fill("a chain of twelve")
-    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.locator(".ss-runs button").filter(has_text="a chain of twelve").first.click()
-    tree = page.locator("#opened-run .ss-tree")
-    expect(tree.locator(".ss-node")).to_have_count(13)
-    assert tree.evaluate("t => t.clientWidth < 640 && t.scrollWidth <= t.clientWidth && t.scrollLeft === 0")
-    letters = "all => Math.min(...all.map(e => e.getBoundingClientRect().height))"
-    assert tree.locator(".ss-node text:not(.ss-prob)").evaluate_all(letters) > 11
-    rejected = tree.locator(".ss-node.rejected")  # its cross is beside the text, which stays as it is
-    expect(rejected.locator(".ss-cross")).to_have_count(1)
-    line = rejected.locator("text").first.evaluate("e => getComputedStyle(e).textDecorationLine")
-    assert line == "none"
-
-
-def test_a_long_chain_is_read_without_scrolling_aside(page: Page) -> None:
-    open_sessions(page)
-    page.get_by_label("Search").fill("a chain of twelve")
-    expect(page.get_by_text("Runs 1 to 1 of 1")).to_be_visible()
-    page.locator(".ss-runs button").filter(has_text="a chain of twelve").first.click()
-    tree = page.locator("#opened-run .ss-tree")
-    expect(tree.locator(".ss-node")).to_have_count(13)
-    assert tree.evaluate("t => t.clientWidth < 640 && t.scrollWidth <= t.clientWidth && t.scrollLeft === 0")
-    letters = "all => Math.min(...all.map(e => e.getBoundingClientRect().height))"
-    assert tree.locator(".ss-node text:not(.ss-prob)").evaluate_all(letters) > 11
-    rejected = tree.locator(".ss-node.rejected")  # its cross is beside the text, which stays as it is
-    expect(rejected.locator(".ss-cross")).to_have_count(1)
-    line = rejected.locator("text").first.evaluate("e => getComputedStyle(e).textDecorationLine")
-    assert line == "none"
 
 
 def test_a_long_chain_is_read_without_scrolling_aside(page: Page) -> None:
