@@ -197,6 +197,45 @@ def test_an_adapter_that_was_chosen_by_name_stays_and_the_hint_offers_the_other(
         page.close()
 
 
+TICKED = """() => {
+  window.ticked = new Set();
+  setInterval(() => document.querySelectorAll(".ss-choices input:checked").forEach(
+    (box) => window.ticked.add(box.closest("label").innerText.trim())), 10);
+}"""
+
+
+def of_few_methods(progress: Any, **choice: str) -> Any:
+    """A loader whose models have no draft model; only the adapter for restaurants has an early exit."""
+    time.sleep(1.5)  # long enough for updates in between
+    engine = toy_of(0.005)(progress, **choice)
+    lacking = ("draft_model",) if engine.info.task == "e2e" else ("draft_model", "early_exit")
+    engine.info = replace(engine.info, unavailable=dict.fromkeys(lacking, "It is not here."))
+    return engine
+
+
+def test_what_the_model_cannot_run_is_never_ticked_and_own_ticks_are_kept(browser: Browser) -> None:
+    with page_of(Engines(CHOICE | {"model": "smollm2-135m"}, of_few_methods), None) as url:
+        page = window(browser)
+        load(page, url)
+        expect(page.get_by_text("Model: smollm2-135m")).to_be_visible()
+        open_tab(page, "Compare")
+        page.evaluate(TICKED)
+        box = {name: page.get_by_label(name).locator("visible=true") for name in ("Medusa", "Draft model", "Early exit")}
+        expect(box["Draft model"]).not_to_be_checked()
+        expect(box["Early exit"]).to_be_checked()
+        box["Medusa"].uncheck()
+        page.get_by_role("button", name="SQL: 4 tokens").locator("visible=true").click()
+        expect(box["Early exit"]).not_to_be_checked()
+        expect(box["Early exit"]).to_be_disabled()
+        expect(page.get_by_text("The loaded adapter has no early exit").locator("visible=true")).to_be_visible()
+        page.get_by_role("button", name="Restaurant: 4 tokens").locator("visible=true").click()
+        expect(box["Early exit"]).to_be_checked()
+        expect(box["Medusa"]).not_to_be_checked()
+        expect(page.get_by_text("The loaded adapter has no early exit").locator("visible=true")).to_have_count(0)
+        assert not any(name.startswith("Draft model") for name in page.evaluate("[...window.ticked]"))
+        page.close()
+
+
 # ---- the line, the model, the demo -----------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ class ModelPanel:
     line: gr.HTML
     fold: gr.Accordion
     card: gr.HTML
+    known: gr.State  # what is loaded, as a text: unlike the parts of a closed fold, it reports every change
     model: gr.Dropdown
     adapter: gr.Dropdown
     device: gr.Dropdown
@@ -49,6 +50,7 @@ class ModelPanel:
             self.line: gr.update(value=(words := line(state)), visible=bool(words)),
             self.fold: gr.update(label=title(state)),
             self.card: card,
+            self.known: repr(state.info),
         }
 
     def updates(self, state: State) -> dict[Any, Any]:
@@ -87,7 +89,7 @@ class ModelPanel:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.line, self.fold, self.card, self.load, self.unload, *self.choice]
+        return [self.line, self.fold, self.card, self.known, self.load, self.unload, *self.choice]
 
     def wire(self) -> None:
         """Show what a model will need as soon as it is chosen."""
@@ -216,4 +218,5 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
             load = gr.Button("Load", size="sm")
             unload = gr.Button("Unload", size="sm", interactive=False, visible=not engines.rules.demo)
         rest = more()
-    return ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept), rest
+    known = gr.State("")
+    return ModelPanel(status, fold, card, known, model, adapter, device, dtype, draft, load, unload, need, accept), rest

@@ -94,7 +94,7 @@ class Playground:
     @property
     def outputs(self) -> list[Any]:
         chat = [self.prompt, *self.chat.outputs]
-        panel = [self.panel.line, self.panel.fold, self.panel.card]
+        panel = [self.panel.line, self.panel.fold, self.panel.card, self.panel.known]
         return [self.run, self.status, self.last, *panel, *chat, *self.view.outputs]
 
     @property
