@@ -204,7 +204,8 @@ def test_markup_in_a_conversation_stays_text(engines: Engines) -> None:
 def test_a_hint_where_the_adapter_is_for_another_task(engines: Engines) -> None:
     info = engines.state.info
     assert info and info.task == "e2e" and info.tuned
-    assert task_hint.mismatch("e2e", info) == task_hint.mismatch("raw", info) == ""
+    assert task_hint.mismatch("e2e", info) == task_hint.mismatch("raw", replace(info, tuned=False)) == ""
+    assert "tuned for “Restaurant" in task_hint.mismatch("raw", info)
     assert "Restaurant" in task_hint.mismatch("sql", info) and "writes differently" in task_hint.mismatch("sql", info)
     assert "writes differently" not in task_hint.mismatch("sql", replace(info, tuned=False))
     assert "No adapter" in task_hint.mismatch("sql", replace(info, task=""))

@@ -12,8 +12,9 @@ class Task:
     """One task.
 
     ``template`` contains the input columns in braces. ``inputs`` and ``outputs`` are the dataset's column names, inputs
-    in the order of the template; the first of ``outputs`` that a row has is its reference, or list of references. ``hub`` is the public dataset's name,
-    ``metric`` the name of the task's quality metric (``bench.evaluation``), empty without references.
+    in the order of the template; the first of ``outputs`` that a row has is its reference, or list of references.
+    ``hub`` is the public dataset's name, ``metric`` the name of the task's quality metric (``bench.evaluation``), empty
+    without references.
     ``asked``: the prompt is a message to a chat model, formatted by the model's own template if it has one.
     """
 

@@ -22,6 +22,8 @@ from .details import Details
 from .handlers import Updates
 from .player import player
 
+FEWEST_LEVELS = 4  # of the tree, while there is none
+
 
 @dataclass
 class RunView:
@@ -70,7 +72,16 @@ class RunView:
 
     def begun(self) -> Updates:
         """Updates when a run starts: the previous one is cleared."""
-        return {self.mend: gr.update(visible=False), **self.details.begun()}
+        nothing = View(Feed(""))
+        stats = nothing.stats[Lane.METHOD]
+        return {
+            self.mend: gr.update(visible=False),
+            self.counters: render.counters(stats, None, None),
+            self.acceptance: render.acceptance(stats, FEWEST_LEVELS),
+            self.phases: "",
+            self.insights: "",
+            **self.details.begun(),
+        }
 
     def wire(self, engines: Engines | None = None, runlog: RunLog | None = None) -> None:
         """Connect the details; they use the model of ``engines``, and their runs go into the log."""
@@ -91,7 +102,7 @@ def layout(view: View | None = None, live: bool = False) -> RunView:
         gr.HTML(render.legend(DEEPEST))
         counters = gr.HTML(render.counters(stats, known.baseline, known.speedup))
         with gr.Row(equal_height=True):
-            acceptance = gr.HTML(render.acceptance(stats, len(stats.reached_depth) or 4), min_width=280)
+            acceptance = gr.HTML(render.acceptance(stats, len(stats.reached_depth) or FEWEST_LEVELS), min_width=280)
             phases = gr.HTML(render.phases(known.stats), min_width=280)
         more = gr.HTML(insights.panel(known.steps, known.stats, known.speedup))
     steps = gr.State(known.steps or None)

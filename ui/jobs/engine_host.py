@@ -133,6 +133,11 @@ class Engines:
                 return
             wait.wait(seconds)
 
+    def ahead(self) -> str:
+        """What a run that begins now waits for; empty for nothing."""
+        ahead = self._line.purposes
+        return waiting(len(ahead), ahead[0]) if ahead else ""
+
     def _behind(self, ahead: int, purpose: str) -> None:
         self._set(words=f"Waiting: {ahead} ahead of it")
 

@@ -93,7 +93,7 @@ def busy(steps: Sequence[Step]) -> bool:
 
 def _under_way(view: View, ours: RunStats) -> Headline:
     if not ours.tokens:
-        return Headline("busy", "Starting")
+        return Headline("busy", view.words if view.words.startswith("Waiting") else "Starting")
     written = f"{counted(ours.tokens, 'token')} in {_passes(ours.steps + 1)}"
     if ours.reason is None:
         return Headline("busy", "Writing", (written,))

@@ -38,6 +38,7 @@ from .playground import (
     example_buttons,
     examples,
     fill_with_examples,
+    load_for,
     prompt_box,
     task_box,
 )
@@ -193,6 +194,7 @@ def wire(
             return
         try:
             ask, methods = tab.ask(values)
+            load_for(engines, ask.task, ask.prompt)
         except ValueError as error:
             gr.Warning(str(error))
             yield {tab.status: render.status(str(error), "bad")}
