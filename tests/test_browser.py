@@ -135,6 +135,13 @@ def measure_again(page: Page) -> None:
     page.get_by_role("button", name="Measure again").click()
     expect(page.locator(".ss-headline").first).to_contain_text("Median of 5 measurements")
     expect(page.get_by_text("Measured 5 times")).to_be_visible()
+    unfold(page, "Numbers")
+    tile = page.locator(".ss-tile", has_text="Speed-up").first
+    expect(tile).to_contain_text("median of 5 measurements")
+    said = str(page.locator(".ss-headline strong").first.text_content())
+    if shown := re.match(r"\d+\.\d×", said):
+        expect(tile.locator(".ss-value")).to_have_text(shown[0])
+    expect(page.get_by_text("prompt pass included, median of 5").first).to_be_attached()
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible()
 
 

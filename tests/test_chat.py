@@ -154,11 +154,11 @@ def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
     ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
-    assert tab.asked(ask)[tab.prompt] == ""
+    assert tab.sent(ask)[tab.prompt] == ""
     failed, answered = tab.answered(ask, answer("")), tab.answered(ask, answer("Hello."))
     assert failed[tab.prompt] == "Hi" and Chat.from_json(failed[tab.chat.kept]) == BEFORE
     assert tab.prompt not in answered and Chat.from_json(answered[tab.chat.kept]).turns[-1] == ("Hi", "Hello.")
-    assert tab.asked(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), answer("x"))
+    assert tab.sent(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), answer("x"))
 
 
 def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:

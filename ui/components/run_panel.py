@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..html import headline as lines
 from ..html import insights, render
 from ..jobs.engine_host import Engines
 from ..state.feed import Feed, encode
-from ..state.headline import headline
+from ..state.headline import Ratio, headline, median
 from ..state.view import View
 from ..theme import DEEPEST
 from . import details
@@ -68,6 +69,14 @@ class RunView:
         return {
             self.headline: lines.headline(line),
             self.mend: gr.update(value=label, visible=bool(label) and self.again.visible is not False),
+        }
+
+    def measured_again(self, view: View, again: Sequence[Ratio]) -> Updates:
+        """What further measurements of a run change: every speed-up is the median of all."""
+        middle, times = median(view, again), 1 + len(again)
+        return self.said(headline(view, again)) | {
+            self.counters: render.counters(view.stats[Lane.METHOD], view.baseline, middle, times),
+            self.insights: insights.panel(view.steps, view.stats, middle, times),
         }
 
     def begun(self) -> Updates:

@@ -56,8 +56,7 @@ def headline(view: View, again: Sequence[Ratio] = ()) -> Headline:
         return _under_way(view, ours)
     if first is None:
         return _alone(view, ours)
-    ratios = [first, *again]
-    middle = statistics.median(ratio.whole for ratio in ratios)
+    ratios, middle = [first, *again], median(view, again) or first.whole
     slower = middle < 1 - ALIKE
     cause, remedy = _cause(view) if slower else ("", None)
     differs = view.verdict.agreement is Agreement.MISMATCH
@@ -66,6 +65,12 @@ def headline(view: View, again: Sequence[Ratio] = ()) -> Headline:
     details = "" if view.verdict.agreement is Agreement.IDENTICAL else view.verdict.message
     parts = (SAME[view.verdict.agreement], passes(view))
     return Headline(tone, pace(middle), _said(parts), _said(below), details, remedy)
+
+
+def median(view: View, again: Sequence[Ratio] = ()) -> float | None:
+    """The speed-up of all measurements of a run; None if there is none."""
+    first = Ratio.of(view.verdict, view.stats)
+    return statistics.median(ratio.whole for ratio in (first, *again)) if first else None
 
 
 def pace(ratio: float) -> str:

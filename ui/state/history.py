@@ -73,6 +73,8 @@ def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Goes on after", f"{branch['after']} (from run {branch['of']})"
     yield "Task", run["task"] or "none"
     yield "Model", model_words(run)
+    if run["speedup"]:
+        yield "Measured", "once, by this run; what Measure again finds is not kept"
     yield "Settings", ", ".join(f"{name} {value}" for name, value in flat(run["settings"]).items())
     versions = (run["info"] or {}).get("versions", {})
     yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -519,10 +519,10 @@ def measured_again(tab: Playground, job: MeasureAgain, view: View, session: str)
         for item in (item for batch in batches for item in batch):
             found += [item] if isinstance(item, Ratio) else []
             words = item.text if isinstance(item, Notice) else f"Measuring again: {len(found)} of {TIMES}"
-            yield tab.busy() | {tab.status: render.status(words, "busy")} | tab.view.said(headline(view, found))
+            yield tab.busy() | {tab.status: render.status(words, "busy")} | tab.view.measured_again(view, found)
     done = f"Measured {counted(1 + len(found), 'time')}" if found else words
     ended = {tab.status: render.status(done, "good" if found else "plain")}
-    yield tab.idle(again=True) | ended | tab.view.said(headline(view, found))
+    yield tab.idle(again=True) | ended | tab.view.measured_again(view, found)
 
 
 def last_run(tab: Playground, runlog: RunLog | None, who: str, kept: Chat) -> Updates:
