@@ -13,10 +13,9 @@ from specstream.events import Agreement, Lane, Step, Verdict
 from specstream.params import Standard
 from specstream.stats import RunStats, counted, step_cost
 
-from ..html.headline import Headline, Remedy
+from ..html.headline import ALIKE, NOISY, Headline, Remedy
 from .view import View
 
-ALIKE = 0.05  # a ratio this close to 1 counts as equal
 DEAR = 1.3  # in standard steps: a step cost above this makes the tree the cause of a slow run
 FEW = 1.5  # tokens per pass: fewer hardly pay for drafting
 BUSY, FEWEST = (
@@ -29,7 +28,6 @@ SAME = {
     Agreement.MISMATCH: "different text ✗",
     Agreement.UNKNOWN: "",
 }
-NOISY = "This machine is busy: the times scatter, so measure again."
 
 
 @dataclass(frozen=True)
