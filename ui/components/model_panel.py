@@ -143,11 +143,8 @@ def need_words(model: str | None, device: str, dtype: str) -> str:
 
 
 def memory_facts(state: State) -> list[tuple[str, str]]:
-    """The memory used after a load, and what is left."""
-    if not state.used:
-        return []
-    used, free = memory.gigabytes(state.used), memory.gigabytes(state.free)
-    return [("Memory", f"the whole program uses {used}; {free} are free")]
+    """The memory used after a load. What is free now is said where another model is chosen, and only there."""
+    return [("Memory", f"the whole program uses {memory.gigabytes(state.used)} since loading")] if state.used else []
 
 
 def adapter_choices(model: str) -> list[str]:

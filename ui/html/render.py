@@ -161,7 +161,7 @@ def terms(model: str, licence: str, address: str) -> str:
 
 def memory_need(need: Need | None, free: int) -> str:
     """The memory that a model will take, before it is loaded, and what is free (bytes)."""
-    there = f"{gigabytes(free)} are free."
+    there = f"{gigabytes(free)} are free now."
     if need is None:
         return status(f"What this model needs is known once it is fetched. {there}")
     full = f", and up to {gigabytes(need.cache)} more for a text of {need.context:,} tokens" if need.cache else ""
@@ -191,6 +191,11 @@ def model_line(info: EngineInfo) -> str:
 def sentences(texts: Iterable[str]) -> str:
     """Notes that a user should see, one paragraph each."""
     return "".join(f'<p class="ss-note">{escape(text)}</p>' for text in texts)
+
+
+def asked(prompt: str, model: str) -> str:
+    """What was asked of which model, above a run."""
+    return f'<p class="ss-words"><strong>{escape(prompt)}</strong><br>{escape(model)}</p>'
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:
