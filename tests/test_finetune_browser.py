@@ -90,7 +90,7 @@ def upload(page: Page, file: Path) -> None:
     page.get_by_label("Task").locator("visible=true").first.click()
     page.get_by_role("option", name="Questions to SQL").click()
     page.get_by_label("A file of my own (JSONL)").check()
-    expect(page.get_by_text("Each row has question, context and answer")).to_be_visible()
+    expect(page.get_by_text("Each row has context, question and answer")).to_be_visible()
     page.locator(".ss-upload input[type=file]").set_input_files(file)
 
 

@@ -125,6 +125,12 @@ def test_unload_waits_for_the_run_that_has_the_model_and_is_not_for_a_demo(engin
         Engines(engines.choice, rules=DEMO).unload()
 
 
+def test_no_adapter_is_listed_by_a_name_that_gradio_translates() -> None:
+    assert model_panel.labelled(["auto", "code"])[0] == ("auto", "auto")
+    label, name = model_panel.labelled(["auto", "code"])[1]
+    assert name == "code" and label.startswith("code: ")
+
+
 def test_the_panel_says_what_is_used_and_offers_to_unload(engines: Engines) -> None:
     with gr.Blocks():
         panel, _ = model_panel.layout(engines, lambda: None)

@@ -192,6 +192,23 @@ def test_a_new_visitor_sees_the_recordings_prompt_whatever_others_loaded(browser
             page.close()
 
 
+def test_a_reloaded_page_shows_no_recording_before_the_visitors_own_run(browser: Browser, url: str) -> None:
+    page = window(browser)
+    load(page, url)
+    ask(page, "name[Otter Hall]")
+    status(page, "^Done")
+    seen = "window.first = getComputedStyle(document.documentElement.querySelector('.ss-stage')).visibility"
+    page.add_init_script(
+        f"new MutationObserver(() => window.first ?? (document.querySelector('.ss-stage') && ({seen})))"
+        ".observe(document, {childList: true, subtree: true})"
+    )
+    page.reload()
+    status(page, "Your last run")
+    assert page.evaluate("window.first") == "hidden"
+    expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log"))
+    page.close()
+
+
 def test_a_result_is_marked_once_another_prompt_is_above_it(browser: Browser) -> None:
     with served(None, model="smollm2-135m") as url:
         page = window(browser)

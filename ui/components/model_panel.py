@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import gradio as gr
 
+from specstream.data.tasks import TASKS
 from specstream.hub.catalogue import CATALOGUE, accept_terms, catalogue, terms_of
 from specstream.hub.download import ModelError
 from specstream.model import memory
@@ -61,7 +62,7 @@ class ModelPanel:
                 self.load: gr.update(interactive=not state.loading),
                 self.unload: gr.update(interactive=state.info is not None and not state.loading),
             }
-            | ({self.adapter: gr.update(choices=adapter_choices(state.info.model))} if state.info else {})
+            | ({self.adapter: gr.update(choices=labelled(adapter_choices(state.info.model)))} if state.info else {})
         )
 
     @property
@@ -155,6 +156,11 @@ def adapter_choices(model: str) -> list[str]:
     return [*dict.fromkeys([*ADAPTERS, *bundled(model), *mine(model)])]
 
 
+def labelled(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Adapters with their tasks. A bare ``code`` is also the name of one of gradio's own texts, which it looks up."""
+    return [(f"{name}: {TASKS[name].label}" if name in TASKS else name, name) for name in names]
+
+
 def progress(state: State) -> str:
     """The progress of a load."""
     return state.words + ("" if state.fraction is None else f", {state.fraction:.0%}")
@@ -190,7 +196,7 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
                 info="A name from the list, a Hugging Face Hub id or a folder.",
             )  # fmt: skip
             adapter = gr.Dropdown(
-                list(dict.fromkeys([*ADAPTERS, chosen["adapter"]])), value=chosen["adapter"],
+                labelled(dict.fromkeys([*ADAPTERS, chosen["adapter"]])), value=chosen["adapter"],
                 allow_custom_value=anything, label="Adapter", interactive=True,
                 info="The trained streams: auto, none, the name of a task or a folder.",
             )  # fmt: skip
