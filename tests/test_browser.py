@@ -150,6 +150,13 @@ def measure_again(page: Page) -> None:
     page.get_by_role("button", name="Measure again").click()
     expect(page.locator(".ss-headline").first).to_contain_text("Median of 5 measurements")
     expect(page.get_by_text("Measured 5 times")).to_be_visible()
+    unfold(page, "Numbers")
+    tile = page.locator(".ss-tile", has_text="Speed-up").first
+    expect(tile).to_contain_text("median of 5 measurements")
+    said = str(page.locator(".ss-headline strong").first.text_content())
+    if shown := re.match(r"\d+\.\d×", said):
+        expect(tile.locator(".ss-value")).to_have_text(shown[0])
+    expect(page.get_by_text("prompt pass included, median of 5").first).to_be_attached()
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible()
 
 
@@ -432,6 +439,8 @@ def test_what_was_drafted_below_the_end_of_the_text_is_told_so(page: Page, url: 
         row = detail.locator("tr", has_text=re.compile(f"^{child}"))
         expect(row).to_contain_text("not checked: the text ended before it")
     expect(detail.locator("tr", has_text="kid")).to_contain_text("not checked: its parent “no” was rejected")
+    words = "5 tokens drafted, 1 accepted. The text ends there, so the model adds none of its own: 1 token in one pass"
+    expect(page.locator(".ss-player").nth(1).locator(".ss-caption")).to_contain_text(words)
 
 
 def test_a_link_to_a_run_shows_it_at_once(page: Page, browser: Browser, url: str) -> None:
@@ -443,6 +452,8 @@ def test_a_link_to_a_run_shows_it_at_once(page: Page, browser: Browser, url: str
     with visit(browser, url, "Sessions", query=f"&run={run}") as linked:
         shown = linked.locator("#opened-run")
         expect(shown.locator(".ss-player").first).to_be_in_viewport()
+        for words in ("ends inside its tree", "toy, adapter toy"):
+            expect(shown.get_by_text(words).first).to_be_in_viewport()
 
 
 def test_the_recordings_pace_is_not_that_of_the_next_run(page: Page) -> None:
@@ -584,6 +595,8 @@ def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url
     assert lanes.locator(".ss-text").all_inner_texts() == texts
     with page.expect_download() as download:
         page.get_by_role("button", name="Page (HTML)").locator("visible=true").click()
+    page.get_by_role("button", name="Copy text").locator("visible=true").click()
+    expect(page.locator(".ss-said-shared").locator("visible=true")).to_have_text(re.compile("^Copied"))
     shared = tmp_path / "shared.html"
     download.value.save_as(shared)
     shows_without_network(browser, shared, texts, url)

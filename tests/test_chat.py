@@ -154,11 +154,11 @@ def test_a_failed_turn_puts_the_message_back(engines: Engines) -> None:
     with gr.Blocks():
         tab = playground.layout(engines)
     ask = RunRequest("Hi", "chat", Streaming(), Sampling(), False, BEFORE)
-    assert tab.asked(ask)[tab.prompt] == ""
+    assert tab.sent(ask)[tab.prompt] == ""
     failed, answered = tab.answered(ask, answer("")), tab.answered(ask, answer("Hello."))
     assert failed[tab.prompt] == "Hi" and Chat.from_json(failed[tab.chat.kept]) == BEFORE
     assert tab.prompt not in answered and Chat.from_json(answered[tab.chat.kept]).turns[-1] == ("Hi", "Hello.")
-    assert tab.asked(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), answer("x"))
+    assert tab.sent(replace(ask, chat=None)) == {} == tab.answered(replace(ask, chat=None), answer("x"))
 
 
 def test_an_answer_that_was_broken_off_is_no_turn(engines: Engines) -> None:
@@ -204,7 +204,8 @@ def test_markup_in_a_conversation_stays_text(engines: Engines) -> None:
 def test_a_hint_where_the_adapter_is_for_another_task(engines: Engines) -> None:
     info = engines.state.info
     assert info and info.task == "e2e" and info.tuned
-    assert task_hint.mismatch("e2e", info) == task_hint.mismatch("raw", info) == ""
+    assert task_hint.mismatch("e2e", info) == task_hint.mismatch("raw", replace(info, tuned=False)) == ""
+    assert "tuned for “Restaurant" in task_hint.mismatch("raw", info)
     assert "Restaurant" in task_hint.mismatch("sql", info) and "writes differently" in task_hint.mismatch("sql", info)
     assert "writes differently" not in task_hint.mismatch("sql", replace(info, tuned=False))
     assert "No adapter" in task_hint.mismatch("sql", replace(info, task=""))

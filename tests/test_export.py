@@ -46,6 +46,11 @@ def race_story() -> story.Story:
     return told
 
 
+def test_the_copied_words_name_the_methods_and_the_adapter() -> None:
+    words = race_story().words
+    assert "Compared: Standard decoding, Speculative Streaming" in words and f"adapter {ORIGIN.adapter}" in words
+
+
 def needs_nothing_else(html: str, *links: str) -> None:
     """No markup of the texts, and no address but these."""
     assert "<img" not in html and "default-src 'none'" in html

@@ -90,7 +90,7 @@ def upload(page: Page, file: Path) -> None:
     page.get_by_label("Task").locator("visible=true").first.click()
     page.get_by_role("option", name="Questions to SQL").click()
     page.get_by_label("A file of my own (JSONL)").check()
-    expect(page.get_by_text("Each row has question, context and answer")).to_be_visible()
+    expect(page.get_by_text("Each row has context, question and answer")).to_be_visible()
     page.locator(".ss-upload input[type=file]").set_input_files(file)
 
 
@@ -227,6 +227,8 @@ def test_what_was_trained_is_used_in_the_playground(page: Page, home: Path, tmp_
         assert "short/adapter.safetensors" in archive.namelist() and archive.testzip() is None
     page.get_by_role("button", name="Use it in the Playground").click()
     expect(page.get_by_text(re.compile(r"Model: .*tiny \+ short on cpu"))).to_be_visible()
+    expect(page.get_by_text("short is loaded").locator("visible=true")).to_be_visible()
+    assert page.evaluate("scrollY") == 0
     page.get_by_label("Prompt", exact=True).first.fill("20 30\n\n5")
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".ss-player .ss-badge").first).to_be_hidden()  # no recording any more

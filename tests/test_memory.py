@@ -80,7 +80,7 @@ def test_what_is_not_here_is_estimated_from_the_catalogue_or_the_hub(monkeypatch
 
 def test_need_is_told_in_words() -> None:
     told = render.memory_need(Need(538_000_000, 377_000_000, 8192), 6_000_000_000)
-    assert "need 0.54 GB, and up to 0.38 GB more for a text of 8,192 tokens. 6.00 GB are free." in told
+    assert "need 0.54 GB, and up to 0.38 GB more for a text of 8,192 tokens. 6.00 GB are free now." in told
     assert "It will not fit" in render.memory_need(Need(14_000_000_000), 6_000_000_000)
     assert "known once it is fetched" in render.memory_need(None, 6_000_000_000)
     assert "There is no device" in model_panel.need_words("smollm2-135m", "abacus", "auto")
@@ -136,11 +136,17 @@ def test_unload_waits_for_the_run_that_has_the_model_and_is_not_for_a_demo(engin
         Engines(engines.choice, rules=DEMO).unload()
 
 
+def test_no_adapter_is_listed_by_a_name_that_gradio_translates() -> None:
+    assert model_panel.labelled(["auto", "code"])[0] == ("auto", "auto")
+    label, name = model_panel.labelled(["auto", "code"])[1]
+    assert name == "code" and label.startswith("code: ")
+
+
 def test_the_panel_says_what_is_used_and_offers_to_unload(engines: Engines) -> None:
     with gr.Blocks():
         panel, _ = model_panel.layout(engines, lambda: None)
     updates = panel.updates(engines.state)
-    assert "the whole program uses" in updates[panel.card] and "are free" in updates[panel.card]
+    assert "the whole program uses" in updates[panel.card] and "are free" not in updates[panel.card]
     assert updates[panel.unload]["interactive"]
     engines.unload()
     state = list(engines.watch(0.01))[-1]

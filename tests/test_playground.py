@@ -167,6 +167,70 @@ def test_a_task_or_an_example_loads_its_adapter(browser: Browser) -> None:
         page.close()
 
 
+def test_a_new_visitor_sees_the_recordings_prompt_whatever_others_loaded(browser: Browser) -> None:
+    with served(None, model="smollm2-135m") as url:
+        other, mine = window(browser), window(browser)
+        load(other, url)
+        other.get_by_role("button", name="Chat").first.click()
+        expect(other.get_by_text("Model: smollm2-135m + chat")).to_be_visible()
+        load(mine, url)
+        expect(mine.get_by_text("Model: smollm2-135m + chat")).to_be_visible()
+        assert prompt(mine).input_value().startswith("Paper Moon")
+        expect(player(mine).locator(".ss-node").first).to_be_visible()
+        assert "faster" in mine.locator(".ss-headline").first.inner_text()
+        assert "earlier" not in mine.locator(".ss-headline").first.inner_text()
+        mine.get_by_role("button", name="Run", exact=True).click()
+        status(mine, "^Done")
+        expect(mine.get_by_text("Model: smollm2-135m + e2e")).to_be_visible()
+        assert LOADED[-1]["adapter"] == "e2e"
+        other.get_by_role("button", name="Story").first.click()
+        expect(other.get_by_text("Model: smollm2-135m + chat")).to_be_visible()
+        status(other, "^Ready")
+        assert other.get_by_label("Task", exact=True).first.input_value() == "None: the prompt as it is"
+        assert prompt(other).input_value().startswith("The lighthouse keeper")
+        for page in (other, mine):
+            page.close()
+
+
+def test_a_reloaded_page_shows_no_recording_before_the_visitors_own_run(browser: Browser, url: str) -> None:
+    page = window(browser)
+    load(page, url)
+    ask(page, "name[Otter Hall]")
+    status(page, "^Done")
+    seen = "window.first = getComputedStyle(document.documentElement.querySelector('.ss-stage')).visibility"
+    page.add_init_script(
+        f"new MutationObserver(() => window.first ?? (document.querySelector('.ss-stage') && ({seen})))"
+        ".observe(document, {childList: true, subtree: true})"
+    )
+    page.reload()
+    status(page, "Your last run")
+    assert page.evaluate("window.first") == "hidden"
+    expect(player(page).locator(".ss-badge")).to_have_text(re.compile("^From the log"))
+    page.close()
+
+
+def test_a_result_is_marked_once_another_prompt_is_above_it(browser: Browser) -> None:
+    with served(None, model="smollm2-135m") as url:
+        page = window(browser)
+        load(page, url)
+        page.get_by_role("button", name="Run", exact=True).click()
+        status(page, "^Done")
+        line = page.locator(".ss-headline").first
+        expect(line).not_to_contain_text("earlier prompt")
+        page.get_by_role("button", name="Chat", exact=True).first.click()
+        expect(line).to_contain_text("Of the earlier prompt")
+        expect(page.get_by_text("Done: ")).to_have_count(0)
+        page.get_by_role("button", name="Restaurant: 4 tokens").first.click()
+        expect(line).not_to_contain_text("earlier prompt")
+        prompt(page).fill("name[Otter Hall]")
+        expect(line).to_contain_text("Of the earlier prompt")
+        ask(page, "name[Otter Hall]")
+        expect(line).not_to_contain_text("earlier prompt")
+        status(page, "^Done")
+        expect(line).not_to_contain_text("earlier prompt")
+        page.close()
+
+
 def test_prompt_and_task_are_the_same_in_both_tabs(browser: Browser) -> None:
     with served(None, model="smollm2-135m") as url:
         page = window(browser)
@@ -197,6 +261,46 @@ def test_an_adapter_that_was_chosen_by_name_stays_and_the_hint_offers_the_other(
         page.close()
 
 
+TICKED = """() => {
+  window.ticked = new Set();
+  setInterval(() => document.querySelectorAll(".ss-choices input:checked").forEach(
+    (box) => window.ticked.add(box.closest("label").innerText.trim())), 10);
+}"""
+
+
+def of_few_methods(progress: Any, **choice: str) -> Any:
+    """A loader whose models have no draft model; only the adapter for restaurants has an early exit."""
+    time.sleep(1.5)  # long enough for updates in between
+    engine = toy_of(0.005)(progress, **choice)
+    lacking = ("draft_model",) if engine.info.task == "e2e" else ("draft_model", "early_exit")
+    engine.info = replace(engine.info, unavailable=dict.fromkeys(lacking, "It is not here."))
+    return engine
+
+
+def test_what_the_model_cannot_run_is_never_ticked_and_own_ticks_are_kept(browser: Browser) -> None:
+    with page_of(Engines(CHOICE | {"model": "smollm2-135m"}, of_few_methods), None) as url:
+        page = window(browser)
+        load(page, url)
+        expect(page.get_by_text("Model: smollm2-135m")).to_be_visible()
+        open_tab(page, "Compare")
+        page.evaluate(TICKED)
+        names = ("Medusa", "Draft model", "Early exit")
+        box = {name: page.get_by_label(name).locator("visible=true") for name in names}
+        expect(box["Draft model"]).not_to_be_checked()
+        expect(box["Early exit"]).to_be_checked()
+        box["Medusa"].uncheck()
+        page.get_by_role("button", name="SQL: 4 tokens").locator("visible=true").click()
+        expect(box["Early exit"]).not_to_be_checked()
+        expect(box["Early exit"]).to_be_disabled()
+        expect(page.get_by_text("The loaded adapter has no early exit").locator("visible=true")).to_be_visible()
+        page.get_by_role("button", name="Restaurant: 4 tokens").locator("visible=true").click()
+        expect(box["Early exit"]).to_be_checked()
+        expect(box["Medusa"]).not_to_be_checked()
+        expect(page.get_by_text("The loaded adapter has no early exit").locator("visible=true")).to_have_count(0)
+        assert not any(name.startswith("Draft model") for name in page.evaluate("[...window.ticked]"))
+        page.close()
+
+
 # ---- the line, the model, the demo -----------------------------------------------------------------------------------
 
 
@@ -215,8 +319,14 @@ def test_who_waits_sees_how_many_are_ahead_and_stop_leaves_the_line(browser: Bro
         endless(first)
         expect(player(first).locator(".ss-method .ss-tok").nth(3)).to_be_visible()
         with visit(browser, url, "Playground") as second, visit(browser, url, "Playground") as third:
+            expect(player(second).locator(".ss-node").first).to_be_visible()  # of the recording
             ask(second, "name[Second]")
             status(second, "1 ahead of you")
+            expect(second.locator(".ss-headline").first).to_contain_text("1 ahead of you")
+            for gone in (".ss-node", ".ss-method .ss-tok"):
+                expect(player(second).locator(gone)).to_have_count(0)
+            assert player(second).locator(".ss-caption").inner_text() == ""
+            assert player(second).locator(".ss-count").all_inner_texts() == ["", ""]
             ask(third, "name[Third]")
             status(third, "2 ahead of you")
             expect(second.get_by_role("button", name="Stop", exact=True)).to_be_enabled()

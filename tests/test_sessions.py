@@ -263,6 +263,9 @@ class TestInABrowser:
         shown(page, f"Runs 1 to {PAGE} of {PAGE + 3}")
 
     def test_two_runs_side_by_side(self, page: Page) -> None:
+        boxes = page.locator(".ss-runs input")
+        names = boxes.evaluate_all("all => all.map(e => e.ariaLabel)")
+        assert len(set(names)) == len(names) and all(name.endswith(" UTC, to compare") for name in names)
         search(page, "otter", 2)
         tick(page, "otter with heron")
         shown(page, "Tick another run")
@@ -277,7 +280,8 @@ class TestInABrowser:
     def test_a_link_opens_its_run_alone(self, browser: Browser, url: str, shared: RunLog) -> None:
         (run,) = shared.ids(search="number 3")
         with visit(browser, url, "Sessions", 390, query=f"&run={run}") as page:
-            shown(page, "number 3 of many")
+            expect(page.get_by_text("number 3 of many").first).to_be_in_viewport()
+            expect(page.get_by_text("toy, adapter toy").first).to_be_in_viewport()
             expect(page.locator(".ss-runs")).to_be_hidden()
             page.get_by_role("button", name="Close").click()
             expect(page.locator("#opened-run")).to_be_hidden()

@@ -622,3 +622,13 @@ def test_unreadable_data(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="UTF-8"):
         read_examples(str(tmp_path / "binary"), task("e2e"), Letters(), 512)
+
+
+def test_the_card_names_a_file_of_ones_own_and_claims_no_licence_for_it(tmp_path: Path) -> None:
+    def card(data: str) -> Card:
+        request = command.TrainingRequest("tiny", "e2e", data, None, tmp_path)
+        return command._card(request, dissect(tiny.tiny("llama")), task("e2e"), Config(draft_vocabulary=0))
+
+    own, public = card(str(tmp_path / "mine.jsonl")), card(command.default_data("e2e"))
+    assert (own.data, own.licence) == ("mine.jsonl", "yours, not stated")
+    assert (public.data, public.licence) == (f"hub:{task('e2e').hub}", task("e2e").licence)

@@ -94,7 +94,7 @@ def test_a_training_runs_to_its_end(data, behave) -> None:
     assert begun.progress.words == "Starting" and begun.state in (State.RUNNING, State.FINISHED)
     done = until(trainings, "my-sql", State.FINISHED)
     assert done.progress.rows == 9 and not done.active and not done.resumable
-    assert done.plan == plan("mine.jsonl") and (done.folder / "data.jsonl").read_text() == data.read_text()
+    assert done.plan == plan("mine.jsonl") and (done.folder / "data" / "mine.jsonl").read_text() == data.read_text()
     assert trainings.like("HuggingFaceTB/SmolLM2-135M-Instruct", "shared") == done
     assert [t.name for t in Registry().all()] == ["my-sql"]
 

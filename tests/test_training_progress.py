@@ -91,12 +91,15 @@ def test_a_training_from_its_lines() -> None:
     assert done.ended and done.stopped
 
 
-def test_time_left_counts_what_was_done_since_the_training_went_on() -> None:
-    assert told([begin(), step(1, 1.0)]).left is None
+def test_time_left_is_that_of_the_budget_also_after_a_training_went_on() -> None:
+    assert told([begin()]).left is None
+    assert told([begin(), step(1, 1.0)]).left == pytest.approx(9.0)
     assert told([begin(), step(1, 1.0, fraction=0.2), step(2, 1.0, fraction=0.4)]).left == pytest.approx(3.0)
     again = [begin(), step(1, 1.0, fraction=0.2), step(2, 1.0, fraction=0.4), begin(2), step(3, 1.0, fraction=0.5)]
-    assert told(again).left is None
-    assert told([*again, step(4, 1.0, fraction=0.75)]).left == pytest.approx(1.0)
+    assert told(again[:-1]).left is None
+    assert told(again).left == pytest.approx(3.0)
+    slow = json.dumps(json.loads(lines_of([*again, step(4, 1.0, seconds=3.1, fraction=0.51)])[-1]) | {"time": 140.0})
+    assert read([*lines_of(again), slow]).left == pytest.approx(3.1 * 0.49 / 0.51)  # a first step that took long
 
 
 def test_no_time_is_named_once_the_budget_is_used_up() -> None:
@@ -109,7 +112,7 @@ def test_no_time_is_named_once_the_budget_is_used_up() -> None:
 def test_time_left_has_the_last_validation_in_it() -> None:
     lines = lines_of([begin(), step(1, 1.0, fraction=0.2), step(2, 1.0, fraction=0.4), validation(2)])
     late = json.dumps(json.loads(lines[-1]) | {"time": 142.0})  # forty seconds after the step
-    assert read([*lines[:-1], late]).left == pytest.approx(41.0 * 0.6 / 0.2 + 40.0)
+    assert read([*lines[:-1], late]).left == pytest.approx((2.0 + 40.0) * 0.6 / 0.4 + 40.0)
 
 
 def test_what_came_after_the_checkpoint_is_forgotten_when_a_training_goes_on() -> None:

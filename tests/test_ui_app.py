@@ -467,6 +467,22 @@ def test_a_stopped_contest_keeps_what_was_measured_to_the_end(
     assert progress.words.startswith("Stopped by you. Measured to the end: Standard decoding")
 
 
+def test_a_contest_leaves_out_what_the_model_it_gets_cannot_run() -> None:
+    engines = loaded()
+    engines._engine.info = replace(engines._engine.info, unavailable={"draft_model": "No second model is loaded."})
+    contest = Contest(engines, None, ask(tokens=8), [Streaming(), params.DraftModel()])
+    progress = compare.ComparisonProgress(race.Live([params.METHODS[name].label for name in contest.names]))
+    for item in (item for batch in contest.batches() for item in batch):
+        progress.add(item)
+    progress.close(stopped=False)
+    assert [entry.method for entry in progress.entries] == ["standard", "streaming"] and progress.tone == "good"
+    assert "Left out: Draft model. No second model is loaded" in progress.words
+    assert progress.live.labels == ["Standard decoding", "Speculative Streaming"]
+    only = Contest(engines, None, ask(tokens=8), [params.DraftModel()])
+    found = [item for batch in only.batches() for item in batch]
+    assert [item.failed for item in found] == [True] and "No second model is loaded" in found[0].text
+
+
 def test_every_lane_is_seen_while_it_is_measured(engines: Engines) -> None:
     """The messages together contain exactly what was measured."""
     contest = Contest(engines, None, ask(tokens=12), [Streaming()])

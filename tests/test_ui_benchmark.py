@@ -283,3 +283,17 @@ def test_every_method_can_be_chosen_and_an_order_has_its_settings() -> None:
         form.order(values | dict.fromkeys(form.methods.values(), False))
     with pytest.raises(ValueError, match="no example prompts"):
         form.order(values | {form.task: "nothing"})
+
+
+def test_the_table_says_what_its_numbers_are_too_few_or_too_noisy_for(report: dict[str, Any]) -> None:
+    def told(**values: Any) -> str:
+        standard, *others = report["rows"]
+        rows = [standard | {"prompts": values.pop("prompts", 8)}, *(row | values for row in others)]
+        return results.tables([HEAD | {"rows": rows}])
+
+    sound = {"speedup_interval": (1.5, 1.9), "step_cost": 1.2, "tokens_per_step": 3.0, "ideal_speedup": 2.5}
+    assert "too few" not in told(**sound) and "busy" not in told(**sound) and "<td>2.50</td>" in told(**sound)
+    few = told(**sound | {"prompts": 2, "speedup_interval": (None, None)})
+    assert "2 prompts are too few for a 95 % interval" in few
+    noisy = told(**sound | {"step_cost": 0.59, "tokens_per_step": 4.57, "ideal_speedup": 7.7})
+    assert "This machine is busy" in noisy and "7.70" not in noisy and noisy.count("<td>4.57</td>") >= 2

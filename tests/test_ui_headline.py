@@ -7,7 +7,7 @@ import pytest
 from specstream.events import Agreement, Draft, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from ui.html import headline as lines
 from ui.state.feed import Feed
-from ui.state.headline import NOISY, Ratio, busy, headline
+from ui.state.headline import NOISY, Ratio, busy, headline, median
 from ui.state.view import View
 
 SAME = Agreement.IDENTICAL
@@ -51,7 +51,7 @@ def test_a_fast_run_says_how_fast_of_what_and_in_how_many_passes() -> None:
 
 def test_measured_again_it_says_median_and_range() -> None:
     said = headline(FAST, [Ratio(1.6, 1.8), Ratio(3.6, 4.0)])
-    assert said.main == "2.6× faster"
+    assert said.main == "2.6× faster" and median(FAST, [Ratio(3.6, 4.0), Ratio(3.0, 4.0)]) == pytest.approx(3.0)
     assert said.below == ("Median of 3 measurements, 1.6× to 3.6×. Including the prompt. Generation alone: 3.0×.",)
 
 

@@ -7,11 +7,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # Gradio closes its streams when a page may be left, and then reports a broken connection in red. A page
 # that stays after all, because the link was a download or the visitor cancelled it, continues without its run and is
 # reloaded. So the event is hidden from Gradio: the browser itself ends the streams of a page that is really left.
-# A page that is opened for a run shows nothing else before it: see assets/sessions.css.
+# A page that is opened for a run shows nothing else before it: see assets/sessions.css. One that is reloaded shows
+# no recording while it looks for the visitor's own run.
 SCRIPT = (
     b'<script>addEventListener("beforeunload", (event) => event.stopImmediatePropagation());'
     b'if (new URLSearchParams(location.search).has("run")) document.documentElement.classList.add("ss-linked");'
-    b"</script>"
+    b'try { if (sessionStorage.getItem("specstream-visitor")) {'
+    b'document.documentElement.classList.add("ss-returning");'
+    b'setTimeout(() => document.documentElement.classList.remove("ss-returning"), 8000); } } catch {}'
+    b"</script><style>.ss-returning .ss-stage {visibility: hidden}</style>"
 )
 
 

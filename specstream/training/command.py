@@ -52,6 +52,7 @@ from specstream.training.trainer import Trainer
 METHOD_OF = {MEDUSA: Medusa.name, EXIT: EarlyExit.name}
 TRIED, TRIED_TOKENS = 3, 64  # held-out prompts on which a finished adapter is timed, and tokens of each
 HELD_OUT = 64  # rows used for validation
+OWN_LICENCE = "yours, not stated"  # of data that is not the task's public dataset
 TYPICAL = 192  # assumed tokens per row, for estimating memory before the data is read
 MOST_KEPT_BACK = 32  # most prompts that are held out by default
 ANSWERS_FILE, HELD_OUT_FILE = "answers.jsonl", "answers-dev.jsonl"
@@ -411,8 +412,10 @@ def _own_examples(request: TrainingRequest, chosen: Task, make: AnswerWriter) ->
 
 
 def _card(request: TrainingRequest, anatomy: Anatomy, chosen: Task, config: Config) -> Card:
-    data = request.data if request.data.startswith("hub:") else Path(request.data).name
-    words = f"{data} in the form of {chosen.hub}" if chosen.hub else f"the model's own answers to {data}"
+    public = request.data == f"hub:{chosen.hub}"
+    words = request.data if request.data.startswith("hub:") else Path(request.data).name
+    if not chosen.hub:
+        words = f"the model's own answers to {words}"
     if request.answers:
         words = f"the model's own answers in {request.answers.name}"
     names = ("mode", "gamma", "layers", "start_rank", "lora_rank", "lora_scale", "exit_rank", "value_rotation")
@@ -427,7 +430,7 @@ def _card(request: TrainingRequest, anatomy: Anatomy, chosen: Task, config: Conf
         task=chosen.name,
         **shape,
         data=words,
-        licence=chosen.licence,
+        licence=chosen.licence if public or not request.data else OWN_LICENCE,
         command=shlex.join(["python", "-m", "specstream", *request.command]),
     )
 

@@ -28,7 +28,7 @@ from specstream.adapters import local
 from specstream.data.datasets import HUB
 from specstream.training.progress import Progress, Tail, Writer
 
-RECORD, PROGRESS, OUTPUT, DATA = "training.json", "progress.jsonl", "output.log", "data.jsonl"
+RECORD, PROGRESS, OUTPUT, DATA = "training.json", "progress.jsonl", "output.log", "data"
 PATIENCE = 10.0  # seconds to wait for another program that starts or stops a training run
 GRACE = 120.0  # seconds for the current step and its checkpoint after Stop
 KILLED = (
@@ -81,7 +81,8 @@ class Plan:
 
     def command(self, folder: Path) -> list[str]:
         """The command line, without ``python -m specstream``."""
-        data = str(folder / DATA) if (folder / DATA).is_file() else self.data
+        copy = folder / DATA / self.data  # under its own name, which the adapter's card states
+        data = str(copy) if copy.is_file() else self.data
         given = {"model": self.model, "task": self.task, "mode": self.mode, "data": data, "minutes": self.minutes}
         given |= self.options | {"out": folder, "progress": folder / PROGRESS}
         return ["train", *(word for name, value in given.items() for word in (_switch(name), str(value)))]
@@ -200,11 +201,13 @@ class Registry:
         if plan.data.startswith(HUB):
             return plan
         try:
-            shutil.copyfile(plan.data, folder / DATA)
+            copy = folder / DATA / Path(plan.data).name
+            copy.parent.mkdir()
+            shutil.copyfile(plan.data, copy)
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return replace(plan, data=Path(plan.data).name)
+        return replace(plan, data=copy.name)
 
     @contextmanager
     def _alone(self, folder: Path) -> Iterator[None]:

@@ -105,7 +105,7 @@ class Progress:
     updated: float = 0.0
     points: list[Point] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
-    _start: tuple[float, float] | None = None  # time and fraction at the first step since the start or the last resume
+    _moving: bool = False  # a step was made since the start or the last resume
     _look: float = 0.0  # seconds taken by the newest validation
 
     def add(self, event: Event) -> None:
@@ -127,14 +127,14 @@ class Progress:
         self.begun, self.words, self.share = True, "", None
         self.rows, self.held_out = int(event["rows"]), int(event["held_out"])
         self.step, self.seconds = int(event["step"]), float(event["seconds"])
-        self._start = None
+        self._moving = False
         self.points = [p for p in self.points if p.step <= self.step]
         self.validations = [v for v in self.validations if v.step <= self.step]
 
     def _add_step(self, event: Event) -> None:
         self.step, self.seconds = int(event["step"]), float(event["seconds"])
         self.fraction, self.memory = min(1.0, float(event["fraction"])), max(self.memory, int(event["memory"]))
-        self._start = self._start or (self.updated, self.fraction)
+        self._moving = True
         self.points.append(Point(self.step, self.seconds, [float(x) for x in event["losses"]]))
 
     def _add_validation(self, event: Event) -> None:
@@ -153,14 +153,15 @@ class Progress:
 
     @property
     def left(self) -> float | None:
-        """Estimated seconds left, from the share of the budget used since the run started or was resumed.
+        """Estimated seconds left: at the pace of all steps so far, and with validations as often as so far.
 
-        The final validation is assumed to take as long as the newest one. None once the budget is used up.
+        Steps since a resume alone would be too few at first. Each validation, also the final one, is assumed to take as
+        long as the newest. None before the first step, and once the budget is used up.
         """
-        if self._start is None or self.fraction <= self._start[1] or self.closing:
+        if not self._moving or not self.fraction or self.closing:
             return None
-        began, before = self._start
-        return (self.updated - began) * (1 - self.fraction) / (self.fraction - before) + self._look
+        spent = self.seconds + len(self.validations) * self._look
+        return spent * (1 - self.fraction) / self.fraction + self._look
 
     @property
     def best(self) -> float | None:

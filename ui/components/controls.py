@@ -95,10 +95,13 @@ def method_box(name: str, said: bool = True) -> gr.Checkbox:
 
 
 def method_update(name: str, offer: Offer, wished: Collection[str], said: bool = True) -> Any:
-    """A method's checkbox: as the visitor chose, or disabled with the reason."""
+    """A method's checkbox: as the visitor chose, or disabled with the reason. While a model is on its way, nothing is
+    known of it, and the checkbox stays as it is."""
+    if offer.info is None:
+        return gr.skip()
     if reason := offer.reason(name):
         return gr.update(value=False, interactive=False, info=reason)
-    return gr.update(value=name in wished, interactive=True, info=methods.does(name) if said else None)
+    return gr.update(value=name in wished, interactive=True, info=methods.does(name) if said else "")
 
 
 def wire_wishes(wished: gr.State, boxes: Mapping[str, gr.Checkbox]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import gradio as gr
 
 from specstream.adapters.find import bundled
 from specstream.adapters.local import mine
+from specstream.data.tasks import TASKS
 from specstream.hub.catalogue import CATALOGUE, accept_terms, catalogue, terms_of
 from specstream.hub.download import ModelError
 from specstream.model import memory
@@ -34,6 +35,7 @@ class ModelPanel:
     line: gr.HTML
     fold: gr.Accordion
     card: gr.HTML
+    known: gr.State  # what is loaded, as a text: unlike the parts of a closed fold, it reports every change
     model: gr.Dropdown
     adapter: gr.Dropdown
     device: gr.Dropdown
@@ -52,6 +54,7 @@ class ModelPanel:
             self.line: gr.update(value=(words := line(state)), visible=bool(words)),
             self.fold: gr.update(label=title(state)),
             self.card: card,
+            self.known: repr(state.info),
         }
 
     def updates(self, state: State) -> dict[Any, Any]:
@@ -62,7 +65,11 @@ class ModelPanel:
                 self.load: gr.update(interactive=not state.loading),
                 self.unload: gr.update(interactive=state.info is not None and not state.loading),
             }
-            | ({self.adapter: gr.update(choices=adapter_choices(state.info.model, self.own))} if state.info else {})
+            | (
+                {self.adapter: gr.update(choices=labelled(adapter_choices(state.info.model, self.own)))}
+                if state.info
+                else {}
+            )
         )
 
     @property
@@ -90,7 +97,7 @@ class ModelPanel:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.line, self.fold, self.card, self.load, self.unload, *self.choice]
+        return [self.line, self.fold, self.card, self.known, self.load, self.unload, *self.choice]
 
     def wire(self, engines: Engines) -> None:
         """Show what a model will need as soon as it is chosen."""
@@ -163,16 +170,18 @@ def need_words(model: str | None, device: str, dtype: str) -> str:
 
 
 def memory_facts(state: State) -> list[tuple[str, str]]:
-    """The memory used after a load, and what is left."""
-    if not state.used:
-        return []
-    used, free = memory.gigabytes(state.used), memory.gigabytes(state.free)
-    return [("Memory", f"the whole program uses {used}; {free} are free")]
+    """The memory used after a load. What is free now is said where another model is chosen, and only there."""
+    return [("Memory", f"the whole program uses {memory.gigabytes(state.used)} since loading")] if state.used else []
 
 
 def adapter_choices(model: str, own: bool = True) -> list[str]:
     """The adapters for a model by name; ``own``: one's own too, not only those bundled."""
     return [*dict.fromkeys([*ADAPTERS, *bundled(model), *(mine(model) if own else ())])]
+
+
+def labelled(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Adapters with their tasks. A bare ``code`` is also the name of one of gradio's own texts, which it looks up."""
+    return [(f"{name}: {TASKS[name].label}" if name in TASKS else name, name) for name in names]
 
 
 def progress(state: State) -> str:
@@ -210,7 +219,7 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
                 info="A name from the list, a Hugging Face Hub id or a folder.",
             )  # fmt: skip
             adapter = gr.Dropdown(
-                list(dict.fromkeys([*ADAPTERS, chosen["adapter"]])), value=chosen["adapter"],
+                labelled(dict.fromkeys([*ADAPTERS, chosen["adapter"]])), value=chosen["adapter"],
                 allow_custom_value=anything, label="Adapter", interactive=True,
                 info="The trained streams: auto, none, the name of a task or a folder.",
             )  # fmt: skip
@@ -235,5 +244,8 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
             load = gr.Button("Load", size="sm")
             unload = gr.Button("Unload", size="sm", interactive=False, visible=engines.rules.may_unload)
         rest = more()
-    panel = ModelPanel(status, fold, card, model, adapter, device, dtype, draft, load, unload, need, accept, anything)
+    known = gr.State("")
+    panel = ModelPanel(
+        status, fold, card, known, model, adapter, device, dtype, draft, load, unload, need, accept, anything
+    )
     return panel, rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,15 @@ from ..html import headline as lines
 from ..html import insights, render
 from ..jobs.engine_host import Engines
 from ..state.feed import Feed, encode
-from ..state.headline import headline
+from ..state.headline import Ratio, headline, median
 from ..state.view import View
 from ..theme import DEEPEST
 from . import details
 from .details import Details
 from .handlers import Updates
 from .player import player
+
+FEWEST_LEVELS = 4  # of the tree, while there is none
 
 
 @dataclass
@@ -68,9 +71,26 @@ class RunView:
             self.mend: gr.update(value=label, visible=bool(label) and self.again.visible is not False),
         }
 
+    def measured_again(self, view: View, again: Sequence[Ratio]) -> Updates:
+        """What further measurements of a run change: every speed-up is the median of all."""
+        middle, times = median(view, again), 1 + len(again)
+        return self.said(headline(view, again)) | {
+            self.counters: render.counters(view.stats[Lane.METHOD], view.baseline, middle, times),
+            self.insights: insights.panel(view.steps, view.stats, middle, times),
+        }
+
     def begun(self) -> Updates:
         """Updates when a run starts: the previous one is cleared."""
-        return {self.mend: gr.update(visible=False), **self.details.begun()}
+        nothing = View(Feed(""))
+        stats = nothing.stats[Lane.METHOD]
+        return {
+            self.mend: gr.update(visible=False),
+            self.counters: render.counters(stats, None, None),
+            self.acceptance: render.acceptance(stats, FEWEST_LEVELS),
+            self.phases: "",
+            self.insights: "",
+            **self.details.begun(),
+        }
 
     def wire(self, engines: Engines | None = None, runlog: RunLog | None = None) -> None:
         """Connect the details; they use the model of ``engines``, and their runs go into the log."""
@@ -91,7 +111,7 @@ def layout(view: View | None = None, live: bool = False) -> RunView:
         gr.HTML(render.legend(DEEPEST))
         counters = gr.HTML(render.counters(stats, known.baseline, known.speedup))
         with gr.Row(equal_height=True):
-            acceptance = gr.HTML(render.acceptance(stats, len(stats.reached_depth) or 4), min_width=280)
+            acceptance = gr.HTML(render.acceptance(stats, len(stats.reached_depth) or FEWEST_LEVELS), min_width=280)
             phases = gr.HTML(render.phases(known.stats), min_width=280)
         more = gr.HTML(insights.panel(known.steps, known.stats, known.speedup))
     steps = gr.State(known.steps or None)

@@ -23,7 +23,7 @@ SAY = """(...given) => {
   if (said) said.textContent = "%s";
   return given;
 }"""
-COPY = """async (text) => {
+COPY = """async (text, copied = "Copied") => {
   const row = document.activeElement?.closest(".ss-share"), said = row?.querySelector(".ss-said-shared");
   let done = true;
   try { await navigator.clipboard.writeText(text); }
@@ -34,9 +34,13 @@ COPY = """async (text) => {
     done = document.execCommand("copy");
     box.remove();
   }
-  if (said) said.textContent = done ? "Copied" : "The browser does not allow copying";
+  if (said) said.textContent = done ? copied : "The browser does not allow copying";
 }"""
-COPY_LINK = "(run) => (" + COPY + ")(location.origin + location.pathname + '?run=' + run)"
+COPY_LINK = (
+    "(run) => (" + COPY + ")(location.origin + location.pathname + '?run=' + run, "
+    "/^(localhost|127\\.|0\\.0\\.0\\.0|\\[::1\\])/.test(location.hostname) "
+    "? 'Copied: the link works on this machine only' : 'Copied')"
+)
 FETCH = """() => setTimeout(() => {
   document.querySelector("#%s").click();
   document.querySelectorAll(".ss-said-shared").forEach((said) => (said.textContent = ""));

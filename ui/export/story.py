@@ -58,7 +58,11 @@ class Story:
     @property
     def words(self) -> str:
         """The whole as text, to paste into a message."""
-        parts = (self.headline, f"Prompt: {self.prompt}", f"Text: {self.text.strip()}", self.machine)
+        labels = ", ".join(track.label for track in self.tracks)
+        facts = dict(self.facts)
+        where = ", ".join(facts[name] for name in ("Model", "Processor") if name in facts)
+        compared = f"Compared: {labels}" if len(self.tracks) > 1 else f"Method: {labels}"
+        parts = (self.headline, compared, f"Prompt: {self.prompt}", f"Text: {self.text.strip()}", where)
         return "\n\n".join(filter(None, parts))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
+ALIKE = 0.05  # a ratio this close to 1 counts as equal
+NOISY = "This machine is busy, so timings vary. Measure again."
+
 
 @dataclass(frozen=True)
 class Remedy:

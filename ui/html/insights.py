@@ -57,8 +57,8 @@ def smaller(steps: Sequence[Step], depth: int = 0, width: int = 0, budget: int =
     return Smaller(fmean(tokens for _, tokens in cuts), 1 + fmean(nodes for nodes, _ in cuts))
 
 
-def panel(steps: Sequence[Step], lanes: dict[Lane, RunStats], speedup: float | None) -> str:
-    """Everything here as HTML, for a run that has ended."""
+def panel(steps: Sequence[Step], lanes: dict[Lane, RunStats], speedup: float | None, times: int = 1) -> str:
+    """Everything here as HTML, for a run that has ended. ``speedup`` is the median of ``times`` measurements."""
     decode = [step for step in steps if step.index > 0]
     if not any(len(step.draft) for step in decode):
         return ""
@@ -68,7 +68,7 @@ def panel(steps: Sequence[Step], lanes: dict[Lane, RunStats], speedup: float | N
         map_html(acceptance_map(decode)),
         sure,
         waste_html(stats),
-        ideal_html(stats, lanes[Lane.BASELINE], speedup),
+        ideal_html(stats, lanes[Lane.BASELINE], speedup, times),
     )
     return f'<div class="ss-insights">{"".join(pieces)}{what_if_html(decode)}</div>'
 
@@ -149,15 +149,16 @@ def waste_html(stats: RunStats) -> str:
     )
 
 
-def ideal_html(stats: RunStats, standard: RunStats, speedup: float | None) -> str:
+def ideal_html(stats: RunStats, standard: RunStats, speedup: float | None, times: int = 1) -> str:
     """Three speed-ups: with steps at no extra cost, at their measured cost, and as measured."""
     tau, cost = stats.tokens_per_step, step_cost([standard], [stats])
     rows = [("if a step cost no more than a standard one", tau, "tokens per step")]
     if tau and cost and cost >= 1:
-        rows.append(("generation alone", tau / cost, f"at the measured cost of a step, {cost:.2f} standard steps"))
-    rows.append(
-        ("measured", speedup, "including the prompt" if speedup else "standard decoding was not run to the end")
-    )
+        first = ", first measurement" if times > 1 else ""
+        note = f"at the measured cost of a step, {cost:.2f} standard steps{first}"
+        rows.append(("generation alone", tau / cost, note))
+    included = "including the prompt" + (f", median of {times} measurements" if times > 1 else "")
+    rows.append(("measured", speedup, included if speedup else "standard decoding was not run to the end"))
     longest = max((value or 0 for _, value, _ in rows), default=1) or 1
     body = "".join(_ideal_row(name, value, note, longest) for name, value, note in rows)
     words = "Speed-up, ideal and measured. " + (_break_even(tau, cost) if tau and cost else "")

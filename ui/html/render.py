@@ -52,24 +52,32 @@ def _swatch(depth: int, words: str) -> str:
     return f'<li><span class="ss-tok {depth_class(depth)}">token</span> {escape(words)}</li>'
 
 
-def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None) -> str:
-    """The four numbers of a run. The speed-up is shown only when it was measured."""
+def counters(stats: RunStats, baseline: RunStats | None, speedup: float | None, times: int = 1) -> str:
+    """The four numbers of a run. The speed-up is shown only when it was measured; it is the median of ``times``."""
     passes = f"{stats.steps + 1:,}" if stats.tokens else NOTHING
     instead = f"instead of {stats.tokens:,}" if stats.tokens else "standard decoding: one for each token"
     standard = baseline.tokens_per_second if baseline else None
     tiles = (
-        ("Speed-up", number(speedup, 1, "×"), _speedup_words(stats, speedup)),
-        ("Tokens per second", number(stats.tokens_per_second), f"standard decoding: {number(standard)}"),
+        ("Speed-up", number(speedup, 1, "×"), _speedup_words(stats, speedup, times)),
+        ("Tokens per second", number(stats.tokens_per_second), _pace_words(standard, times)),
         ("Tokens per step", number(stats.tokens_per_step), "a step is one pass of the model; standard: 1"),
         ("Passes of the model", passes, instead),
     )
     return f'<dl class="ss-tiles">{"".join(_tile(*tile) for tile in tiles)}</dl>'
 
 
-def _speedup_words(stats: RunStats, speedup: float | None) -> str:
+def _pace_words(standard: float | None, times: int) -> str:
+    first = " in the first measurement" if times > 1 else ""
+    return f"while writing{first}, without the prompt; standard decoding: {number(standard)}"
+
+
+def _speedup_words(stats: RunStats, speedup: float | None, times: int) -> str:
     if stats.method == Standard.name:
         return "this is standard decoding, which counts as 1"
-    return "wall time of standard decoding / this run" if speedup else "measured once standard decoding has run"
+    if not speedup:
+        return "measured once standard decoding has run"
+    median = f", median of {times} measurements" if times > 1 else ""
+    return f"wall time of standard decoding / this run, with the prompt{median}"
 
 
 def tiles(rows: Iterable[tuple[str, str, str]]) -> str:
@@ -153,7 +161,7 @@ def terms(model: str, licence: str, address: str) -> str:
 
 def memory_need(need: Need | None, free: int) -> str:
     """The memory that a model will take, before it is loaded, and what is free (bytes)."""
-    there = f"{gigabytes(free)} are free."
+    there = f"{gigabytes(free)} are free now."
     if need is None:
         return status(f"What this model needs is known once it is fetched. {there}")
     full = f", and up to {gigabytes(need.cache)} more for a text of {need.context:,} tokens" if need.cache else ""
@@ -183,6 +191,11 @@ def model_line(info: EngineInfo) -> str:
 def sentences(texts: Iterable[str]) -> str:
     """Notes that a user should see, one paragraph each."""
     return "".join(f'<p class="ss-note">{escape(text)}</p>' for text in texts)
+
+
+def asked(prompt: str, model: str) -> str:
+    """What was asked of which model, above a run."""
+    return f'<p class="ss-words"><strong>{escape(prompt)}</strong><br>{escape(model)}</p>'
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:

@@ -11,8 +11,9 @@ from specstream.bench.prediction import fastest_tried
 from specstream.bench.tables import COLUMNS, SPEC_BENCH, differences
 from specstream.data.tasks import TASKS
 from specstream.params import METHODS
-from specstream.stats import counted
+from specstream.stats import FEWEST, counted
 
+from .headline import ALIKE, NOISY
 from .insights import calibration_words
 from .render import model_name
 
@@ -55,7 +56,7 @@ def _table(report: Report) -> str:
     body = "".join(_row(row) for row in rows)
     sure = "".join(f"<li>{escape(words)}</li>" for words in _calibrated(rows))
     by_category = sure + "".join(f"<li>{escape(words)}</li>" for words in _by_category(rows))
-    notes = by_category + "".join(f"<li>{escape(words)}</li>" for words in differences(rows))
+    notes = by_category + "".join(f"<li>{escape(words)}</li>" for words in (*doubts(rows), *differences(rows)))
     name = escape(title(report))
     return (
         f'<section class="ss-card"><h3>{name}</h3><p class="ss-words">{escape(measured(report))}</p>'
@@ -63,6 +64,15 @@ def _table(report: Report) -> str:
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
         f"{f'<ul class=ss-words>{notes}</ul>' if notes else ''}</section>"
     )
+
+
+def doubts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the numbers do not tell: intervals that they are too few for, and times that can't be right."""
+    if any(row["speedup"] and row["speedup_interval"][0] is None for row in rows[1:]):
+        are = "prompt is" if rows[0]["prompts"] == 1 else "prompts are"
+        yield f"{rows[0]['prompts']} {are} too few for a 95 % interval: it takes {FEWEST}."
+    if any(row["step_cost"] and row["step_cost"] < 1 - ALIKE for row in rows[1:]):
+        yield f"A step can't cost less than a standard one, which does less work. {NOISY}"
 
 
 def _by_category(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -85,6 +95,9 @@ def _ratio(value: float | None) -> str:
 
 
 def _row(row: Mapping[str, Any]) -> str:
+    cost, tau = row["step_cost"], row["tokens_per_step"]
+    if cost and tau and cost < 1:  # the times scatter: no step brings more than its tokens
+        row = {**row, "ideal_speedup": tau}
     name, *cells = (escape(column.cell(row)) for column in COLUMNS)
     return f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 

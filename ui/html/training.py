@@ -246,7 +246,7 @@ def expectation(registry: Registry, model: str, config: Config, task: str) -> li
 
     Imports torch, and may ask the Hub for the size of a model. Raises ModelError for a model that can't be used.
     """
-    wanted, free = memory.need(model, dtype="float32"), f"{memory.gigabytes(memory.free('auto'))} are free."
+    wanted, free = memory.need(model, dtype="float32"), f"{memory.gigabytes(memory.free('auto'))} are free now."
     past = registry.like(model, config.mode)
     return list(filter(None, (_gain(past, model, task), _cost(past, wanted, free, config))))
 

@@ -11,6 +11,7 @@ from specstream.params import METHODS, Method, Sampling, Standard
 from specstream.runlog import RunLog
 from specstream.stats import RunStats, summarize
 
+from ..state.methods import CannotRun, Offer
 from .engine_host import Engines, sentence
 from .runs import ModelJob, Record, RunRequest
 
@@ -60,9 +61,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The model that runs, as plain values."""
+    """The model that runs, as plain values, and the methods that it can run, in the order of measurement."""
 
     info: Any
+    methods: tuple[str, ...]
 
 
 class Contest(ModelJob):
@@ -88,11 +90,21 @@ class Contest(ModelJob):
         return [method.name for method in self._methods]
 
     def use(self, engine: Engine) -> None:
-        self.put(Prepared(engine.info))
+        self._leave_out(Offer(engine.info, not self._engines.rules.may_load_any))
+        self.put(Prepared(engine.info, tuple(self.names)))
         self._say_mismatch(engine, self.ask.task)
         for number, method in enumerate(self._methods, 1):
             if not self.stop.is_set():
                 self._measure(engine, method, number)
+
+    def _leave_out(self, offer: Offer) -> None:
+        """Leave out what this model can't run: the methods may have been chosen for the model before it."""
+        reasons = {method.label: reason for method in self._methods if (reason := offer.reason(method.name))}
+        self._methods = [method for method in self._methods if method.label not in reasons]
+        if len(self._methods) < 2:  # only standard decoding is left
+            raise CannotRun(" ".join(reasons.values()))
+        if reasons:
+            self._say(f"Left out: {', '.join(reasons)}. {' '.join(reasons.values())}", lasting=True)
 
     def _measure(self, engine: Engine, method: Method, number: int) -> None:
         ask = replace(self.ask, method=method)

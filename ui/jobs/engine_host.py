@@ -38,7 +38,7 @@ class Busy(ValueError):
 class State:
     """The state of the engine for the page. ``error`` is a sentence if the last load failed.
 
-    ``used`` and ``free`` are bytes of memory after the last load: of the whole program, and left on the device.
+    ``used`` are the bytes of memory that the whole program takes after the last load.
     """
 
     loading: bool = False
@@ -47,7 +47,6 @@ class State:
     info: EngineInfo | None = None
     error: str = ""
     used: int = 0
-    free: int = 0
 
 
 class Engines:
@@ -106,13 +105,12 @@ class Engines:
         warm_up(self._engine)
         self.choice = choice
         memory.give_back()  # of the previous model, whose parts reference each other
-        free = memory.free(self._engine.info.device)
-        self._set(loading=False, words="Ready", info=self._engine.info, used=memory.used(), free=free)
+        self._set(loading=False, words="Ready", info=self._engine.info, used=memory.used())
 
     def _unload(self) -> None:
         self._engine = None
         memory.give_back()
-        self._set(loading=False, words="No model is loaded.", info=None, used=0, free=0)
+        self._set(loading=False, words="No model is loaded.", info=None, used=0)
 
     def _progress(self, words: str, fraction: float | None = None) -> None:
         self._set(words=words, fraction=fraction)
@@ -132,6 +130,11 @@ class Engines:
             if not state.loading:
                 return
             wait.wait(seconds)
+
+    def ahead(self) -> str:
+        """What a run that begins now waits for; empty for nothing."""
+        ahead = self._line.purposes
+        return waiting(len(ahead), ahead[0]) if ahead else ""
 
     def _behind(self, ahead: int, purpose: str) -> None:
         self._set(words=f"Waiting: {ahead} ahead of it")

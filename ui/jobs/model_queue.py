@@ -37,6 +37,12 @@ class Line:
             self._places.append(place := Place(purpose))
         return place
 
+    @property
+    def purposes(self) -> list[str]:
+        """What all places are for, the current turn first."""
+        with self._changed:
+            return [place.purpose for place in self._places]
+
     @contextmanager
     def turn(self, place: Place, stop: threading.Event, say: Say) -> Iterator[None]:
         """Wait for the turn and hold it. ``say`` is called whenever the jobs ahead change.

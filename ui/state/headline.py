@@ -13,10 +13,9 @@ from specstream.events import Agreement, Lane, Step, Verdict
 from specstream.params import Standard
 from specstream.stats import RunStats, counted, step_cost
 
-from ..html.headline import Headline, Remedy
+from ..html.headline import ALIKE, NOISY, Headline, Remedy
 from .view import View
 
-ALIKE = 0.05  # a ratio this close to 1 counts as equal
 DEAR = 1.3  # in standard steps: a step cost above this makes the tree the cause of a slow run
 FEW = 1.5  # tokens per pass: fewer hardly pay for drafting
 BUSY, FEWEST = (
@@ -29,7 +28,6 @@ SAME = {
     Agreement.MISMATCH: "different text ✗",
     Agreement.UNKNOWN: "",
 }
-NOISY = "This machine is busy, so timings vary. Measure again."
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ def headline(view: View, again: Sequence[Ratio] = ()) -> Headline:
         return _under_way(view, ours)
     if first is None:
         return _alone(view, ours)
-    ratios = [first, *again]
-    middle = statistics.median(ratio.whole for ratio in ratios)
+    ratios, middle = [first, *again], median(view, again) or first.whole
     slower = middle < 1 - ALIKE
     cause, remedy = _cause(view) if slower else ("", None)
     differs = view.verdict.agreement is Agreement.MISMATCH
@@ -66,6 +63,12 @@ def headline(view: View, again: Sequence[Ratio] = ()) -> Headline:
     details = "" if view.verdict.agreement is Agreement.IDENTICAL else view.verdict.message
     parts = (SAME[view.verdict.agreement], passes(view))
     return Headline(tone, pace(middle), _said(parts), _said(below), details, remedy)
+
+
+def median(view: View, again: Sequence[Ratio] = ()) -> float | None:
+    """The speed-up of all measurements of a run; None if there is none."""
+    first = Ratio.of(view.verdict, view.stats)
+    return statistics.median(ratio.whole for ratio in (first, *again)) if first else None
 
 
 def pace(ratio: float) -> str:
@@ -93,7 +96,7 @@ def busy(steps: Sequence[Step]) -> bool:
 
 def _under_way(view: View, ours: RunStats) -> Headline:
     if not ours.tokens:
-        return Headline("busy", "Starting")
+        return Headline("busy", view.words if view.words.startswith("Waiting") else "Starting")
     written = f"{counted(ours.tokens, 'token')} in {_passes(ours.steps + 1)}"
     if ours.reason is None:
         return Headline("busy", "Writing", (written,))

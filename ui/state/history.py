@@ -77,6 +77,8 @@ def facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Goes on after", f"{branch['after']} (from run {branch['of']})"
     yield "Task", task(run)
     yield "Model", model_words(run)
+    if run["speedup"]:
+        yield "Measured", "once, by this run; what Measure again finds is not kept"
     yield "Settings", changed(run["settings"], run["method"]) or "default settings"
     versions = (run["info"] or {}).get("versions", {})
     yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -42,13 +42,18 @@ def does(name: str) -> str:
 
 def mismatch(task: str, info: EngineInfo) -> str:
     """One sentence if the loaded adapter was trained for another task, else empty."""
-    if task not in TASKS or task == info.task:
+    if task == info.task:
         return ""
+    if task not in TASKS:
+        return f"The loaded model is tuned for “{_label(info)}”, whatever the prompt." if info.tuned else ""
     if not info.task:
         return "No adapter is loaded: without one the model can't draft for itself."
-    trained = TASKS[info.task].label if info.task in TASKS else info.task
     worse = "writes differently and drafts worse" if info.tuned else "drafts worse"
-    return f"The loaded adapter was trained for “{trained}”: on other tasks the model {worse}."
+    return f"The loaded adapter was trained for “{_label(info)}”: on other tasks the model {worse}."
+
+
+def _label(info: EngineInfo) -> str:
+    return TASKS[info.task].label if info.task in TASKS else info.task
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class BenchmarkTab:
         updates[form.hint] = task_hint.hint(task, state.info)
         for name, box in form.references.items():
             updates[box] = reference_update(name, state, wished)
-        if state.info:
+        if offer.info:
             able = [name for name in TUNABLE if not offer.reason(name)]
             value = tuned if tuned in able else next(iter(able), None)
             updates[form.tuned] = gr.update(choices=[(offer.label(name), name) for name in TUNABLE], value=value)
@@ -428,7 +428,8 @@ def wire(
             on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET
         )
     shown.cancel.click(on.cancel, form.key, queue=False, **QUIET)
-    opened.select(on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET)
+    for event in (opened.select, play.panel.known.change):
+        event(on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET)
     form.task.change(lambda task: task_hint.hint(task, engines.state.info), form.task, form.hint, queue=False, **QUIET)
     form.tuned.input(lambda tuned: tuned, form.tuned, form.tuned_wish, queue=False, **QUIET)
     controls.wire_wishes(form.wished, form.methods | form.references)

@@ -38,6 +38,7 @@ from .playground import (
     example_buttons,
     examples,
     fill_with_examples,
+    load_for,
     prompt_box,
     task_box,
 )
@@ -128,6 +129,8 @@ class ComparisonProgress:
             self.warnings += [item.text] if item.lasting else []
         elif isinstance(item, Prepared):
             self.info = item.info
+            if (labels := [METHODS[name].label for name in item.methods]) != self.live.labels:
+                self.live = race.Live(labels)
         elif isinstance(item, Entry):
             self.entries.append(item)
         elif isinstance(item, Lap):
@@ -191,6 +194,7 @@ def wire(
             return
         try:
             ask, methods = tab.ask(values)
+            load_for(engines, ask.task, ask.prompt)
         except ValueError as error:
             yield {tab.status: render.status(str(error), "bad")}
             return
@@ -216,7 +220,7 @@ def wire(
     tab.run.click(run, tab.inputs, tab.outputs, concurrency_id="engine", concurrency_limit=MOST_WAITING, **QUIET)
     tab.run.click(stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **QUIET)
     controls.wire_wishes(tab.wished, tab.methods)
-    for event in (opened.select, tab.task.change, play.panel.card.change):
+    for event in (opened.select, tab.task.change, play.panel.known.change):
         event(fitted, tab.chosen, tab.depends, queue=False, **QUIET)
     demo.load(watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET)
     visitor.wire(tab.key, demo)

@@ -29,6 +29,7 @@ INTRO = (
     "this machine with the Playground and yields to it: while both run, each is slower."
 )
 FETCH = "() => setTimeout(() => document.querySelector('#adapter-zip').click(), 200)"
+TO_THE_TOP = "(...given) => (window.scrollTo(0, 0), given)"
 REFUSED = "ss-refused"
 CORRECTED = f"(status) => status.includes('{REFUSED}') ? '' : status"  # correcting the form clears its error
 
@@ -264,11 +265,17 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
             return refused(tab, error)
         return {tabs: gr.update(selected="playground")} | play.panel.show(choice)
 
-    def follow(name: str | None, wish: str) -> Iterator[Updates]:
+    def follow(name: str | None, task: str, wish: str, prompt: str) -> Iterator[Updates]:
         found = registry.get(name or "")
-        if found and found.plan:
-            for state in engines.watch():
-                yield play.loaded(state, engines.offer, found.plan.task, wish)
+        if not found or not found.plan:
+            return
+        for state in engines.watch():
+            followed = play.followed(state, task, prompt)
+            told = play.loaded(state, engines.offer, found.plan.task, wish) | followed
+            if state.info and not state.loading and not state.error:
+                words = f"{found.name} is loaded: {render.model_line(state.info)}. Press Run to try it."
+                told[play.status] = render.status(words, "good")
+            yield told
 
     def pack(name: str | None) -> Updates:
         found = registry.get(name or "")
@@ -281,6 +288,6 @@ def _wire_adapter(tab: FineTune, tabs: gr.Tabs, registry: Registry, engines: Eng
         return {tab.copy: str(trainview.pack(found, folder))}
 
     tab.use.click(use, tab.listing, [tabs, tab.status, *play.form], **QUIET).then(
-        follow, [tab.listing, play.wish], play.form, concurrency_limit=None, **QUIET
+        follow, [tab.listing, *play.chosen], play.form, concurrency_limit=None, js=TO_THE_TOP, **QUIET
     )  # a separate step: of two updates that arrive together, the page may lose the first, which changes the tab
     tab.zip.click(pack, tab.listing, [tab.copy, tab.status], **QUIET).success(None, js=FETCH, api_visibility="private")

@@ -21,7 +21,7 @@ from specstream.training.jobs import Plan, Registry
 
 from ..components import controls
 from ..components.handlers import QUIET, Updates
-from ..components.model_panel import adapter_choices
+from ..components.model_panel import adapter_choices, labelled
 from ..files import downloads, place
 from ..html import render
 from ..html import training as trainview
@@ -406,4 +406,4 @@ def begun_with(form: Form, values: Mapping[Any, Any]) -> Updates:
     have = [name for name in adapter_choices((values[form.model] or "").strip()) if name != "auto"]
     wanted = (values[form.start], values[form.task])
     chosen = next((name for name in wanted if name in have and name != BARE), BARE)
-    return {form.start: gr.update(visible=True, choices=have, value=chosen)}
+    return {form.start: gr.update(visible=True, choices=labelled(have), value=chosen)}

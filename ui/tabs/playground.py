@@ -38,12 +38,26 @@ from ..state.feed import Feed
 from ..state.headline import Ratio, headline
 from ..state.messages import Notice
 from ..state.methods import Offer, mismatch
+from ..state.origin import Origin
 from ..state.view import View
 
 PROMPTS = data_file("assets/prompts.json")
 RUN, STOP = "Run", "Stop"  # labels of the button
 PRESS_RUN = "() => document.getElementById('run').click()"
 MOST_WAITING = 64  # most runs that wait for the model and are shown their place; more wait in gradio's own queue
+
+RETURNED = "() => document.documentElement.classList.remove('ss-returning')"  # see ui/first_script.py
+NOTHING_ASKED = '["", ""]'
+# A result that does not belong to the prompt and task above says so.
+MARK_EARLIER = """(asked, prompt, task, line, status) => {
+  const mark = "<span class='ss-earlier'>Of the earlier prompt: </span>";
+  const [was, of] = JSON.parse(asked), same = of === task && (was === null || was === prompt);
+  const bare = line.replace(mark, "");
+  if (same) return [bare, status];
+  const over = />(Done|Stopped|Measured|Your last run|A recorded run)/.test(status);
+  const next = '<p class="ss-status ss-plain" role="status">Press Run for this prompt.</p>';
+  return [bare.replace("<strong>", "<strong>" + mark), over ? next : status];
+}"""
 
 _numbers = count(1)
 
@@ -84,6 +98,7 @@ class Playground:
     view: RunView
     examples: list[gr.Button]
     last: gr.State
+    asked: gr.Textbox  # prompt and task of the displayed run, as JSON
     fit: Callable[..., Iterator[Updates]] | None = None  # loads the adapter of a task that was chosen
 
     @property
@@ -94,8 +109,9 @@ class Playground:
     @property
     def outputs(self) -> list[Any]:
         chat = [self.prompt, *self.chat.outputs]
-        panel = [self.panel.line, self.panel.fold, self.panel.card]
-        return [self.run, self.status, self.last, *panel, *chat, *self.view.outputs]
+        panel = [self.panel.line, self.panel.fold, self.panel.card, self.panel.known]
+        own = [self.run, self.status, self.last, self.asked]
+        return [*own, *panel, *self.suit.outputs, *chat, *self.view.outputs]
 
     @property
     def form(self) -> list[Any]:
@@ -123,7 +139,7 @@ class Playground:
     def busy(self) -> Updates:
         return {self.run: gr.update(value=STOP, variant="stop"), self.view.again: gr.update(interactive=False)}
 
-    def asked(self, ask: RunRequest) -> Updates:
+    def sent(self, ask: RunRequest) -> Updates:
         """Move a chat's message from the box into the conversation."""
         return {self.prompt: ""} | self.chat.asked(ask.chat, ask.prompt) if ask.chat else {}
 
@@ -144,7 +160,15 @@ class Playground:
         """The changes when a task is chosen."""
         return self.suit.updates(task, info) | self.chat.visible(task, info)
 
-    def loaded(self, state: State, offer: Offer, task: str, wish: str, prompt: str = "") -> Updates:
+    def followed(self, state: State, task: str, prompt: str) -> Updates:
+        """The task of an adapter that the visitor has loaded, with its example if the prompt is an example."""
+        info = state.info
+        if state.loading or not info or info.task not in TASKS or info.task == task:
+            return {}
+        fitting = example_of(info.task, prompt)
+        return {self.task: info.task} | ({self.prompt: fitting} if fitting else {})
+
+    def loaded(self, state: State, offer: Offer, task: str, wish: str) -> Updates:
         """The changes in the form for a newly loaded model; ``task`` is the chosen task, ``wish`` the wanted method."""
         updates = self.panel.updates(state)
         if state.loading:
@@ -152,11 +176,29 @@ class Playground:
         elif state.info:
             fits = offer.fitting(wish)
             updates[self.method] = gr.update(choices=offer.choices(), value=fits)
-            if state.info.task in TASKS and state.info.task != task:
-                updates[self.task] = task = state.info.task
-                updates |= {self.prompt: fitting} if (fitting := example_of(task, prompt)) else {}
             updates |= self.suited(task, state.info)
         return updates
+
+
+def adapter_of(task: str, prompt: str) -> str:
+    """The adapter for a task; an example may name another one, so that its text does not depend on what was loaded."""
+    named = (known["adapter"] for known in examples() if known["prompt"] == prompt and "adapter" in known)
+    return next(named, task)
+
+
+def load_for(engines: Engines, task: str, prompt: str) -> None:
+    """Load the adapter of a request before it, as choosing its task does: somebody else may have loaded another."""
+    wanted = adapter_of(task, prompt)
+    if task_hint.loads_by_itself(wanted, engines.state, engines.choice):
+        try:
+            engines.load(**engines.choice | {"adapter": wanted})
+        except (Busy, Refused) as no:
+            gr.Warning(str(no))
+
+
+def asked(ask: RunRequest) -> str:
+    """Prompt and task of a run, for the mark on its result. A conversation shows its messages itself."""
+    return json.dumps([None if ask.chat else ask.prompt, ask.task], ensure_ascii=False)
 
 
 def example_of(task: str, prompt: str) -> str:
@@ -239,7 +281,7 @@ def layout(engines: Engines) -> Playground:
     view = run_panel.layout(recorded, live=True)
     return Playground(
         panel, talk, fit, prompt, task, method, wish, compare, run, status, visitor.layout(), settings, view,
-        known_buttons, gr.State(None),
+        known_buttons, gr.State(None), gr.Textbox(json.dumps([known[0]["prompt"], known[0]["task"]]), visible=False),
     )  # fmt: skip
 
 
@@ -270,6 +312,8 @@ class RunEvents:
             yield {self._tab.status: gr.skip()}
             return
         try:
+            check_prompt(values[self._tab.prompt] or "")
+            load_for(self._engines, values[self._tab.task], values[self._tab.prompt])
             self._engines.offer.check(values[self._tab.method])
             ask = self._tab.ask(values, self._engines.state.info)
         except ValueError as error:
@@ -333,18 +377,19 @@ class ModelEvents:
 
     def load(self, values: dict[Any, Any]) -> Iterator[Updates]:
         for state in model_panel.request_load(self._engines, self._tab.panel.chosen(values)):
-            yield self._tab.loaded(
-                state, self._engines.offer, *(values[part] for part in self._tab.chosen)
-            ) | self.ready(state)
+            task, wish, prompt = (values[part] for part in self._tab.chosen)
+            followed = self._tab.followed(state, task, prompt)
+            task = followed.get(self._tab.task, task)
+            yield self._tab.loaded(state, self._engines.offer, task, wish) | followed | self.ready(state)
 
     def load_fitting(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
         """Load the adapter of a task. This loads the model again, because the adapter is merged into its weights."""
-        choice = self._engines.choice | {"adapter": task}
+        choice = self._engines.choice | {"adapter": (wanted := adapter_of(task, prompt))}
         for state in model_panel.request_load(self._engines, choice):
             yield (
-                self._tab.loaded(state, self._engines.offer, task, wish, prompt)
+                self._tab.loaded(state, self._engines.offer, task, wish)
                 | self._tab.panel.show(choice)
-                | (self.changing(task, state) if state.loading else self.ready(state))
+                | (self.changing(wanted, state) if state.loading else self.ready(state))
             )
 
     def changing(self, task: str, state: State) -> Updates:
@@ -353,14 +398,14 @@ class ModelEvents:
         words = model_panel.progress(state) if waits else f"Loading the adapter for {TASKS[task].label}"
         return {self._tab.status: render.status(words, "busy")}
 
-    def suited(self, task: str) -> Updates:
-        """The changes when a task is chosen, without a hint while its adapter is about to be loaded."""
+    def suited(self, task: str, prompt: str = "") -> Updates:
+        """The changes when a task is chosen, without a hint if its adapter is loaded now or with the next run."""
         state, tab = self._engines.state, self._tab
-        coming = state.loading or task_hint.loads_by_itself(task, state, self._engines.choice)
+        coming = state.loading or task_hint.loads_by_itself(adapter_of(task, prompt), state, self._engines.choice)
         return tab.suit.updates(task, None if coming else state.info) | tab.chat.visible(task, state.info)
 
     def fit(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
-        if task_hint.loads_by_itself(task, self._engines.state, self._engines.choice):
+        if task_hint.loads_by_itself(adapter_of(task, prompt), self._engines.state, self._engines.choice):
             yield from self.load_fitting(task, wish, prompt)
         else:
             yield self._tab.suited(task, self._engines.state.info)
@@ -374,15 +419,27 @@ class ModelEvents:
             return {}
         return {self._tab.status: render.status(f"Ready: {render.model_line(state.info)}.", "good")}
 
-    def unload(self, *chosen: str) -> Iterator[Updates]:
+    def unload(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
         for state in model_panel.request_unload(self._engines):
-            yield self._tab.loaded(state, self._engines.offer, *chosen) | {self._tab.status: render.status(state.words)}
+            yield self._tab.loaded(state, self._engines.offer, task, wish) | {
+                self._tab.status: render.status(state.words)
+            }
 
-    def watch(self, *chosen: str) -> Iterator[Updates]:
+    def watch(self, task: str, wish: str, prompt: str) -> Iterator[Updates]:
+        """What is loaded or being loaded. The task stays: what others have loaded is no choice of this visitor."""
         waited = False
         for state in self._engines.watch():
-            yield self._tab.loaded(state, self._engines.offer, *chosen) | (self.ready(state) if waited else {})
+            told = self._tab.loaded(state, self._engines.offer, task, wish) | self.suited(task, prompt)
+            yield told | (self.ready(state) if waited else {})
             waited = state.loading
+
+    def known(self, task: str, wish: str, prompt: str) -> Updates:
+        """The methods and the hint, whoever has loaded what."""
+        if self._engines.state.loading or not self._engines.state.info:
+            return {self._tab.method: gr.skip()}
+        offer = self._engines.offer
+        method = gr.update(choices=offer.choices(), value=offer.fitting(wish))
+        return {self._tab.method: method} | self.suited(task, prompt)
 
 
 def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | None) -> None:
@@ -390,7 +447,7 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
     runs, models = RunEvents(tab, engines, runlog), ModelEvents(tab, engines)
     outputs, form = tab.outputs, tab.form
     turn: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": MOST_WAITING}
-    tab.run.click(runs.run, tab.inputs, outputs, **turn, **QUIET)
+    began = tab.run.click(runs.run, tab.inputs, outputs, **turn, **QUIET)
     tab.run.click(runs.stop, [tab.run, tab.key], queue=False, trigger_mode="multiple", **QUIET)
     tab.view.player.play(runs.drawn, tab.key, queue=False, **QUIET)
     tab.view.again.click(runs.again, [tab.last, tab.key], outputs, **turn, **QUIET)
@@ -405,13 +462,21 @@ def wire(tab: Playground, demo: gr.Blocks, engines: Engines, runlog: RunLog | No
     tab.task.input(models.fit, tab.chosen, form, concurrency_limit=None, **QUIET)
     tab.fit = models.fit
     fill_with_examples(tab.examples, tab)
-    tab.task.change(models.suited, tab.task, form, queue=False, **QUIET)
+    tab.task.change(models.suited, [tab.task, tab.prompt], form, queue=False, **QUIET)
+    tab.panel.known.change(models.known, tab.chosen, form, queue=False, **QUIET)
     visitor.wire(tab.key, demo)
     tab.chat.wire(demo, tab.prompt)
     demo.load(models.watch, tab.chosen, form, concurrency_limit=None, **QUIET).then(
         runs.resume, [tab.key, tab.chat.kept], [tab.task, *outputs], concurrency_limit=None, **QUIET
-    )
+    ).then(None, js=RETURNED, api_visibility="private")
     demo.unload(runs.close)
+    tab.chat.new.click(lambda: NOTHING_ASKED, None, tab.asked, queue=False, **QUIET)
+    marked: dict[str, Any] = {
+        "inputs": [tab.asked, tab.prompt, tab.task, tab.view.headline, tab.status],
+        "outputs": [tab.view.headline, tab.status], "js": MARK_EARLIER, "api_visibility": "private",
+    }  # fmt: skip
+    for event in (tab.prompt.change, tab.task.change, tab.asked.change, began.then):
+        event(None, **marked)
     tab.view.wire(engines, runlog)
     show_own_settings(tab, engines)
 
@@ -421,7 +486,9 @@ def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iter
     view = View(Feed(f"live-{next(_numbers)}", METHODS[run.ask.method.name].label))
     # The button is in every update: of two that arrive together, gradio's page loses what the later one omits. And
     # each has a separate dict, because gradio removes the value from it.
-    begun = tab.asked(run.ask) | {tab.status: render.status(view.words, view.tone)} | tab.view.begun()
+    view.words = (not run.begun and engines.ahead()) or view.words
+    begun = {tab.asked: asked(run.ask), tab.status: render.status(view.words, view.tone)}
+    begun |= tab.sent(run.ask) | tab.view.begun()
     yield begun | tab.view.running(view) | tab.busy()
     run.wait_for_drawing()
     with closing(run.batches(session)) as batches:
@@ -429,12 +496,17 @@ def stream(tab: Playground, run: RunJob, session: str, engines: Engines) -> Iter
             for item in batch:
                 view.add(item)
             told = {tab.status: render.status(view.words, view.tone)} | tab.answering(run.ask, view)
+            if any(isinstance(item, Origin) for item in batch):  # it has the model, which may have been loaded for it
+                told |= tab.panel.told(engines.state)
             yield told | tab.view.running(view) | tab.busy()
     view.close(run.stop.is_set())
     info = engines.state.info
-    view.nodes, view.mismatched = (info.nodes or NODES, bool(mismatch(run.ask.task, info))) if info else (NODES, False)
+    if info:
+        view.nodes = info.nodes or NODES
+        view.mismatched = run.ask.task in TASKS and bool(mismatch(run.ask.task, info))
     last = Last(run.ask, view, info) if view.whole and view.speedup else None
     ended = tab.answered(run.ask, view) | {tab.status: render.status(view.words, view.tone)}
+    ended |= tab.panel.told(engines.state) | tab.suit.updates(run.ask.task, info)
     yield ended | tab.view.ended(view) | tab.idle(again=last is not None) | {tab.last: last}
 
 
@@ -447,10 +519,10 @@ def measured_again(tab: Playground, job: MeasureAgain, view: View, session: str)
         for item in (item for batch in batches for item in batch):
             found += [item] if isinstance(item, Ratio) else []
             words = item.text if isinstance(item, Notice) else f"Measuring: {len(found)} of {TIMES}"
-            yield tab.busy() | {tab.status: render.status(words, "busy")} | tab.view.said(headline(view, found))
+            yield tab.busy() | {tab.status: render.status(words, "busy")} | tab.view.measured_again(view, found)
     done = f"Measured {counted(1 + len(found), 'time')}" if found else words
     ended = {tab.status: render.status(done, "good" if found else "plain")}
-    yield tab.idle(again=True) | ended | tab.view.said(headline(view, found))
+    yield tab.idle(again=True) | ended | tab.view.measured_again(view, found)
 
 
 def last_run(tab: Playground, runlog: RunLog | None, who: str, kept: Chat) -> Updates:
@@ -465,6 +537,7 @@ def last_run(tab: Playground, runlog: RunLog | None, who: str, kept: Chat) -> Up
         return {tab.status: render.status(str(error), "bad")}
     words = f"Your last run, from the log: {row['status']}."
     form = {tab.prompt: row["prompt"], tab.task: row["task"] if row["task"] in TASKS else "raw"}
+    form[tab.asked] = json.dumps([None if (row["settings"] or {}).get("chat") else row["prompt"], form[tab.task]])
     form |= tab.chat.show(chat.newer(kept, row)) | ({tab.prompt: ""} if (row["settings"] or {}).get("chat") else {})
     return form | {tab.status: render.status(words)} | tab.view.ended(view) | tab.idle()
 

@@ -113,6 +113,7 @@ class Opened:
     hint: gr.HTML
     pair: gr.HTML
     group: gr.Column
+    about: gr.HTML  # prompt and model, above everything else of the run
     facts: gr.HTML
     star: gr.Checkbox
     note: gr.Textbox
@@ -126,8 +127,8 @@ class Opened:
 
     @property
     def outputs(self) -> list[Any]:
-        own = [self.run, self.sheet, self.hint, self.pair, self.group, self.facts, self.star, self.note, self.sure]
-        return [*own, self.jsonl, self.csv, *self.view.outputs]
+        own = [self.run, self.sheet, self.hint, self.pair, self.group, self.about, self.facts, self.star, self.note]
+        return [*own, self.sure, self.jsonl, self.csv, *self.view.outputs]
 
     def open(self, runlog: RunLog, run: str, folder: Path, who: str | None = None) -> Updates:
         """Show a logged run as the Playground showed it.
@@ -142,6 +143,7 @@ class Opened:
             self.hint: _said(""),
             self.pair: _said(""),
             self.group: gr.update(visible=True),
+            self.about: render.asked(history.shorten(found["prompt"]), history.model_words(found)),
             self.facts: render.facts(history.facts(found)),
             self.star: found["star"],
             self.note: found["note"],
@@ -244,6 +246,7 @@ def _opened(sheet: gr.Column) -> Opened:
     hint = gr.HTML(render.status(CHOOSE))
     compared = gr.HTML(js_on_load=listed.KEEP_LOCAL, visible=False)
     with gr.Column(visible=False, elem_id="opened-run") as group:
+        about = gr.HTML()
         view = run_panel.layout()
         with gr.Row(elem_classes="ss-search"):
             star = gr.Checkbox(label="Star", interactive=True, scale=0, min_width=110)
@@ -260,8 +263,8 @@ def _opened(sheet: gr.Column) -> Opened:
             confirm = gr.Button("Yes, delete it", variant="stop", size="sm", scale=0, min_width=160)
             keep = gr.Button("Keep it", size="sm", scale=0, min_width=120)
     return Opened(
-        gr.State(""), sheet, close, everything, hint, compared, group, facts, star, note, delete, sure, confirm, keep,
-        jsonl, csv, view,
+        gr.State(""), sheet, close, everything, hint, compared, group, about, facts, star, note, delete, sure, confirm,
+        keep, jsonl, csv, view,
     )  # fmt: skip
 
 

@@ -52,9 +52,10 @@ def runs(found: Iterable[Mapping[str, Any]], opened: str = "") -> str:
 def _run(run: Mapping[str, Any], opened: str) -> str:
     name, place = history.title(run), escape(run["id"])
     star = '<span title="starred">★</span> ' if run["star"] else ""
+    at = escape(run["started_utc"][:19].replace("T", " ")) + " UTC"
     current = ' aria-current="true"' if run["id"] == opened else ""
     return (
-        f'<li><input type="checkbox" data-run="{place}" aria-label="Tick {escape(name)} to compare">'
+        f'<li><input type="checkbox" data-run="{place}" aria-label="Tick {escape(name)}, {at}, to compare">'
         f'<button type="button" data-run="{place}"{current}><strong>{star}{escape(name)}</strong>'
         f'<span class="ss-run-line">{escape(history.came(run))}</span>'
         f'<span class="ss-run-line">{when(run["started_utc"])} · {escape(_made(run))}</span></button></li>'

@@ -6,7 +6,8 @@ function caption(index) {
   const accepted = step.d.filter((node) => node[3] === "a").length;
   const copies = step.c?.length ? `, ${step.c.length === step.d.length ? "all" : step.c.length} copied from the text before` : "";
   const draft = step.d.length ? `${plural(step.d.length, "token")} drafted${copies}, ${accepted} accepted. ` : "Nothing was drafted. ";
-  return `Step ${index}: ${draft}${step.d.length ? "Plus the model's own token" : "The model's own token"}: ${plural(step.t.length, "token")} in one pass, ${took(step).toFixed(0)} ms.`;
+  const own = !step.d.length ? "The model's own token" : step.t.at(-1)?.[1] ? "The text ends there, so the model adds none of its own" : "Plus the model's own token";
+  return `Step ${index}: ${draft}${own}: ${plural(step.t.length, "token")} in one pass, ${took(step).toFixed(0)} ms.`;
 }
 
 const took = (step) => step.s.reduce((sum, ms) => sum + ms, 0);

@@ -157,6 +157,8 @@ function reset(message) {
   strip.replaceChildren();
   part(".ss-aloud").textContent = "";
   part(".ss-detail").replaceChildren();
+  part(".ss-more").classList.add("ss-none");
+  if (!first) document.documentElement.classList.remove("ss-returning");
   const badge = part(".ss-badge");
   badge.textContent = local(message.note);
   badge.hidden = !message.note;
@@ -195,7 +197,7 @@ function receive(text) {
 
 // Of a run that goes on no text is later than the newest step: only what is new is drawn.
 function showNewest() {
-  if (cursor !== last()) show(last());
+  if (cursor !== last() || last() < 0) show(last()); // a run that waits shows nothing of the one before
   else count("baseline", steps.baseline.length - 1, ends("baseline"));
 }
 
