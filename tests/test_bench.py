@@ -245,7 +245,7 @@ def test_a_file_of_questions_is_known_by_its_turns(questions: Path, tmp_path: Pa
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"meaning_representation": "name[A]"}\n{"meaning_representation": "name[B]"}\n')
     assert bench.read_cases(loaded, rows, "e2e", 1) == [prompts.Case(("Facts: name[A]\nText:",))]
-    with pytest.raises(ValueError, match="line 1: the column 'question'"):
+    with pytest.raises(ValueError, match="line 1: the column 'context'"):
         bench.read_cases(loaded, rows, "sql")
     (tmp_path / "bad.jsonl").write_text("no JSON")
     with pytest.raises(ValueError, match=r"bad.jsonl, line 1"):
