@@ -156,7 +156,7 @@ def measure_again(page: Page) -> None:
     said = str(page.locator(".ss-headline strong").first.text_content())
     if shown := re.match(r"\d+\.\d×", said):
         expect(tile.locator(".ss-value")).to_have_text(shown[0])
-    expect(page.get_by_text("prompt pass included, median of 5").first).to_be_attached()
+    expect(page.get_by_text("including the prompt, median of 5").first).to_be_attached()
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible()
 
 
