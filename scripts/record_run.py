@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS / "recorded_run.json")
     out = parser.parse_args().out
     loaded = engine.load("smollm2-135m", "e2e")
+    loaded.refresh(wait=True)  # wait for compiled layers
     example = json.loads((ASSETS / "prompts.json").read_text(encoding="utf-8"))[0]
     values = record(loaded, example, METHOD, Sampling(max_new_tokens=96))
     write(out, values | {"looks": looks(loaded, values)})
