@@ -249,7 +249,7 @@ def test_a_demo_lists_no_private_adapters(private: list[str]) -> None:
     for rules in (DEMO, OPEN):
         with gr.Blocks():
             panel, _ = model_panel.layout(Engines(CHOICE, rules=rules), lambda: None)
-        listed.append(panel.updates(state)[panel.adapter]["choices"])
+        listed.append([name for _, name in panel.updates(state)[panel.adapter]["choices"]])
     assert "e2e" in listed[0] and "letters" not in listed[0] and "letters" in listed[1]
 
 
