@@ -59,6 +59,7 @@ def fails(args: list[str], capsys: pytest.CaptureFixture) -> str:
     return errors[0]
 
 
+SCRIPTED = ("generate", "--model", "toy", "--prompt", "a")
 BAD = {
     "no prompt": (["generate"], "Give either --prompt"),
     "prompt and data": (["generate", "--prompt", "a", "--data", "x.jsonl"], "Give either --prompt"),
@@ -127,19 +128,19 @@ BAD = {
         "would be overwritten",
     ),
     "the toy with an adapter": (
-        ["generate", "--model", "toy", "--prompt", "a", "--adapter", "nosuch"],
+        [*SCRIPTED, "--adapter", "nosuch"],
         "for which adapter nosuch means nothing",
     ),
     "the toy on a GPU": (
-        ["generate", "--model", "toy", "--prompt", "a", "--device", "cuda"],
+        [*SCRIPTED, "--device", "cuda"],
         "for which device cuda means nothing",
     ),
     "the toy in 16 bits": (
-        ["generate", "--model", "toy", "--prompt", "a", "--dtype", "float16"],
+        [*SCRIPTED, "--dtype", "float16"],
         "for which dtype float16 means nothing",
     ),
     "the toy with a model": (
-        ["generate", "--model", "toy", "--prompt", "a", "--draft-model", "gpt2"],
+        [*SCRIPTED, "--draft-model", "gpt2"],
         "for which draft model gpt2 means",
     ),
     "the toy is trained": (["train", "--model", "toy", "--task", "e2e", "--data", "DATA"], "a script without weights"),
