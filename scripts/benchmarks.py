@@ -229,11 +229,12 @@ def beside_llama_cpp(report: Report) -> Iterator[str]:
     count = len(report["rates"][LLAMA])
     yield f"\n## Against llama.cpp: {report['task']}\n"
     yield (
-        f"{count} prompts, up to {report['tokens']} tokens, all methods in turn on each prompt, prompt pass excluded; "
-        f"llama.cpp reads the 4-bit file, ours its weights unpacked ({report['dtype']} unless stated otherwise). "
+        f"{count} prompts, up to {report['tokens']} tokens, all methods in turn on each prompt. Tokens per second "
+        "exclude the prompt pass, whose median time is in the last column. llama.cpp reads the 4-bit file, ours its "
+        f"weights unpacked ({report['dtype']} unless stated otherwise). "
         f"Adapter {report['adapter']}, commit `{report['commit']}`.\n"
     )
-    yield from rates_table(report["rates"])
+    yield from rates_table(report["rates"], report["prompts"])
     yield from (f"\n{dtype}: {words}" for dtype, words in report["words"].items())
 
 

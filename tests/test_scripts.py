@@ -94,11 +94,12 @@ def test_without_llama_cpp_the_comparison_says_what_to_install(monkeypatch: pyte
 
 def test_rates_beside_llama_cpp_are_compared_prompt_by_prompt() -> None:
     rates = {"llama.cpp": [100.0, 50.0, 80.0], "ours": [50.0, 50.0, 20.0], "streaming": [200.0, 100.0, 40.0]}
-    lines = list(llama_cpp.table(rates))
+    prompts = {"llama.cpp": [0.4, 0.2, 0.3], "ours": [0.1, 0.2, 0.1], "streaming": [0.1, 0.1, 0.1]}
+    lines = list(llama_cpp.table(rates, prompts))
     assert lines[2:] == [
-        "| llama.cpp | 70.6 | 1.00 | 1.00 | 2.12 |",
-        "| ours | 33.3 | 0.47 | 0.25 | 1.00 |",
-        "| streaming | 75.0 | 1.06 | 0.50 | 2.25 |",
+        "| llama.cpp | 70.6 | 1.00 | 1.00 | 2.12 | 300 |",
+        "| ours | 33.3 | 0.47 | 0.25 | 1.00 | 100 |",
+        "| streaming | 75.0 | 1.06 | 0.50 | 2.25 | 100 |",
     ]
 
 
