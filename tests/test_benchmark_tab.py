@@ -122,7 +122,7 @@ def test_cancel_keeps_what_is_complete(browser: Browser, url: str, pace: Pace) -
 def test_a_number_out_of_its_limits_is_refused_by_name(browser: Browser, url: str) -> None:
     with visit(browser, url, "Benchmark") as page:
         start(page, prompts=5000)
-        expect(status(page)).to_have_text("Prompts must be a whole number from 1 to 1000, not 5000.")
+        expect(status(page)).to_have_text("Prompts must be a whole number from 1 to 1,000, not 5,000.")
 
 
 def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pace: Pace) -> None:

@@ -120,7 +120,7 @@ def _allowed(
 ) -> tuple[str, Any]:
     """The result of the work, or why the rules do not allow the model."""
     try:
-        rules.check_model((model or "").strip())
+        rules.check_choice((model or "").strip())
     except Refused as no:
         return render.status(str(no), "bad"), gr.update(visible=False)
     return work(model, device, dtype)

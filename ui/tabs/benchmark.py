@@ -14,7 +14,8 @@ import gradio as gr
 
 from specstream.bench.prediction import fastest_tried
 from specstream.bench.tables import REFERENCES
-from specstream.params import METHODS, Method, PromptLookup, Standard, Streaming
+from specstream.info import PARTS
+from specstream.params import METHODS, DraftModel, Method, PromptLookup, Standard, Streaming
 from specstream.runlog import RunLog, RunLogError
 from specstream.stats import counted
 
@@ -45,7 +46,6 @@ CHARTS = {
     "cost": "Cost of a step",
     "prediction": "Predicted against measured",
 }
-NEEDS_SECOND = "No second model is loaded: load one in Playground, Model, Draft model."
 LIBRARY = "The library's own code, on a second copy of the model."
 MOST_EARLIER = 100  # results in the list
 
@@ -92,8 +92,8 @@ class Form:
         return replace(self._prompts(values, (method,)), seconds=PACES[values[self.pace]])
 
     def _prompts(self, values: Mapping[Any, Any], methods: tuple[Method, ...]) -> MeasurementRequest:
-        task, limit = values[self.task], whole(values[self.count], "Prompts", 1000)
-        repeats = whole(values[self.repeats], "Repeats", 20)
+        task, limit = values[self.task], controls.whole(values[self.count], "Prompts", 1000)
+        repeats = controls.whole(values[self.repeats], "Repeats", 20)
         sampling = self.settings.parse(values, Standard.name)[1]
         if values[self.file]:
             return MeasurementRequest(task, (), methods, sampling, Path(values[self.file]), limit, repeats=repeats)
@@ -101,13 +101,6 @@ class Form:
         if not known:
             raise ValueError("There are no example prompts of this task: choose another one, or give a file.")
         return MeasurementRequest(task, known, methods, sampling, repeats=repeats)
-
-
-def whole(value: Any, name: str, most: int) -> int:
-    """A count from 1 to ``most``. Raises ValueError for anything else."""
-    if not isinstance(value, int | float) or not 1 <= value <= most or value != int(value):
-        raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}.")
-    return int(value)
 
 
 @dataclass
@@ -208,7 +201,7 @@ class BenchmarkTab:
 def reference_update(name: str, state: State, wished: Collection[str]) -> Any:
     """The checkbox of another library's method: as the visitor chose, or disabled with the reason."""
     alone = not (state.info and state.info.draft_parameters)
-    reason = NEEDS_SECOND if name == "hf-assistant" and alone else ""
+    reason = PARTS[DraftModel.name].sentence if name == "hf-assistant" and alone else ""
     if state.info and state.info.model == "toy":
         reason = "Not with the toy model: transformers does not know it."
     if reason:
