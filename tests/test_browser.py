@@ -18,6 +18,7 @@ from specstream.testing.toy import load_toy
 from tests.browsing import MARKS, load, noted, open_tab, serious, serious_in_both_themes, unfold, visit, window
 from tests.conftest import Pace
 from ui import app
+from ui.components import share
 from ui.export import gallery
 from ui.jobs.engine_host import Engines
 from ui.jobs.job import Job
@@ -607,6 +608,50 @@ def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url
     expect(logged.locator(".ss-badge")).to_have_text(re.compile("^From the log"))
     assert logged.locator(".ss-method").inner_text() == texts[0]
     linked.close()
+
+
+COPYING = {  # where the page is, what the browser allows, and what the button says
+    "here": ("http://127.0.0.1:7860", True, "Copied: the link works on this machine only"),
+    "by address, without https": ("http://example.test:7860", True, "Copied"),
+    "refused": ("http://example.test", False, "The browser does not allow copying: the link is {link}"),
+}
+
+
+@pytest.mark.parametrize("where", COPYING)
+def test_copy_link_says_what_became_of_it(browser: Browser, where: str) -> None:
+    """On a button without focus, as in Safari."""
+    origin, allowed, words = COPYING[where]
+    page = window(browser)
+    page.route("**/*", lambda route: route.fulfill(
+        content_type="text/html", body='<div id="share-1"><span class="ss-said-shared"></span></div>'))  # fmt: skip
+    page.goto(f"{origin}/play/")
+    page.evaluate(
+        """allowed => {
+          window.copied = [];
+          const write = async text => { if (!allowed) throw new Error("refused"); window.copied.push(text); };
+          if (navigator.clipboard) navigator.clipboard.writeText = write;
+          document.execCommand = () => allowed && window.copied.push(document.activeElement.value) > 0;
+        }""",
+        allowed,
+    )
+    page.evaluate(f"({share.COPY_LINK % 'share-1'})(7)")
+    link = f"{origin}/play/?run=7"
+    expect(page.locator(".ss-said-shared")).to_have_text(words.format(link=link))
+    assert page.evaluate("window.copied") == ([link] if allowed else [])
+    page.close()
+
+
+def test_a_link_is_offered_for_a_run_that_has_one(page: Page) -> None:
+    copy = page.get_by_role("button", name="Copy link").locator("visible=true")
+    expect(page.get_by_role("button", name="Copy text").locator("visible=true")).to_be_visible()
+    expect(copy).to_have_count(0)  # the recording is in no log
+    said = page.locator(".ss-share").locator("visible=true").locator(".ss-said-shared")
+    for prompt in (PROMPT, "name[The Paper Moon]"):
+        generate(page, prompt, tokens=20)
+        wait_until_done(page)
+        expect(said).to_have_text("")  # also once another run was copied
+        copy.click()
+        expect(said).to_have_text("Copied: the link works on this machine only")
 
 
 def hides_its_helpers(page: Page) -> None:
