@@ -24,7 +24,7 @@ T = TypeVar("T")
 ADAPTERS = ("auto", "none")
 NO_DRAFT = "none"
 AND_SETTINGS = " · settings"
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES = ("auto", "cpu", "cuda", "mps", ("offload: a model larger than its GPU", "offload"))
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -224,7 +224,11 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
                 info="The trained streams: auto, none, the name of a task or a folder.",
             )  # fmt: skip
             device = gr.Dropdown(
-                list(DEVICES), value=chosen["device"], label="Device", info="Where it computes.", visible=anything
+                list(DEVICES),
+                value=chosen["device"],
+                label="Device",
+                visible=anything,
+                info="Where it computes. offload is slow: layers that don't fit there wait in main memory and on disk.",
             )
             dtype = gr.Dropdown(
                 list(DTYPES),
