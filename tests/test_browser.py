@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.conftest import Pace
 from ui import app
 from ui.components import share
 from ui.export import gallery
+from ui.export.page import run_page
+from ui.html.render import STARTED
 from ui.jobs.engine_host import Engines
 from ui.jobs.job import Job
 from ui.state import recording
@@ -691,6 +694,17 @@ def test_the_gallery_works_from_plain_files(browser: Browser, tmp_path: Path) ->
     page.get_by_role("link", name="All runs").click()
     expect(page.locator("img")).to_be_visible()
     assert not problems, problems
+    context.close()
+
+
+def test_a_shared_file_has_the_readers_time(browser: Browser, tmp_path: Path) -> None:
+    run = gallery.shown("one", recording.load())
+    told = replace(run.story, facts=((STARTED, "2026-12-01T16:04:09+00:00"),))
+    (tmp_path / "one.html").write_text(run_page(run.view, told), encoding="utf-8")
+    context = browser.new_context(offline=True, timezone_id="Asia/Tokyo", locale="en-GB")
+    page = context.new_page()
+    page.goto((tmp_path / "one.html").as_uri())
+    expect(page.locator(".ss-facts time")).to_have_text(re.compile(r"^2 Dec 2026, 0?1:04$"))
     context.close()
 
 

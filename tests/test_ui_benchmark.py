@@ -123,7 +123,9 @@ def test_a_file_of_rows_is_read_up_to_the_limit(tmp_path: Path) -> None:
     file.write_text('{"category": "qa", "turns": ["Text: The", "Text: In"]}\n')
     last = items(Benchmark(loaded(), None, order(file=file, methods=(Streaming(),))))[-1]
     assert last.report["task"] == last.report["rows"][1]["task"] == "spec-bench"
-    assert last.report["rows"][1]["prompts"] == 2 and results.title(last.report).startswith("Spec-Bench, 2 prompts")
+    assert last.report["rows"][1]["prompts"] == 2 and results.measured_what(last.report).startswith(
+        "Spec-Bench, 2 prompts"
+    )
 
 
 def test_tuning_shows_the_curve_before_the_choice_and_tries_it(tmp_path: Path) -> None:
