@@ -506,6 +506,13 @@ def test_nothing_jumps_while_the_page_loads_or_runs(browser: Browser, url: str, 
     pytest.fail("\n".join(map(str, sorted(sum(visits, []), reverse=True)[:9])))
 
 
+def test_the_font_comes_before_what_it_lays_out(browser: Browser, url: str) -> None:
+    with visit(browser, url, "Playground", 390) as page:
+        fonts = """() => performance.getEntriesByType("resource").filter((e) => e.name.includes("SourceSansPro"))
+          .map((e) => e.initiatorType)"""
+        assert page.evaluate(fonts) == ["link", "link"]  # asked for by the page's head, once each
+
+
 FOCUSED = "document.activeElement.innerText || document.activeElement.ariaLabel"
 FROM_THE_TOP = "document.body.tabIndex = -1, document.body.focus(), document.body.removeAttribute('tabindex')"
 MAIN = {  # what each tab is opened for
