@@ -42,22 +42,22 @@ PARTS = {  # the words of page, command line and library alike
     Streaming.name: Part(
         "an adapter",
         "This model has no trained streams",
-        "choose an adapter, or train one (page: Fine-tune, command: train)",
+        "choose an adapter, or train one (tab Fine-tune, or command train)",
     ),
     Medusa.name: Part(
         "heads",
         "No Medusa heads are loaded",
-        "choose an adapter that has some, or train them beside yours (page: Fine-tune, command: train --mode medusa)",
+        "choose an adapter that has some, or train them beside yours (tab Fine-tune, or command train --mode medusa)",
     ),
     EarlyExit.name: Part(
         "an exit",
         "No early exit that drafts is loaded",
-        "choose an adapter that has one, or train it beside yours (page: Fine-tune, command: train --mode exit)",
+        "choose an adapter that has one, or train it beside yours (tab Fine-tune, or command train --mode exit)",
     ),
     DraftModel.name: Part(
         "another model",
         "No draft model is loaded",
-        "choose a smaller model with the same tokenizer (page: Model, command: --draft-model)",
+        "choose a smaller model with the same tokenizer (Model in the Playground, or option --draft-model)",
     ),
 }
 

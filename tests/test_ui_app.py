@@ -379,7 +379,7 @@ def test_a_method_that_cannot_run_keeps_its_place_and_says_what_it_lacks(engines
     assert [name for _, name in lacking.choices()] == [name for _, name in Offer().choices()]
     assert lacking.label("medusa") == "Medusa heads (needs heads)" and lacking.label("standard") == "Standard decoding"
     assert lacking.fitting("streaming") == "standard" and lacking.fitting("prompt_lookup") == "prompt_lookup"
-    with pytest.raises(CannotRun, match="^No Medusa heads are loaded: .*page: Fine-tune, command: train"):
+    with pytest.raises(CannotRun, match="^No Medusa heads are loaded: .*tab Fine-tune, or command train"):
         lacking.check("medusa")
     assert {name: lacking.words(name) for name in said} == said
     demo = replace(lacking, demo=True).reason("medusa")
