@@ -416,7 +416,7 @@ def _unavailable(loaded: Loaded) -> dict[str, str]:
     """The methods that can't run, each with its reason."""
     if loaded.reason:
         return {name: loaded.reason for name in METHODS if name != Standard.name}
-    return loading.lacking(loaded.streams, loaded.heads, loaded.pair, pairing.NO_DRAFT_MODEL)
+    return loading.lacking(loaded.streams, loaded.heads, loaded.pair)
 
 
 def _targets(loaded: Loaded) -> Callable[[Method], DraftingTarget]:

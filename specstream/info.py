@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from specstream.params import DraftModel, EarlyExit, Medusa, Streaming
+
 
 def processor() -> str:
     """The machine's processor, and its number of cores if known."""
@@ -21,6 +23,43 @@ def processor() -> str:
 def top_layers(count: int) -> str:
     """A description of the layers that carry streams."""
     return "the last layer" if count == 1 else f"the top {count} layers"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a method needs besides the model, what is missing without it, and what to do then."""
+
+    name: str
+    missing: str
+    remedy: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.missing}: {self.remedy}."
+
+
+PARTS = {  # the words of page, command line and library alike
+    Streaming.name: Part(
+        "an adapter",
+        "This model has no trained streams",
+        "choose an adapter, or train one (tab Fine-tune, or command train)",
+    ),
+    Medusa.name: Part(
+        "heads",
+        "No Medusa heads are loaded",
+        "choose an adapter that has some, or train them beside yours (tab Fine-tune, or command train --mode medusa)",
+    ),
+    EarlyExit.name: Part(
+        "an exit",
+        "No early exit that drafts is loaded",
+        "choose an adapter that has one, or train it beside yours (tab Fine-tune, or command train --mode exit)",
+    ),
+    DraftModel.name: Part(
+        "another model",
+        "No draft model is loaded",
+        "choose a smaller model with the same tokenizer (Model in the Playground, or option --draft-model)",
+    ),
+}
 
 
 @dataclass(frozen=True)

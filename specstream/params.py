@@ -54,7 +54,7 @@ class Checked:
             f"{meta['label']} must be a {'whole number' if whole else 'number'} from {meta['min']} to {meta['max']}"
         )
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{limits}, not {value!r}.")
+            raise ValueError(f"{limits}, not {'empty' if value is None else repr(value)}.")
         # First the limits, which neither infinity nor NaN is within: int() and float() fail for what is too large.
         if not meta["min"] <= value <= meta["max"] or (whole and value != int(value)):
             long = isinstance(value, int) and abs(value) > sys.maxsize  # it may have thousands of digits

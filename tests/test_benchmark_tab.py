@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -122,7 +124,7 @@ def test_cancel_keeps_what_is_complete(browser: Browser, url: str, pace: Pace) -
 def test_a_number_out_of_its_limits_is_refused_by_name(browser: Browser, url: str) -> None:
     with visit(browser, url, "Benchmark") as page:
         start(page, prompts=5000)
-        expect(status(page)).to_have_text("Prompts must be a whole number from 1 to 1000, not 5000.")
+        expect(status(page)).to_have_text("Prompts must be a whole number from 1 to 1,000, not 5,000.")
 
 
 def test_a_page_loaded_again_finds_the_benchmark(browser: Browser, url: str, pace: Pace) -> None:
@@ -195,6 +197,26 @@ def test_earlier_results_stand_beside(browser: Browser, url: str, runlog: RunLog
         expect(page.locator(".ss-grid").locator("visible=true")).to_have_count(2)
         page.locator("input[type=file]").last.set_input_files(str(tmp_path / "junk.json"))
         expect(status(page)).to_have_text(re.compile("junk.json is no result of bench --json"))
+
+
+def test_times_are_those_of_the_visitor(browser: Browser, url: str, runlog: RunLog) -> None:
+    """In the heading of a result, and in the list and the names of earlier ones."""
+    context = browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB")
+    page = context.new_page()
+    load(page, url)
+    open_tab(page, "Benchmark")
+    start(page)
+    wait_until_done(page)
+    measured = datetime.fromisoformat(runlog.benchmarks()[0]["measured_utc"]).astimezone(ZoneInfo("Asia/Tokyo"))
+    heading = page.locator("h3").filter(has_text="2 prompts").first
+    expect(heading).to_have_text(re.compile(rf"{measured.day} .*{measured:%Y}, {measured:%H:%M}$"))
+    unfold(page, "Earlier results")
+    page.get_by_label("From the log").click()
+    option = page.get_by_role("option").first
+    expect(option).to_contain_text(f"{measured:%Y-%m-%d %H:%M}, ")
+    option.click()
+    expect(page.get_by_role("heading", name=f"{measured:%Y-%m-%d %H:%M}")).to_be_visible()
+    context.close()
 
 
 def test_own_prompts_are_read_from_a_file(browser: Browser, url: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from specstream.testing.toy import load_toy
 from tests.browsing import MARKS, load, noted, open_tab, serious, serious_in_both_themes, unfold, visit, window
 from tests.conftest import Pace
 from ui import app
+from ui.components import share
 from ui.export import gallery
+from ui.export.page import run_page
+from ui.html.render import STARTED
 from ui.jobs.engine_host import Engines
 from ui.jobs.job import Job
 from ui.state import recording
@@ -609,6 +613,50 @@ def test_methods_are_compared_raced_and_shared(page: Page, browser: Browser, url
     linked.close()
 
 
+COPYING = {  # where the page is, what the browser allows, and what the button says
+    "here": ("http://127.0.0.1:7860", True, "Copied: the link works on this machine only"),
+    "by address, without https": ("http://example.test:7860", True, "Copied"),
+    "refused": ("http://example.test", False, "The browser does not allow copying: the link is {link}"),
+}
+
+
+@pytest.mark.parametrize("where", COPYING)
+def test_copy_link_says_what_became_of_it(browser: Browser, where: str) -> None:
+    """On a button without focus, as in Safari."""
+    origin, allowed, words = COPYING[where]
+    page = window(browser)
+    page.route("**/*", lambda route: route.fulfill(
+        content_type="text/html", body='<div id="share-1"><span class="ss-said-shared"></span></div>'))  # fmt: skip
+    page.goto(f"{origin}/play/")
+    page.evaluate(
+        """allowed => {
+          window.copied = [];
+          const write = async text => { if (!allowed) throw new Error("refused"); window.copied.push(text); };
+          if (navigator.clipboard) navigator.clipboard.writeText = write;
+          document.execCommand = () => allowed && window.copied.push(document.activeElement.value) > 0;
+        }""",
+        allowed,
+    )
+    page.evaluate(f"({share.COPY_LINK % 'share-1'})(7)")
+    link = f"{origin}/play/?run=7"
+    expect(page.locator(".ss-said-shared")).to_have_text(words.format(link=link))
+    assert page.evaluate("window.copied") == ([link] if allowed else [])
+    page.close()
+
+
+def test_a_link_is_offered_for_a_run_that_has_one(page: Page) -> None:
+    copy = page.get_by_role("button", name="Copy link").locator("visible=true")
+    expect(page.get_by_role("button", name="Copy text").locator("visible=true")).to_be_visible()
+    expect(copy).to_have_count(0)  # the recording is in no log
+    said = page.locator(".ss-share").locator("visible=true").locator(".ss-said-shared")
+    for prompt in (PROMPT, "name[The Paper Moon]"):
+        generate(page, prompt, tokens=20)
+        wait_until_done(page)
+        expect(said).to_have_text("")  # also once another run was copied
+        copy.click()
+        expect(said).to_have_text("Copied: the link works on this machine only")
+
+
 def hides_its_helpers(page: Page) -> None:
     """The fields and the link behind the buttons that share are out of sight, also where the row came later."""
     row = page.locator(".ss-share").locator("visible=true")
@@ -646,6 +694,17 @@ def test_the_gallery_works_from_plain_files(browser: Browser, tmp_path: Path) ->
     page.get_by_role("link", name="All runs").click()
     expect(page.locator("img")).to_be_visible()
     assert not problems, problems
+    context.close()
+
+
+def test_a_shared_file_has_the_readers_time(browser: Browser, tmp_path: Path) -> None:
+    run = gallery.shown("one", recording.load())
+    told = replace(run.story, facts=((STARTED, "2026-12-01T16:04:09+00:00"),))
+    (tmp_path / "one.html").write_text(run_page(run.view, told), encoding="utf-8")
+    context = browser.new_context(offline=True, timezone_id="Asia/Tokyo", locale="en-GB")
+    page = context.new_page()
+    page.goto((tmp_path / "one.html").as_uri())
+    expect(page.locator(".ss-facts time")).to_have_text(re.compile(r"^2 Dec 2026, 0?1:04$"))
     context.close()
 
 

@@ -43,6 +43,16 @@ def test_a_chosen_device_is_honoured_or_refused(monkeypatch: pytest.MonkeyPatch)
         choose_device("tpu")
 
 
+def test_offloading_says_what_it_offloads_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda=True)
+    device, reason = choose_device(devices.OFFLOAD)
+    assert device == "cuda" and reason.endswith(
+        "found (Test GPU); layers that don't fit wait in main memory and on disk"
+    )
+    machine(monkeypatch)
+    assert choose_device(devices.OFFLOAD) == ("cpu", "no GPU was found; layers that don't fit wait on disk")
+
+
 @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
 def test_dtype_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     machine(monkeypatch, **{flag: True})

@@ -272,7 +272,7 @@ def test_a_pair_is_loaded_and_drafts(folder: Path) -> None:
 def test_without_a_draft_model_the_reason_is_said(folder: Path) -> None:
     loaded = engine.load(str(folder / "model"), "none", "cpu", "float32")
     assert loaded.info.draft_model == "none"
-    with pytest.raises(engine.MethodUnavailable, match="No draft model is loaded: name a smaller model"):
+    with pytest.raises(engine.MethodUnavailable, match="No draft model is loaded: choose a smaller model"):
         next(loaded.generate(TEXT, DraftModel()))
     assert not any("draft model" in note for note in loaded.info.notes)  # no second model by default
 

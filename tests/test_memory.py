@@ -13,10 +13,11 @@ from typing import Any
 import gradio as gr
 import huggingface_hub
 import pytest
+import torch
 
 from specstream.cli.options import no_garbage_collection
 from specstream.hub.download import ModelError
-from specstream.model import cpu_linear, memory
+from specstream.model import cpu_linear, devices, memory
 from specstream.model.memory import Need
 from specstream.params import Sampling, Standard
 from tests import tiny
@@ -85,6 +86,20 @@ def test_need_is_told_in_words() -> None:
     assert "known once it is fetched" in render.memory_need(None, 6_000_000_000)
     assert "There is no device" in model_panel.need_words("smollm2-135m", "abacus", "auto")
     assert model_panel.need_words("toy", "auto", "auto") == ""
+
+
+def test_a_model_larger_than_its_gpu_can_be_offloaded_from_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is loaded into main memory, so that is what it must fit into."""
+    choice = {"model": "toy", "adapter": "auto", "device": devices.OFFLOAD, "dtype": "auto"}
+    with gr.Blocks():
+        panel, _ = model_panel.layout(Engines(choice), lambda: None)
+    labels = dict((name, label) for label, name in panel.device.choices)
+    assert panel.device.value == devices.OFFLOAD and "larger than its GPU" in labels[devices.OFFLOAD]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Small GPU")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 2000))
+    assert memory.free("cuda") == 1000 < memory.free(devices.OFFLOAD)
+    assert "will not fit" not in model_panel.need_words("smollm2-135m", devices.OFFLOAD, "float32")
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(

@@ -11,7 +11,7 @@ from specstream import params
 from specstream.cli import options
 from specstream.params import METHODS, Sampling, Streaming
 from ui import api
-from ui.tabs import benchmark, finetune_form
+from ui.components import controls
 
 
 def test_a_method_and_its_settings_are_said_alike_on_the_command_line_and_by_programs() -> None:
@@ -59,9 +59,13 @@ def test_a_number_of_any_size_is_refused_in_one_sentence(value: float) -> None:
         with pytest.raises(ValueError, match=r"must be a (whole )?number from .{,80}\.$"):
             params.configure("streaming", {name: value})
     with pytest.raises(ValueError, match="must be a whole number from 1 to"):
-        benchmark.whole(value, "Prompts", 1000)
-    with pytest.raises(ValueError, match="must be a whole number from 1 to"):
-        finetune_form.whole(value)
+        controls.whole(value, "Prompts", 1000)
+
+
+def test_an_emptied_field_is_called_empty() -> None:
+    for name in ("seed", "temperature", "budget"):
+        with pytest.raises(ValueError, match=r", not empty\.$"):
+            params.configure("streaming", {name: None})
 
 
 def test_every_setting_has_its_words_and_an_option() -> None:

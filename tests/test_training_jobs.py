@@ -301,7 +301,7 @@ def test_every_bad_row_is_named_by_its_line(tmp_path) -> None:
     assert found.problems[1:4] == (
         "Line 4: expected an object with columns.",
         "Line 5: the column 'answer' is missing or empty.",
-        "Line 6: the column 'context' is missing or empty.",
+        "Line 6: the column 'context' must be a text.",
     )
     assert check_file(file, task("sql"), answers=False).bad == 4  # the model answers itself: line 5 can be used
     many = tmp_path / "many.jsonl"

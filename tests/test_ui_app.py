@@ -26,6 +26,7 @@ from scripts.ports import free_port
 from specstream import params
 from specstream.data.chat import Chat
 from specstream.events import Agreement, Finished, Lane, Reason, Step, Verdict
+from specstream.info import PARTS
 from specstream.params import Sampling, Standard, Streaming
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
@@ -372,14 +373,17 @@ def test_waiting_for_the_engine_ends_on_stop() -> None:
 def test_a_method_that_cannot_run_keeps_its_place_and_says_what_it_lacks(engines: Engines) -> None:
     info = engines.state.info
     assert info is not None and engines.offer.info is info
-    lacking = Offer(replace(info, unavailable={"streaming": "No streams.", "medusa": "No heads."}))
+    said = {name: PARTS[name].sentence for name in ("streaming", "medusa")}  # as the engine says it
+    lacking = Offer(replace(info, unavailable=said))
     assert Offer().choices() == Offer(info).choices() and Offer().choices()[0] == ("Speculative Streaming", "streaming")
     assert [name for _, name in lacking.choices()] == [name for _, name in Offer().choices()]
     assert lacking.label("medusa") == "Medusa heads (needs heads)" and lacking.label("standard") == "Standard decoding"
     assert lacking.fitting("streaming") == "standard" and lacking.fitting("prompt_lookup") == "prompt_lookup"
-    with pytest.raises(CannotRun, match="no Medusa heads: .* Fine-tune"):
+    with pytest.raises(CannotRun, match="^No Medusa heads are loaded: .*tab Fine-tune, or command train"):
         lacking.check("medusa")
-    assert "Fine-tune" not in replace(lacking, demo=True).reason("medusa")
+    assert {name: lacking.words(name) for name in said} == said
+    demo = replace(lacking, demo=True).reason("medusa")
+    assert demo.startswith(f"{PARTS['medusa'].missing}: this demo") and "train" not in demo
     plain = Offer(
         replace(info, unavailable=dict.fromkeys(set(params.METHODS) - {"standard"}, "It fails the self-test."))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from specstream.params import METHODS, PromptLookup, Sampling, Standard, Streami
 from specstream.runlog import RunLog
 from specstream.testing.toy import load_toy
 from tests.test_figures import report as report  # a result of every kind, as the command line writes it
+from ui.access_rules import DEMO, OPEN
 from ui.charts import benchmarks
+from ui.components import controls
 from ui.html import results
 from ui.jobs.engine_host import Engines
 from ui.jobs.measurements import Benchmark, Lap, Measurement, MeasurementRequest, Result, Tuning
@@ -107,6 +110,9 @@ def test_what_cannot_run_is_one_sentence(tmp_path: Path) -> None:
     engines._engine.info.unavailable["streaming"] = "No streams here."
     for kind in (Benchmark, Tuning):
         assert items(kind(engines, None, order()))[-1].text == "No streams here."
+        engines.rules = DEMO
+        assert items(kind(engines, None, order()))[-1].text.startswith("This model has no trained streams: this demo")
+        engines.rules = OPEN
 
 
 def test_a_file_of_rows_is_read_up_to_the_limit(tmp_path: Path) -> None:
@@ -117,7 +123,9 @@ def test_a_file_of_rows_is_read_up_to_the_limit(tmp_path: Path) -> None:
     file.write_text('{"category": "qa", "turns": ["Text: The", "Text: In"]}\n')
     last = items(Benchmark(loaded(), None, order(file=file, methods=(Streaming(),))))[-1]
     assert last.report["task"] == last.report["rows"][1]["task"] == "spec-bench"
-    assert last.report["rows"][1]["prompts"] == 2 and results.title(last.report).startswith("Spec-Bench, 2 prompts")
+    assert last.report["rows"][1]["prompts"] == 2 and results.measured_what(last.report).startswith(
+        "Spec-Bench, 2 prompts"
+    )
 
 
 def test_tuning_shows_the_curve_before_the_choice_and_tries_it(tmp_path: Path) -> None:
@@ -257,11 +265,13 @@ def test_files_of_the_command_line_are_read_and_others_refused(report, tmp_path:
             benchmark.read(bad)
 
 
-@pytest.mark.parametrize("value", [0, 1001, 2.5, None, "x"])
-def test_counts_have_limits(value: Any) -> None:
-    with pytest.raises(ValueError, match="Prompts must be a whole number from 1 to 1000"):
-        benchmark.whole(value, "Prompts", 1000)
-    assert benchmark.whole(4.0, "Prompts", 1000) == 4
+@pytest.mark.parametrize(
+    ("value", "given"), [(0, "0"), (1001, "1,001"), (2.5, "2.5"), (None, "empty"), ("x", "'x'"), (math.nan, "nan")]
+)
+def test_counts_have_limits(value: Any, given: str) -> None:
+    with pytest.raises(ValueError, match=f"^Prompts must be a whole number from 1 to 1,000, not {given}\\.$"):
+        controls.whole(value, "Prompts", 1000)
+    assert controls.whole(4.0, "Prompts", 1000) == 4
 
 
 def test_every_method_can_be_chosen_and_an_order_has_its_settings() -> None:

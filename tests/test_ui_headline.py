@@ -6,6 +6,7 @@ import pytest
 
 from specstream.events import Agreement, Draft, Finished, Lane, Origin, Reason, Started, Step, Token, Verdict
 from ui.html import headline as lines
+from ui.state import origin
 from ui.state.feed import Feed
 from ui.state.headline import NOISY, Ratio, busy, headline, median
 from ui.state.view import View
@@ -66,6 +67,12 @@ def test_a_tree_that_is_too_large_is_named_and_mended() -> None:
 def test_an_adapter_of_another_task_is_named_and_mended() -> None:
     slow = run(steps((1, 1.0), *[(1, 1.2)] * 12), PLAIN)
     assert headline(slow).remedy is None and "Few drafted tokens were accepted" in headline(slow).below[0]
+    slow.origin = origin.Origin("How do I swim?", "e2e", "streaming", "m", "e2e", "cpu", "bfloat16")
+    assert (
+        headline(slow)
+        .below[0]
+        .endswith("If the prompt is not for “Restaurant descriptions (E2E NLG)”, choose its task.")
+    )
     slow.mismatched = True
     said = headline(slow)
     assert "trained for another task" in said.below[0] and said.remedy and said.remedy.loads

@@ -249,3 +249,12 @@ def test_numbers_and_nouns_agree() -> None:
 def test_standard_decoding_is_not_said_to_be_missing() -> None:
     stats = summarize([Started("standard", 3)])
     assert "this is standard decoding" in render.counters(stats, None, None)
+
+
+def test_a_time_is_the_visitors_or_says_that_it_is_utc() -> None:
+    utc = "2026-12-01T16:04:09.123+00:00"
+    assert render.minute(utc, "Asia/Tokyo") == "2026-12-02 01:04"
+    for unknown in ("", "Nowhere/At all", "../etc/passwd", "/etc/localtime"):
+        assert render.minute(utc, unknown) == "2026-12-01 16:04 UTC"
+    assert render.when(utc) == '<time datetime="2026-12-01T16:04:09Z">2026-12-01 16:04 UTC</time>'
+    assert render.when("2026-12-01") == "2026-12-01" and render.when("<b>T") != "<b>T"

@@ -74,22 +74,15 @@ class Rules:
         if not self.may_copy_log:
             raise Refused("This demo does not give its log away: download your own runs.")
 
-    def check_model(self, model: str) -> None:
-        """Raises Refused for a model that the demo does not load."""
-        if not self.may_load_any and model not in self.models:
-            raise Refused(self._bundled_only)
-
-    def check_choice(self, model: str, adapter: str, device: str, dtype: str, draft: str = "none") -> None:
+    def check_choice(
+        self, model: str, adapter: str = "auto", device: str = "auto", dtype: str = "auto", draft: str = "none"
+    ) -> None:
         """Raises Refused for a model, adapter or format that the demo does not load: the host's own adapters too."""
-        self.check_model(model)
         if self.may_load_any:
             return
-        if adapter not in {"auto", "none", *bundled(model)} or (device, dtype, draft) != ("auto", "auto", "none"):
-            raise Refused(self._bundled_only)
-
-    @property
-    def _bundled_only(self) -> str:
-        return f"This demo loads {' and '.join(self.models)} with their bundled adapters only."
+        known = model in self.models and adapter in {"auto", "none", *bundled(model)}
+        if not known or (device, dtype, draft) != ("auto", "auto", "none"):
+            raise Refused(f"This demo loads {' and '.join(self.models)} with their bundled adapters only.")
 
     def check_unload(self) -> None:
         """Raises Refused where other visitors need the model."""

@@ -21,8 +21,9 @@ KEYS = Path(__file__).parent / "keys.html"
 NO_FILES = 1  # bytes of an upload where none is allowed: gradio's endpoint accepts files even if no field needs one
 TITLE = "Speculative Streaming"
 HEADER = (
-    '<header class="ss-header"><h1>Speculative Streaming</h1><p>The model guesses its next few words, checks them all '
-    "at once and keeps the right ones. Same text, fewer passes.</p></header>"
+    '<header class="ss-header"><a class="ss-skip" href="#">Skip to the main button</a><h1>Speculative Streaming</h1>'
+    "<p>The model guesses its next few words, checks them all at once and keeps the right ones. Same text, fewer "
+    "passes.</p></header>"
 )
 
 

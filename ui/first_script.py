@@ -16,6 +16,10 @@ SCRIPT = (
     b'document.documentElement.classList.add("ss-returning");'
     b'setTimeout(() => document.documentElement.classList.remove("ss-returning"), 8000); } } catch {}'
     b"</script><style>.ss-returning .ss-stage {visibility: hidden}</style>"
+    # The font is there before the parts of the page that it lays out: until then a wider one would break the lines of
+    # a phone elsewhere, and everything below them would move.
+    b'<link rel="preload" as="font" crossorigin href="static/fonts/SourceSansPro/SourceSansPro-Regular.woff2">'
+    b'<link rel="preload" as="font" crossorigin href="static/fonts/SourceSansPro/SourceSansPro-Bold.woff2">'
 )
 
 

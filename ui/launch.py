@@ -23,7 +23,7 @@ def address() -> str:
 @click.command()
 @click.option("--model", default="smollm2-135m", show_default=True, help="Name, Hugging Face Hub id or folder.")
 @click.option("--adapter", default="auto", show_default=True, help="auto, none, a name, folder or hub:OWNER/NAME.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps or offload.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or int8.")
 @click.option("--draft-model", "draft", default="none", show_default=True, help="A second model: name, Hub id, folder.")
 @click.option("--toy", is_flag=True, help="A scripted toy model: no weights, ready at once.")

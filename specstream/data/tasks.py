@@ -36,9 +36,11 @@ class Task:
         return self.template.format(**dict(zip(self.inputs, parts, strict=True)))
 
     def row_prompt(self, row: Mapping[str, Any]) -> str:
-        """The prompt of a dataset row. Raises ValueError naming the missing column."""
+        """The prompt of a dataset row. Raises ValueError naming a column that can't be used."""
         for column in self.inputs:
-            if not isinstance(row.get(column), str) or not row[column].strip():
+            if not isinstance(value := row.get(column) or "", str):
+                raise ValueError(f"the column {column!r} must be a text")
+            if not value.strip():
                 raise ValueError(f"the column {column!r} is missing or empty")
             check_characters(column, row[column])
         return self.template.format(**{c: row[c].strip() for c in self.inputs})

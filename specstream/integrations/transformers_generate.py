@@ -184,7 +184,9 @@ def _prepare(
     second = usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
     chosen = chosen.on(parts.device.type)
-    if lacking := loading.lacking(loaded, heads, second, NO_SECOND).get(chosen.name):
+    if chosen.name == DraftModel.name and second is None:
+        raise NotSupported(NO_SECOND)
+    if lacking := loading.lacking(loaded, heads, second).get(chosen.name):
         raise NotSupported(lacking)
     return PreparedModel(parts, loaded, heads, second, chosen, attention)
 

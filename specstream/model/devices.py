@@ -23,7 +23,9 @@ def choose_device(name: str = "auto") -> tuple[str, str]:
     import torch
 
     if name == OFFLOAD:
-        return choose_device()[0], "layers that don't fit wait in main memory and on disk"
+        device, found = choose_device()
+        beside = "on disk" if device == "cpu" else "in main memory and on disk"
+        return device, f"{found}; layers that don't fit wait {beside}"
 
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":

@@ -100,8 +100,8 @@ def to_train(config: Any, parameters: int, trained: int, how: Any, tokens: int, 
 
 
 def free(device: str) -> int:
-    """Free bytes for a model on a device (which may be "auto" or "mps")."""
-    if devices.choose_device(device)[0] == "cuda":
+    """Free bytes for a model on a device (which may be "auto" or "mps"). An offloaded one is first in main memory."""
+    if device != devices.OFFLOAD and devices.choose_device(device)[0] == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info()[0])

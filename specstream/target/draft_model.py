@@ -16,7 +16,6 @@ from specstream.target import loading, self_test
 from specstream.target.model_target import ModelTarget
 
 NONE = ("", "none")  # names that mean no draft model
-NO_DRAFT_MODEL = "No draft model is loaded: name a smaller model with the same tokenizer as the draft model."
 
 
 class DraftModelError(ValueError):

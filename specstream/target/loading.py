@@ -21,6 +21,7 @@ from specstream.adapters.heads import Heads
 from specstream.adapters.weights import Adapter
 from specstream.hub import catalogue
 from specstream.hub.download import ModelError, ModelSource, StatusCallback
+from specstream.info import PARTS
 from specstream.model import attention
 from specstream.model.cpu_linear import Format, PackedLinear, calibrated, draft_linear, of_drafts, pack, suits
 from specstream.model.introspection import Anatomy, UnsupportedModel, dissect
@@ -32,19 +33,7 @@ from specstream.target.self_test_cache import SelfTestCache
 
 log = logging.getLogger(__name__)
 Fetched = tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelSource]
-NO_STREAMS = (
-    "This model has no trained streams, so it can't draft for itself: choose an adapter, or train one "
-    "(python -m specstream train)."
-)
-NO_MEDUSA = (
-    "No Medusa heads are loaded: choose an adapter that has some, or train them beside yours "
-    "(python -m specstream train --mode medusa)."
-)
 NO_INT8 = "No linear layer of this model can be computed in int8: choose another dtype."
-NO_EXIT = (
-    "No early exit to draft with is loaded: choose an adapter that has one, or train it beside yours "
-    "(python -m specstream train --mode exit)."
-)
 
 
 def fetch(
@@ -151,12 +140,12 @@ def checked(parts: Anatomy, streams: Adapter | None, passed: SelfTestCache) -> t
     return reason, exact
 
 
-def lacking(streams: Adapter | None, beside: Heads, second: object | None, no_second: str) -> dict[str, str]:
-    """The methods that need a part that is not loaded, each with a sentence; ``no_second`` is for the draft model."""
-    needs = {
-        Streaming.name: (streams, NO_STREAMS),
-        Medusa.name: (beside.medusa, NO_MEDUSA),
-        EarlyExit.name: (beside.exit, NO_EXIT),
-        DraftModel.name: (second, no_second),
+def lacking(streams: Adapter | None, beside: Heads, second: object | None) -> dict[str, str]:
+    """The methods that need a part that is not loaded, each with a sentence."""
+    have = {
+        Streaming.name: streams,
+        Medusa.name: beside.medusa,
+        EarlyExit.name: beside.exit,
+        DraftModel.name: second,
     }
-    return {name: words for name, (have, words) in needs.items() if have is None}
+    return {name: PARTS[name].sentence for name, part in have.items() if part is None}

@@ -127,6 +127,14 @@ class Number(gr.Number):
         pass
 
 
+def whole(value: Any, name: str, most: int) -> int:
+    """The count in a number field, from 1 to ``most``. Raises ValueError with one sentence for anything else."""
+    if not isinstance(value, int | float) or not 1 <= value <= most or value != int(value):
+        given = "empty" if value is None else f"{value:,}" if isinstance(value, int | float) else repr(value)
+        raise ValueError(f"{name} must be a whole number from 1 to {most:,}, not {given}.")
+    return int(value)
+
+
 def component(f: Field[Any], visible: bool = True, default: Any = None) -> gr.components.Component:
     """One field, of a kind that depends on its metadata. No sliders: they change typed values outside their limits."""
     default = f.default if default is None else default

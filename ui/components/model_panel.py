@@ -24,7 +24,7 @@ T = TypeVar("T")
 ADAPTERS = ("auto", "none")
 NO_DRAFT = "none"
 AND_SETTINGS = " · settings"
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES = ("auto", "cpu", "cuda", "mps", ("offload: a model larger than its GPU", "offload"))
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -120,7 +120,7 @@ def _allowed(
 ) -> tuple[str, Any]:
     """The result of the work, or why the rules do not allow the model."""
     try:
-        rules.check_model((model or "").strip())
+        rules.check_choice((model or "").strip())
     except Refused as no:
         return render.status(str(no), "bad"), gr.update(visible=False)
     return work(model, device, dtype)
@@ -224,7 +224,11 @@ def layout(engines: Engines, more: Callable[[], T]) -> tuple[ModelPanel, T]:
                 info="The trained streams: auto, none, the name of a task or a folder.",
             )  # fmt: skip
             device = gr.Dropdown(
-                list(DEVICES), value=chosen["device"], label="Device", info="Where it computes.", visible=anything
+                list(DEVICES),
+                value=chosen["device"],
+                label="Device",
+                visible=anything,
+                info="Where it computes. offload is slow: layers that don't fit there wait in main memory and on disk.",
             )
             dtype = gr.Dropdown(
                 list(DTYPES),

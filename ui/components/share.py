@@ -18,13 +18,14 @@ from ..jobs.engine_host import Engines
 from .handlers import QUIET, Updates
 
 FORMS = {"html": "Page (HTML)", "png": "Picture", "webp": "Animation"}
+# The row is found by its id: in Safari a clicked button has no focus to find it by.
 SAY = """(...given) => {
-  const row = document.activeElement?.closest(".ss-share"), said = row?.querySelector(".ss-said-shared");
+  const said = document.querySelector("#%s .ss-said-shared");
   if (said) said.textContent = "%s";
   return given;
 }"""
-COPY = """async (text, copied = "Copied") => {
-  const row = document.activeElement?.closest(".ss-share"), said = row?.querySelector(".ss-said-shared");
+COPY = """async (row, text, copied, failed) => {
+  const said = document.querySelector(`#${row} .ss-said-shared`), focused = document.activeElement;
   let done = true;
   try { await navigator.clipboard.writeText(text); }
   catch {  // no clipboard without https, but on this machine
@@ -33,17 +34,23 @@ COPY = """async (text, copied = "Copied") => {
     box.select();
     done = document.execCommand("copy");
     box.remove();
+    focused?.focus({ preventScroll: true });
   }
-  if (said) said.textContent = done ? copied : "The browser does not allow copying";
+  if (said) said.textContent = done ? copied : "The browser does not allow copying: " + failed;
 }"""
+COPY_TEXT = "(text) => (" + COPY + ")('%s', text, 'Copied', 'make a page instead')"
 COPY_LINK = (
-    "(run) => (" + COPY + ")(location.origin + location.pathname + '?run=' + run, "
-    "/^(localhost|127\\.|0\\.0\\.0\\.0|\\[::1\\])/.test(location.hostname) "
-    "? 'Copied: the link works on this machine only' : 'Copied')"
+    """(run) => {
+  const link = location.origin + location.pathname + "?run=" + run;
+  const local = /^(localhost|127\\.|0\\.0\\.0\\.0|\\[::1\\])/.test(location.hostname);
+  return ("""
+    + COPY
+    + """)("%s", link, local ? "Copied: the link works on this machine only" : "Copied", "the link is " + link);
+}"""
 )
 FETCH = """() => setTimeout(() => {
   document.querySelector("#%s").click();
-  document.querySelectorAll(".ss-said-shared").forEach((said) => (said.textContent = ""));
+  document.querySelector("#%s .ss-said-shared").textContent = "";
 }, 200)"""  # once the link is on the page
 # In a column that is shown later, gradio shows the hidden parts too: the class keeps them out of sight.
 HIDDEN: dict[str, Any] = {"visible": "hidden", "elem_classes": "ss-hidden"}
@@ -93,11 +100,13 @@ class Share:
             return made
 
         hidden: dict[str, Any] = {"api_visibility": "private", "queue": False}
-        self.copy.click(None, self.words, None, js=COPY, **hidden)
-        self.link.click(None, self.run, None, js=COPY_LINK, **hidden)
+        row = self.row.elem_id
+        self.copy.click(None, self.words, None, js=COPY_TEXT % row, **hidden)
+        self.link.click(None, self.run, None, js=COPY_LINK % row, **hidden)
+        self.words.change(None, None, None, js=SAY % (row, ""), **hidden)  # what was copied is of another run
         for form, button in self.makes.items():
-            button.click(work(form), source, self.file, js=SAY % "Making the file", **QUIET).success(
-                None, js=FETCH % self.file.elem_id, api_visibility="private"
+            button.click(work(form), source, self.file, js=SAY % (row, "Making the file"), **QUIET).success(
+                None, js=FETCH % (self.file.elem_id, row), api_visibility="private"
             )
 
 
@@ -123,12 +132,13 @@ def page_address(request: gr.Request, linked: bool) -> str | None:
 
 def layout(story: Story | None = None) -> Share:
     """Lay out the row."""
-    with gr.Row(visible=story is not None, elem_classes="ss-share") as row:
+    number = next(_numbers)
+    with gr.Row(visible=story is not None, elem_id=f"share-{number}", elem_classes="ss-share") as row:
         copy = gr.Button("Copy text", size="sm", scale=0, min_width=90)
         link = gr.Button("Copy link", size="sm", scale=0, min_width=90, visible=bool(story and story.run))
         makes = {form: gr.Button(label, size="sm", scale=0, min_width=90) for form, label in FORMS.items()}
         gr.HTML('<span class="ss-said-shared" role="status"></span>', min_width=100)
     words = gr.Textbox(story.words if story else "", show_label=False, **HIDDEN)
     run = gr.Textbox(story.run if story else "", show_label=False, **HIDDEN)
-    file = gr.DownloadButton(elem_id=f"shared-{next(_numbers)}", **HIDDEN)
+    file = gr.DownloadButton(elem_id=f"shared-{number}", **HIDDEN)
     return Share(row, words, run, copy, link, makes, file)

@@ -11,7 +11,7 @@ from specstream.installation import data_file
 
 from .. import product, theme
 from ..components import player, race
-from ..html.render import facts
+from ..html.render import KEEP_LOCAL, facts
 from ..jobs.comparisons import Entry
 from ..state.feed import encode
 from ..state.view import View
@@ -62,6 +62,7 @@ def _filled(
         "links": links(story.run, base),
         "show": show,
         "script": script,
+        "local": KEEP_LOCAL,
         "data": data,
         "more": more,
         "head": head,

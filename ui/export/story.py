@@ -12,7 +12,7 @@ from specstream.params import Standard
 from specstream.stats import speedup
 
 from .. import theme
-from ..html.render import model_name
+from ..html.render import STARTED, model_name
 from ..jobs.comparisons import Entry
 from ..state import history
 from ..state.origin import Origin
@@ -126,7 +126,7 @@ def about(origin: Origin) -> Iterator[tuple[str, str]]:
         yield "Processor", origin.processor
     yield "Settings", history.changed(origin.settings, origin.method) or "default settings"
     if origin.when:
-        yield "Measured", origin.when[:16].replace("T", " ") + (" UTC" if "T" in origin.when else "")
+        yield STARTED, origin.when
 
 
 def machine(origin: Origin) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from html import escape
+from zoneinfo import ZoneInfo
 
 from specstream.events import Agreement, Draft, Lane
 from specstream.info import EngineInfo
@@ -25,6 +27,20 @@ WORDS = {
     Agreement.MISMATCH: ("bad", "✗ Different text"),
     Agreement.UNKNOWN: ("plain", "Not compared"),
 }
+
+STARTED = "Started"  # the fact of this name is a time
+# Times are written in UTC, and converted to the visitor's time zone and language by the browser.
+KEEP_LOCAL = """
+const local = () => {
+  for (const time of element.querySelectorAll("time[datetime]")) {
+    const when = new Date(time.dateTime);
+    if (isNaN(when) || !time.textContent.endsWith("UTC")) continue;
+    time.textContent = when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  }
+};
+new MutationObserver(local).observe(element, { childList: true, characterData: true, subtree: true });
+local();
+"""
 
 
 def number(value: float | None, digits: int = 1, unit: str = "") -> str:
@@ -201,15 +217,25 @@ def asked(prompt: str, model: str) -> str:
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """Names and values, one pair to a line."""
     body = "".join(
-        f"<dt>{escape(name)}</dt><dd>{when(text) if name == 'Started' else escape(text)}</dd>" for name, text in rows
+        f"<dt>{escape(name)}</dt><dd>{when(text) if name == STARTED else escape(text)}</dd>" for name, text in rows
     )
     return f'<dl class="ss-facts">{body}</dl>'
 
 
 def when(utc: str) -> str:
-    """A UTC time that the browser converts to local time."""
-    iso = utc[:19] + ("Z" if "T" in utc else "")
-    return f'<time datetime="{escape(iso)}">{escape(utc[:16].replace("T", " "))} UTC</time>'
+    """A UTC time that ``KEEP_LOCAL`` converts to local time; a day alone is no time, and stays."""
+    if "T" not in utc:
+        return escape(utc)
+    return f'<time datetime="{escape(utc[:19])}Z">{escape(minute(utc))}</time>'
+
+
+def minute(utc: str, zone: str = "") -> str:
+    """A UTC time as text, to the minute, in a time zone as browsers name it; in UTC, said so, if that is unknown."""
+    try:
+        there = datetime.fromisoformat(utc).replace(tzinfo=UTC).astimezone(ZoneInfo(zone))
+    except (ValueError, OSError, LookupError):  # no zone, or a name that this machine does not know
+        return f"{utc[:16].replace('T', ' ')} UTC"
+    return f"{there:%Y-%m-%d %H:%M}"
 
 
 def tree_rows(draft: Draft) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from specstream.stats import FEWEST, counted
 
 from .headline import ALIKE, NOISY
 from .insights import calibration_words
-from .render import model_name
+from .render import minute, model_name, when
 
 Report = Mapping[str, Any]
 
@@ -57,9 +57,10 @@ def _table(report: Report) -> str:
     sure = "".join(f"<li>{escape(words)}</li>" for words in _calibrated(rows))
     by_category = sure + "".join(f"<li>{escape(words)}</li>" for words in _by_category(rows))
     notes = by_category + "".join(f"<li>{escape(words)}</li>" for words in (*doubts(rows), *differences(rows)))
-    name = escape(title(report))
+    what = escape(measured_what(report))
+    name, heading = f"{what}: {escape(named(report))}", f"{what}: {_named(report)}"
     return (
-        f'<section class="ss-card"><h3>{name}</h3><p class="ss-words">{escape(measured(report))}</p>'
+        f'<section class="ss-card"><h3>{heading}</h3><p class="ss-words">{escape(measured(report))}</p>'
         f'<div class="ss-scroll" tabindex="0" role="region" aria-label="{name}"><table class="ss-grid">'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
         f"{f'<ul class=ss-words>{notes}</ul>' if notes else ''}</section>"
@@ -102,16 +103,21 @@ def _row(row: Mapping[str, Any]) -> str:
     return f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
-def title(report: Report) -> str:
-    """What was measured, and when."""
+def measured_what(report: Report) -> str:
+    """What was measured."""
     rows = report.get("rows")
     count = f", {counted(rows[0]['prompts'], 'prompt')}" if rows else ", cost of a step"
-    return f"{task_label(report.get('task') or (rows[0]['task'] if rows else None))}{count}: {named(report)}"
+    return task_label(report.get("task") or (rows[0]["task"] if rows else None)) + count
 
 
-def named(report: Report) -> str:
-    """What distinguishes results: the name of a file, or the time."""
-    return str(report.get("name") or str(report["time_utc"])[:16].replace("T", " "))
+def _named(report: Report) -> str:
+    """``named`` as HTML, with a time that becomes local."""
+    return escape(report["name"]) if report.get("name") else when(str(report["time_utc"]))
+
+
+def named(report: Report, zone: str = "") -> str:
+    """What distinguishes results: the name of a file, or the time in a time zone."""
+    return str(report.get("name") or minute(str(report["time_utc"]), zone))
 
 
 def measured(report: Report) -> str:

@@ -22,7 +22,7 @@ from specstream.training.config import Config
 from specstream.training.jobs import Registry, State, Training, has_checkpoint
 
 from ..files import place
-from .render import NOTHING, number
+from .render import NOTHING, STARTED, number
 
 PROBED = 32  # drafted tokens a step in validation: BUDGET in specstream/training/probe.py, which needs torch
 
@@ -177,7 +177,7 @@ def facts(training: Training) -> Iterator[tuple[str, str]]:
         yield "Mode", f"{plan.mode}: {MODES.get(plan.mode, '')}"
         yield "Data", plan.data
         yield "Settings", ", ".join(f"{_label(name)} {value}" for name, value in plan.options.items())
-    yield "Begun", training.created[:16].replace("T", " ") + " UTC" if training.created else NOTHING
+    yield STARTED, training.created or NOTHING
     if card:
         yield "Streams", f"{card.get('gamma')}, in {top_layers(card.get('layers', 0))}" if card.get("gamma") else "none"
         yield "Heads", ", ".join(HEADS.get(kind, kind) for kind in card.get("heads") or {}) or "none"

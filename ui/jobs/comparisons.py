@@ -90,7 +90,7 @@ class Contest(ModelJob):
         return [method.name for method in self._methods]
 
     def use(self, engine: Engine) -> None:
-        self._leave_out(Offer(engine.info, not self._engines.rules.may_load_any))
+        self._leave_out(self._offer(engine))
         self.put(Prepared(engine.info, tuple(self.names)))
         self._say_mismatch(engine, self.ask.task)
         for number, method in enumerate(self._methods, 1):

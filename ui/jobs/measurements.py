@@ -106,8 +106,7 @@ class Benchmark(Measurement):
 
         order = self.ask
         for method in order.methods:
-            if reason := engine.info.unavailable.get(method.name):
-                raise ValueError(reason)
+            self._offer(engine).check(method.name)
         cases = self._cases(engine)
         self._say_mismatch(engine, order.task)
         contenders = [*(bench.Ours(engine, m, self.stop.is_set) for m in order.methods), *self._outside(engine)]
@@ -176,8 +175,7 @@ class Tuning(Measurement):
         from specstream.bench import tune as tuning
 
         order, method = self.ask, self.ask.methods[0]
-        if reason := engine.info.unavailable.get(method.name):
-            raise ValueError(reason)
+        self._offer(engine).check(method.name)
         step_cost.largest(method)  # raises for a method without a tree before a minute is spent
         cases = self._cases(engine)
         self._say_mismatch(engine, order.task)

@@ -15,7 +15,7 @@ from specstream.params import Method, Sampling
 from specstream.runlog import RunLog
 
 from ..state.messages import Notice, Recorded
-from ..state.methods import mismatch
+from ..state.methods import Offer, mismatch
 from ..state.origin import Origin, of_info
 from . import zerogpu
 from .engine_host import Engines, Stopped, sentence
@@ -88,6 +88,10 @@ class ModelJob(Job):
             self._say("Stopped before it began")
         except Exception as error:
             self.put(failure(error))
+
+    def _offer(self, engine: Engine) -> Offer:
+        """The methods on the model that the job got, which may not be the one that the page showed."""
+        return Offer(engine.info, not self._engines.rules.may_load_any)
 
     def _say_mismatch(self, engine: Engine, task: str) -> None:
         """A warning if the adapter was not trained for the task, since its speed there says little."""

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specstream.data.tasks import TASKS
 from specstream.events import Agreement, Lane, Step, Verdict
 from specstream.params import Standard
 from specstream.stats import RunStats, counted, step_cost
@@ -154,4 +155,7 @@ def _cause(view: View) -> tuple[str, Remedy | None]:
         words = "Few drafted tokens were accepted: the loaded adapter was trained for another task."
         return words, Remedy("Load its adapter", loads=True)
     few = "Few drafted tokens were accepted: a" if gain < FEW else "A"
-    return f"{few} pass yielded {gain:.1f} tokens and took as long as {cost:.1f} of standard decoding.", None
+    words = f"{few} pass yielded {gain:.1f} tokens and took as long as {cost:.1f} of standard decoding."
+    if gain < FEW and view.origin and view.origin.task in TASKS:  # one's own question as a list of facts, for example
+        words += f" If the prompt is not for “{TASKS[view.origin.task].label}”, choose its task."
+    return words, None

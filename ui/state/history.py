@@ -15,10 +15,10 @@ from specstream.params import METHODS, Sampling
 from specstream.runlog import RunLog, snapshot, write_jsonl, write_runs_csv, write_steps_csv
 
 from ..files import place
+from ..html.render import STARTED
 from . import origin
 from .view import View, replay
 
-STARTED = "Started"
 NAMES = {"baseline": "Also run standard decoding"}  # settings that are neither of a method nor of sampling
 SHOWN_PROMPT = 70  # characters of a prompt in the table
 ALIKE = 0.05  # a ratio this close to 1 counts as equal

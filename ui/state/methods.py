@@ -5,28 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specstream.data.tasks import TASKS
-from specstream.info import EngineInfo
-from specstream.params import METHODS, DraftModel, EarlyExit, Medusa, PromptLookup, Streaming
+from specstream.info import PARTS, EngineInfo
+from specstream.params import METHODS, PromptLookup, Streaming
 
 ORDER = tuple(sorted(METHODS, key=lambda name: name != Streaming.name))  # streaming first
-NEEDS = {  # what a method needs besides the model, what is missing without it, and what to do
-    Streaming.name: (
-        "an adapter",
-        "The model has no trained streams",
-        "choose an adapter under Model, or train one under Fine-tune",
-    ),
-    Medusa.name: (
-        "heads",
-        "The loaded adapter has no Medusa heads",
-        "load one that has some, or train them under Fine-tune",
-    ),
-    EarlyExit.name: (
-        "an exit",
-        "The loaded adapter has no early exit that drafts",
-        "load one that has, or train it under Fine-tune",
-    ),
-    DraftModel.name: ("another model", "No second model is loaded", "load one in Playground, Model, Draft model"),
-}
 NOT_HERE = "this demo can't load one, your own machine can"
 
 
@@ -47,7 +29,7 @@ def mismatch(task: str, info: EngineInfo) -> str:
     if task not in TASKS:
         return f"The loaded model is tuned for “{_label(info)}”, whatever the prompt." if info.tuned else ""
     if not info.task:
-        return "No adapter is loaded: without one the model can't draft for itself."
+        return f"{PARTS[Streaming.name].missing}."
     worse = "writes differently and drafts worse" if info.tuned else "drafts worse"
     return f"The loaded adapter was trained for “{_label(info)}”: on other tasks the model {worse}."
 
@@ -67,20 +49,19 @@ class Offer:
         """One sentence if a method can't run; empty if it can."""
         if self.info is None or name not in self.info.unavailable:
             return ""
-        if not self._lacks_parts(name):
-            return self.info.unavailable[name]
-        _, missing, remedy = NEEDS[name]
-        return f"{missing}: {NOT_HERE if self.demo else remedy}."
+        if self.demo and self._lacks_parts(name):
+            return f"{PARTS[name].missing}: {NOT_HERE}."
+        return self.info.unavailable[name]
 
     def _lacks_parts(self, name: str) -> bool:
         """Whether something besides the model is missing; else prompt lookup, which needs nothing, can't run either."""
-        return name in NEEDS and self.info is not None and PromptLookup.name not in self.info.unavailable
+        return name in PARTS and self.info is not None and PromptLookup.name not in self.info.unavailable
 
     def label(self, name: str) -> str:
         """A method's label, with what is missing."""
         if not self.reason(name):
             return METHODS[name].label
-        lack = f"needs {NEEDS[name][0]}" if self._lacks_parts(name) else "not with this model"
+        lack = f"needs {PARTS[name].name}" if self._lacks_parts(name) else "not with this model"
         return f"{METHODS[name].label} ({lack})"
 
     def words(self, name: str) -> str:

@@ -13,7 +13,7 @@ from specstream.events import Finished, Lane, Step
 from specstream.runlog import RunLog
 from specstream.stats import RunStats, summarize
 
-from ..html.render import NOTHING, number, when
+from ..html.render import NOTHING, STARTED, number, when
 from . import history
 
 Row = tuple[str, str, str]  # name, value of the first run, value of the second
@@ -68,7 +68,7 @@ def _settings(one: Side, other: Side) -> Iterator[Row]:
 
 
 NAMES = (
-    history.STARTED, "Prompt", "Task", "Method", "Model", "Tokens", "Steps", "Tokens per step", "Tokens per second",
+    STARTED, "Prompt", "Task", "Method", "Model", "Tokens", "Steps", "Tokens per step", "Tokens per second",
     "Rows per token", "Seconds", "Speed-up", "Against standard decoding",
 )  # fmt: skip
 
@@ -109,7 +109,7 @@ def _named(one: Side, other: Side) -> Iterable[tuple[str, Side]]:
 def _row(name: str, left: str, right: str) -> str:
     sign = "≠ " if left != right else ""
     kind = ' class="ss-differs"' if left != right else ""
-    cells = "".join(f"<td>{when(text) if name == history.STARTED else escape(text)}</td>" for text in (left, right))
+    cells = "".join(f"<td>{when(text) if name == STARTED else escape(text)}</td>" for text in (left, right))
     return f'<tr{kind}><th scope="row">{sign}{escape(name)}</th>{cells}</tr>'
 
 

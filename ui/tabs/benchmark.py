@@ -14,7 +14,8 @@ import gradio as gr
 
 from specstream.bench.prediction import fastest_tried
 from specstream.bench.tables import REFERENCES
-from specstream.params import METHODS, Method, PromptLookup, Standard, Streaming
+from specstream.info import PARTS
+from specstream.params import METHODS, DraftModel, Method, PromptLookup, Standard, Streaming
 from specstream.runlog import RunLog, RunLogError
 from specstream.stats import counted
 
@@ -45,8 +46,8 @@ CHARTS = {
     "cost": "Cost of a step",
     "prediction": "Predicted against measured",
 }
-NEEDS_SECOND = "No second model is loaded: load one in Playground, Model, Draft model."
 LIBRARY = "The library's own code, on a second copy of the model."
+ZONE = "() => Intl.DateTimeFormat().resolvedOptions().timeZone"
 MOST_EARLIER = 100  # results in the list
 
 
@@ -68,11 +69,12 @@ class Form:
     pace: gr.Radio
     earlier: gr.Dropdown
     key: gr.Textbox
+    zone: gr.Textbox  # the visitor's time zone, as the browser names it
 
     @property
     def inputs(self) -> set[Any]:
         boxes = [*self.methods.values(), *self.references.values(), *self.settings.parts.values()]
-        own = [self.task, self.file, self.count, self.repeats, self.tuned, self.pace, self.earlier, self.key]
+        own = [self.task, self.file, self.count, self.repeats, self.tuned, self.pace, self.earlier, self.key, self.zone]
         return {*own, *boxes}
 
     def order(self, values: Mapping[Any, Any]) -> MeasurementRequest:
@@ -92,8 +94,8 @@ class Form:
         return replace(self._prompts(values, (method,)), seconds=PACES[values[self.pace]])
 
     def _prompts(self, values: Mapping[Any, Any], methods: tuple[Method, ...]) -> MeasurementRequest:
-        task, limit = values[self.task], whole(values[self.count], "Prompts", 1000)
-        repeats = whole(values[self.repeats], "Repeats", 20)
+        task, limit = values[self.task], controls.whole(values[self.count], "Prompts", 1000)
+        repeats = controls.whole(values[self.repeats], "Repeats", 20)
         sampling = self.settings.parse(values, Standard.name)[1]
         if values[self.file]:
             return MeasurementRequest(task, (), methods, sampling, Path(values[self.file]), limit, repeats=repeats)
@@ -101,13 +103,6 @@ class Form:
         if not known:
             raise ValueError("There are no example prompts of this task: choose another one, or give a file.")
         return MeasurementRequest(task, known, methods, sampling, repeats=repeats)
-
-
-def whole(value: Any, name: str, most: int) -> int:
-    """A count from 1 to ``most``. Raises ValueError for anything else."""
-    if not isinstance(value, int | float) or not 1 <= value <= most or value != int(value):
-        raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}.")
-    return int(value)
 
 
 @dataclass
@@ -208,7 +203,7 @@ class BenchmarkTab:
 def reference_update(name: str, state: State, wished: Collection[str]) -> Any:
     """The checkbox of another library's method: as the visitor chose, or disabled with the reason."""
     alone = not (state.info and state.info.draft_parameters)
-    reason = NEEDS_SECOND if name == "hf-assistant" and alone else ""
+    reason = PARTS[DraftModel.name].sentence if name == "hf-assistant" and alone else ""
     if state.info and state.info.model == "toy":
         reason = "Not with the toy model: transformers does not know it."
     if reason:
@@ -280,7 +275,7 @@ def layout(engines: Engines) -> BenchmarkTab:
             }
     run, cancel, status, bar = _toolbar()
     form = Form(**parts, methods=methods, references=references, settings=settings, tuned=tuned, pace=pace,
-                earlier=earlier, key=visitor.layout(), wished=gr.State(list(methods)),
+                earlier=earlier, key=visitor.layout(), zone=gr.Textbox(visible=False), wished=gr.State(list(methods)),
                 tuned_wish=gr.State(Streaming.name))  # fmt: skip
     return BenchmarkTab(form, _results(run, tune, cancel, status, bar), upload)
 
@@ -349,7 +344,7 @@ def _results(run: gr.Button, tune: gr.Button, cancel: gr.Button, status: gr.HTML
     with gr.Column(visible=False) as group:
         advice = gr.HTML()
         use = gr.Button("Use these settings", variant="primary", visible=False, scale=0, min_width=200)
-        tables = gr.HTML()
+        tables = gr.HTML(js_on_load=render.KEEP_LOCAL)
         with gr.Row(elem_classes="ss-charts"):
             for name, heading in CHARTS.items():
                 with gr.Column(visible=False, min_width=320) as frames[name]:
@@ -404,9 +399,9 @@ class Handlers:
         for state in self._engines.watch():
             yield self._tab.available(state, self._engines.offer, task, wished, tuned) | self._tab.suited(state)
 
-    def refresh(self, key: str, task: str, wished: list[str], tuned: str, request: gr.Request) -> Updates:
+    def refresh(self, key: str, zone: str, task: str, wished: list[str], tuned: str, request: gr.Request) -> Updates:
         fitted = self._tab.available(self._engines.state, self._engines.offer, task, wished, tuned)
-        return fitted | self.earlier.listed(visitor.name(key, request))
+        return fitted | self.earlier.listed(visitor.name(key, request), zone)
 
 
 def wire(
@@ -425,11 +420,11 @@ def wire(
     listing = [*tab.depends, form.earlier]
     for button, start in ((shown.run, on.run), (shown.tune, on.tune)):
         button.click(start, inputs, shown.outputs, **work).then(
-            on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET
+            on.refresh, [form.key, form.zone, *tab.chosen], listing, queue=False, **QUIET
         )
     shown.cancel.click(on.cancel, form.key, queue=False, **QUIET)
     for event in (opened.select, play.panel.known.change):
-        event(on.refresh, [form.key, *tab.chosen], listing, queue=False, **QUIET)
+        event(on.refresh, [form.key, form.zone, *tab.chosen], listing, queue=False, **QUIET)
     form.task.change(lambda task: task_hint.hint(task, engines.state.info), form.task, form.hint, queue=False, **QUIET)
     form.tuned.input(lambda tuned: tuned, form.tuned, form.tuned_wish, queue=False, **QUIET)
     controls.wire_wishes(form.wished, form.methods | form.references)
@@ -439,6 +434,7 @@ def wire(
         lambda values: used(play, tabs, on.earlier.shown(values)), inputs, used_outputs(play, tabs), **QUIET
     )
     visitor.wire(form.key, demo)
+    demo.load(None, None, form.zone, js=ZONE, api_visibility="private")
     demo.load(on.watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET).then(
         on.resume, form.key, shown.outputs, concurrency_limit=None, **QUIET
     )
@@ -498,7 +494,7 @@ class Earlier:
     def __init__(self, tab: BenchmarkTab, engines: Engines, runlog: RunLog | None, folder: Path) -> None:
         self._tab, self._rules, self._runlog, self._folder = tab, engines.rules, runlog, folder
 
-    def listed(self, who: str) -> Updates:
+    def listed(self, who: str, zone: str = "") -> Updates:
         """The results in the log, to choose from."""
         field = self._tab.form.earlier
         if self._runlog is None:
@@ -507,16 +503,16 @@ class Earlier:
             found = self._runlog.benchmarks(MOST_EARLIER, self._rules.seen_by(who))
         except RunLogError as error:
             return {field: gr.update(choices=[], info=str(error))}
-        return {field: gr.update(choices=[(words(one), one["id"]) for one in found])}
+        return {field: gr.update(choices=[(words(one, zone), one["id"]) for one in found])}
 
     def chosen(self, values: Mapping[Any, Any]) -> list[Report]:
         """The chosen results, each with a name. Raises ValueError with one sentence."""
         who = self._rules.seen_by(values[self._tab.form.key] or "")
-        keys = values[self._tab.form.earlier] or []
+        keys, zone = values[self._tab.form.earlier] or [], values[self._tab.form.zone]
         logged = [self._runlog.benchmark(key, who) for key in keys] if self._runlog is not None else []
         files = [Path(file) for file in values[self._tab.upload] or []]
         self._rules.check_files(*files)
-        return [*(r | {"name": results.named(r)} for r in logged), *(read(file) for file in files)]
+        return [*(r | {"name": results.named(r, zone)} for r in logged), *(read(file) for file in files)]
 
     def shown(self, values: Mapping[Any, Any]) -> list[Report]:
         """This page's own results and the chosen ones."""
@@ -545,10 +541,10 @@ class Earlier:
         }  # fmt: skip
 
 
-def words(found: Mapping[str, Any]) -> str:
+def words(found: Mapping[str, Any], zone: str = "") -> str:
     """A logged result in one line."""
     count = counted(found["prompts"], "prompt") if found["prompts"] else "cost of a step"
-    when = str(found["measured_utc"])[:16].replace("T", " ")
+    when = render.minute(str(found["measured_utc"]), zone)
     model, adapter = (render.model_name(found[name]) for name in ("model", "adapter"))
     return f"{when}, {found['task'] or 'no task'}, {count}, {model} + {adapter}"
 

@@ -167,7 +167,7 @@ def layout(engines: Engines) -> FineTune:
         with gr.Row(visible=False) as sure:
             yes = gr.Button("Delete it for good", variant="stop", size="sm", min_width=160)
             keep = gr.Button("Keep it", size="sm", min_width=120)
-        facts = gr.HTML()
+        facts = gr.HTML(js_on_load=render.KEEP_LOCAL)
         with gr.Accordion("Model card", open=False):
             card = gr.Markdown()
     copy = gr.DownloadButton(visible="hidden", elem_id="adapter-zip")

@@ -119,7 +119,7 @@ class Form:
         if config.mode in BESIDE and values[self.start] != BARE:
             options["start"] = values[self.start]
         if self.own_answers(values):
-            limit = whole(values[self.answers])
+            limit = controls.whole(values[self.answers], "Prompts to answer", 1_000_000)
             options |= {"targets": "self", "limit": limit, "hold_out": min(options["hold_out"], limit // 10)}
         name = (values[self.name] or "").strip() or registry.free_name(wish(values[self.task], config.mode))
         data = str(self.rows(values, checked)) if checked else HUB + task(values[self.task]).hub
@@ -232,13 +232,6 @@ def public_words(name: str) -> str:
         f"{chosen.hub} ({chosen.licence}) comes from the Hugging Face Hub and is fetched once. "
         "Without a network, upload a file of your own."
     )
-
-
-def whole(value: Any) -> int:
-    """A number of prompts. Raises ValueError for anything else."""
-    if not isinstance(value, int | float) or not 1 <= value <= 1_000_000 or value != int(value):
-        raise ValueError(f"Prompts to answer must be a whole number from 1 to 1,000,000, not {value!r}.")
-    return int(value)
 
 
 def changed(config: Config) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def _listing(whole: gr.Column) -> Listing:
         where = gr.HTML(render.status(EMPTY), min_width=160)
         clear = gr.Button("Clear filters", size="sm", visible=False, scale=0, min_width=110)
         refresh = gr.Button("Refresh", size="sm", scale=0, min_width=90)
-    table = gr.HTML(listed.runs([]), js_on_load=listed.KEEP_LOCAL + listed.TICKS, elem_id="runs")
+    table = gr.HTML(listed.runs([]), js_on_load=render.KEEP_LOCAL + listed.TICKS, elem_id="runs")
     with gr.Row():
         previous = gr.Button("Previous page", size="sm", interactive=False, visible=False, min_width=120)
         following = gr.Button("Next page", size="sm", interactive=False, visible=False, min_width=120)
@@ -244,14 +244,14 @@ def _opened(sheet: gr.Column) -> Opened:
         everything = gr.Button("← All runs", size="sm", scale=0, min_width=110, visible=False)
         close = gr.Button("Close", size="sm", scale=0, min_width=90, elem_id="close-run")
     hint = gr.HTML(render.status(CHOOSE))
-    compared = gr.HTML(js_on_load=listed.KEEP_LOCAL, visible=False)
+    compared = gr.HTML(js_on_load=render.KEEP_LOCAL, visible=False)
     with gr.Column(visible=False, elem_id="opened-run") as group:
         about = gr.HTML()
         view = run_panel.layout()
         with gr.Row(elem_classes="ss-search"):
             star = gr.Checkbox(label="Star", interactive=True, scale=0, min_width=110)
             note = gr.Textbox(label="Note", placeholder="Saved as you type", interactive=True, max_lines=4, scale=4)
-        facts = gr.HTML(js_on_load=listed.KEEP_LOCAL)
+        facts = gr.HTML(js_on_load=render.KEEP_LOCAL)
         with gr.Row():
             jsonl = gr.DownloadButton("This run as JSON lines", size="sm")
             csv = gr.DownloadButton("Its steps as CSV", size="sm")

@@ -11,18 +11,6 @@ from specstream.stats import counted
 from ..html.render import model_name, when
 from ..state import history
 
-# Times are written in UTC, and converted to the visitor's time zone and language by the browser.
-KEEP_LOCAL = """
-const local = () => {
-  for (const time of element.querySelectorAll("time[datetime]:not([data-local])")) {
-    const when = new Date(time.dateTime);
-    if (!isNaN(when)) time.textContent = when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-    time.dataset.local = "";
-  }
-};
-new MutationObserver(local).observe(element, { childList: true, subtree: true });
-local();
-"""
 TICKS = """
 let ticked = [];
 element.addEventListener("click", (event) => {
