@@ -189,12 +189,12 @@ class Engine:
 
 
 def load(
-    model: str = catalogue.DEFAULT,
-    adapter: str = "auto",
+    model: str | os.PathLike[str] = catalogue.DEFAULT,
+    adapter: str | os.PathLike[str] = "auto",
     device: str = "auto",
     dtype: str = "auto",
     progress: StatusCallback = lambda words, fraction: None,
-    draft: str = "none",
+    draft: str | os.PathLike[str] = "none",
 ) -> Engine:
     """Load a model and an adapter, and a draft model if ``draft`` names one.
 
@@ -204,6 +204,7 @@ def load(
     (all ValueError) with one sentence.
     """
     started = time.perf_counter()
+    model, adapter, draft = os.fspath(model), os.fspath(adapter), os.fspath(draft)
     native.library(build=False)  # the functions in C++, if the process that compiles layers has built them before
     placement = _placement(device, dtype)
     _read_grouped_keys(placement.device)

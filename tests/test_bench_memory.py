@@ -42,7 +42,7 @@ def asked(folder: str, adapter: str, name: str, **changes: Any) -> MemoryRequest
 @pytest.mark.parametrize("name", METHODS_OF)
 def test_a_method_gets_only_its_part_of_an_adapter_and_writes_the_same(name: str, model: Path, tmp_path: Path) -> None:
     made = memory.reduced(str(model / "adapter"), str(model), name, tmp_path)
-    whole = engine.load(str(model), str(model / "adapter"), "cpu", "float32")
+    whole = engine.load(model, model / "adapter", "cpu", "float32")
     part = engine.load(str(model), made, "cpu", "float32")
     assert set(part.info.head_parameters) == {kind and name for kind in METHODS_OF[name]}
     assert "streaming" in part.info.unavailable and name not in part.info.unavailable

@@ -98,6 +98,10 @@ BAD = {
         ["train", "--task", "e2e", "--data", "DATA", "--progress", "DATA"],
         "--data and --progress name the same file",
     ),
+    "training progress is the answers": (
+        ["train", "--task", "e2e", "--answers", "DATA", "--progress", "DATA"],
+        "--answers and --progress name the same file",
+    ),
     "training temperature NaN": (
         ["train", "--task", "e2e", "--data", "DATA", "--temperatures", "nan"],
         "Temperature must",
@@ -144,6 +148,7 @@ BAD = {
         "for which draft model gpt2 means",
     ),
     "the toy is trained": (["train", "--model", "toy", "--task", "e2e", "--data", "DATA"], "a script without weights"),
+    "output into a folder": (["generate", "--prompt", "a", "--json", "."], "is a folder"),
     "output below a file": (["generate", "--prompt", "a", "--json", "DATA/x.json"], "is not a folder"),
     "missing log": (["runs", "list", "--db", "no/such.db"], "There is no log"),
     "run of half a character": (["runs", "show", "\udcff"], "There is no run"),
@@ -168,14 +173,21 @@ UNREAD = {
     "row": ["bench", "--task", "e2e", "--data", "BROKEN"],
     "folder as data": ["cost", "--task", "e2e", "--data", "FOLDER"],
     "missing data": ["evaluate", "--task", "e2e", "--data", "missing.jsonl"],
+    "columns of another task": ["evaluate", "--task", "sql", "--data", "DATA"],
+    "no rows": ["generate", "--task", "e2e", "--data", "EMPTY"],
+    "training columns": ["train", "--task", "sql", "--data", "DATA", "--out", "FOLDER"],
+    "validation columns": ["train", "--task", "e2e", "--data", "DATA", "--dev", "EMPTY", "--out", "FOLDER"],
+    "columns to answer": ["answers", "--task", "chat", "--data", "DATA", "--out", "x.jsonl"],
 }
 
 
 @pytest.mark.parametrize("name", UNREAD)
 def test_what_is_wrong_without_a_model_is_said_before_it_is_loaded(name, data, monkeypatch, capsys) -> None:
     monkeypatch.setattr("specstream.engine.load", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("specstream.target.loading.fetch", lambda *args: pytest.fail("the model was loaded"))
     (broken := data.with_name("broken.jsonl")).write_text("{\n")
-    files = {"DATA": str(data), "BROKEN": str(broken), "FOLDER": str(data.parent)}
+    (empty := data.with_name("empty.jsonl")).touch()
+    files = {"DATA": str(data), "BROKEN": str(broken), "EMPTY": str(empty), "FOLDER": str(data.parent)}
     assert "something went wrong" not in fails([files.get(a, a) for a in UNREAD[name]], capsys)
 
 
@@ -204,6 +216,16 @@ def test_a_result_is_not_lost_if_its_file_can_not_be_written(command, toy_engine
     out = capsys.readouterr()
     assert f"error: {file}: No space left on device." in out.err
     assert isinstance(json.loads(out.out.splitlines()[-1]), dict)
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "cost", "evaluate", "invariance"])
+def test_json_on_standard_output_is_all_that_is_there(command, toy_engine, data, monkeypatch, capsys) -> None:
+    """So that it can be piped into another program; tables go to standard error."""
+    monkeypatch.setattr("specstream.bench.invariance.findings", lambda where: iter([]))
+    asked = ["--task", "e2e", "--data", str(data), "--limit", "1", "--max-new-tokens", "4"]
+    more = {"bench": ["--repeats", "1"], "cost": ["--seconds", "0.1"]}
+    assert run([command, *(asked if command != "invariance" else []), *more.get(command, []), "--json", "-"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
 def test_filters_of_the_log_take_anything(log: RunLog, capsys) -> None:
@@ -373,6 +395,13 @@ def test_a_link_to_the_data_is_the_data(toy_engine, data, tmp_path, capsys) -> N
     before = data.read_text()
     args = ["generate", "--task", "e2e", "--data", str(data), "--json", str(link)]
     assert "the same file" in fails(args, capsys) and data.read_text() == before
+
+
+def test_another_name_of_the_data_is_the_data_too(data, tmp_path, capsys) -> None:
+    (other := tmp_path / "other.jsonl").hardlink_to(data)
+    before = data.read_bytes()
+    said = fails(["answers", "--task", "e2e", "--out", str(other), "--data", str(data)], capsys)
+    assert "would be overwritten" in said and data.read_bytes() == before
 
 
 def test_a_run_that_fills_the_context_says_so(toy_engine, capsys, monkeypatch, tmp_path) -> None:

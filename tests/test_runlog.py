@@ -548,7 +548,7 @@ def test_where_the_file_is_and_how_it_is_kept(tmp_path: Path, monkeypatch: pytes
 
 def _one_sentence(error: RunLogError) -> bool:
     words = str(error)
-    return "\n" not in words and words.endswith(".") and "runs.db" in words
+    return "\n" not in words and words.endswith(".") and ("runs.db" in words or "/dev/null" in words)
 
 
 def test_a_corrupt_file_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -572,18 +572,27 @@ def test_a_damaged_database_is_refused(log: RunLog) -> None:
     assert _one_sentence(caught.value)
 
 
-def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
-    with Database(tmp_path / "runs.db") as db:
-        db.table("runs").insert({"theirs": 1})
+@pytest.mark.parametrize("made", [
+    "create table runs (theirs)",
+    "create table places (theirs)",
+    "create view runs as select 1 as theirs",
+    "create table runs (theirs); create view _sqlite_migrations as select 1 migration_set, 2 name, 3 applied_at",
+])  # fmt: skip
+def test_a_database_of_another_program_is_left_as_it_is(made: str, tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    db = sqlite3.connect(path)
+    db.executescript(made)
+    db.close()
+    theirs = path.read_bytes()
     with pytest.raises(RunLogError, match="another program"):
-        RunLog(tmp_path / "runs.db")
-    assert Database(tmp_path / "runs.db").table_names() == ["runs"]
+        RunLog(path)
+    assert path.read_bytes() == theirs and list(tmp_path.iterdir()) == [path]
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "runs.db").mkdir()
-    for path in (tmp_path / "file" / "runs.db", tmp_path / "runs.db"):
+    for path in (tmp_path / "file" / "runs.db", tmp_path / "runs.db", Path("/dev/null")):
         with pytest.raises(RunLogError, match="can't be written") as caught:
             RunLog(path)
         assert _one_sentence(caught.value)

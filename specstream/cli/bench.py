@@ -12,7 +12,7 @@ import click
 from specstream import processes
 from specstream.cli import options
 from specstream.cli.options import Loading, adapter_task, chosen_methods
-from specstream.cli.output import check_readable, check_writable, note, progress, progress_done, saved, to_json
+from specstream.cli.output import STDOUT, check_readable, check_writable, note, progress, progress_done, saved, to_json
 from specstream.params import METHODS, Method, Sampling
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ def publish(report: dict[str, Any], json_file: Path | None, lines: list[str]) ->
         _log(report)
         for line in lines:
             click.echo(line)
-        click.echo(to_json(report))
+        if json_file != STDOUT:  # where it is already
+            click.echo(to_json(report))
 
 
 def _log(report: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import click
 
 from specstream.cli import options
 from specstream.cli.options import Loading, chosen_method
-from specstream.cli.output import check_readable, check_writable, harmless, note, write_lines
+from specstream.cli.output import STDOUT, check_readable, check_writable, harmless, note, write_lines
 from specstream.params import Method, Sampling
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def generate_command(
     chosen = chosen or chosen_method(engine.default_method().name, settings)
     if engine.info.compiling and not engine.info.compiled:
         click.echo(engine.info.compiling, err=True)
-    write_lines(json_file, (_generate_one(engine, p, chosen, sampling, json_file != Path("-")) for p in prompts))
+    write_lines(json_file, (_generate_one(engine, p, chosen, sampling, json_file != STDOUT) for p in prompts))
 
 
 def _need_one(prompt: str | None, data: Path | None, task_name: str | None) -> None:

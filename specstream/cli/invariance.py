@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from specstream.cli import options
-from specstream.cli.output import check_writable, saved
+from specstream.cli.output import STDOUT, check_writable, saved
 
 
 @click.command("invariance")
@@ -24,7 +24,7 @@ def invariance_command(device: str, json_file: Path | None) -> None:
 
     check_writable(json_file)
     where, _ = choose_device(device)
-    click.echo(invariance.heading(where) + "\n")
+    click.echo(invariance.heading(where) + "\n", err=json_file == STDOUT)
     found = list(invariance.findings(where))
     report = {"machine": machine(), "device": where, "operations": invariance.report(found)}
     with saved(json_file, report, printed=False):

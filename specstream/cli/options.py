@@ -188,7 +188,7 @@ def _shared_option(name: str, owners: dict[str, Field[Any]]) -> Decorator:
     )
 
 
-def json_option(words: str = "Write the result as one JSON object.") -> Decorator:
+def json_option(words: str = "Write the result as one JSON object to this file; - is standard output.") -> Decorator:
     return click.option("--json", "json_file", type=click.Path(path_type=Path), help=words)
 
 

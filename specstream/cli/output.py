@@ -7,12 +7,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
+STDOUT = Path("-")  # as an output file: standard output
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -77,13 +78,15 @@ def _naming(file: Path) -> Iterator[None]:
 @contextmanager
 def saved(file: Path | None, result: dict[str, Any], printed: bool = True) -> Iterator[None]:
     """Write a result to its file, then run a block that prints it. If the file can't be written, that is raised after
-    the block, and the result is printed as JSON unless the block has ``printed`` it, so that no work is lost."""
+    the block, and the result is printed as JSON unless the block has ``printed`` it, so that no work is lost. With the
+    file ``-``, standard output is nothing but JSON: what the block prints goes to standard error."""
     problem = None
     try:
         write_lines(file, iter([result]))
     except OSError as error:
         problem = error
-    yield
+    with redirect_stdout(sys.stderr) if file == STDOUT else nullcontext():
+        yield
     if problem:
         if not printed:
             click.echo(to_json(result))
@@ -91,20 +94,18 @@ def saved(file: Path | None, result: dict[str, Any], printed: bool = True) -> It
 
 
 def check_readable(data: Path | str | None, task_name: str | None, hub: bool = False) -> None:
-    """Reject, before a model is loaded, an unknown task, and a file without readable rows. ``hub``: datasets of the Hub
-    may be named. Raises ValueError."""
+    """Reject, before a model is loaded, an unknown task, and a file whose first row can't be read or lacks the task's
+    columns. ``hub``: datasets of the Hub may be named. Raises ValueError."""
     from specstream.bench.tables import SPEC_BENCH
-    from specstream.data.datasets import HUB, read_rows
+    from specstream.data.datasets import HUB, check_first_row
     from specstream.data.tasks import task
 
-    if task_name is not None and (hub or task_name != SPEC_BENCH):
-        task(task_name)
-    if data is None or (hub and str(data).startswith(HUB)):
+    chosen = task(task_name) if task_name is not None and (hub or task_name != SPEC_BENCH) else None
+    if data is None:
         return
-    if str(data).startswith(HUB):
+    if str(data).startswith(HUB) and not hub:
         raise ValueError(f"This command reads a file, not {data}: give --data FILE.jsonl.")
-    if not Path(data).is_fifo() and not Path(data).is_char_device():  # what comes from a pipe can be read only once
-        next(read_rows(Path(data)), None)
+    check_first_row(str(data), chosen)
 
 
 def check_writable(file: Path | None, **read: Path | str | None) -> None:
@@ -112,9 +113,11 @@ def check_writable(file: Path | None, **read: Path | str | None) -> None:
 
     Raises ValueError or OSError.
     """
-    if file is None or file == Path("-"):
+    if file is None or file == STDOUT:
         return
     check_apart("--json", file, **read)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder, and can't be written as a file: name a file in it.")
     if not file.parent.is_dir():
         if file.parent.exists():
             raise ValueError(f"{file.parent} is not a folder, so {file} can't be written: choose another file.")
@@ -125,15 +128,10 @@ def check_writable(file: Path | None, **read: Path | str | None) -> None:
 
 def check_apart(option: str, written: Path, **read: Path | str | None) -> None:
     """Raise ValueError if ``written`` is one of the files to ``read``, which are given by option name."""
+    from specstream.data.json_lines import same_file
+
     for name, file in read.items():
-        if file is not None and _same_file(written, Path(file)):
+        if file is not None and same_file(written, Path(file)):
             raise ValueError(
                 f"--{name} and {option} name the same file, which would be overwritten: choose another one."
             )
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    """Whether two paths are the same file, links included."""
-    if one.is_file() and other.is_file():
-        return one.samefile(other)
-    return one.resolve() == other.resolve()

@@ -65,7 +65,7 @@ def train_command(task: str, data: str | None, out: Path | None, resume: bool, *
 
     config = Config(**options.pick(Config, values))
     if progress := values["progress"]:
-        check_apart("--progress", progress, data=data, dev=values["dev"])
+        check_apart("--progress", progress, data=data, dev=values["dev"], answers=values["answers"])
     request = TrainingRequest(
         task=task,
         data=data or ("" if values["answers"] else default_data(task)),

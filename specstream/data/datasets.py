@@ -82,6 +82,18 @@ def by_task(
         raise DataError(f"{data} holds no rows.")
 
 
+def check_first_row(data: str, task: Task | None, answers: bool = False) -> None:
+    """Raise DataError for a file that can't be read or, with a task, whose first row lacks its columns, before a model
+    is loaded. Spec-Bench's questions are recognised where they are read; a dataset of the Hub and what can be read only
+    once are not opened."""
+    path = Path(data)
+    if data.startswith(HUB) or path.is_fifo() or path.is_char_device():
+        return
+    first = next(read_rows(path), None)
+    if task and not (first and "turns" in first[1]):
+        next(by_task(iter([first] if first else []), data, task, answers=answers))
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of every row of a JSONL file, or of a pipe, which can be read only once.
 

@@ -12,6 +12,13 @@ from typing import Any
 from specstream.data.datasets import DataError, parse_row
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are the same file, links included."""
+    if one.is_file() and other.is_file():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
 def end_line(file: Path) -> None:
     """Terminate an incomplete last line, left by a killed process, so that the next object starts a new line."""
     if not file.is_file() or not file.stat().st_size:

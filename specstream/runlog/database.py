@@ -56,6 +56,8 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         if MEMORY in path.name:
             raise RunLogError(f"{MEMORY} keeps nothing: choose a file with SPECSTREAM_DB, or set SPECSTREAM_LOG=off.")
+        if path.exists() and not path.is_file():  # SQLite would put a journal beside a device
+            raise RunLogError(f"The log {path} can't be written, since it is not a file: name one with SPECSTREAM_DB.")
         self.path = path
         self._mutex = threading.Lock()
         self._writer: str | None = None
@@ -65,6 +67,7 @@ class LogFile:
 
     def _migrate(self) -> None:
         with self.connect(foreign_keys=False) as db:  # off: a migration that rebuilds a table must not cascade
+            self._refuse_foreign(db)
             self._refuse_newer(db)
             if switched_off("SPECSTREAM_WAL"):
                 db.disable_wal()
@@ -72,6 +75,12 @@ class LogFile:
                 _enable_wal(db)
             with self.writing(db):  # if two processes open a new file, the second waits and finds it migrated
                 migrations.apply(db)
+
+    def _refuse_foreign(self, db: Database) -> None:
+        """Leave a database alone that has contents, but none of ours: migrating it would write into it."""
+        theirs = {*db.table_names(), *db.view_names()} - {migrations.migrations_table}
+        if theirs and not migrations.applied(db):
+            raise RunLogError(f"{self.path} is a database of another program: choose another file with SPECSTREAM_DB.")
 
     def _refuse_newer(self, db: Database) -> None:
         with Database(memory=True, execute_plugins=False) as empty:
@@ -181,8 +190,6 @@ def _sentence(path: Path, error: Exception) -> str:
     words = str(error).strip().rstrip(".") or type(error).__name__
     if isinstance(error, Timeout) or "locked" in words:
         return f"The log {path} is in use by another process: close that process, or try again."
-    if "already exists" in words and isinstance(error, sqlite3.Error):
-        return f"{path} is a database of another program ({words}): choose another file with SPECSTREAM_DB."
     if isinstance(error, sqlite3.IntegrityError):
         return f"The log {path} refused an entry ({words})."
     if isinstance(error, sqlite3.Error) and any(w in words for w in ("not a database", "malformed", "no such")):

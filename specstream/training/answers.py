@@ -18,8 +18,9 @@ from tqdm import tqdm
 from specstream import processes
 from specstream.adapters import weights
 from specstream.adapters.find import find_adapter
+from specstream.data.datasets import check_first_row
 from specstream.data.instructions import instructions
-from specstream.data.json_lines import whole_rows
+from specstream.data.json_lines import same_file, whole_rows
 from specstream.data.tasks import Task, task
 from specstream.decoding.encode import chat_prompt
 from specstream.model import devices
@@ -70,6 +71,8 @@ def write_answers(request: AnswersRequest) -> str:
     check_unread(request.out, request.data)
     if request.own_prompts and chosen.name != CODE:
         check_unread(request.out.with_name(OWN_PROMPTS), request.data, str(request.out))
+    if request.data:
+        check_first_row(request.data, chosen)
     where, _ = devices.choose_device(request.device)
     processes.join(where)
     dtype, _ = devices.loaded_in(devices.choose_dtype(request.dtype, where)[0], where)
@@ -95,7 +98,7 @@ def write_answers(request: AnswersRequest) -> str:
 def check_unread(written: Path, *read: str | None) -> None:
     """Raise DataError if answers or prompts would be ``written`` to one of the files that are ``read``."""
     for name in read:
-        if name and Path(name).resolve() == written.resolve():
+        if name and same_file(Path(name), written):
             raise DataError(f"{name} would be overwritten with the model's own texts: rename it, or change --out.")
 
 

@@ -105,9 +105,10 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
     chosen = task(request.task)
     if not chosen.outputs and request.targets == "references" and not request.answers:
         raise DataError(f"The task {chosen.name} has no references to train on: give --targets self.")
-    for name in (request.data, request.dev, request.answers and str(request.answers)):
-        if name and not name.startswith(datasets.HUB) and not Path(name).is_fifo():  # a pipe can be read only once
-            next(datasets.read_rows(Path(name)), None)  # report a bad path before the model is loaded
+    for name in filter(None, (request.data, request.dev)):
+        datasets.check_first_row(name, chosen, request.targets == "references" and not request.answers)
+    if request.answers:
+        datasets.check_first_row(str(request.answers), None)
     for written in _own_files(request):
         check_unread(request.out / written, request.data, request.dev)
     request = replace(request, start=_start(request, config))
