@@ -168,6 +168,14 @@ def test_a_number_out_of_its_limits_is_refused_by_name(page: Page, home: Path) -
     put(page, "Minutes", "-3")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(status(page)).to_have_text(re.compile(r"^Minutes must be a number from 0 to .*, not -3"))
+    put(page, "Minutes", "5")
+    expect(page.get_by_label("Quick: 5 minutes")).to_be_checked()
+    put(page, "Minutes", "1")  # a preset that does not apply is not ticked
+    expect(
+        page.get_by_role("radiogroup", name="How thorough")
+        .or_(page.locator("fieldset", has_text="How thorough"))
+        .get_by_role("radio", checked=True)
+    ).to_have_count(0)
     page.get_by_label("Task").locator("visible=true").first.click()  # an event without a queue reads the number too
     page.get_by_role("option", name="Restaurant descriptions").click()
     expect(page.get_by_text("Each row has meaning_representation")).to_be_visible()

@@ -39,6 +39,7 @@ def test_a_training_is_announced_with_its_rows_and_an_hours() -> None:
     words = announced("e2e", 4, 2.0, 8, 10)
     assert "about 2,400 rows in 10 minutes" in words and "3.0 tokens per step" in words and "with an hour's" in words
     assert "hour" not in announced("e2e", 4, 2.0, 8, 60)
+    assert "in 1 minute." in announced("e2e", 4, 2.0, 8, 1)
     assert "2.0 tokens per step" in announced("e2e", 1, 2.0, 8, 10)  # one draft and the target's own token
     for nothing in (("e2e", 4, 60.0, 8, 1), ("code", 4, 2.0, 8, 10), ("e2e", 0, 2.0, 8, 10)):
         assert "tokens per step" not in announced(*nothing)  # few rows, no known curve, no streams

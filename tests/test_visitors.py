@@ -176,7 +176,7 @@ def test_a_demo_reads_no_uploaded_results(tmp_path: Path) -> None:
     result.write_text("{}")
     with gr.Blocks():
         tab = benchmark.layout(loaded(rules=DEMO))
-    values = {tab.form.key: "me", tab.form.earlier: [], tab.upload: [str(result)]}
+    values = {tab.form.key: "me", tab.form.zone: "", tab.form.earlier: [], tab.upload: [str(result)]}
     earlier = benchmark.Earlier(tab, loaded(rules=DEMO), None, tmp_path)
     with pytest.raises(Refused, match="takes no files"):
         earlier.chosen(values)

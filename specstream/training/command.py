@@ -340,7 +340,7 @@ def timed(request: TrainingRequest, prompts: Sequence[str]) -> str:
 def _expectation(examples: list[Example], trainer: Trainer) -> str:
     """A description of the training about to start."""
     config, tokens = trainer.config, sum(map(len, examples))
-    budget = f"{config.minutes:g} minutes" if config.minutes else f"{config.epochs} passes"
+    budget = forecast.in_minutes(config.minutes) if config.minutes else f"{config.epochs} passes"
     what = "Heads" if config.trains_heads else "Streams"
     return (
         f"{len(examples):,} rows of {tokens // len(examples)} tokens on average, {config.batch} per step, for "

@@ -56,11 +56,16 @@ class Stage:
         return self.at_most(self.reached + gain)
 
 
+def in_minutes(number: float) -> str:
+    """A budget in words."""
+    return f"{number:g} minute{'' if number == 1 else 's'}"
+
+
 def announced(task: str, gamma: int, seconds: float, batch: int, minutes: float, start: Stage | None = None) -> str:
     """Before training: the likely result of so many minutes at ``seconds`` per step of ``batch`` rows. ``start`` is
     the stage of the adapter that training starts from."""
     rows, hour = 60 * minutes / seconds * batch, HOUR / seconds * batch
-    words = f"A step takes {seconds:.1f} s here: about {rows:,.0f} rows in {minutes:g} minutes."
+    words = f"A step takes {seconds:.1f} s here: about {rows:,.0f} rows in {in_minutes(minutes)}."
     stage = Stage(task, gamma, start.rows if start else 0, start.reached if start else None)
     if not stage.known or rows < 50 or (start and (start.task != task or not start.rows or start.reached is None)):
         return words

@@ -372,7 +372,14 @@ def wire(form: Form, demo: gr.Blocks, registry: Registry) -> None:
     changing = [form.file, form.source, form.mode, form.name, form.top, form.start, *form.settings.values()]
     gr.on([*kind, form.model.input], asked, form.inputs, changing, queue=False, **QUIET)
     gr.on([*kind, *amount], expected, form.inputs, [form.hint, form.good], trigger_mode="always_last", **QUIET)
-    form.preset.input(lambda name: PRESETS[name][1], form.preset, form.settings["minutes"], queue=False, **QUIET)
+    minutes = form.settings["minutes"]
+    form.preset.input(lambda name: PRESETS[name][1], form.preset, minutes, queue=False, **QUIET)
+    minutes.input(preset_of, minutes, form.preset, queue=False, **QUIET)
+
+
+def preset_of(minutes: float | None) -> str | None:
+    """The preset of so many minutes; None for other ones."""
+    return next((name for name, (_, its) in PRESETS.items() if its == minutes), None)
 
 
 def shown(form: Form, mode: str) -> Updates:
