@@ -105,10 +105,10 @@ class Form:
 
     @property
     def changes(self) -> list[Any]:
-        """The fields that the visitor may correct."""
-        typed = [self.name.change, self.answers.change, *(part.change for part in self.settings.values())]
-        picked = [part.input for part in (self.model, self.task, self.source, self.good, self.mode, self.top)]
-        return [*picked, *typed, self.file.change, self.start.change]
+        """The visitor's corrections. Not what the page fills in itself, which may arrive after an answer to Train."""
+        fields = (self.model, self.task, self.source, self.good, self.mode, self.preset, self.start, self.top)
+        typed = (self.answers, self.name, *self.settings.values())
+        return [*(part.input for part in (*fields, *typed)), self.file.change]
 
     def plan(self, values: Mapping[Any, Any], registry: Registry) -> Plan:
         """The request in the form. Raises ValueError with one sentence."""
