@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specstream import processes
+from specstream.adapters import readme
 from specstream.adapters.card import CARD, Card, HeadCard, read_card
 from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
@@ -243,7 +244,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def _make(out: Path) -> None:
-    """Create the adapter's folder before hours are spent on training. Raises DataError."""
+    """Create the adapter's folder before hours are spent on training. Raises DataError, also for a folder whose
+    README.md would be overwritten: that of a model, or of somebody's project."""
+    if (out / readme.FILE).exists() and not (out / CARD).exists() and not any(out.glob("checkpoint*")):
+        raise DataError(f"{out} has a {readme.FILE} that is no adapter's, and would be overwritten: change --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
