@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import random
 import shutil
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specstream import cli
-from specstream.adapters.card import CARD
+from specstream.adapters.card import CARD, WEIGHTS
 from specstream.training import checkpoint, command
 from specstream.training.batches import DataError
 from specstream.training.config import Config
@@ -86,6 +87,42 @@ def test_a_damaged_checkpoint_is_told(name: str, harm: str, saved: Path) -> None
     else:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 if harm == "cut" else 0])
     assert f"damaged ({name} is" in refused(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("step", -4), ("seconds", math.nan), ("seconds", math.inf), ("best", math.nan), ("epoch", 1e300)],
+)
+def test_numbers_that_no_training_reaches_are_told(name: str, value: float, saved: Path) -> None:
+    file = saved / "checkpoint" / checkpoint.STATE
+    state = json.loads(file.read_text())
+    state["progress"][name] = value
+    file.write_text(json.dumps(state))
+    assert f"damaged ({checkpoint.STATE} is" in refused(saved)
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER])
+def test_tensors_that_are_not_finite_are_told(name: str, saved: Path) -> None:
+    file = saved / "checkpoint" / name
+    kept = load_file(file)
+    next(t for t in kept.values() if t.numel() > 1).view(-1)[0] = math.nan
+    save_file(kept, file)
+    assert f"damaged ({name} is" in refused(saved)
+
+
+@pytest.mark.parametrize("missing", [CARD, WEIGHTS])
+def test_an_adapter_that_was_moved_away_is_written_again(missing: str, tmp_path: Path) -> None:
+    """It was the best one, so nothing was saved when training went on, however long, or had ended."""
+    run = trainer(tmp_path, epochs=1)
+    run.train(DATA, DATA[:2], lambda event: None)
+    run.progress.best = 99.0  # as if nothing better came later
+    run.save_checkpoint()
+    for epochs in (1, 2):
+        (tmp_path / missing).unlink()
+        again = trainer(tmp_path, epochs=epochs)
+        assert again.resume()
+        card = again.train(DATA, DATA[:2], lambda event: None)
+        assert card.training["progress"]["best_step"] == again.progress.step and (tmp_path / missing).is_file()
 
 
 @pytest.mark.parametrize("harm", ["another shape", "missing", "of another parameter"])
@@ -196,6 +233,18 @@ def test_a_processor_does_not_train_in_float16() -> None:
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+def test_a_readme_of_somebody_elses_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As in the folder of the model, or with ``--out .`` in a project."""
+    model = save_model(tmp_path / "model")
+    (model / "README.md").write_text("theirs")
+    (tmp_path / "rows.jsonl").write_text(rows(8))
+    args = ["train", "--model", str(model), "--task", "sql", "--data", str(tmp_path / "rows.jsonl")]
+    with pytest.raises(SystemExit):
+        cli.main([*args, "--layers", "2", "--epochs", "1", "--out", str(model)])
+    assert "README.md that is no adapter's" in capsys.readouterr().err
+    assert (model / "README.md").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "x" * 300])

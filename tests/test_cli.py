@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -123,6 +124,8 @@ BAD = {
     "cost without end": (["cost", "--seconds", "nan"], "nan is not a number"),
     "tuning without runs": (["cost", "--tune", "--task", "e2e", "--data", "DATA", "--repeats", "0"], "--repeats"),
     "answers into the data": (["answers", "--task", "e2e", "--out", "DATA", "--data", "DATA"], "would be overwritten"),
+    "answers into rows": (["answers", "--task", "e2e", "--out", "DATA", "--own-prompts", "3"], "other than answers"),
+    "answers into notes": (["answers", "--task", "e2e", "--out", "NOTES", "--own-prompts", "3"], "other than answers"),
     "answers into own prompts": (
         ["answers", "--task", "chat", "--out", "own-prompts.jsonl", "--own-prompts", "3"],
         "would be overwritten",
@@ -162,9 +165,11 @@ def test_bad_input_gives_one_line(name, toy_engine, data, capsys) -> None:
     args, words = BAD[name]
     (result := data.with_name("result.json")).write_text('{"task": "e2e", "prompts": [], "method": "x"}')
     before = data.read_text()
-    given = [a.replace("DATA", str(data)).replace("RESULT", str(result)) for a in args]
+    (notes := data.with_name("notes.txt")).write_text("my notes\n")
+    files = {"DATA": str(data), "RESULT": str(result), "NOTES": str(notes)}
+    given = [functools.reduce(lambda arg, name: arg.replace(name, files[name]), files, a) for a in args]
     assert words in fails(given, capsys)
-    assert data.read_text() == before
+    assert data.read_text() == before and notes.read_text() == "my notes\n"
 
 
 UNREAD = {

@@ -209,7 +209,7 @@ def read_weights(part: Part, file: Path, anatomy: Anatomy) -> Part:
     except (SafetensorError, RuntimeError, IndexError, OSError):
         raise AdapterError(f"The adapter's weights {file} are damaged: download the adapter again.") from None
     if not all(bool(p.isfinite().all()) for p in part.parameters()):
-        raise AdapterError(f"The adapter's weights {file} contain NaN or infinity.")
+        raise AdapterError(f"The adapter's weights {file} contain NaN or infinity: download the adapter again.")
     return part.to(device=anatomy.device).eval()
 
 

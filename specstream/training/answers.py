@@ -69,6 +69,7 @@ def write_answers(request: AnswersRequest) -> str:
     if request.out.is_dir() or not request.out.parent.is_dir():
         raise DataError(f"{request.out} can't be a file of answers: give a file in an existing folder.")
     check_unread(request.out, request.data)
+    check_own(request.out)
     if request.own_prompts and chosen.name != CODE:
         check_unread(request.out.with_name(OWN_PROMPTS), request.data, str(request.out))
     if request.data:
@@ -100,6 +101,17 @@ def check_unread(written: Path, *read: str | None) -> None:
     for name in read:
         if name and same_file(Path(name), written):
             raise DataError(f"{name} would be overwritten with the model's own texts: rename it, or change --out.")
+
+
+def check_own(file: Path) -> None:
+    """Raise DataError if answers would be added to a file that holds something else."""
+    rows = list(whole_rows(file))
+    if any(isinstance(row.get("answer"), list) for row in rows) or not file.is_file():
+        return
+    with file.open("rb") as lines:
+        begun = lines.readline(11).strip()  # of a first row that was cut off
+    if rows or not b'{"prompt":'.startswith(begun):
+        raise DataError(f"{file} holds something other than answers: choose another file for --out.")
 
 
 def no_room(answer: int, context: int) -> str:

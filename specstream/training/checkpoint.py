@@ -6,6 +6,7 @@ They contain no generator state: all random numbers of training are keyed by see
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,23 @@ def _read_state(folder: Path, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, like: Any) -> bool:
-    """Whether a plain value has the structure of another."""
+    """Whether a plain value has the structure of another. Numbers are finite, and below 0 only if the other one is."""
     if isinstance(like, dict):
         return isinstance(value, dict) and value.keys() == like.keys() and all(_fits(value[k], like[k]) for k in like)
-    return isinstance(value, int | float if isinstance(like, float) else type(like))
+    if isinstance(like, int | float):
+        kind = int | float if isinstance(like, float) else int
+        return isinstance(value, kind) and (value == like or min(like, 0) <= value < math.inf)
+    return isinstance(value, type(like))
 
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     try:
-        return load_file(folder / name)
+        tensors = load_file(folder / name)
     except (SafetensorError, OSError, ValueError):
         raise Damaged(name) from None
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise Damaged(name)
+    return tensors
 
 
 def _by_parameter(model: nn.Module, kept: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specstream import processes
+from specstream.adapters import readme
 from specstream.adapters.card import CARD, Card, HeadCard, read_card
 from specstream.adapters.find import find_adapter
 from specstream.adapters.heads import EXIT, MEDUSA
@@ -243,7 +244,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def _make(out: Path) -> None:
-    """Create the adapter's folder before hours are spent on training. Raises DataError."""
+    """Create the adapter's folder before hours are spent on training. Raises DataError, also for a folder whose
+    README.md would be overwritten: that of a model, or of somebody's project."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -251,6 +253,8 @@ def _make(out: Path) -> None:
         raise DataError(f"{out} is a file: give --out a folder.") from None
     except OSError as error:
         raise DataError(f"The folder {out} can't be written ({error.strerror}): give --out another one.") from None
+    if (out / readme.FILE).exists() and not (out / CARD).exists() and not any(out.glob("checkpoint*")):
+        raise DataError(f"{out} has a {readme.FILE} that is no adapter's, and would be overwritten: change --out.")
 
 
 def _start(request: TrainingRequest, config: Config) -> Path | None:

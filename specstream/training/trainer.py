@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specstream import processes
 from specstream.adapters import readme, weights
-from specstream.adapters.card import AdapterError, Card, read_card, write_card
+from specstream.adapters.card import AdapterError, Card, files, read_card, write_card
 from specstream.adapters.weights import Adapter, Drafting
 from specstream.model.introspection import Anatomy
 from specstream.training import checkpoint
@@ -115,11 +115,20 @@ class Trainer:
             raise DataError(f"The checkpoint in {self.out} has other {', '.join(changed)}: resume it with the same.")
         state = checkpoint.load(folder, self._plain_model, self.optimizer, self._state())
         self.progress = TrainerState(**state["progress"])
+        if not self._adapter_saved():  # the best one was moved away: the next one is the best again
+            self.progress.best, self.progress.best_step, self.progress.history = -math.inf, 0, []
         if scaler := self.accelerator.scaler:
             scaler.load_state_dict(state["scaler"])
         self.adapter.restrict_head(self.anatomy)
         self._merge_tuning()
         return True
+
+    def _adapter_saved(self) -> bool:
+        """Whether ``out`` holds an adapter, with all its files."""
+        try:
+            return all((self.out / name).is_file() for name in files(read_card(self.out)))
+        except AdapterError:
+            return False
 
     def start_from(self, folder: Path) -> None:
         """Start from the weights of a trained adapter; parts that it lacks (an early exit) are initialised.
