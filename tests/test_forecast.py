@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from specstream.adapters.card import Card
 from specstream.training import forecast
-from specstream.training.command import Trained, summary
+from specstream.training.batches import Example
+from specstream.training.command import Trained, expectation, summary
+from specstream.training.config import Config
 from specstream.training.forecast import Stage, an_hour, announced, seen_slope
 
 BASE = {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 64, "vocab_size": 120}
@@ -43,6 +46,15 @@ def test_a_training_is_announced_with_its_rows_and_an_hours() -> None:
     assert "2.0 tokens per step" in announced("e2e", 1, 2.0, 8, 10)  # one draft and the target's own token
     for nothing in (("e2e", 4, 60.0, 8, 1), ("code", 4, 2.0, 8, 10), ("e2e", 0, 2.0, 8, 10)):
         assert "tokens per step" not in announced(*nothing)  # few rows, no known curve, no streams
+
+
+def test_what_is_trained_is_counted_before_it_starts() -> None:
+    trainer: Any = SimpleNamespace(config=Config(epochs=1, batch=4), weights=1234)
+    words = expectation([Example((1, 2), (3,))], trainer)
+    assert words.startswith("1 row of 3 tokens on average, 4 per step, for 1 epoch; 1,234 weights to train.")
+    trainer.config = Config(epochs=3, batch=4)
+    two = expectation([Example((1, 2), (3,))] * 2, trainer)
+    assert "2 rows of 3 tokens on average, 4 per step, for 3 epochs;" in two
 
 
 def test_a_second_stage_is_announced_from_what_its_start_reached() -> None:

@@ -31,6 +31,7 @@ from specstream.hub import catalogue
 from specstream.model import devices, memory
 from specstream.model.introspection import Anatomy
 from specstream.params import EarlyExit, Medusa, Sampling
+from specstream.stats import counted
 from specstream.target import loading
 from specstream.training import forecast
 from specstream.training.answers import CODE, OWN_PROMPTS, AnswerWriter, check_unread, in_bfloat16, no_room, note
@@ -141,7 +142,7 @@ def train_adapter(request: TrainingRequest, config: Config) -> Trained:
         raise DataError(f"There is no checkpoint in {request.out} to resume from: omit --resume.")
     if request.start and not request.resume and not trainee:
         trainer.start_from(request.start)
-    note(_expectation(examples, trainer))
+    note(expectation(examples, trainer))
     if config.minutes and not request.resume and len(examples) >= 2 * config.batch and not trainee:
         note(_forecast(request, config, trainer.seconds_per_step(examples)))
     watch(
@@ -341,13 +342,13 @@ def timed(request: TrainingRequest, prompts: Sequence[str]) -> str:
     )
 
 
-def _expectation(examples: list[Example], trainer: Trainer) -> str:
+def expectation(examples: list[Example], trainer: Trainer) -> str:
     """A description of the training about to start."""
     config, tokens = trainer.config, sum(map(len, examples))
-    budget = forecast.in_minutes(config.minutes) if config.minutes else f"{config.epochs} passes"
+    budget = forecast.in_minutes(config.minutes) if config.minutes else counted(config.epochs, "epoch")
     what = "Heads" if config.trains_heads else "Streams"
     return (
-        f"{len(examples):,} rows of {tokens // len(examples)} tokens on average, {config.batch} per step, for "
+        f"{counted(len(examples), 'row')} of {tokens // len(examples)} tokens on average, {config.batch} per step, for "
         f"{budget}; {trainer.weights:,} weights to train. {what} start with losses near 10 and draft usefully "
         "below 3. A checkpoint is saved every few minutes, so you can stop at any time and continue with --resume."
     )
