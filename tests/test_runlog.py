@@ -453,6 +453,10 @@ def test_days_stars_and_orders(log: RunLog) -> None:
     assert found["newest"] == found["tokens"] == [4, 3, 2, 1, 0] == found["oldest"][::-1]
     assert found["speed-up"] == [2, 4, 1, 3, 0]  # not measured: last
     assert [r["tokens"] for r in log.runs(since="2026-01-02", until=" 2026-01-03 ")] == [2, 1]  # both days included
+    for zone, tokens in (("Asia/Tokyo", [1, 0]), ("America/New_York", [2, 1]), ("no/zone", [2, 1]), ("..", [2, 1])):
+        found_there = log.runs(since="2026-01-02", until="2026-01-03", zone=zone)
+        assert [r["tokens"] for r in found_there] == tokens  # each began a moment before midnight in UTC
+    assert log.runs(since="0001-01-01", zone="Asia/Tokyo") and not log.runs(since="9999-12-31", zone="America/New_York")
     assert [r["tokens"] for r in log.runs(starred=True)] == [2]
     for wrong, words in (({"since": "yesterday"}, "not a day: write it as"), ({"sort": "number; drop"}, "choose one")):
         with pytest.raises(RunLogError, match=words):

@@ -8,8 +8,10 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -67,7 +69,7 @@ def tab() -> Sessions:
 
 def form(tab: Sessions, **changes: Any) -> dict[Any, Any]:
     """The values that the page sends for the list's form, with some of them filled in."""
-    parts = tab.listing.filters | {"sort": tab.listing.sort, "key": tab.listing.key}
+    parts = tab.listing.filters | {"sort": tab.listing.sort, "key": tab.listing.key, "zone": tab.listing.zone}
     return {part: changes.get(name, part.value) for name, part in parts.items()} | {tab.listing.place: 0}
 
 
@@ -106,6 +108,11 @@ def test_filters_and_orders_of_the_form(tab: Sessions, runlog: RunLog) -> None:
     today = runlog.run(lookup)["started_utc"][:10]
     assert len(listed(tab, runlog, since=today, until=today)) == 2
     assert listed(tab, runlog, since="2999-01-01") == []
+    started = datetime.fromisoformat(runlog.run(lookup)["started_utc"])
+    for zone in ("Pacific/Kiritimati", "Pacific/Niue"):  # 25 hours apart
+        day = started.astimezone(ZoneInfo(zone)).date()
+        assert len(listed(tab, runlog, since=str(day), until=str(day), zone=zone)) == 2
+        assert listed(tab, runlog, until=str(day - timedelta(1)), zone=zone) == []
     updates = tab.listing.page(runlog, form(tab, search="nothing like it"), 0)
     assert "No runs match" in updates[tab.listing.where]
     known = updates[tab.listing.filters["method"]]["choices"]

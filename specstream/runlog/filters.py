@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from zoneinfo import ZoneInfo
 
 from specstream.runlog.database import RunLogError
 from specstream.runlog.serialization import clean
@@ -26,7 +27,8 @@ class Filter:
     """Which runs to list; an empty field matches every run.
 
     ``search`` holds words, or beginnings of words, of the prompt, the output and the note. ``since`` and ``until`` are
-    days in UTC, both inclusive. ``visitor`` None means everybody's runs, any text only that visitor's.
+    days, both inclusive, in the time ``zone`` with this name; in UTC if it is empty or unknown here. ``visitor`` None
+    means everybody's runs, any text only that visitor's.
     """
 
     search: str | None = ""
@@ -34,6 +36,7 @@ class Filter:
     model: str | None = ""
     since: str | None = ""
     until: str | None = ""
+    zone: str | None = ""
     starred: bool = False
     visitor: str | None = None
 
@@ -52,13 +55,30 @@ class Filter:
         if self.starred:
             yield "star = 1", []
         if self.since and self.since.strip():
-            yield "started_utc >= ?", [day(self.since).isoformat()]
+            yield "started_utc >= ?", [self._begin(day(self.since))]
         if self.until and self.until.strip():
             last = min(day(self.until), date.max - timedelta(days=1))
-            yield "started_utc < ?", [(last + timedelta(days=1)).isoformat()]
+            yield "started_utc < ?", [self._begin(last + timedelta(days=1))]
         if self.search and self.search.strip():
             match = _match(re.findall(r"\w+", clean(self.search)))
             yield "number in (select rowid from runs_fts where runs_fts match ?)", [match]
+
+    def _begin(self, first: date) -> str:
+        """When a day begins, in UTC."""
+        try:
+            return (
+                datetime.combine(first, time(), time_zone(self.zone)).astimezone(UTC).replace(tzinfo=None).isoformat()
+            )
+        except OverflowError:  # the first or last day that there is
+            return first.isoformat()
+
+
+def time_zone(name: str | None) -> tzinfo:
+    """The time zone that browsers call so; UTC if it is unknown here."""
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ValueError, OSError, LookupError):
+        return UTC
 
 
 def day(text: str) -> date:

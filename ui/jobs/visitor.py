@@ -1,4 +1,4 @@
-"""The visitor of a page: a key that a browser tab creates and keeps when it is reloaded."""
+"""The visitor of a page: a key that a browser tab creates and keeps when it is reloaded, and the time zone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ KEY = """() => {
   }
   return key;
 }"""
+ZONE = "() => Intl.DateTimeFormat().resolvedOptions().timeZone"
 
 
 def layout() -> gr.Textbox:

@@ -47,7 +47,6 @@ CHARTS = {
     "prediction": "Predicted against measured",
 }
 LIBRARY = "The library's own code, on a second copy of the model."
-ZONE = "() => Intl.DateTimeFormat().resolvedOptions().timeZone"
 MOST_EARLIER = 100  # results in the list
 
 
@@ -434,7 +433,7 @@ def wire(
         lambda values: used(play, tabs, on.earlier.shown(values)), inputs, used_outputs(play, tabs), **QUIET
     )
     visitor.wire(form.key, demo)
-    demo.load(None, None, form.zone, js=ZONE, api_visibility="private")
+    demo.load(None, None, form.zone, js=visitor.ZONE, api_visibility="private")
     demo.load(on.watch, tab.chosen, tab.depends, concurrency_limit=None, **QUIET).then(
         on.resume, form.key, shown.outputs, concurrency_limit=None, **QUIET
     )

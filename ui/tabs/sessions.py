@@ -47,6 +47,7 @@ class Listing:
     filters: dict[str, gr.components.Component]
     sort: gr.Dropdown
     key: gr.Textbox
+    zone: gr.Textbox  # the visitor's time zone, as the browser names it
     refresh: gr.Button
     where: gr.HTML
     table: gr.HTML
@@ -60,7 +61,7 @@ class Listing:
 
     @property
     def inputs(self) -> set[Any]:
-        return {*self.filters.values(), self.sort, self.key, self.place}
+        return {*self.filters.values(), self.sort, self.key, self.zone, self.place}
 
     @property
     def outputs(self) -> list[Any]:
@@ -70,7 +71,7 @@ class Listing:
     def wanted(self, values: Values, rules: Rules) -> dict[str, Any]:
         """The active filters, and whose runs the rules let the visitor see."""
         found = {name: values[part] for name, part in self.filters.items()}
-        return found | {"visitor": rules.seen_by(values[self.key])}
+        return found | {"visitor": rules.seen_by(values[self.key]), "zone": values[self.zone]}
 
     def page(self, runlog: RunLog, values: Values, place: int, rules: Rules = OPEN) -> Updates:
         """One page of the table, from run number ``place`` on."""
@@ -78,7 +79,7 @@ class Listing:
         total = runlog.count(**wanted)
         place = max(0, min(place, (total - 1) // PAGE * PAGE))
         found = runlog.runs(limit=PAGE, offset=place, sort=values[self.sort], **wanted)
-        narrowed = any(value for name, value in wanted.items() if name != "visitor")
+        narrowed = any(value for name, value in wanted.items() if name not in ("visitor", "zone"))
         return {
             self.table: listed.runs(found),
             self.clear: gr.update(visible=narrowed),
@@ -211,7 +212,7 @@ def _listing(whole: gr.Column) -> Listing:
         sort = gr.Dropdown(list(SORTS), label="Sort by", interactive=True, min_width=140)
         method = gr.Dropdown([("All methods", "")], value="", label="Method", interactive=True, min_width=140)
         model = gr.Dropdown([("All models", "")], value="", label="Model", interactive=True, min_width=140)
-        since, until = _day("From day (UTC)"), _day("To day (UTC)")
+        since, until = _day("From day"), _day("To day")
         starred = gr.Checkbox(label="Starred only", min_width=130)
     fold.expand(None, js=f"() => setTimeout({CALENDARS}, 200)", api_visibility="private")  # they are drawn only now
     with gr.Row(elem_classes="ss-found"):
@@ -228,8 +229,8 @@ def _listing(whole: gr.Column) -> Listing:
     copy = gr.DownloadButton(visible="hidden", elem_id="log-copy")
     filters = {"search": search, "method": method, "model": model, "since": since, "until": until, "starred": starred}
     return Listing(
-        filters, sort, visitor.layout(), refresh, where, table, whole, clear, gr.State(0), previous, following, exports,
-        copy,
+        filters, sort, visitor.layout(), gr.Textbox(visible=False), refresh, where, table, whole, clear, gr.State(0),
+        previous, following, exports, copy,
     )  # fmt: skip
 
 
@@ -272,6 +273,7 @@ def wire(tab: Sessions, opened: gr.Tab, demo: gr.Blocks, engines: Engines, runlo
     """Connect the tab to the log."""
     listing, one, rules = tab.listing, tab.opened, engines.rules
     visitor.wire(listing.key, demo)
+    demo.load(None, None, listing.zone, js=visitor.ZONE, api_visibility="private")
     if runlog is None:
         opened.select(lambda: render.status(NO_LOG, "bad"), None, listing.where, **QUIET)
         return
