@@ -208,7 +208,7 @@ def test_a_hint_where_the_adapter_is_for_another_task(engines: Engines) -> None:
     assert "tuned for “Restaurant" in task_hint.mismatch("raw", info)
     assert "Restaurant" in task_hint.mismatch("sql", info) and "writes differently" in task_hint.mismatch("sql", info)
     assert "writes differently" not in task_hint.mismatch("sql", replace(info, tuned=False))
-    assert "No adapter" in task_hint.mismatch("sql", replace(info, task=""))
+    assert "no trained streams" in task_hint.mismatch("sql", replace(info, task=""))
     with gr.Blocks():
         hint = task_hint.layout()
     has, lacks = hint.updates("sql", replace(info, model="smollm2-135m")), hint.updates("sql", info)

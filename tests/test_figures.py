@@ -94,7 +94,9 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     for name in ("e2e", "e2e-cost", "pruning"):
         (tmp_path / f"{name}.json").write_text(json.dumps(report | head | {"task": "e2e"}))
     rates = {benchmarks.LLAMA: [70, 76, 90], "Standard decoding": [35, 38, 45], "Standard decoding, int8": [70, 76, 90]}
-    beside = {"task": "e2e", "tokens": 24, "rates": rates, "words": {"int8": "2 of 2 texts are the same."}}
+    prompts = {name: [0.2, 0.1, 0.3] for name in rates}
+    beside = {"task": "e2e", "tokens": 24, "rates": rates, "prompts": prompts}
+    beside |= {"words": {"int8": "2 of 2 texts are the same."}}
     (tmp_path / "e2e-llama.json").write_text(json.dumps(head | beside))
     page = tmp_path / "page.md"
     readme = tmp_path / "readme.md"
@@ -113,7 +115,9 @@ def test_page_of_benchmarks_is_written_from_results(report, tmp_path: Path) -> N
     assert f"decoding, slowest prompt | {streaming['speedup_lowest']:.2f} |" in text
     assert "Medusa heads" not in text
     assert "## e2e" in text and "## Cost of a step" in text and "| chosen:" in text
-    assert "## Against llama.cpp: e2e" in text and "| Standard decoding, int8 | 77.8 | 1.00 | 1.00 | 2.00 |" in text
+    assert (
+        "## Against llama.cpp: e2e" in text and "| Standard decoding, int8 | 77.8 | 1.00 | 1.00 | 2.00 | 200 |" in text
+    )
     assert "int8: 2 of 2 texts are the same." in text
     assert "## Tuned for this machine: e2e" in text and "## Pruning on and off over the width: e2e" in text
     assert (tmp_path / "figures" / "speedup.html").exists() and (tmp_path / "figures" / "prediction.html").exists()
