@@ -399,8 +399,8 @@ inline void put(Rounded* to, Floats sums, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i].number = number(each[i]);
 }
 
-// Whether the processor's instruction for bfloat16 is slower than two multiply-adds. On Intel's a pass of thirteen rows
-// takes half as long again with it; on AMD's it is the faster one.
+// Whether the processor's instruction for bfloat16 is slower than two multiply-adds. On Intel's, thirteen rows take 1.4
+// times as long with it; on AMD's it is the faster one.
 const bool kSlowBrain = __builtin_cpu_is("intel");
 
 // linear for weights and rows in bfloat16.
