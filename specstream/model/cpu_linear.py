@@ -2,7 +2,7 @@
 
 PyTorch's default matmul is slow for one to thirty rows. There are these layouts: ours, in bfloat16 if the processor
 supports it, or with float16 weights and float32 arithmetic (``native_linear``); oneDNN's, in float32, in bfloat16 where
-ours can't be built or the processor has AMX, and in int8 (``quantized``).
+ours can't be built, and in int8 (``quantized``).
 Layers that read the same rows (queries, keys and values; gate and up) become one matmul. All decoding methods gain;
 docs/experiments.md has the figures.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from specstream import native
 from specstream.model import quantized
-from specstream.model.hardware import ABSENT, computes_bfloat16, has_tiles
+from specstream.model.hardware import ABSENT, computes_bfloat16
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
 from specstream.model.native_linear import PAIR, FbgemmLinear, NativeLinear, half_linear
@@ -115,7 +115,7 @@ def draft_linear(linear: nn.Linear, half: bool = False) -> nn.Module:
 def _packed(weight: Tensor, bias: Tensor | None, half: bool) -> nn.Module:
     if half:
         return half_linear(weight, bias)
-    ours = weight.dtype == torch.bfloat16 and weight.shape[1] % PAIR == 0 and not has_tiles()
+    ours = weight.dtype == torch.bfloat16 and weight.shape[1] % PAIR == 0
     return (NativeLinear if ours and native.multiplies(torch.bfloat16) else PackedLinear)(weight, bias)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream import native
-from specstream.model.hardware import ABSENT, has_tiles
+from specstream.model.hardware import ABSENT
 
 TOP, MIDDLE = 127, 128  # the largest integer, and the zero point of an unsigned byte
 SHARE = 0.45  # smoothing: exponent of the inputs' magnitude; that of the weights' is one minus this
@@ -137,7 +137,7 @@ class OneDnnInt8(Int8Linear):
 
 def fast() -> bool:
     """Whether int8 is computed by our functions in C++, and so faster than 16 bits."""
-    return not has_tiles() and native.multiplies(torch.int8)
+    return native.multiplies(torch.int8)
 
 
 def int8_linear(weight: Tensor, bias: Tensor | None = None, inputs: Tensor | None = None) -> Int8Linear:

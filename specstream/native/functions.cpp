@@ -31,6 +31,12 @@
 #if defined(WIDE) && defined(__AVX512VNNI__) || !defined(WIDE) && defined(__AVXVNNI__)
 #define BYTES
 #endif
+#if defined(BFLOAT16) && defined(BYTES) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && \
+    defined(__linux__)
+#define TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace at {
 int get_num_threads();  // in PyTorch's library
@@ -378,14 +384,142 @@ void product(const typename P::Row* x, int64_t rows, int64_t in, const typename 
   });
 }
 
-// y = W x + b; bias [outputs, filled up to whole panels] or null.
+#ifdef TILES
+// ---- the same in tiles (AMX) ---------------------------------------------------------------------------------------
+
+// Whether Linux lets this process use tiles, which it must ask for.
+const bool kTiles = [] {
+  constexpr int kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+}();
+
+constexpr int64_t kTileRows = 16, kTileBytes = 64;  // most rows of a tile, and the bytes of each
+
+// Tiles 0 to 3 hold sums: of the first and second half of a panel's outputs, for up to sixteen rows and for up to
+// sixteen more. Tiles 4 and 5 hold weights, 6 and 7 the inputs of these rows.
+struct alignas(64) Shapes {
+  uint8_t palette = 1, start = 0, unused[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+  explicit Shapes(int64_t count) {
+    const uint8_t first = std::min(count, kTileRows), second = count - first;
+    const uint8_t each[] = {first, first, second, second, kTileRows, kTileRows, first, second};
+    for (int t = 0; t < 8; ++t) rows[t] = each[t], bytes[t] = each[t] ? kTileBytes : 0;
+  }
+};
+
+struct BrainTiles {
+  using Row = Brain;
+  using Weight = Brain;
+  using Sum = float;
+  using Sums = Floats;
+  static constexpr int64_t kInputs = 2;
+  static Floats sums(const Sum* from) { return load(from); }
+  template <bool More>
+  static void add() {
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_dpbf16ps(1, 6, 5);
+    if (!More) return;
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_dpbf16ps(3, 7, 5);
+  }
+};
+struct ByteTiles {
+  using Row = uint8_t;
+  using Weight = int8_t;
+  using Sum = int32_t;
+  using Sums = Integers;
+  static constexpr int64_t kInputs = 4;
+  static Integers sums(const Sum* from) { return integers(from); }
+  template <bool More>
+  static void add() {
+    _tile_dpbusd(0, 6, 4);
+    _tile_dpbusd(1, 6, 5);
+    if (!More) return;
+    _tile_dpbusd(2, 7, 4);
+    _tile_dpbusd(3, 7, 5);
+  }
+};
+
+// Adds up a panel for up to sixteen rows of x, or with More for up to 32: sums [rows, kPanel].
+template <typename P, bool More>
+void tiled_panel(const typename P::Row* x, int64_t in, const typename P::Weight* weights, typename P::Sum* sums) {
+  constexpr int64_t inputs = kTileBytes / sizeof *x, step = inputs * kPanel;
+  constexpr int64_t apart = kPanel * P::kInputs * sizeof *weights, sums_apart = kPanel * sizeof *sums;
+  const int64_t x_apart = in * sizeof *x;
+  _tile_zero(0);
+  _tile_zero(1);
+  if (More) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t i = 0; i < in; i += inputs, weights += step) {
+    const char* ahead = reinterpret_cast<const char*>(weights) + kAhead;
+    for (int64_t line = 0; line < static_cast<int64_t>(step * sizeof *weights); line += 64)
+      _mm_prefetch(ahead + line, _MM_HINT_T0);
+    _tile_loadd(4, weights, apart);
+    _tile_loadd(5, weights + kLanes * P::kInputs, apart);
+    _tile_loadd(6, x + i, x_apart);
+    if (More) _tile_loadd(7, x + kTileRows * in + i, x_apart);
+    P::template add<More>();
+  }
+  _tile_stored(0, sums, sums_apart);
+  _tile_stored(1, sums + kLanes, sums_apart);
+  if (!More) return;
+  sums += kTileRows * kPanel;
+  _tile_stored(2, sums, sums_apart);
+  _tile_stored(3, sums + kLanes, sums_apart);
+}
+
+// Whether the inputs fill whole tiles. It doesn't depend on the rows, since sums of tiles are rounded in their own way.
+template <typename P>
+bool fills_tiles(int64_t in) {
+  return kTiles && in % (kTileBytes / sizeof(typename P::Row)) == 0;
+}
+
+// product by tiles, if the inputs fill them.
+template <typename P, typename Out, typename Finish>
+void tiled_product(const typename P::Row* x, int64_t rows, int64_t in, const typename P::Weight* weights,
+                   int64_t outputs, const Finish& finish, Out* out) {
+  constexpr int64_t most = 2 * kTileRows;
+  const int64_t panels = (outputs + kPanel - 1) / kPanel;
+  pool().run(panels, [&](int64_t p, int64_t end) {
+    typename P::Sum sums[most * kPanel];
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // rows are written before tiles are loaded
+    for (int64_t shaped = 0; p < end; ++p) {
+      const int64_t first = p * kPanel, valid = std::min(outputs - first, kPanel);
+      for (int64_t from = 0; from < rows; from += most) {
+        const int64_t count = std::min(rows - from, most);
+        if (count != shaped) {
+          const Shapes shapes(shaped = count);
+          _tile_loadconfig(&shapes);
+        }
+        (count > kTileRows ? tiled_panel<P, true> : tiled_panel<P, false>)(x + from * in, in, weights + first * in, sums);
+        for (int64_t m = 0; m < count; ++m) {
+          const typename P::Sum* row = sums + m * kPanel;
+          Out* to = out + (from + m) * outputs + first;
+          put(to, finish(P::sums(row), from + m, first), std::min(kLanes, valid));
+          if (valid > kLanes)
+            put(to + kLanes, finish(P::sums(row + kLanes), from + m, first + kLanes), valid - kLanes);
+        }
+      }
+    }
+    _tile_release();
+  });
+}
+#endif
+
+struct Biased {
+  const float* bias;  // [outputs, filled up to whole panels] or null
+  Floats operator()(Floats sums, int64_t, int64_t output) const { return bias ? sums + load(bias + output) : sums; }
+};
+
+// y = W x + b; for bias see Biased.
 template <typename P, typename Out>
 void linear(const void* x, int64_t rows, int64_t in, const void* weights, const float* bias, int64_t outputs,
             void* out) {
-  product<P>(
-      static_cast<const typename P::Row*>(x), rows, in, static_cast<const typename P::Weight*>(weights), outputs,
-      [bias](Floats sums, int64_t, int64_t output) { return bias ? sums + load(bias + output) : sums; },
-      static_cast<Out*>(out));
+  product<P>(static_cast<const typename P::Row*>(x), rows, in, static_cast<const typename P::Weight*>(weights), outputs,
+             Biased{bias}, static_cast<Out*>(out));
 }
 
 #ifdef BFLOAT16
@@ -407,6 +541,11 @@ const bool kSlowBrain = __builtin_cpu_is("intel");
 template <typename Out>
 void linear_in_brain(const void* x, int64_t rows, int64_t in, const void* weights, const float* bias, int64_t outputs,
                      void* out) {
+#ifdef TILES
+  if (fills_tiles<BrainTiles>(in))
+    return tiled_product<BrainTiles>(static_cast<const Brain*>(x), rows, in, static_cast<const Brain*>(weights), outputs,
+                                     Biased{bias}, static_cast<Out*>(out));
+#endif
   if (!kSlowBrain) return linear<BrainProduct, Out>(x, rows, in, weights, bias, outputs, out);
   std::vector<float> wide(rows * in);
   const Brain* from = static_cast<const Brain*>(x);
@@ -462,6 +601,10 @@ void linear_in_bytes(const void* rows_of_x, int64_t rows, int64_t in, const int8
         floats(minus(sums, integers(layer.offset + output))) * load(layer.scale + output) * all(shares[row]);
     return layer.bias ? scaled + load(layer.bias + output) : scaled;
   };
+#ifdef TILES
+  if (fills_tiles<ByteTiles>(in))
+    return tiled_product<ByteTiles>(bytes.data(), rows, in, weights, outputs, finish, static_cast<Out*>(out));
+#endif
   product<ByteProduct>(bytes.data(), rows, in, weights, outputs, finish, static_cast<Out*>(out));
 }
 #endif

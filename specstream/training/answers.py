@@ -165,7 +165,7 @@ class AnswerWriter:
                 bar.update(min(made, count) - bar.n)
                 self.phase("The model writes prompts", min(made, count) / count)
 
-            made = own_prompts(self.anatomy, self.tokenizer, count, 0, done)
+            made = own_prompts(self.anatomy, self.tokenizer, count, 0, done, self.room)
         if processes.is_first():
             lines = (json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in made)
             file.write_text("".join(lines), encoding="utf-8")

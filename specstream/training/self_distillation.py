@@ -23,8 +23,11 @@ MOST_OF_PROMPT = 160  # most tokens of a prompt written by the model
 TOKENS, GPU_TOKENS = 16_384, 131_072
 
 
-def own_prompts(anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: Callable[[int], None]) -> list[str]:
-    """User turns written by the model itself, given the start of its chat template and an opening.
+def own_prompts(
+    anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: Callable[[int], None], room: int = 0
+) -> list[str]:
+    """User turns written by the model itself, given the start of its chat template and an opening. ``room`` is as for
+    ``answer_all``.
 
     Every batch is one item of work for the processes. Raises DataError for a model without a chat template.
     """
@@ -34,7 +37,7 @@ def own_prompts(anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: C
         raise DataError("Only a model with a chat template can write prompts: give --data.")
     end = tokenizer(tail.strip().splitlines()[0], add_special_tokens=False).input_ids[:1]
     begun = openings()
-    size = 32 * _room(anatomy) // TOKENS
+    size = max(1, 32 * (room or _room(anatomy)) // TOKENS)
 
     def round_of(number: int) -> list[str]:
         chosen = [begun[(number * size + row) % len(begun)] for row in range(size)]
