@@ -12,6 +12,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -160,12 +161,18 @@ float highest_of(Floats lanes) {
 
 // Threads that share a job: each takes small parts of its own share, then of what others have left. With OpenMP a job
 // ends when every thread has come, so that a pass takes a hundred times as long if another program has one of the cores.
-// Here nobody waits for a thread that has taken nothing.
+// Here nobody waits for a thread that has taken nothing. Between jobs, while one thread does what can't be shared, the
+// others fetch the weights that the next matmul will read.
 class Pool {
  public:
-  // Calls work(from, to) for parts of 0 .. count - 1, in several threads.
+  struct Weights {
+    const char* first = nullptr;
+    int64_t bytes = 0;
+  };
+
+  // Calls work(from, to) for parts of 0 .. count - 1, in several threads. They read ``weights`` in equal shares.
   template <typename Work>
-  void run(int64_t count, const Work& work) {
+  void run(int64_t count, const Work& work, Weights weights = {}) {
     const int64_t threads = std::min<int64_t>(at::get_num_threads(), kMost);
     const std::unique_lock<std::mutex> alone(busy_, std::try_to_lock);  // taken: another run has the pool
     if (threads < 2 || count < 2 || !alone) return work(0, count);
@@ -174,6 +181,7 @@ class Pool {
     call_ = [](const void* work, int64_t from, int64_t to) { (*static_cast<const Work*>(work))(from, to); };
     work_ = &work, count_ = count, threads_ = threads, done_ = 0;
     for (int64_t t = 0; t < threads; ++t) next_[t].value = uint64_t{job} << 32;
+    if (weights.first) expect(weights);
     jobs_ = job;
     if (asleep_) jobs_.notify_all();
     take(job, 0);
@@ -182,13 +190,38 @@ class Pool {
 
  private:
   static constexpr int64_t kMost = 64;  // threads
-  static constexpr int64_t kParts = 2;  // of a thread's share
+  static constexpr int64_t kParts = 4;  // of a thread's share
   static constexpr int kPauses = 2000;  // some 100 microseconds, after which others may have the core
   static constexpr int kSpins = 6000;   // for which a thread waits before it sleeps: waking it takes long, above all in
                                         // a virtual machine, and the rest of a step comes between two passes
+  static constexpr int64_t kFetched = 768 << 10;  // most bytes that a thread fetches: its second-level cache holds them
+  static constexpr int64_t kAtATime = 1024;       // bytes fetched before it looks for another job
+  static constexpr size_t kRemembered = 4096;     // matmuls of which it is known what follows
   struct alignas(64) Counter {
     std::atomic<uint64_t> value{0};
   };
+
+  // Notes that these weights are being read, and expects those that followed them the last time.
+  void expect(Weights weights) {
+    if (after_.size() > kRemembered) after_.clear();
+    after_[last_] = weights;
+    last_ = weights.first;
+    const Weights next = after_[last_];
+    expected_bytes_ = next.bytes;
+    expected_ = next.first;
+  }
+
+  // Fetches a thread's share of the expected weights until there is another job. ``fetched`` is what it has of them. They
+  // may have been freed: fetching what isn't there does nothing.
+  void fetch(int64_t self, uint32_t seen, Weights& fetched) {
+    const char* weights = expected_;
+    if (fetched.first != weights) fetched = {weights, 0};
+    const int64_t bytes = expected_bytes_, threads = threads_, from = bytes * self / threads;
+    const int64_t end = std::min(bytes * (self + 1) / threads - from, kFetched);
+    for (; fetched.bytes < end && jobs_ == seen; fetched.bytes += kAtATime)
+      for (int64_t line = 0; line < kAtATime; line += 64)
+        _mm_prefetch(weights + from + fetched.bytes + line, _MM_HINT_T1);
+  }
 
   static void pause(int spins) {
     if (spins < kPauses)
@@ -226,7 +259,9 @@ class Pool {
   }
 
   [[noreturn]] void help(int64_t self) {
+    Weights fetched;
     for (uint32_t seen = 0;;) {
+      if (self < threads_) fetch(self, seen, fetched);
       for (int spins = 0; jobs_ == seen && spins < kSpins; ++spins) pause(spins);
       if (jobs_ == seen) {
         ++asleep_;
@@ -243,6 +278,10 @@ class Pool {
   std::atomic<const void*> work_{nullptr};
   std::atomic<int64_t> count_{0}, threads_{0}, done_{0}, asleep_{0};
   std::atomic<uint32_t> jobs_{0};
+  std::atomic<const char*> expected_{nullptr};
+  std::atomic<int64_t> expected_bytes_{0};
+  std::unordered_map<const char*, Weights> after_;
+  const char* last_ = nullptr;
   Counter next_[kMost];  // the number of the job, and of the next part to take
   int64_t helpers_ = 0;
 };
@@ -360,12 +399,17 @@ void panel(const typename P::Row* x, int64_t in, const typename P::Weight* weigh
   }
 }
 
+template <typename Weight>
+Pool::Weights all_of(const Weight* weights, int64_t panels, int64_t in) {
+  return {reinterpret_cast<const char*>(weights), panels * kPanel * in * static_cast<int64_t>(sizeof *weights)};
+}
+
 // x is [rows, in], weights [ceil(outputs / kPanel), in / kInputs, kPanel, kInputs], out [rows, outputs].
 template <typename P, typename Out, typename Finish>
 void product(const typename P::Row* x, int64_t rows, int64_t in, const typename P::Weight* weights, int64_t outputs,
              const Finish& finish, Out* out) {
   const int64_t panels = (outputs + kPanel - 1) / kPanel, tiles = (rows + kRows - 1) / kRows;
-  pool().run(panels, [&](int64_t p, int64_t end) {
+  const auto some = [&](int64_t p, int64_t end) {
     for (; p < end; ++p) {
       const int64_t first = p * kPanel, valid = std::min(outputs - first, kPanel);
       for (int64_t t = 0; t < tiles; ++t) {  // rows are shared out evenly: 15 are 8 and 7, not 14 and 1
@@ -381,7 +425,8 @@ void product(const typename P::Row* x, int64_t rows, int64_t in, const typename 
         }(std::make_integer_sequence<int, kRows>{});
       }
     }
-  });
+  };
+  pool().run(panels, some, all_of(weights, panels, in));
 }
 
 #ifdef TILES
@@ -483,7 +528,7 @@ void tiled_product(const typename P::Row* x, int64_t rows, int64_t in, const typ
                    int64_t outputs, const Finish& finish, Out* out) {
   constexpr int64_t most = 2 * kTileRows;
   const int64_t panels = (outputs + kPanel - 1) / kPanel;
-  pool().run(panels, [&](int64_t p, int64_t end) {
+  const auto some = [&](int64_t p, int64_t end) {
     typename P::Sum sums[most * kPanel];
     std::atomic_signal_fence(std::memory_order_seq_cst);  // rows are written before tiles are loaded
     for (int64_t shaped = 0; p < end; ++p) {
@@ -505,7 +550,8 @@ void tiled_product(const typename P::Row* x, int64_t rows, int64_t in, const typ
       }
     }
     _tile_release();
-  });
+  };
+  pool().run(panels, some, all_of(weights, panels, in));
 }
 #endif
 
