@@ -20,7 +20,7 @@ from specstream.data.checks import check_file
 from specstream.data.tasks import task
 from specstream.model.introspection import dissect
 from specstream.testing import toy
-from specstream.training import answers, command
+from specstream.training import command
 from specstream.training.batches import DataError, hold_out, read_examples, read_prompts, spread
 from specstream.training.config import Config
 from specstream.training.progress import Tail, Writer
@@ -109,21 +109,6 @@ def test_answers_that_were_cut_off_are_made_again_and_no_others(harm: str, tmp_p
     assert answer() == first and (made[-1] if made else 0) == missing
     assert answer() == first and not made
     assert harm == "another file" or file.read_bytes().startswith(whole[: -len(last)][:20])
-
-
-def test_prompts_of_its_own_that_were_cut_off_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text('{"prompt": "one"}\n')
-    (tmp_path / "own-prompts.jsonl").write_text(f'{{"prompt": "{ODD}"}}\n{{"prompt": "what is')
-    monkeypatch.setattr(answers, "own_prompts", lambda *given: ["first of them", "second of them"])
-    request = command.TrainingRequest(
-        "tiny", "chat", str(data), None, tmp_path, targets="self", max_answer=5, own_prompts=2
-    )
-    watch = command._Watch(None, lambda: 0)
-    given = (request, Config(), task("chat"), dissect(tiny.tiny("llama")), Letters(chat=True), watch)
-    assert len(command._examples(*given)[0]) == 3
-    monkeypatch.setattr(answers, "own_prompts", lambda *given: pytest.fail("they are there"))
-    assert len(command._examples(*given)[0]) == 3
 
 
 def test_what_follows_a_line_of_progress_that_was_cut_off_is_read(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from specstream.adapters.weights import Adapter, base_shape
 from specstream.data.tasks import task
 from specstream.model.introspection import dissect
 from specstream.params import Sampling, Streaming
-from specstream.training import answers, command
+from specstream.training import answers, command, self_distillation
 from specstream.training.batches import IGNORE, DataError, Example, batches, collate, draft_vocabulary, read_examples
 from specstream.training.config import Config
 from specstream.training.frozen_cache import FrozenStates
@@ -565,11 +566,33 @@ def test_answers_are_written_in_the_precision_of_the_training(
 
 
 def test_own_prompts_are_user_turns(tmp_path: Path) -> None:
-    anatomy = dissect(tiny.tiny("llama"))
+    anatomy, file = dissect(tiny.tiny("llama")), tmp_path / "own-prompts.jsonl"
     with pytest.raises(DataError, match="chat template"):
-        own_prompts(anatomy, Letters(), 2, 0, lambda n: None)
-    texts = own_prompts(anatomy, Letters(chat=True), 3, 0, lambda n: None)
+        own_prompts(anatomy, Letters(), 2, file, lambda n: None)
+    texts = own_prompts(anatomy, Letters(chat=True), 3, file, lambda n: None)
     assert len(texts) == len(set(texts)) == 3 and all(len(t) > 8 for t in texts)
+
+
+def test_own_prompts_are_stored_by_the_batch_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy, file, numbers = dissect(tiny.tiny("llama")), tmp_path / "own-prompts.jsonl", []
+
+    def batches(*_: Any) -> Any:
+        def batch(number: int) -> list[str]:
+            numbers.append(number)
+            if numbers == [0, 1, 2]:
+                raise KeyboardInterrupt
+            return ["the same in every batch", "The  same in every batch", f"number {number}"]
+
+        return batch
+
+    monkeypatch.setattr(self_distillation, "_prompt_batches", batches)
+    write = partial(own_prompts, anatomy, Letters(chat=True), 4, file, lambda n: None)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    file.write_text(file.read_text() + '{"prompt": "cut o')
+    texts = ["the same in every batch", "number 0", "number 1", "number 2"]
+    assert write() == texts and numbers == [0, 1, 2, 2]
+    assert write() == texts and numbers == [0, 1, 2, 2], "they are there"
 
 
 def test_an_adapter_overfitted_on_one_text_is_accepted_whole(tmp_path: Path) -> None:

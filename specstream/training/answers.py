@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -155,21 +154,14 @@ class AnswerWriter:
         answers."""
         if self.task.name == CODE:
             return instructions()[:count]
-        file = beside.with_name(OWN_PROMPTS)
-        have = [text for row in whole_rows(file) if isinstance(text := row.get("prompt"), str)]
-        if len(have) >= count:
-            return have[:count]
         with tqdm(total=count, desc="prompts", file=sys.stderr, disable=not processes.is_first()) as bar:
 
             def done(made: int) -> None:
                 bar.update(min(made, count) - bar.n)
                 self.phase("The model writes prompts", min(made, count) / count)
 
-            made = own_prompts(self.anatomy, self.tokenizer, count, 0, done, self.room)
-        if processes.is_first():
-            lines = (json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in made)
-            file.write_text("".join(lines), encoding="utf-8")
-        return made
+            file = beside.with_name(OWN_PROMPTS)
+            return own_prompts(self.anatomy, self.tokenizer, count, file, done, self.room)
 
     def _tuned(self) -> Any:
         if self.start is None:

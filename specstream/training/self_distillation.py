@@ -24,39 +24,55 @@ TOKENS, GPU_TOKENS = 16_384, 131_072
 
 
 def own_prompts(
-    anatomy: Anatomy, tokenizer: Any, count: int, seed: int, done: Callable[[int], None], room: int = 0
+    anatomy: Anatomy, tokenizer: Any, count: int, file: Path, done: Callable[[int], None], room: int = 0
 ) -> list[str]:
-    """User turns written by the model itself, given the start of its chat template and an opening. ``room`` is as for
-    ``answer_all``.
+    """User turns written by the model itself, given the start of its chat template and an opening. Each batch is
+    appended to ``file``, one per row; those already there count. ``room`` is as for ``answer_all``.
 
     Every batch is one item of work for the processes. Raises DataError for a model without a chat template.
     """
+    rows = [row for row in whole_rows(file) if isinstance(row.get("prompt"), str)]
+    texts: dict[str, str] = {}
+    for row in rows:
+        texts.setdefault(_alike(row["prompt"]), row["prompt"])
+    if len(texts) < count:
+        batch = _prompt_batches(anatomy, tokenizer, max(1, 32 * (room or _room(anatomy)) // TOKENS))
+        number = 1 + max((row["batch"] for row in rows if isinstance(row.get("batch"), int)), default=-1)
+        end_line(file)
+    while len(texts) < count:
+        numbers = range(number, number + processes.count())
+        for made, new in zip(numbers, processes.shared(numbers, batch), strict=True):
+            new = [text for text in new if texts.setdefault(_alike(text), text) is text]
+            if processes.is_first():
+                add_rows(file, ({"prompt": text, "batch": made} for text in new))
+        number = numbers.stop
+        done(len(texts))
+    return list(texts.values())[:count]
+
+
+def _alike(prompt: str) -> str:
+    """What prompts that hardly differ have in common."""
+    return " ".join(prompt.casefold().split())
+
+
+def _prompt_batches(anatomy: Anatomy, tokenizer: Any, size: int) -> Callable[[int], list[str]]:
+    """A function that writes the prompts of the batch with a number; of ``size`` texts those that the model ended."""
     mark = "\u241e"
     head, found, tail = chat_prompt(tokenizer, mark).partition(mark)
     if not found or not head:
         raise DataError("Only a model with a chat template can write prompts: give --data.")
     end = tokenizer(tail.strip().splitlines()[0], add_special_tokens=False).input_ids[:1]
     begun = openings()
-    size = max(1, 32 * (room or _room(anatomy)) // TOKENS)
 
-    def round_of(number: int) -> list[str]:
+    def batch(number: int) -> list[str]:
         chosen = [begun[(number * size + row) % len(begun)] for row in range(size)]
         ids = [encode(tokenizer, head + opening) for opening in chosen]
-        ends = [tokenizer.eos_token_id, *end]
-        rows = write(anatomy, ids, MOST_OF_PROMPT, [1.0] * size, seed + number, ends)
+        rows = write(anatomy, ids, MOST_OF_PROMPT, [1.0] * size, number, [tokenizer.eos_token_id, *end])
         texts = [(o + tokenizer.decode(r[:-1], skip_special_tokens=True)).strip()
                  for o, r in zip(chosen, rows, strict=True) if r[-1:] == end]  # fmt: skip
         return [text for text in texts if len(text) > 8]
 
-    out: dict[str, str] = {}
-    number = 0
-    while len(out) < count:
-        for texts in processes.shared(range(number, number + processes.count()), round_of):
-            for text in texts:
-                out.setdefault(" ".join(text.casefold().split()), text)
-        number += processes.count()
-        done(len(out))
-    return list(out.values())[:count]
+    return batch
 
 
 def answer_all(
