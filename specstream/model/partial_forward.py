@@ -113,7 +113,8 @@ class RecordedCalls:
 
     def _note(self, index: int) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._calls[index] = bind(module, args, kwargs) | {"hidden_states": None, "attention_mask": None}
+            by_name = bind(module, args, kwargs) if len(args) > 1 else kwargs  # inspecting all layers takes milliseconds
+            self._calls[index] = by_name | {"hidden_states": None, "attention_mask": None}
 
         return hook
 
