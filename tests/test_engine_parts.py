@@ -505,6 +505,23 @@ def test_packed_bfloat16_computes_the_same_and_in_float32_with_the_same_weights(
         assert model(ids).logits.dtype == torch.bfloat16
 
 
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_topk": 2, "head_dim": 16}
+
+
+@pytest.mark.parametrize(("family", "kept"), [("hunyuan_v1_moe", 1), ("phimoe", 1), ("falcon", 0)])
+def test_only_what_computes_like_a_linear_map_is_packed(family: str, kept: int) -> None:
+    """A router of Hunyuan's reads its weight, one of Phi's returns more than a product; Falcon's own class is plain."""
+    torch.manual_seed(0)
+    values = tiny.LLAMA | (EXPERTS if kept else {})
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values)).eval()
+    ids = torch.tensor([tiny.prompt(21)])
+    with torch.inference_mode():
+        want = model(ids).logits
+        cpu_linear.pack(dissect(model))
+        torch.testing.assert_close(model(ids).logits, want, atol=1e-4, rtol=1e-4)
+    assert sum(isinstance(m, torch.nn.Linear) for m in model.modules()) == kept * len(model.model.layers if kept else ())
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_bfloat16_is_packed_only_where_the_processor_computes_in_it(native: bool, monkeypatch) -> None:
     monkeypatch.setattr(cpu_linear, "computes_bfloat16", lambda device: native)
