@@ -285,6 +285,8 @@ NEVER = "{{ raise_exception('Tools only') }}"
         ),
         (NEEDS, Chat(), r"\(A system message is needed\): give a system prompt, or choose another model\."),
         (ONE_TURN, Chat(turns=(("a", "b"),)), r"\(One turn only\): start a new conversation\."),
+        ("{% if false %}x{% endif %} ", Chat(), r"\(it writes nothing\): choose another model, or another task"),
+        ("{{ raise_exception('') }}", Chat(), r"\(it gives no reason\): choose another model"),
         (NEVER, Chat(), r"\(Tools only\): choose another model, or another task than chat\."),
     ],
 )
@@ -299,6 +301,13 @@ def test_half_a_character_is_refused_in_a_sentence(text: str) -> None:
         ValueError, match=r"^The prompt is not valid text: character [13] is half a character\. Remove it"
     ):
         encode(tokenizer("byte-level"), text)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "</s> \ud800", "\udfff<sep>"])
+def test_half_a_character_in_a_conversation_is_refused_too(text: str) -> None:
+    for before in (Chat(), Chat(system="</s>"), Chat(turns=(("<sep>", "a"),))):
+        with pytest.raises(ValueError, match=r"^The prompt is not valid text: .* is half a character\. Remove it"):
+            chat_prompt(chatty("byte-level"), text, before)
 
 
 def test_tokenizers_without_pieces_or_templates_do() -> None:
