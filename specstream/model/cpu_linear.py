@@ -308,7 +308,7 @@ def _owners(layer: nn.Module, index: int) -> list[Owner]:
         Owner(module, name, index, f"{path}.{name}".lstrip("."))
         for path, module in layer.named_modules()
         for name, child in module.named_children()
-        if isinstance(child, nn.Linear) and _multiplies(child) and not _reads_weight(type(module), name)
+        if isinstance(child, nn.Linear) and _multiplies(child) and not _reads_weight(type(module).forward, name)
     ]
 
 
@@ -324,10 +324,10 @@ def _multiplies(linear: nn.Linear) -> bool:
 
 
 @functools.cache
-def _reads_weight(owner: type[nn.Module], name: str) -> bool:
-    """Whether a module reads the weight of one of its linear layers itself; a packed layer has none."""
+def _reads_weight(forward: Callable[..., Any], name: str) -> bool:
+    """Whether the ``forward`` of a module reads the weight of its linear layer ``name``; a packed layer has none."""
     with suppress(OSError, TypeError):  # its source is not there
-        return f"self.{name}.weight" in inspect.getsource(owner.forward)
+        return f"self.{name}.weight" in inspect.getsource(forward)
     return False
 
 
