@@ -310,6 +310,8 @@ def _loaded(
         else:
             out.parts = loading.packed_up(parts, adapter, heads, out.form)
         out.reason, out.exact = loading.checked(out.parts, out.streams, passed)
+    if out.reason and (problem := self_test.plain_failure(network)):
+        raise ModelError(f"The model in {source.path} can't be used: {problem}: choose another one.")
     return out
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import pickle
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import CTRLTokenizer, PreTrainedTokenizerFast
 
 from specstream.data.chat import Chat
 from specstream.decoding.detokenize import TextStream
@@ -182,6 +185,30 @@ def test_text_ends_where_the_first_stop_is_complete(kind: str, text: str, stop: 
     assert streamed(kind, ids, tuple(stop))[0] == want[: min(found, default=(0, len(want)))[1]]
 
 
+@given(ids=st.lists(st.integers(0, 9), max_size=40), stop=st.sampled_from(["", "a!", "é b", "b!"]))
+def test_words_that_go_on_are_streamed_as_they_are_decoded(ids: list[int], stop: str) -> None:
+    tokens = ctrl()
+    stream, out, stopped = TextStream(tokens, (stop,) if stop else ()), "", False
+    for token in ids:
+        new, stopped = stream.push(token)
+        out += new
+        if stopped:
+            break
+    want = tokens.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert out + ("" if stopped else stream.flush()) == (want.partition(stop)[0] if stop else want)
+
+
+@functools.cache
+def ctrl() -> CTRLTokenizer:
+    """A tokenizer in Python, in which @@ at the end of a token says that its word goes on."""
+    pieces = ["<unk>", "a", "b", "a@@", "b@@", "é@@", "é", "!@@", "!"]
+    with TemporaryDirectory() as folder:
+        vocab, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        vocab.write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}), encoding="utf-8")
+        merges.write_text("#version: 0.2\n", encoding="utf-8")
+        return CTRLTokenizer(vocab, merges)
+
+
 def test_a_stop_that_is_complete_when_the_run_ends_is_cut_off() -> None:
     stream = TextStream(tokenizer("byte-level"), ("\ufffd",))
     mark = ids_of("byte-level", "\ufffd")
@@ -258,6 +285,8 @@ NEVER = "{{ raise_exception('Tools only') }}"
         ),
         (NEEDS, Chat(), r"\(A system message is needed\): give a system prompt, or choose another model\."),
         (ONE_TURN, Chat(turns=(("a", "b"),)), r"\(One turn only\): start a new conversation\."),
+        ("{% if false %}x{% endif %} ", Chat(), r"\(it writes nothing\): choose another model, or another task"),
+        ("{{ raise_exception('') }}", Chat(), r"\(it gives no reason\): choose another model"),
         (NEVER, Chat(), r"\(Tools only\): choose another model, or another task than chat\."),
     ],
 )
@@ -272,6 +301,13 @@ def test_half_a_character_is_refused_in_a_sentence(text: str) -> None:
         ValueError, match=r"^The prompt is not valid text: character [13] is half a character\. Remove it"
     ):
         encode(tokenizer("byte-level"), text)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "</s> \ud800", "\udfff<sep>"])
+def test_half_a_character_in_a_conversation_is_refused_too(text: str) -> None:
+    for before in (Chat(), Chat(system="</s>"), Chat(turns=(("<sep>", "a"),))):
+        with pytest.raises(ValueError, match=r"^The prompt is not valid text: .* is half a character\. Remove it"):
+            chat_prompt(chatty("byte-level"), text, before)
 
 
 def test_tokenizers_without_pieces_or_templates_do() -> None:

@@ -35,6 +35,7 @@ from specstream.divergence import difference
 from specstream.engine import _float32, load
 from specstream.events import Finished, Reason, Started, Step, from_dict, to_dict
 from specstream.hub.catalogue import resolve
+from specstream.hub.download import ModelError
 from specstream.model import cpu_linear
 from specstream.model.hardware import computes_bfloat16
 from specstream.model.introspection import UnsupportedModel, context_of, dissect
@@ -107,6 +108,26 @@ def test_models_that_cannot_verify_trees_say_so_and_still_decode(family: str, tm
     ids = tiny.prompt(9)
     run = engine.new_run(list(ids), Standard(), replace(sampling, ignore_eos=True))
     assert tiny.ids_of(tiny.finish(run)) == tiny.generate_ids(model, ids, sampling)
+
+
+XLNET = SMALL | {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 96}
+NOT_CAUSAL = {
+    "xlnet": (XLNET, "its tokens depend on later ones, so it is not a causal language model: choose another"),
+    "bert": (tiny.LLAMA, "its tokens depend on later ones"),
+    "cpmant": (tiny.LLAMA | {"dim_head": 16, "dim_ff": 96}, r"it fails in a test of six tokens \(IndexError\)"),
+}
+
+
+@pytest.mark.parametrize("family", NOT_CAUSAL)
+def test_a_model_that_can_not_even_decode_in_the_standard_way_is_refused(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    values, words = NOT_CAUSAL[family]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    save(model, tmp_path)
+    with pytest.raises(ModelError, match=f"^The model in {tmp_path} can't be used: {words}"):
+        load(str(tmp_path), adapter="none", device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize("family", REFUSED_TOO)
@@ -505,6 +526,24 @@ def test_packed_bfloat16_computes_the_same_and_in_float32_with_the_same_weights(
         assert model(ids).logits.dtype == torch.bfloat16
 
 
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_topk": 2, "head_dim": 16}
+
+
+@pytest.mark.parametrize(("family", "kept"), [("hunyuan_v1_moe", 1), ("phimoe", 1), ("falcon", 0)])
+def test_only_what_computes_like_a_linear_map_is_packed(family: str, kept: int) -> None:
+    """A router of Hunyuan's reads its weight, one of Phi's returns more than a product; Falcon's own class is plain."""
+    torch.manual_seed(0)
+    values = tiny.LLAMA | (EXPERTS if kept else {})
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values)).eval()
+    ids = torch.tensor([tiny.prompt(21)])
+    with torch.inference_mode():
+        want = model(ids).logits
+        cpu_linear.pack(dissect(model))
+        torch.testing.assert_close(model(ids).logits, want, atol=1e-4, rtol=1e-4)
+    left = sum(isinstance(m, torch.nn.Linear) for m in model.modules())
+    assert left == kept * model.config.num_hidden_layers
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_bfloat16_is_packed_only_where_the_processor_computes_in_it(native: bool, monkeypatch) -> None:
     monkeypatch.setattr(cpu_linear, "computes_bfloat16", lambda device: native)
@@ -745,6 +784,7 @@ def test_context_ends_where_rotary_tables_begin_to_change() -> None:
     config = AutoConfig.for_model("llama", **tiny.LLAMA | {"rope_parameters": rope})
     assert context_of(config) == 64
     assert context_of(AutoConfig.for_model("llama", **tiny.LLAMA)) == 256
+    assert context_of(AutoConfig.for_model("xlnet")) > 10_000  # says -1
 
 
 def test_a_model_without_a_state_is_shown_the_whole_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -110,7 +111,7 @@ def test_weights_of_another_size_and_missing_weights_are_refused(llama: Path, tm
     folder = copytree(llama, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
-    with pytest.raises(ModelError, match="are damaged"):
+    with pytest.raises(ModelError, match=r"do not fit its config\.json: take both from the same model"):
         load(folder)
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
     with pytest.raises(ModelError, match=r"lack model\.layers\.4\."):
@@ -212,6 +213,23 @@ def test_a_model_without_a_tokenizer(llama: Path, tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(ModelError, match="The tokenizer in .* can't be loaded"):
         load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{", '{"model": {}}'])
+def test_a_damaged_tokenizer_is_called_one(llama: Path, tmp_path: Path, text: str) -> None:
+    folder = copytree(llama, tmp_path / "mute")
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match=r"The tokenizer in .* can't be loaded: its files are missing or damaged\."):
+        load(folder)
+
+
+@pytest.mark.parametrize("closed", [".", "config.json", "model.safetensors", "tokenizer.json"])
+def test_what_may_not_be_read_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != llama / closed and allowed(path, mode))
+    name = "it" if closed == "." else closed
+    with pytest.raises(ModelError, match=f"can't be used as a model: you may not read {name}. Change its permissions"):
+        resolve(str(llama))
 
 
 @pytest.mark.real_model

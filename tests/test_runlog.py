@@ -669,7 +669,7 @@ def test_exports_are_read_by_json_and_csv(log: RunLog) -> None:
     assert steps[1]["verify_seconds"] == "0.2" and steps[0]["draft_seconds"] == ""
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "＝"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\n=", "＝"])
 def test_no_cell_of_a_table_is_a_formula(log: RunLog, start: str) -> None:
     evil = f'{start}HYPERLINK("http://x","y")'
     run = write(log, evil, evil.split()[0])

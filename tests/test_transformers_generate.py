@@ -16,6 +16,7 @@ from transformers import (
     MaxTimeCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 
 from specstream.adapters import weights
@@ -24,6 +25,7 @@ from specstream.model import attention
 from specstream.model.introspection import dissect
 from specstream.params import DraftModel, EarlyExit, Medusa, PromptLookup, Standard, Streaming
 from tests import tiny
+from tests.test_detokenize import tokenizer
 from tests.test_heads import bare, random_heads, saved
 
 IDS = torch.tensor([tiny.prompt(8) * 3], device=tiny.DEVICE)
@@ -194,6 +196,19 @@ def test_end_of_text_and_criteria_end_where_they_do_in_generate() -> None:
     assert len(ours) == IDS.shape[1] + 1
 
 
+def test_stop_strings_are_a_criterion() -> None:
+    """transformers keeps the tokenizer that ``stop_strings`` needs from functions, but takes the criterion itself."""
+    model = tiny.tiny("llama")
+    words = tokenizer("byte-level")
+    function = decoder(model, method=EAGER)
+    free, _ = both(model, function)
+    for at in [i for i in range(1, 24) if words.decode(free[IDS.shape[1] + i]).isascii()][:2]:
+        stop = words.decode(free[IDS.shape[1] + at])
+        want = model.generate(IDS, max_new_tokens=24, pad_token_id=0, stop_strings=[stop], tokenizer=words)[0].tolist()
+        theirs, ours = both(model, function, stopping_criteria=[StopStringCriteria(words, [stop])])
+        assert ours == theirs == want and len(ours) <= IDS.shape[1] + at + 1
+
+
 class Parity(LogitsProcessor):
     """Allows tokens of the other parity than the last one's."""
 
@@ -281,6 +296,7 @@ def test_a_dict_where_generate_gives_one() -> None:
             "Padding",
         ),
         ({"prompt_lookup_num_tokens": 5}, "not assisted"),
+        ({"position_ids": torch.arange(IDS.shape[1], device=IDS.device)[None] + 7}, "leave position_ids out"),
         ({"guidance_scale": 1.5}, "drafted tokens"),
         ({"cache_implementation": "static"}, "cache"),
     ],
@@ -289,6 +305,21 @@ def test_what_can_not_be_done_is_said(settings: dict[str, Any], words: str) -> N
     model = tiny.tiny("llama")
     with pytest.raises(NotSupported, match=words):
         model.generate(IDS, custom_generate=decoder(model), max_new_tokens=4, pad_token_id=0, **settings)
+
+
+def test_a_prompt_that_is_not_token_ids_is_refused() -> None:
+    model = tiny.tiny("llama")
+    for prompt in ({"input_ids": IDS[:, :0]}, {"inputs_embeds": model.get_input_embeddings()(IDS)}):
+        with pytest.raises(NotSupported, match="Give the prompt as input_ids, with one token at least"):
+            model.generate(**prompt, custom_generate=decoder(model), max_new_tokens=4, pad_token_id=0)
+
+
+def test_dropout_is_named_as_the_reason() -> None:
+    model = tiny.tiny("gpt2").train()
+    with pytest.raises(NotSupported, match=r"failed the tree self-test.* training mode.*: call model\.eval\(\) first"):
+        decoder(model)
+    theirs, ours = both(model, decoder(model.eval()))
+    assert ours == theirs
 
 
 def test_models_and_methods_that_do_not_fit() -> None:

@@ -10,7 +10,8 @@ from specstream.decoding.encode import Tokenizer
 
 LONG = 16  # new tokens after which the window advances, which takes one more decoding
 MARK = "\ufffd"  # the decoding of an incomplete UTF-8 character
-BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte-fallback token of SentencePiece vocabularies
+# A byte-fallback token of SentencePiece vocabularies; one of CTRL's that says that its word goes on.
+UNFINISHED = re.compile(r"<0x[0-9A-Fa-f]{2}>|.*@@")
 
 
 class TextStream:
@@ -18,9 +19,9 @@ class TextStream:
 
     It decodes a window of the newest tokens and emits the new text. It holds back text that later tokens can still
     change: a character whose last bytes are missing, a run of byte-fallback tokens (one wrong byte turns the whole run
-    into replacement characters), and an end that could be the start of a stop string. When the window is long and
-    nothing is held back, it advances. It keeps the tokens since the last advance as context, because many decoders
-    treat the first token of a text specially.
+    into replacement characters), the mark of an unfinished word, and an end that could be the start of a stop string.
+    When the window is long and nothing is held back, it advances. It keeps the tokens since the last advance as
+    context, because many decoders treat the first token of a text specially.
 
     A stop string is cut off with everything after it. If it is the name of a special token, the text ends at that
     token.
@@ -43,7 +44,7 @@ class TextStream:
         pending = self._pending(self._text.rstrip(MARK))
         if (at := stop_strings.cut(pending, self._stop)) is not None:
             return pending[:at], True
-        if BYTE.fullmatch(self._piece(token) or ""):
+        if UNFINISHED.fullmatch(self._piece(token) or ""):
             return "", False
         new = pending[: len(pending) - stop_strings.begun(pending, self._stop)]
         self._given += len(new)

@@ -50,7 +50,8 @@ def chat_prompt(tokenizer: Tokenizer, text: str, before: Chat = NOTHING_BEFORE) 
     """A user's message, with the conversation before it, in the model's own template; the plain text if it has none.
 
     Typed control tokens, such as ``<|im_end|>``, are encoded as ordinary text. Raises PromptError if the template
-    rejects the conversation; some reject system prompts, some require one.
+    rejects the conversation or writes nothing (some reject system prompts, some require one), and for text that is not
+    valid Unicode.
     """
     if not getattr(tokenizer, "chat_template", None):
         return text
@@ -58,14 +59,18 @@ def chat_prompt(tokenizer: Tokenizer, text: str, before: Chat = NOTHING_BEFORE) 
     try:
         prompt = _render(tokenizer, messages)
     except Exception as error:  # a template is a program by the model's authors and may fail in any way
-        words = " ".join(str(error).split()).rstrip(".")
+        words = " ".join(str(error).split()).rstrip(".") or "it gives no reason"
         hint = _hint(tokenizer, text, before)
         raise PromptError(f"The model's chat template refuses this conversation ({words}): {hint}.") from error
+    _refuse_halves(prompt)
     return _with_plain_words(tokenizer, messages, prompt) if _types_control_tokens(tokenizer, messages) else prompt
 
 
 def _render(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    if not prompt.strip():
+        raise ValueError("it writes nothing")
+    return prompt
 
 
 def _hint(tokenizer: Tokenizer, text: str, before: Chat) -> str:
@@ -105,11 +110,16 @@ def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """
     if isinstance(prompt, EncodedPrompt):
         return list(prompt.ids)
+    _refuse_halves(prompt)
+    return list(tokenizer(prompt, add_special_tokens=_takes_bos(tokenizer, prompt)).input_ids)
+
+
+def _refuse_halves(prompt: str) -> None:
+    """Raise PromptError for a prompt that contains a lone surrogate."""
     if half := SURROGATE.search(prompt):
         raise PromptError(
             f"The prompt is not valid text: character {half.start() + 1:,} is half a character. Remove it."
         )
-    return list(tokenizer(prompt, add_special_tokens=_takes_bos(tokenizer, prompt)).input_ids)
 
 
 def least_tokens(tokenizer: Tokenizer, prompt: str, context: int) -> int:

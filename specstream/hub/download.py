@@ -77,6 +77,8 @@ def folder_named(name: str) -> Path | None:
 
 def incomplete(folder: Path) -> str | None:
     """A description of what is missing for a loadable model; None if all files are there."""
+    if closed := _unreadable(folder):
+        return f"you may not read {closed}. Change its permissions"
     if not (folder / "config.json").is_file():
         return _other_kind(folder) or "it has no config.json"
     try:
@@ -91,6 +93,14 @@ def incomplete(folder: Path) -> str | None:
             or f"it has no safetensors weights ({missing[0]} is missing, and pickled weights are never loaded)"
         )
     return None
+
+
+def _unreadable(folder: Path) -> str:
+    """What in a folder, or the folder itself, this user may not read; empty if nothing."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return "it"
+    names = sorted(name for form in HUB_FILES for name in folder.glob(form) if name.is_file())
+    return next((name.name for name in names if not os.access(name, os.R_OK)), "")
 
 
 def _other_kind(folder: Path) -> str:

@@ -42,6 +42,7 @@ from specstream.target.model_target import ModelTarget, Variant
 # These keep state between calls, and would see tokens that are only drafted.
 STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
 NO_SECOND = "The method draft_model needs a second model: give it as draft_model."
+TRAINING = "It is in training mode, where dropout changes its numbers: call model.eval() first."
 EXTRAS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
@@ -138,7 +139,9 @@ def decoder(
     the model here, so the model's own output changes too. ``draft_model`` is a second transformers model with the same
     tokenizer. ``method`` defaults to Speculative Streaming if there are streams, else to the draft model if given, else
     to prompt lookup. ``streamer`` is given here because transformers does not pass ``generate(streamer=...)`` on to
-    functions. Raises ValueError for a model that can't verify draft trees.
+    functions; nor does it pass ``assistant_model``, nor the ``tokenizer`` that ``stop_strings`` needs: give a
+    ``StopStringCriteria`` among the ``stopping_criteria`` instead. Raises ValueError for a model that can't verify
+    draft trees.
     """
     prepared = _prepare(model, Path(adapter) if adapter else None, method, draft_model)
 
@@ -180,7 +183,7 @@ def _prepare(
     loaded = loaded if loaded and loaded.card.gamma else None
     attention, reason = loading.tested(parts, loaded)
     if reason:
-        raise NotSupported(reason)
+        raise NotSupported(f"{reason} {TRAINING}" if model.training else reason)
     second = usable("The given model", draft_model) if draft_model is not None else None
     chosen = method or (Streaming() if loaded else DraftModel() if second else PromptLookup())
     chosen = chosen.on(parts.device.type)
@@ -220,7 +223,7 @@ def _refuse(
     if input_ids.shape[0] != 1 or config.num_return_sequences not in (None, 1):
         raise NotSupported("Speculative decoding supports one sequence only: call generate once for each prompt.")
     if not input_ids.shape[1] or kwargs.get("inputs_embeds") is not None:
-        raise NotSupported("Give the prompt as input_ids.")
+        raise NotSupported("Give the prompt as input_ids, with one token at least.")
     if wanted := [name for name in EXTRAS if getattr(config, name, None)]:
         raise NotSupported(f"{wanted[0]} is not available: the tokens of a step come from one pass over a tree.")
     if state := [p for p in processors if isinstance(p, STATEFUL)]:
@@ -228,5 +231,8 @@ def _refuse(
     mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
     if mask is not None and not bool(mask.all()):
         raise NotSupported("Padding is not supported: give the prompt without it.")
+    positions = kwargs.get("position_ids")
+    if positions is not None and positions.flatten().tolist() != list(range(input_ids.shape[1])):
+        raise NotSupported("Tokens are counted from 0 here: leave position_ids out.")
     if config.cache_implementation or (cache is not None and cache.get_seq_length()):
         raise NotSupported("This decoding uses its own cache: leave past_key_values and cache_implementation out.")

@@ -10,6 +10,8 @@ docs/experiments.md has the figures.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -173,7 +175,7 @@ def suits(anatomy: Anatomy, half: bool = False) -> bool:
 
 
 def pack(anatomy: Anatomy, form: Format = NATIVE) -> Anatomy:
-    """Pack every linear layer of the decoder and the head, in place, if that helps; else change nothing.
+    """Pack the linear layers of the decoder and the head, in place, if that helps; else change nothing.
 
     Each norm becomes a single call. Call this last: weights can't be changed afterwards. The head is never in int8.
     """
@@ -301,13 +303,32 @@ class Owner(NamedTuple):
 
 
 def _owners(layer: nn.Module, index: int) -> list[Owner]:
-    """The linear layers of a decoder layer."""
+    """The linear layers of a decoder layer that packed ones can replace."""
     return [
         Owner(module, name, index, f"{path}.{name}".lstrip("."))
         for path, module in layer.named_modules()
         for name, child in module.named_children()
-        if isinstance(child, nn.Linear)
+        if isinstance(child, nn.Linear) and _multiplies(child) and not _reads_weight(type(module).forward, name)
     ]
+
+
+@torch.inference_mode()
+def _multiplies(linear: nn.Linear) -> bool:
+    """Whether a layer computes what ``nn.Linear`` does. Some subclasses don't, such as routers to experts."""
+    if type(linear).forward is nn.Linear.forward:
+        return True
+    x = torch.randn(1, 1, linear.in_features, dtype=linear.weight.dtype)
+    with suppress(Exception):  # a foreign module may need other inputs: leave it unchanged
+        return torch.allclose(linear(x), nn.Linear.forward(linear, x), rtol=1e-2, atol=1e-2)
+    return False
+
+
+@functools.cache
+def _reads_weight(forward: Callable[..., Any], name: str) -> bool:
+    """Whether the ``forward`` of a module reads the weight of its linear layer ``name``; a packed layer has none."""
+    with suppress(OSError, TypeError):  # its source is not there
+        return f"self.{name}.weight" in inspect.getsource(forward)
+    return False
 
 
 def _groups(anatomy: Anatomy, layers: Sequence[int]) -> list[list[Owner]]:

@@ -92,7 +92,7 @@ def context_of(config: PretrainedConfig) -> int:
     """
     config = config.get_text_config(decoder=True)
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    stated = next((n for name in names if (n := getattr(config, name, None))), 1 << 20)
+    stated = next((n for name in names if (n := getattr(config, name, None)) and n > 0), 1 << 20)
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in [rope, *(r for r in rope.values() if isinstance(r, dict))]:
         if kind.get("rope_type") in ("dynamic", "longrope"):
@@ -159,7 +159,7 @@ def _layers(decoder: nn.Module, count: int) -> nn.ModuleList:
     inner = {id(m) for outer in lists for m in outer.modules() if m is not outer}
     found = [m for m in lists if id(m) not in inner]
     if len(found) != 1:
-        raise UnsupportedModel("The decoder layers of this model could not be identified.")
+        raise UnsupportedModel("The decoder layers of this model could not be identified: standard decoding only.")
     return found[0]
 
 
@@ -189,7 +189,9 @@ def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, ...
         for hook in hooks:
             hook.remove()
     if not seen or seen[-1] is not head:
-        raise UnsupportedModel("The part of this model between its layers and its head could not be found.")
+        raise UnsupportedModel(
+            "The part of this model between its layers and its head could not be found: standard decoding only."
+        )
     return tuple(seen[:-1])
 
 

@@ -13,6 +13,8 @@ from specstream.hub import download
 from specstream.hub.download import ModelError, ModelSource
 from specstream.model.memory import out_of_memory
 
+NEEDS_CODE = "trust_remote_code"  # in the words of an error: the folder holds code that would have to run
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,13 +26,13 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[Pr
     The attention implementation is the library's choice for the model: sdpa where supported, else eager.
     Raises ModelError.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     download.quiet()
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         _check_causal(source, options)
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+        tokenizer = _load_tokenizer(source, options)
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
@@ -45,6 +47,20 @@ def load_model(source: ModelSource, device: str, dtype: torch.dtype) -> tuple[Pr
         raise
     except Exception as error:  # a foreign folder can make the loader fail in any way; the user gets a sentence
         raise ModelError(_why_not_loaded(source, error)) from error
+
+
+def _load_tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, **options)
+    except Exception as error:  # foreign files can make the loader fail in any way
+        if NEEDS_CODE in str(error):
+            raise
+        raise ModelError(
+            f"The tokenizer in {source.path} can't be loaded: its files are missing or damaged."
+        ) from error
 
 
 def _check_finite(source: ModelSource, model: PreTrainedModel) -> None:
@@ -116,10 +132,10 @@ def _why_not_loaded(source: ModelSource, error: Exception) -> str:
     words = str(error)
     if out_of_memory(error):
         return "The model does not fit into the device's memory: choose a smaller model or device cpu."
-    if "trust_remote_code" in words:
+    if NEEDS_CODE in words:
         return f"The model in {source.path} needs its own code, which is never run: choose another model."
-    if type(error).__name__ == "SafetensorError" or "size mismatch" in words or "ignore_mismatched_sizes" in words:
+    if type(error).__name__ == "SafetensorError":
         return f"The weights in {source.path} are damaged: delete that folder and download the model again."
-    if "okenizer" in words:
-        return f"The tokenizer in {source.path} can't be loaded: its files are missing or damaged."
+    if "size mismatch" in words or "ignore_mismatched_sizes" in words:
+        return f"The weights in {source.path} do not fit its config.json: take both from the same model."
     return f"The model in {source.path} can't be loaded ({download.first_line(error)}): choose another model."

@@ -13,7 +13,7 @@ from specstream.runlog.serialization import dumps
 from specstream.runlog.store import RunLog
 from specstream.stats import PHASES
 
-FORMULA = tuple("=+-@\t\r＝＋－＠")
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 STEP_COLUMNS = ("run_id", "lane", "step", "text", "tokens", "drafted", "accepted", "rows", "stream_rows") + tuple(
     f"{phase}_seconds" for phase in PHASES
 )

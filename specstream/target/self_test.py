@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from specstream.adapters.weights import Adapter
 from specstream.events import Draft
@@ -16,7 +17,7 @@ from specstream.model.cpu_linear import format_of
 from specstream.model.introspection import Anatomy
 from specstream.model.masks import causal_mask, layer_masks, model_masks
 from specstream.streams.stream_attention import PassLayout, carry
-from specstream.target.model_target import ModelTarget, Variant
+from specstream.target.model_target import ModelTarget, PlainTarget, Variant
 
 log = logging.getLogger(__name__)
 # The root-mean-square logit difference that rounding explains, as a share of the logits' standard deviation. A wrong
@@ -46,6 +47,25 @@ def failure(anatomy: Anatomy, adapter: Adapter | None) -> str | None:
             f"This model failed the tree self-test (logits off by {max(off):.2g} of their spread): standard decoding "
             "only."
         )
+    return None
+
+
+@torch.inference_mode()
+def plain_failure(model: PreTrainedModel) -> str | None:
+    """Why not even standard decoding works with a model, as the end of a sentence; None if the logits of every position
+    are those of one pass over the whole text, so no position depends on a later one."""
+    vocab = model.get_input_embeddings().num_embeddings
+    text = torch.randint(vocab, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+    target = PlainTarget(model)
+    try:
+        want = model(input_ids=torch.tensor([text], device=model.device)).logits[0].float()
+        got = [target.prefill(text[:1]), *(target.verify(token, Draft()) for token in text[1:])]
+        gaps = [_gap(ours[0], theirs) for ours, theirs in zip(got, want, strict=True)]
+    except Exception as error:  # foreign model code may fail in any way
+        log.info("standard decoding failed", exc_info=True)
+        return f"it fails in a test of six tokens ({type(error).__name__})"
+    if min(gaps[: PROMPT // 2]) > TOLERANCE.get(model.dtype, HALF_TOLERANCE):  # rounding may spoil one of them
+        return "its tokens depend on later ones, so it is not a causal language model"
     return None
 
 
