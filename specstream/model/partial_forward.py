@@ -113,7 +113,8 @@ class RecordedCalls:
 
     def _note(self, index: int) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            by_name = bind(module, args, kwargs) if len(args) > 1 else kwargs  # inspecting all layers takes milliseconds
+            # Inspecting the signature of every layer would take milliseconds of a prompt pass.
+            by_name = bind(module, args, kwargs) if len(args) > 1 else kwargs
             self._calls[index] = by_name | {"hidden_states": None, "attention_mask": None}
 
         return hook
