@@ -56,6 +56,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("phi", {"num_key_value_heads": 4}),
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": WINDOW}),
     "gemma3": ("gemma3_text", {"head_dim": 16, "sliding_window": WINDOW, "layer_types": MIXED}),
+    "cohere": ("cohere", {"logit_scale": 0.8}),
+    "granite": ("granite", {"logits_scaling": 1.25, "residual_multiplier": 0.5}),
     "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
     "gpt2": ("gpt2", {}),
     "gpt_neox": ("gpt_neox", {}),

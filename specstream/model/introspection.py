@@ -31,7 +31,8 @@ class Anatomy:
 
     ``layer_types[i]`` is "full_attention" or "sliding_attention"; ``mask_by_type`` says whether the model's
     forward takes one mask per layer type (a dict) or a single one. ``tail`` are the modules between the last layer
-    and the LM head, in call order (the final norm, for OPT also its output projection).
+    and the LM head, in call order (the final norm, for OPT also its output projection). Logits are the head's outputs
+    times ``scale`` (Cohere, Granite), then capped (Gemma 2).
     """
 
     model: PreTrainedModel
@@ -45,6 +46,7 @@ class Anatomy:
     window: int | None
     mask_by_type: bool
     softcap: float | None
+    scale: float = 1.0
     attention: str = "eager"
 
     @property
@@ -77,6 +79,7 @@ class Anatomy:
         """
         head = head or self.head
         out = head.floats(states[:rows]) if isinstance(head, NativeLinear | NativeInt8) else head(states)[:rows].float()
+        out = out if self.scale == 1 else out * self.scale
         return out if self.softcap is None else torch.tanh(out / self.softcap) * self.softcap
 
     def linears(self, layer: int) -> dict[str, nn.Module]:
@@ -138,18 +141,21 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     default = SLIDING if window else FULL
     decoder = model.get_decoder()
+    tail, scale = _tail(model, layers)
+    softcap = getattr(config, "final_logit_softcapping", None)
     return Anatomy(
         model=model,
         decoder=decoder,
         layers=layers,
         rotaries=tuple(m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")),
-        tail=_tail(model, layers),
+        tail=tail,
         head=model.get_output_embeddings(),
         hidden_size=config.hidden_size,
         layer_types=types or (default,) * len(layers),
         window=window,
         mask_by_type=bool(types),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=softcap,
+        scale=1.0 if softcap else scale,
         attention=model.config._attn_implementation or "eager",
     )
 
@@ -163,11 +169,13 @@ def _layers(decoder: nn.Module, count: int) -> nn.ModuleList:
     return found[0]
 
 
-def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, ...]:
-    """Trace one token to find the modules that run between the last layer and the head."""
+def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[tuple[nn.Module, ...], float]:
+    """Trace one token to find the modules that run between the last layer and the head, and the factor by which the
+    head's outputs are multiplied."""
     inside = {id(m) for m in layers.modules()}
     head = model.get_output_embeddings()
     seen: list[nn.Module] = []
+    raw: list[Tensor] = []
     after_last = False
 
     def last_layer_done(*_: Any) -> None:
@@ -181,10 +189,12 @@ def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, ...
     outside = [m for m in model.modules() if id(m) not in inside and not any(id(c) in inside for c in m.modules())]
     hooks = [m.register_forward_pre_hook(started) for m in outside]
     hooks.append(layers[-1].register_forward_hook(last_layer_done))
+    hooks.append(head.register_forward_hook(lambda _module, _args, out: raw.append(out)))
     try:
         with torch.no_grad():
-            token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-            model(input_ids=token, use_cache=False, **_given_masks(token))
+            some = model.get_input_embeddings().num_embeddings // 2  # not one of padding, whose embedding may be zero
+            token = torch.full((1, 1), some, dtype=torch.long, device=model.device)
+            logits = model(input_ids=token, use_cache=False, **_given_masks(token)).logits
     finally:
         for hook in hooks:
             hook.remove()
@@ -192,7 +202,17 @@ def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, ...
         raise UnsupportedModel(
             "The part of this model between its layers and its head could not be found: standard decoding only."
         )
-    return tuple(seen[:-1])
+    return tuple(seen[:-1]), _factor(raw[-1], logits)
+
+
+def _factor(raw: Tensor, logits: Tensor) -> float:
+    """The constant by which a head's outputs were multiplied; 1 if there is none, or the tensors have no values."""
+    if raw.is_meta or raw.shape != logits.shape:
+        return 1.0
+    raw, logits = raw.double().flatten(), logits.double().flatten()
+    factor = float(raw @ logits / (raw @ raw)) if raw.any() else 1.0
+    constant = torch.allclose(raw * factor, logits, rtol=0.02, atol=0.02 * float(logits.abs().max()))
+    return factor if constant and abs(factor - 1) > 0.01 else 1.0
 
 
 def _given_masks(token: Tensor) -> dict[str, Tensor]:
