@@ -773,10 +773,18 @@ def test_numbers_that_are_not_finite_give_one_sentence() -> None:
     assert not engine.lock.locked()
 
 
-def test_selftest_refuses_a_head_that_is_scaled_elsewhere() -> None:
-    config = AutoConfig.for_model("granite", **tiny.LLAMA, logits_scaling=8.0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    assert "failed the tree self-test" in str(self_test.failure(dissect(model), None))
+@pytest.mark.parametrize(("kind", "name", "value", "scale"), [("granite", "logits_scaling", 6.0, 1 / 6),
+                                                              ("cohere", "logit_scale", 0.25, 0.25)])  # fmt: skip
+def test_a_constant_factor_of_the_logits_is_measured(kind: str, name: str, value: float, scale: float) -> None:
+    config = AutoConfig.for_model(kind, **tiny.LLAMA | {name: value})
+    anatomy = dissect(AutoModelForCausalLM.from_config(config).eval())
+    assert anatomy.scale == pytest.approx(scale, rel=1e-5) and self_test.failure(anatomy, None) is None
+    assert "failed the tree self-test" in str(self_test.failure(replace(anatomy, scale=1.0), None))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+def test_most_logits_are_what_the_head_returns(family: str) -> None:
+    assert dissect(tiny.tiny(family).bfloat16()).scale == 1
 
 
 def test_context_ends_where_rotary_tables_begin_to_change() -> None:
