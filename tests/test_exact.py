@@ -232,6 +232,17 @@ def rounds_one_row_otherwise() -> bool:
     return not torch.equal(torch.cat(alone), torch.cat([linear(some) for some in rows.split(cpu_linear.LEAST)]))
 
 
+@pytest.mark.parametrize("kind", [k for k in ("float32", "bfloat16") if k in FORMATS])
+def test_many_rows_have_the_bits_of_few_without_a_compiler(kind: str) -> None:
+    """With AMX oneDNN rounds 33 rows or more in another way."""
+    dtype = getattr(torch, kind)
+    linear, rows = cpu_linear.PackedLinear(torch.randn(2048, 1536).to(dtype)), torch.randn(75, 1536).to(dtype)
+    few = torch.cat([linear(some) for some in rows.split(5)])
+    assert torch.equal(linear(rows), few) and torch.equal(linear(rows[None]), few[None])
+    with attention.prompt_pass():  # faster, and the same for every method
+        assert torch.allclose(linear(rows), few, rtol=0.02, atol=0.5)
+
+
 @pytest.mark.real_model
 def test_a_pass_of_one_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     if "bfloat16" not in FORMATS:

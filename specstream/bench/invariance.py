@@ -20,7 +20,7 @@ from specstream import native
 from specstream.bench.provenance import heading as machine_heading
 from specstream.model import attention, cpu_linear
 from specstream.model.cpu_linear import LEAST
-from specstream.model.hardware import ABSENT, computes_bfloat16, has_tiles
+from specstream.model.hardware import ABSENT, computes_bfloat16
 from specstream.model.kv_cache import BLOCK
 from specstream.model.native_linear import FbgemmLinear, NativeLinear
 from specstream.target.model_target import TILE
@@ -131,9 +131,8 @@ def by_rows(operation: ByRows, rows: Tensor, counts: Sequence[int]) -> Tally:
 
 def _linears(device: str) -> Iterator[Operation]:
     if device == "cpu":
-        ours = native.multiplies(BFLOAT16) and not has_tiles()
-        if native.multiplies(BFLOAT16):
-            words = "matmuls in bfloat16" if ours else ""
+        if ours := native.multiplies(BFLOAT16):
+            words = "matmuls in bfloat16"
             yield _linear("our bfloat16 matmul, 1 to 64 rows", words, NativeLinear, BFLOAT16, device, (1, *SEVERAL))
         yield from _packed(BFLOAT16, not ours and computes_bfloat16("cpu") and cpu_linear.works(dtype=BFLOAT16))
         yield from _packed(FLOAT32, cpu_linear.works())
@@ -154,8 +153,9 @@ def _linears(device: str) -> Iterator[Operation]:
 def _packed(dtype: torch.dtype, used: bool) -> Iterator[Operation]:
     name, where = f"oneDNN {_name(dtype)} matmul", f"matmuls in {_name(dtype)}" if used else ""
     yield _linear(f"{name}, 1 row", "", _onednn, dtype, "cpu", (1,))
-    yield _linear(f"{name}, 1 row as {LEAST} equal ones", where, cpu_linear.PackedLinear, dtype, "cpu", (1,))
-    yield _linear(f"{name}, 2 to 64 rows", where, _onednn, dtype, "cpu", SEVERAL)
+    yield _linear(f"{name}, 2 to 64 rows", "", _onednn, dtype, "cpu", SEVERAL)
+    limited = f"{name}, {LEAST} to {cpu_linear.MOST} rows at a time"
+    yield _linear(limited, where, cpu_linear.PackedLinear, dtype, "cpu", (1, *SEVERAL))
 
 
 def _linear(
@@ -172,7 +172,7 @@ def _linear(
 
 
 def _onednn(weight: Tensor) -> ByRows:
-    """Without the padding of ``PackedLinear``, which never multiplies a single row."""
+    """Without the limits of ``PackedLinear``, which multiplies neither a single row nor very many at a time."""
     layout = torch.ops.mkldnn._reorder_linear_weight(weight, cpu_linear.ROWS)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, layout, None, "none", [], "")
 

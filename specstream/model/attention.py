@@ -39,6 +39,11 @@ def prompt_pass() -> Iterator[None]:
         _prompt.reset(token)
 
 
+def reads_prompt() -> bool:
+    """Whether a ``prompt_pass`` is under way."""
+    return _prompt.get()
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -62,7 +67,7 @@ def attend(
     sinks = None if s_aux is None else s_aux.float().view(1, shared, -1, 1, 1)
     plain = softcap is None and s_aux is None and query.device.type == "cpu"
     ours = _by_native(query, key, value)
-    if plain and _prompt.get() and not ours and not torch.compiler.is_exporting():
+    if plain and reads_prompt() and not ours and not torch.compiler.is_exporting():
         return _by_the_library(query, key, value, attention_mask, scale), None
     if ours:
         s_aux = None if s_aux is None else s_aux.float()

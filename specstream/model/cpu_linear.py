@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream import native
-from specstream.model import quantized
+from specstream.model import attention, quantized
 from specstream.model.hardware import ABSENT, computes_bfloat16
 from specstream.model.introspection import Anatomy
 from specstream.model.lora import LoRA
@@ -37,6 +37,7 @@ WORST = 0.02  # int8: a linear layer whose outputs would change by more than thi
 TRIED = 8  # decoder layers in which this is measured
 
 LEAST = 4  # fewest rows of a pass: a single row is slower than four, and its matmul rounds differently
+MOST = 32  # most rows that oneDNN multiplies at a time: with AMX it rounds more of them in another way
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def of_drafts(form: Format) -> Format:
 class PackedLinear(nn.Module):
     """``y = W x + b`` like the ``nn.Linear`` that it replaces, by oneDNN, in the weights' own number format.
 
-    Its weights can no longer be read or moved. A row's result has the same bits whatever other rows are computed.
+    Its weights can no longer be read or moved. A row's result has the same bits whatever other rows are computed, but
+    in a ``prompt_pass``, which is faster.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -86,7 +88,10 @@ class PackedLinear(nn.Module):
         if x.numel() == self.in_features:  # a single row
             several = x.reshape(1, -1).expand(LEAST, -1)
             return _onednn(several, self.packed, self.bias, "none", [], "")[:1].view(*x.shape[:-1], -1)
-        return cast(Tensor, _onednn(x, self.packed, self.bias, "none", [], ""))
+        if x.numel() <= MOST * self.in_features or attention.reads_prompt():
+            return cast(Tensor, _onednn(x, self.packed, self.bias, "none", [], ""))
+        parts = x.reshape(-1, self.in_features).tensor_split(-(-x.numel() // (MOST * self.in_features)))
+        return torch.cat([self(part) for part in parts]).view(*x.shape[:-1], -1)
 
     def _unpacked(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
