@@ -232,6 +232,18 @@ def rounds_one_row_otherwise() -> bool:
     return not torch.equal(torch.cat(alone), torch.cat([linear(some) for some in rows.split(cpu_linear.LEAST)]))
 
 
+def test_the_check_at_loading_covers_large_trees() -> None:
+    anatomy, _ = ready("llama", "float32")
+    assert self_test.exact(anatomy)
+
+    def otherwise(_module: Any, _args: Any, out: Any) -> Any:
+        states = out[0] if isinstance(out, tuple) else out
+        return states * 1.0001 if states.shape[1] > 32 else out
+
+    with anatomy.layers[1].register_forward_hook(otherwise):
+        assert not self_test.exact(anatomy)
+
+
 @pytest.mark.parametrize("kind", [k for k in ("float32", "bfloat16") if k in FORMATS])
 def test_many_rows_have_the_bits_of_few_without_a_compiler(kind: str) -> None:
     """With AMX oneDNN rounds 33 rows or more in another way."""
