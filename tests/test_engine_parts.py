@@ -782,6 +782,13 @@ def test_a_constant_factor_of_the_logits_is_measured(kind: str, name: str, value
     assert "failed the tree self-test" in str(self_test.failure(replace(anatomy, scale=1.0), None))
 
 
+def test_a_model_that_names_no_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.tiny("llama")
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    with pytest.raises(UnsupportedModel, match="its head could not be found"):
+        dissect(model)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 def test_most_logits_are_what_the_head_returns(family: str) -> None:
     assert dissect(tiny.tiny(family).bfloat16()).scale == 1

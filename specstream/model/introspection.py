@@ -189,7 +189,8 @@ def _tail(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[tuple[nn.Modul
     outside = [m for m in model.modules() if id(m) not in inside and not any(id(c) in inside for c in m.modules())]
     hooks = [m.register_forward_pre_hook(started) for m in outside]
     hooks.append(layers[-1].register_forward_hook(last_layer_done))
-    hooks.append(head.register_forward_hook(lambda _module, _args, out: raw.append(out)))
+    if head is not None:
+        hooks.append(head.register_forward_hook(lambda _module, _args, out: raw.append(out)))
     try:
         with torch.no_grad():
             some = model.get_input_embeddings().num_embeddings // 2  # not one of padding, whose embedding may be zero
@@ -209,7 +210,7 @@ def _factor(raw: Tensor, logits: Tensor) -> float:
     """The constant by which a head's outputs were multiplied; 1 if there is none, or the tensors have no values."""
     if raw.is_meta or raw.shape != logits.shape:
         return 1.0
-    raw, logits = raw.double().flatten(), logits.double().flatten()
+    raw, logits = raw.cpu().double().flatten(), logits.cpu().double().flatten()  # MPS has no float64
     factor = float(raw @ logits / (raw @ raw)) if raw.any() else 1.0
     constant = torch.allclose(raw * factor, logits, rtol=0.02, atol=0.02 * float(logits.abs().max()))
     return factor if constant and abs(factor - 1) > 0.01 else 1.0

@@ -453,12 +453,9 @@ struct alignas(64) Shapes {
   }
 };
 
-struct BrainTiles {
-  using Row = Brain;
-  using Weight = Brain;
+// The instructions take numbers of tiles only as literals, so that each kind spells them out.
+struct BrainTiles : BrainProduct {
   using Sum = float;
-  using Sums = Floats;
-  static constexpr int64_t kInputs = 2;
   static Floats sums(const Sum* from) { return load(from); }
   template <bool More>
   static void add() {
@@ -469,12 +466,9 @@ struct BrainTiles {
     _tile_dpbf16ps(3, 7, 5);
   }
 };
-struct ByteTiles {
-  using Row = uint8_t;
-  using Weight = int8_t;
+
+struct ByteTiles : ByteProduct {
   using Sum = int32_t;
-  using Sums = Integers;
-  static constexpr int64_t kInputs = 4;
   static Integers sums(const Sum* from) { return integers(from); }
   template <bool More>
   static void add() {
